@@ -1,0 +1,36 @@
+"""Maxima only: a file that grows past its cap holds a second idea, a function past its cap a second job."""
+
+import ast
+import sys
+from pathlib import Path
+
+FILE_LINES = 400
+FUNCTION_LINES = 60
+LOOP_LINES = 80
+LOOPS = {("textual_inversion/engine.py", "run"), ("pipeline/driver.py", "drive")}
+SOURCES = ("textual_inversion", "pipeline", "demo", "benchmarks")
+
+
+def breaches(path: Path) -> list[str]:
+    text = path.read_text()
+    found = []
+    if (lines := text.count("\n")) > FILE_LINES:
+        found.append(f"{path}: {lines} lines, cap {FILE_LINES}")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            cap = LOOP_LINES if (path.as_posix(), node.name) in LOOPS else FUNCTION_LINES
+            if length > cap:
+                found.append(f"{path}:{node.lineno}: {node.name} is {length} lines, cap {cap}")
+    return found
+
+
+def main() -> int:
+    paths = sorted(p for source in SOURCES for p in Path(source).rglob("*.py") if ".work" not in p.parts)
+    found = [line for path in paths for line in breaches(path)]
+    sys.stdout.write("".join(f"{line}\n" for line in found) or f"size caps hold in {len(paths)} files\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

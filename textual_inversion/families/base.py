@@ -1,0 +1,79 @@
+"""What the engine and the generator may ask of a model, whatever its family.
+
+A family module turns a diffusers directory into a `Backbone`; nothing outside `families/` names a family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from textual_inversion.tokens import TokenTable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditioning:
+    """All that the denoiser takes from the text."""
+
+    hidden: Tensor
+    """[batch, length, dim] encoder states, in the denoiser's dtype."""
+
+
+class Backbone(Protocol):
+    """A loaded, frozen model on one device. Calls share no state, so several threads may use one backbone."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """Of the denoiser and autoencoder."""
+    resolution: int
+    """Side of a square picture, px."""
+    latent_shape: tuple[int, int, int]
+    """[channels, height, width] of one picture's latents at `resolution`."""
+    max_length: int
+    """Tokens in a prompt, start and end included."""
+    vocab_size: int
+    """Ids below it read the frozen table; ids from it up read the rows in use."""
+    alphas_cumprod: Tensor
+    """[num_train_timesteps] float32, on `device`."""
+    prediction_type: str
+    """`epsilon` or `v_prediction`."""
+    token_tables: Mapping[str, TokenTable]
+    """Text encoder key -> its token table."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """The vocabulary ids of a text, without start, end or padding."""
+        ...
+
+    def assemble(self, ids: Sequence[int]) -> list[int]:
+        """Add start, end and padding: `max_length` ids. Raises ValueError if they do not fit."""
+        ...
+
+    def encode_prompts(self, ids: Tensor, rows: Mapping[str, Tensor]) -> Conditioning:
+        """[batch, max_length] ids -> conditioning. Id `vocab_size + i` reads `rows[key][i]` of each text encoder
+        ([num_rows, dim] float32); gradients reach those rows and nothing else."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """[batch, 3, resolution, resolution] in [-1, 1] -> moments [batch, 2, *latent_shape] float32:
+        mean and standard deviation, both in the denoiser's scale."""
+        ...
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[batch, *latent_shape] -> pixels [batch, 3, resolution, resolution] in [-1, 1], float32."""
+        ...
+
+    def scheduler(self, solver: str):  # a fresh diffusers scheduler; untyped at the diffusers border
+        """A fresh diffusers scheduler for sampling, set up from the model's own schedule."""
+        ...
+
+    def model_hash(self) -> str:
+        """Digest of the weights' content; enters fingerprints and provenance."""
+        ...
