@@ -40,7 +40,7 @@ class TokenTable(nn.Module):
 
     def mean_norm(self) -> float:
         """Mean L2 norm of the vocabulary's vectors: where norm control holds the learned rows."""
-        return self.weight.float().norm(dim=1).mean().item()
+        return float(self.weight.float().norm(dim=1).mean())
 
     @contextmanager
     def reading(self, rows: Tensor | None) -> Iterator[None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -70,8 +70,8 @@ class Backbone(Protocol):
         """[batch, *latent_shape] -> pixels [batch, 3, resolution, resolution] in [-1, 1], float32."""
         ...
 
-    def scheduler(self, solver: str):  # a fresh diffusers scheduler; untyped at the diffusers border
-        """A fresh diffusers scheduler for sampling, set up from the model's own schedule."""
+    def scheduler(self, solver: str) -> Any:
+        """A fresh diffusers scheduler for sampling, set up from the model's own schedule; diffusers is untyped."""
         ...
 
     def model_hash(self) -> str:

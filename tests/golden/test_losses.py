@@ -1,0 +1,60 @@
+"""Ten-step losses of the tiny model, committed: a change that should not alter numbers must not alter these.
+
+To renew them after a change that should, run `python -m tests.golden.test_losses` and say in the commit why.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny_models import LATENT_SHAPE, tiny_stable_diffusion
+from textual_inversion.concept import Concept
+from textual_inversion.config import InversionConfig
+from textual_inversion.engine import Assignment, Engine, Outcome
+from textual_inversion.families import load_backbone
+
+LOSSES: dict[str, list[float]] = {
+    "epsilon": [1.378411, 1.627387, 1.351656, 1.409791, 1.512095, 1.388659, 1.371521, 1.397922, 1.32478, 1.335959],
+    "v_prediction": [0.96346, 1.223741, 0.865834, 1.165375, 1.332156, 1.055909, 1.231445, 1.052518, 0.971482, 1.116893],
+}
+COORDINATES: dict[str, list[float]] = {
+    "epsilon": [-0.29313, -0.15809, -0.05661, -0.0584],
+    "v_prediction": [-0.14889, -0.18903, -0.0172, -0.10122],
+}
+"""The first four of the second row."""
+
+
+def learned(prediction_type: str, directory: Path) -> Outcome:
+    """One concept of two vectors, ten steps."""
+    model = tiny_stable_diffusion(directory / "model", prediction_type)
+    backbone = load_backbone(str(model), device="cpu", precision="float32")
+    concept = Concept(concept_id="golden", placeholder_token="<g>", images=("x",), initializer="toy", num_vectors=2)
+    moments = torch.rand(4, 2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    config = InversionConfig(steps=10, batch_size=2, learning_rate=0.02, class_cue=True, norm_control="clamp")
+    work, outcomes = iter([Assignment(concept, moments)]), []
+    Engine(backbone, config, slots=1, seed=0).run(lambda _: next(work, None), outcomes.append)
+    return outcomes[0]
+
+
+def numbers(outcome: Outcome) -> tuple[list[float], list[float]]:
+    """Losses of the steps, and coordinates of what was learned."""
+    assert outcome.embedding is not None
+    losses = [round(loss, 6) for loss in outcome.curve[:, 1].tolist()]
+    return losses, [round(x, 5) for x in outcome.embedding.vectors["clip_l"][1, :4].tolist()]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_golden_losses(tmp_path: Path, prediction_type: str) -> None:
+    losses, coordinates = numbers(learned(prediction_type, tmp_path))
+    assert losses == pytest.approx(LOSSES[prediction_type], rel=1e-4)
+    assert coordinates == pytest.approx(COORDINATES[prediction_type], abs=1e-3)
+
+
+if __name__ == "__main__":
+    for name in LOSSES:
+        with tempfile.TemporaryDirectory() as folder:
+            print(name, *numbers(learned(name, Path(folder))))  # noqa: T201

@@ -1,0 +1,169 @@
+"""Our numbers against diffusers' own modules and pipeline: the same files, the same noise, the same pictures.
+
+All in float32 on one thread. The modules are called alike, so they agree to the bit; pictures agree to the 8-bit level
+(a few pixels may fall on either side of a rounding).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from tests.tiny_models import DIM, tiny_stable_diffusion
+from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.config import SamplingConfig, Solver
+from textual_inversion.families import load_backbone
+from textual_inversion.families.base import Backbone, Conditioning
+from textual_inversion.formats import dump_diffusers
+from textual_inversion.generate import ImageRequest, generate, initial_noise
+from textual_inversion.prompts import encode_prompt
+
+WORD = "<cat-toy>"
+PROMPTS = (f"a photo of a {WORD}", f"a {WORD} and a clock, on the {WORD} beach", f"Snow {WORD}!")
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return tiny_stable_diffusion(tmp_path_factory.mktemp(request.param) / "model", prediction_type=request.param)
+
+
+@pytest.fixture(scope="module")
+def backbone(directory: Path) -> Backbone:
+    return load_backbone(str(directory), device="cpu", precision="float32")
+
+
+@pytest.fixture
+def pipeline(directory: Path) -> Any:
+    """A new one for each test: loading an embedding resizes its vocabulary for good."""
+    pipeline = StableDiffusionPipeline.from_pretrained(directory, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def an_embedding(num_vectors: int, seed: int = 0, word: str = WORD) -> LearnedEmbedding:
+    rows = torch.randn(num_vectors, DIM, generator=torch.Generator().manual_seed(seed)) * 0.3
+    return LearnedEmbedding(placeholder_token=word, vectors={"clip_l": rows}, metadata={"step": "5"})
+
+
+def load_into(pipeline: Any, embedding: LearnedEmbedding, folder: Path) -> None:
+    (folder / "learned_embeds.safetensors").write_bytes(dump_diffusers(embedding))
+    pipeline.load_textual_inversion(str(folder))
+
+
+def with_solver(pipeline: Any, solver: Solver) -> Any:
+    cls = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}[solver]
+    pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
+    return pipeline
+
+
+def drawn_by_diffusers(pipeline: Any, backbone: Backbone, request: ImageRequest, config: SamplingConfig) -> Image.Image:
+    noise = initial_noise(backbone, request.seed)[None]
+    return pipeline(
+        request.prompt, latents=noise, num_inference_steps=config.steps, guidance_scale=config.guidance_scale
+    ).images[0]
+
+
+def assert_same_picture(ours: Image.Image, theirs: Image.Image) -> None:
+    a, b = np.asarray(ours).astype(int), np.asarray(theirs).astype(int)
+    assert a.shape == b.shape
+    assert a.std() > 5, "a flat picture would prove nothing"
+    assert abs(a - b).max() <= 1
+    assert (a != b).mean() < 0.005
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+@pytest.mark.parametrize("num_vectors", [1, 3])
+def test_a_file_we_write_draws_the_same_picture_in_diffusers(
+    backbone: Backbone, pipeline: Any, tmp_path: Path, solver: Solver, num_vectors: int
+) -> None:
+    embedding = an_embedding(num_vectors)
+    load_into(pipeline, embedding, tmp_path)
+    with_solver(pipeline, solver)
+    config = SamplingConfig(solver=solver, steps=4, guidance_scale=5.0, batch_size=1)
+    for seed, prompt in enumerate(PROMPTS[:2]):
+        request = ImageRequest(prompt, seed, (embedding,))
+        (ours,) = generate(backbone, [request], config)
+        assert_same_picture(ours, drawn_by_diffusers(pipeline, backbone, request, config))
+
+
+def test_without_guidance_too(backbone: Backbone, pipeline: Any, tmp_path: Path) -> None:
+    embedding = an_embedding(2)
+    load_into(pipeline, embedding, tmp_path)
+    with_solver(pipeline, "ddim")
+    config = SamplingConfig(solver="ddim", steps=4, guidance_scale=1.0, batch_size=1)
+    request = ImageRequest(PROMPTS[0], 3, (embedding,))
+    (ours,) = generate(backbone, [request], config)
+    assert_same_picture(ours, drawn_by_diffusers(pipeline, backbone, request, config))
+
+
+def test_a_mixed_batch_draws_what_diffusers_draws_one_by_one(
+    backbone: Backbone, directory: Path, tmp_path: Path
+) -> None:
+    """Two embeddings under one word, and no embedding at all, in the same forward pass."""
+    config = SamplingConfig(solver="dpm++", steps=4, guidance_scale=4.0, batch_size=4)
+    requests = [
+        ImageRequest(f"a photo of a {WORD}", 1, (an_embedding(1, seed=1),)),
+        ImageRequest(f"a photo of a {WORD}", 1, (an_embedding(2, seed=2),)),
+        ImageRequest("a photo of a cat", 1),
+    ]
+    pictures = generate(backbone, requests, config)
+    for i, (request, ours) in enumerate(zip(requests, pictures, strict=True)):
+        pipeline = with_solver(StableDiffusionPipeline.from_pretrained(directory, safety_checker=None), config.solver)
+        for embedding in request.embeddings:
+            (tmp_path / str(i)).mkdir()
+            load_into(pipeline, embedding, tmp_path / str(i))
+        assert_same_picture(ours, drawn_by_diffusers(pipeline, backbone, request, config))
+
+
+@pytest.mark.parametrize("num_vectors", [1, 2, 4])
+def test_prompt_encoding_equals_encode_prompt(
+    backbone: Backbone, pipeline: Any, tmp_path: Path, num_vectors: int
+) -> None:
+    embedding = an_embedding(num_vectors)
+    load_into(pipeline, embedding, tmp_path)
+    rows = range(backbone.vocab_size, backbone.vocab_size + num_vectors)
+    for prompt in PROMPTS:
+        ids = encode_prompt(prompt, {WORD: rows}, backbone)
+        ours = backbone.encode_prompts(torch.tensor([ids]), embedding.vectors)
+        theirs, empty = pipeline.encode_prompt(prompt, "cpu", 1, True)
+        torch.testing.assert_close(ours.hidden, theirs, rtol=0, atol=1e-6)
+        nothing = backbone.encode_prompts(torch.tensor([backbone.assemble([])]), {})
+        torch.testing.assert_close(nothing.hidden, empty, rtol=0, atol=1e-6)
+
+
+def test_plain_text_tokenises_as_the_checkpoints_tokenizer_does(backbone: Backbone, pipeline: Any) -> None:
+    for text in ("", "a photo of a cat", "Weird  CAT, (a)!", "été à 東", "it's 3 cats"):
+        theirs = pipeline.tokenizer(text, padding="max_length", max_length=backbone.max_length).input_ids
+        assert backbone.assemble(backbone.tokenize(text)) == theirs
+
+
+def test_encode_predict_and_decode_equal_diffusers_modules(backbone: Backbone, pipeline: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(2, 3, backbone.resolution, backbone.resolution, generator=generator) * 2 - 1
+    scaling = pipeline.vae.config.scaling_factor
+    with torch.no_grad():
+        posterior = pipeline.vae.encode(pixels).latent_dist
+        moments = backbone.encode_images(pixels)
+        torch.testing.assert_close(moments[:, 0], posterior.mean * scaling, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(moments[:, 1], posterior.std * scaling, rtol=1e-6, atol=1e-7)
+
+        latents = torch.randn(2, *backbone.latent_shape, generator=generator)
+        hidden = torch.randn(2, backbone.max_length, DIM, generator=generator)
+        timesteps = torch.tensor([3, 977])
+        theirs = pipeline.unet(latents, timesteps, encoder_hidden_states=hidden).sample
+        assert torch.equal(backbone.predict(latents, timesteps, Conditioning(hidden=hidden)), theirs)
+
+        decoded = pipeline.vae.decode(latents / scaling).sample.clamp(-1, 1)
+        assert torch.equal(backbone.decode(latents), decoded)
+
+
+def test_the_noise_schedule_is_the_checkpoints_own(backbone: Backbone, pipeline: Any) -> None:
+    assert torch.equal(backbone.alphas_cumprod, pipeline.scheduler.alphas_cumprod)
+    assert backbone.prediction_type == pipeline.scheduler.config.prediction_type

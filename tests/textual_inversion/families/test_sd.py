@@ -1,0 +1,183 @@
+"""Loading Stable Diffusion directories: what is accepted, what is refused, and what is frozen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from tests.tiny_models import DIM, LATENT_SHAPE, MAX_LENGTH, RESOLUTION
+from textual_inversion.families import load_backbone
+from textual_inversion.families.base import Backbone
+from textual_inversion.model_files import model_hash
+
+
+@pytest.fixture
+def a_copy(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def load(directory: Path, **options: str) -> Backbone:
+    return load_backbone(str(directory), device="cpu", **options)
+
+
+def some_ids(backbone: Backbone, *extra: int) -> torch.Tensor:
+    return torch.tensor([backbone.assemble([*backbone.tokenize("a photo of a"), *extra])])
+
+
+def test_shapes_come_from_the_checkpoint(tiny_backbone: Backbone, tiny_model: Path) -> None:
+    assert tiny_backbone.resolution == RESOLUTION
+    assert tiny_backbone.latent_shape == LATENT_SHAPE
+    assert tiny_backbone.max_length == MAX_LENGTH
+    assert tiny_backbone.token_tables["clip_l"].dim == DIM
+    assert tiny_backbone.alphas_cumprod.shape == (1000,)
+    assert tiny_backbone.dtype == torch.float32
+    assert tiny_backbone.model_hash() == model_hash(str(tiny_model))
+
+
+def test_resolution_falls_back_to_the_autoencoders(a_copy: Path) -> None:
+    edit(a_copy / "unet/config.json", sample_size=None)
+    assert load(a_copy).resolution == RESOLUTION
+
+
+def test_gradients_reach_the_rows_and_nothing_else(tiny_model: Path) -> None:
+    backbone: Any = load(tiny_model)
+    rows = torch.randn(3, DIM, requires_grad=True)
+    conditioning = backbone.encode_prompts(some_ids(backbone, backbone.vocab_size + 1), {"clip_l": rows})
+    backbone.predict(torch.randn(1, *LATENT_SHAPE), torch.tensor([500]), conditioning).pow(2).sum().backward()
+    assert rows.grad is not None
+    assert rows.grad[1].norm() > 0
+    assert not rows.grad[[0, 2]].any()
+    for module in (backbone._text_encoder, backbone._unet, backbone._vae):
+        assert not module.training
+        assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_its_length(tiny_backbone: Backbone) -> None:
+    assert len(tiny_backbone.assemble([1] * (MAX_LENGTH - 2))) == MAX_LENGTH
+    with pytest.raises(ValueError, match=f"{MAX_LENGTH - 1} tokens are 1 more than the {MAX_LENGTH - 2}"):
+        tiny_backbone.assemble([1] * (MAX_LENGTH - 1))
+
+
+def test_an_end_of_text_id_of_2_does_no_harm(a_copy: Path, tiny_backbone: Backbone) -> None:
+    """Old configs: transformers then pools at the largest id, which is a learned row's. The states do not change."""
+    edit(a_copy / "text_encoder/config.json", eos_token_id=2)
+    ids, rows = some_ids(tiny_backbone, tiny_backbone.vocab_size), {"clip_l": torch.ones(1, DIM)}
+    assert torch.equal(
+        load(a_copy).encode_prompts(ids, rows).hidden, tiny_backbone.encode_prompts(ids, rows).hidden
+    )  # fmt: skip
+
+
+def test_fp16_files_are_upcast_without_loss(tiny_model: Path, tmp_path: Path) -> None:
+    half = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None).to(dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    backbone: Any = load(tmp_path / "half")
+    weights = load_file(tmp_path / "half/text_encoder/model.safetensors")
+    table = next(w for name, w in weights.items() if name.endswith("token_embedding.weight"))
+    assert table.dtype == torch.float16
+    assert torch.equal(backbone.token_tables["clip_l"].weight, table.float())
+    assert {backbone._unet.dtype, backbone._vae.dtype, backbone._text_encoder.dtype} == {torch.float32}
+
+
+def test_a_text_encoder_with_a_half_config_and_full_weights_keeps_its_digits(a_copy: Path) -> None:
+    edit(a_copy / "text_encoder/config.json", dtype="float16", torch_dtype="float16")
+    weights = load_file(a_copy / "text_encoder/model.safetensors")
+    table = next(w for name, w in weights.items() if name.endswith("token_embedding.weight"))
+    assert torch.equal(load(a_copy).token_tables["clip_l"].weight, table)
+
+
+def test_fp16_variant_files_are_used_when_there_are_no_others(tiny_model: Path, tmp_path: Path) -> None:
+    half = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None).to(dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half", variant="fp16")
+    assert (tmp_path / "half/unet/diffusion_pytorch_model.fp16.safetensors").exists()
+    assert load(tmp_path / "half").latent_shape == LATENT_SHAPE
+
+
+@pytest.mark.parametrize(
+    ("precision", "autoencoder"), [("bfloat16", torch.bfloat16), ("float16", torch.float32), ("float32", torch.float32)]
+)
+def test_precision_of_the_parts(tiny_model: Path, precision: str, autoencoder: torch.dtype) -> None:
+    backbone: Any = load(tiny_model, precision=precision)
+    assert backbone.dtype == getattr(torch, precision)
+    assert backbone._vae.dtype == autoencoder
+    assert backbone._text_encoder.dtype == torch.float32
+    conditioning = backbone.encode_prompts(some_ids(backbone), {})
+    assert conditioning.hidden.dtype == backbone.dtype
+    latents = torch.randn(1, *LATENT_SHAPE)
+    assert backbone.predict(latents, torch.tensor([5]), conditioning).dtype == torch.float32
+    assert backbone.decode(latents).dtype == torch.float32
+    assert backbone.encode_images(torch.zeros(1, 3, RESOLUTION, RESOLUTION)).dtype == torch.float32
+
+
+def test_unknown_precision_and_solver_are_refused(tiny_model: Path, tiny_backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match="precision 'int8'"):
+        load(tiny_model, precision="int8")
+    with pytest.raises(ValueError, match="solver 'euler'"):
+        tiny_backbone.scheduler("euler")
+
+
+def test_pickled_weights_are_refused_by_name(a_copy: Path) -> None:
+    weights = a_copy / "unet/diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), a_copy / "unet/diffusion_pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"'unet' holds only pickled weights \(diffusion_pytorch_model.bin\).*convert"):
+        load(a_copy)
+
+
+def test_a_component_without_weights_is_refused(a_copy: Path) -> None:
+    (a_copy / "vae/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"'vae' has no .safetensors"):
+        load(a_copy)
+
+
+def test_another_pipeline_class_is_refused_by_name(a_copy: Path) -> None:
+    edit(a_copy / "model_index.json", _class_name="StableDiffusionXLPipeline")
+    with pytest.raises(ValueError, match="is a StableDiffusionXLPipeline; families known here"):
+        load(a_copy)
+
+
+def test_an_inpainting_denoiser_is_refused(a_copy: Path) -> None:
+    edit(a_copy / "unet/config.json", in_channels=9)
+    path = a_copy / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["conv_in.weight"] = torch.zeros(weights["conv_in.weight"].shape[0], 9, 3, 3)
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="takes 9 channels but the autoencoder has 4"):
+        load(a_copy)
+
+
+def test_schedulers_are_fresh_and_keep_the_checkpoints_schedule(a_copy: Path) -> None:
+    """Also from a checkpoint that names a stochastic solver, or leaves out what old ones left out."""
+    config = json.loads((a_copy / "scheduler/scheduler_config.json").read_text())
+    del config["clip_sample"], config["steps_offset"]
+    config |= {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "solver_order": 3}
+    config |= {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    (a_copy / "scheduler/scheduler_config.json").write_text(json.dumps(config))
+    backbone = load(a_copy)
+    assert backbone.prediction_type == "v_prediction"
+    ddim, dpm = backbone.scheduler("ddim"), backbone.scheduler("dpm++")
+    assert isinstance(ddim, DDIMScheduler)
+    assert isinstance(dpm, DPMSolverMultistepScheduler)
+    assert not ddim.config.clip_sample
+    assert (dpm.config.algorithm_type, dpm.config.solver_order) == ("dpmsolver++", 2)
+    for scheduler in (ddim, dpm):
+        assert scheduler.config.prediction_type == "v_prediction"
+        assert scheduler.config.timestep_spacing == "trailing"
+        torch.testing.assert_close(scheduler.alphas_cumprod, backbone.alphas_cumprod)
+    assert backbone.scheduler("dpm++") is not dpm
+
+
+def test_an_unknown_prediction_type_is_refused(a_copy: Path) -> None:
+    edit(a_copy / "scheduler/scheduler_config.json", prediction_type="sample")
+    with pytest.raises(ValueError, match="prediction_type 'sample'"):
+        load(a_copy)

@@ -1,0 +1,319 @@
+"""What the engine promises about a concept's result: on a toy model, where a step takes a millisecond."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.toy_backbone import DIMS, ToyBackbone
+from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.config import InversionConfig
+from textual_inversion.engine import Assignment, Engine, Outcome, SlotState, learn
+from textual_inversion.families.base import Backbone
+from textual_inversion.stopping import CurvePoint
+
+BACKBONE = ToyBackbone()
+CONFIG = InversionConfig(steps=7, batch_size=2, learning_rate=0.02, max_grad_norm=0.05)
+
+
+def assignment(number: int, **changes: object) -> Assignment:
+    """Concepts of one to three vectors, with photos of their own."""
+    concept = Concept(
+        concept_id=f"c{number}",
+        placeholder_token=f"<c{number}>",
+        images=("x",),
+        initializer="stuffed toy" if number % 2 else "",
+        category="style" if number % 3 == 2 else "object",
+        num_vectors=1 + number % 3,
+    )
+    generator = torch.Generator().manual_seed(number)
+    moments = torch.rand(3 + number % 2, 2, *BACKBONE.latent_shape, generator=generator)
+    return Assignment(dataclasses.replace(concept, **changes), moments)
+
+
+def run(
+    assignments: Sequence[Assignment],
+    *,
+    slots: int,
+    config: InversionConfig = CONFIG,
+    on_checkpoint: Callable[[Concept, SlotState], None] | None = None,
+    checkpoint_steps: int = 0,
+    backbone: Backbone = BACKBONE,
+    **options: object,
+) -> dict[str, Outcome]:
+    waiting, outcomes = iter(assignments), {}
+    engine = Engine(backbone, config, slots=slots, seed=5, **options)
+    engine.run(
+        lambda _wait: next(waiting, None),
+        lambda outcome: outcomes.update({outcome.concept.concept_id: outcome}),
+        on_checkpoint,
+        checkpoint_steps,
+    )
+    return outcomes
+
+
+def vectors(outcome: Outcome) -> dict[str, bytes]:
+    assert outcome.embedding is not None, outcome.error
+    return {key: rows.numpy().tobytes() for key, rows in outcome.embedding.vectors.items()}
+
+
+def same(one: Outcome, other: Outcome) -> bool:
+    return vectors(one) == vectors(other) and torch.equal(one.curve, other.curve) and one.steps == other.steps
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Outcome]:
+    """Each of five concepts learned in an engine of its own."""
+    return {f"c{number}": run([assignment(number)], slots=1)[f"c{number}"] for number in range(5)}
+
+
+def test_an_outcome(alone: dict[str, Outcome]) -> None:
+    outcome = alone["c2"]
+    assert outcome.error is None
+    assert outcome.steps == CONFIG.steps
+    assert outcome.embedding is not None
+    assert outcome.embedding.placeholder_token == "<c2>"
+    assert {key: tuple(rows.shape) for key, rows in outcome.embedding.vectors.items()} == {
+        key: (3, dim) for key, dim in DIMS.items()
+    }
+    assert outcome.curve[:, 0].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    norms = torch.stack([rows.norm(dim=1).mean() for rows in outcome.embedding.vectors.values()])
+    torch.testing.assert_close(outcome.curve[-1, 2], norms.mean())
+    assert outcome.seconds > 0
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 2, 0, 3, 1]])
+@pytest.mark.parametrize("slots", [1, 2, 3, 8])
+def test_alone_equals_in_company_in_any_order(alone: dict[str, Outcome], slots: int, order: list[int]) -> None:
+    together = run([assignment(number) for number in order], slots=slots)
+    assert {name for name in together if same(together[name], alone[name])} == set(alone)
+
+
+def test_company_that_comes_and_goes() -> None:
+    """A slot is refilled while its neighbours are in the middle: different budgets make them end at other times."""
+
+    class Staggered:
+        def due(self, step: int) -> bool:
+            return step >= 2
+
+        def stops(self, curve: Sequence[CurvePoint]) -> bool:
+            return len(curve) >= 2 + round(1e4 * curve[0].loss) % 6  # decided by the concept itself
+
+    several = [assignment(number) for number in range(7)]
+    apart = {a.concept.concept_id: run([a], slots=1, stop_rule=Staggered()) for a in several}
+    together = run(several, slots=3, stop_rule=Staggered())
+    assert len({outcome.steps for outcome in together.values()}) > 2
+    assert all(same(together[name], apart[name][name]) for name in together)
+
+
+def test_alone_equals_in_company_on_a_diffusion_model(tiny_backbone: Backbone) -> None:
+    config = InversionConfig(steps=2, batch_size=2)
+
+    def work(number: int) -> Assignment:
+        shape = (3, 2, *tiny_backbone.latent_shape)
+        moments = torch.rand(shape, generator=torch.Generator().manual_seed(number))
+        return Assignment(assignment(number).concept, moments)
+
+    together = run([work(number) for number in (2, 0, 1)], slots=2, config=config, backbone=tiny_backbone)
+    for number in range(3):
+        by_itself = run([work(number)], slots=1, config=config, backbone=tiny_backbone)
+        assert same(by_itself[f"c{number}"], together[f"c{number}"])
+
+
+def test_a_shared_pass_equals_passes_of_their_own_to_rounding(alone: dict[str, Outcome]) -> None:
+    """What accelerators do; four places for three concepts, then for one."""
+    together = run([assignment(number) for number in range(4)], slots=3, slots_per_pass=4)
+    for name, outcome in together.items():
+        torch.testing.assert_close(outcome.curve, alone[name].curve, rtol=1e-4, atol=1e-5)
+        assert outcome.embedding is not None
+        for key, rows in outcome.embedding.vectors.items():
+            torch.testing.assert_close(rows, alone[name].embedding.vectors[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("slots_per_pass", [1, 4])
+def test_every_pass_has_the_same_shape(monkeypatch: pytest.MonkeyPatch, slots_per_pass: int) -> None:
+    shapes: set[tuple[int, ...]] = set()
+    predict = BACKBONE.predict
+
+    def spy(noisy_latents: Tensor, *rest: object) -> Tensor:
+        shapes.add(tuple(noisy_latents.shape))
+        return predict(noisy_latents, *rest)
+
+    monkeypatch.setattr(BACKBONE, "predict", spy)
+    run([assignment(number) for number in range(5)], slots=4, slots_per_pass=slots_per_pass)
+    assert shapes == {(slots_per_pass * CONFIG.batch_size, *BACKBONE.latent_shape)}
+
+
+def test_resuming_at_any_step_equals_no_interruption(alone: dict[str, Outcome]) -> None:
+    saved: list[bytes] = []
+    run([assignment(2)], slots=2, on_checkpoint=lambda _, state: saved.append(state.to_bytes()), checkpoint_steps=1)
+    assert len(saved) == CONFIG.steps - 1
+    for data in saved:
+        resumed = Assignment(assignment(2).concept, assignment(2).moments, SlotState.from_bytes(data))
+        after: list[bytes] = []
+        outcome = run(
+            [assignment(0), resumed, assignment(1)],
+            slots=2,
+            on_checkpoint=lambda c, state, after=after: (
+                after.append(state.to_bytes()) if c.concept_id == "c2" else None
+            ),
+            checkpoint_steps=1,
+        )["c2"]
+        assert same(outcome, alone["c2"])
+        assert after == saved[len(saved) - len(after) :]
+
+
+def test_checkpoints_come_at_the_concepts_own_steps() -> None:
+    seen: list[tuple[str, int, int]] = []
+    run(
+        [assignment(number) for number in range(3)],
+        slots=2,
+        on_checkpoint=lambda concept, state: seen.append((concept.concept_id, state.step, len(state.curve))),
+        checkpoint_steps=3,
+        read_every_steps=5,
+    )
+    assert sorted(seen) == [(f"c{number}", step, step) for number in range(3) for step in (3, 6)]
+
+
+def test_a_state_saved_after_the_last_step_ends_at_once(alone: dict[str, Outcome]) -> None:
+    longer = dataclasses.replace(CONFIG, steps=CONFIG.steps + 1)
+    states: list[SlotState] = []
+    run(
+        [assignment(1)], slots=1, config=longer, on_checkpoint=lambda _, state: states.append(state), checkpoint_steps=7
+    )
+    resumed = Assignment(assignment(1).concept, assignment(1).moments, states[0])
+    assert same(run([resumed], slots=1)["c1"], alone["c1"])
+
+
+@pytest.mark.parametrize("read_every_steps", [1, 3, 100])
+def test_a_loss_that_is_not_finite_ends_that_concept_alone(alone: dict[str, Outcome], read_every_steps: int) -> None:
+    broken = Assignment(assignment(1).concept, assignment(1).moments * 1e30)
+    outcomes = run([assignment(0), broken, assignment(2)], slots=3, read_every_steps=read_every_steps)
+    failed = outcomes.pop("c1")
+    assert failed.embedding is None
+    assert failed.error
+    assert "not finite at step 1" in failed.error
+    assert failed.steps == len(failed.curve) == 1
+    assert all(same(outcomes[name], alone[name]) for name in ("c0", "c2"))
+
+
+def test_rows_do_not_move_at_a_step_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(BACKBONE, CONFIG, slots=1, seed=5, read_every_steps=3)
+    steps: list[Tensor] = []
+    predict = BACKBONE.predict
+
+    def spy(*inputs: Tensor) -> Tensor:
+        steps.append(engine._rows["long"].rows.clone())
+        return predict(*inputs) * (torch.nan if len(steps) == 2 else 1)
+
+    monkeypatch.setattr(BACKBONE, "predict", spy)
+    work: Iterator[Assignment] = iter([assignment(0)])
+    outcomes: list[Outcome] = []
+    engine.run(lambda _: next(work, None), outcomes.append)
+    assert not torch.equal(steps[0], steps[1])
+    assert torch.equal(steps[1], steps[2])
+    assert outcomes[0].steps == 2
+
+
+def bad_assignments() -> dict[str, Assignment]:
+    good = assignment(1)
+    state = SlotState(step=1, rows={}, exp_avg={}, exp_avg_sq={}, curve=torch.ones(1, 3))
+    wrong_start = LearnedEmbedding(placeholder_token="<old>", vectors={})
+    return {
+        "too many vectors": assignment(1, num_vectors=17),
+        "prompt too long": assignment(1, num_vectors=16, category="style"),
+        "moments of another model": Assignment(good.concept, torch.zeros(3, 2, 4, 8, 8)),
+        "no views": Assignment(good.concept, good.moments[:0]),
+        "nan": Assignment(good.concept, good.moments * torch.nan),
+        "state of another model": Assignment(good.concept, good.moments, state),
+        "state without its curve": Assignment(
+            good.concept, good.moments, dataclasses.replace(state, curve=torch.ones(0, 3))
+        ),
+        "start of another model": Assignment(good.concept, good.moments, start=wrong_start),
+    }
+
+
+@pytest.mark.parametrize("name", list(bad_assignments()))
+def test_a_bad_assignment_ends_alone_and_says_why(alone: dict[str, Outcome], name: str) -> None:
+    outcomes = run([assignment(0), bad_assignments()[name], assignment(2)], slots=2)
+    failed = outcomes.pop("c1")
+    assert failed.error
+    assert failed.embedding is None
+    assert failed.steps == 0
+    assert all(same(outcomes[name], alone[name]) for name in ("c0", "c2"))
+
+
+def test_waiting_is_asked_for_only_when_idle() -> None:
+    """Work that arrives late: nothing at first for the second slot, a wait once both are free."""
+    asked: list[bool] = []
+    supply = [assignment(0), None, assignment(1), None, None, None]
+    outcomes: list[Outcome] = []
+
+    def next_assignment(wait: bool) -> Assignment | None:
+        asked.append(wait)
+        return supply.pop(0) if supply else None
+
+    Engine(BACKBONE, CONFIG, slots=2, seed=5).run(next_assignment, outcomes.append)
+    assert [outcome.concept.concept_id for outcome in outcomes] == ["c0", "c1"]
+    assert asked[:3] == [True, False, False]
+    assert asked[-1] is True
+    assert asked.count(True) == 2
+
+
+def test_a_callbacks_error_is_the_callers() -> None:
+    def broken(_outcome: Outcome) -> None:
+        raise RuntimeError("disk full")
+
+    work = iter([assignment(0)])
+    with pytest.raises(RuntimeError, match="disk full"):
+        Engine(BACKBONE, CONFIG, slots=1, seed=0).run(lambda _: next(work, None), broken)
+
+
+@pytest.mark.parametrize("change", [{"class_cue": True}, {"init_noise": 0.5}, {"norm_control": "sphere"}])
+def test_settings_matter(alone: dict[str, Outcome], change: dict[str, object]) -> None:
+    changed = run([assignment(1)], slots=1, config=dataclasses.replace(CONFIG, **change))["c1"]
+    assert vectors(changed) != vectors(alone["c1"])
+
+
+def test_the_seed_and_the_concepts_name_decide_the_draws(alone: dict[str, Outcome]) -> None:
+    renamed = assignment(1, concept_id="other")
+    assert vectors(run([renamed], slots=1)["other"]) != vectors(alone["c1"])
+    respelled = assignment(1, placeholder_token="a")  # how the placeholder is spelled does not matter
+    assert vectors(run([respelled], slots=1)["c1"]) == vectors(alone["c1"])
+
+
+def test_learning_lowers_the_loss() -> None:
+    config = InversionConfig(steps=150, batch_size=8, learning_rate=0.05, norm_control="none")
+    curve = run([assignment(0)], slots=1, config=config)["c0"].curve
+    assert curve[-30:, 1].mean() < 0.9 * curve[:30, 1].mean()
+
+
+def test_at_least_one_slot() -> None:
+    with pytest.raises(ValueError, match="slots = 0"):
+        Engine(BACKBONE, CONFIG, slots=0, seed=0)
+
+
+def pictures(seed: int) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 255, (10, 12, 3), dtype=np.uint8)) for _ in range(2)]
+
+
+def test_learn() -> None:
+    concepts = [(assignment(number).concept, pictures(number)) for number in range(3)]
+    learned = learn(BACKBONE, concepts, CONFIG, slots=2, seed=3)
+    assert [embedding.placeholder_token for embedding in learned] == ["<c0>", "<c1>", "<c2>"]
+    again = learn(BACKBONE, concepts[::-1], CONFIG, slots=1, seed=3)[::-1]
+    for one, other in zip(learned, again, strict=True):
+        assert all(torch.equal(one.vectors[key], other.vectors[key]) for key in DIMS)
+    assert learn(BACKBONE, [], CONFIG) == []
+
+
+def test_learn_names_what_failed() -> None:
+    with pytest.raises(ValueError, match=r"concept 'c1': num_vectors 17"):
+        learn(BACKBONE, [(assignment(1, num_vectors=17).concept, pictures(0))], CONFIG)

@@ -1,0 +1,144 @@
+"""A picture depends on its own request and the settings, to the bit on one CPU thread; bad requests are named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny_models import DIM, MAX_LENGTH, RESOLUTION
+from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.config import SamplingConfig
+from textual_inversion.families.base import Backbone
+from textual_inversion.generate import ImageRequest, draw, encode_request, generate, initial_noise
+
+FAST = SamplingConfig(steps=2, batch_size=4)
+
+
+def an_embedding(seed: int, word: str = "<c>", num_vectors: int = 1, dim: int = DIM) -> LearnedEmbedding:
+    rows = torch.randn(num_vectors, dim, generator=torch.Generator().manual_seed(seed)) * 0.3
+    return LearnedEmbedding(placeholder_token=word, vectors={"clip_l": rows})
+
+
+def requests() -> list[ImageRequest]:
+    """Seven pictures: one word with different embeddings, several vectors, two words in a prompt, no word at all."""
+    return [
+        ImageRequest("a photo of a <c>", 0, (an_embedding(0),)),
+        ImageRequest("a photo of a <c>", 0, (an_embedding(1),)),
+        ImageRequest("a photo of a <c>", 1, (an_embedding(1),)),
+        ImageRequest("a <c> on the moon", 2, (an_embedding(2, num_vectors=3),)),
+        ImageRequest("a <c> and a <c>2 toy", 3, (an_embedding(3), an_embedding(4, "<c>2", 2))),
+        ImageRequest("a photo of a cat", 4),
+        ImageRequest("", 5),
+    ]
+
+
+def same(a: Sequence[Image.Image], b: Sequence[Image.Image]) -> list[bool]:
+    return [np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(a, b, strict=True)]
+
+
+def test_pictures_come_in_order_and_in_size(tiny_backbone: Backbone) -> None:
+    pictures = generate(tiny_backbone, requests(), FAST)
+    assert [p.size for p in pictures] == [(RESOLUTION, RESOLUTION)] * 7
+    assert {p.mode for p in pictures} == {"RGB"}
+    assert not any(same(pictures[:-1], pictures[1:])), "other embedding, seed or prompt: other picture"
+    assert generate(tiny_backbone, [], FAST) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+def test_a_picture_depends_on_neither_place_nor_neighbours(tiny_backbone: Backbone, batch_size: int) -> None:
+    """Alone, in company and in other orders: the same bytes, as long as the batch size is the same."""
+    config = SamplingConfig(steps=2, batch_size=batch_size)
+    together = generate(tiny_backbone, requests(), config)
+    alone = [generate(tiny_backbone, [request], config)[0] for request in requests()]
+    backwards = generate(tiny_backbone, requests()[::-1], config)[::-1]
+    assert all(same(together, alone))
+    assert all(same(together, backwards))
+
+
+def test_another_batch_size_changes_rounding_only(tiny_backbone: Backbone) -> None:
+    one = generate(tiny_backbone, requests(), SamplingConfig(steps=2, batch_size=1))
+    five = generate(tiny_backbone, requests(), SamplingConfig(steps=2, batch_size=5))
+    for a, b in zip(one, five, strict=True):
+        assert abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() <= 1
+
+
+def test_threads_may_share_a_model(tiny_backbone: Backbone) -> None:
+    """Each thread reads its own rows: one may draw a grid while another draws, or learns, something else."""
+    config = SamplingConfig(steps=2, batch_size=1)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda request: generate(tiny_backbone, [request], config)[0], requests()))
+    assert all(same(together, generate(tiny_backbone, requests(), config)))
+
+
+def test_the_noise_comes_from_the_seed_alone(tiny_backbone: Backbone) -> None:
+    torch.manual_seed(1)
+    first = initial_noise(tiny_backbone, 7)
+    torch.manual_seed(2)
+    assert torch.equal(first, initial_noise(tiny_backbone, 7))
+    assert not torch.equal(first, initial_noise(tiny_backbone, 8))
+    state = torch.get_rng_state()
+    generate(tiny_backbone, requests()[:1], FAST)
+    assert torch.equal(state, torch.get_rng_state()), "drawing must not touch the global generator"
+
+
+def test_guidance_and_solver_matter(tiny_backbone: Backbone) -> None:
+    settings = [{"guidance_scale": 1.0}, {"guidance_scale": 7.0}, {"solver": "ddim", "guidance_scale": 7.0}]
+    pictures = [
+        generate(tiny_backbone, requests()[:1], SamplingConfig(steps=3, batch_size=1, **s))[0]  # type: ignore[arg-type]
+        for s in settings
+    ]
+    assert not any(same(pictures, [*pictures[1:], pictures[0]]))
+
+
+def test_without_guidance_the_denoiser_runs_half_as_wide(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[int] = []
+    predict = tiny_backbone.predict
+
+    def counted(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        widths.append(len(latents))
+        return predict(latents, *rest)
+
+    monkeypatch.setattr(tiny_backbone, "predict", counted)
+    for scale in (1.0, 2.0):
+        generate(tiny_backbone, requests()[:1], SamplingConfig(steps=2, batch_size=3, guidance_scale=scale))
+    assert widths == [3, 3, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (ImageRequest("a photo of a cat", 0, (an_embedding(0),)), "does not contain the placeholder token '<c>'"),
+        (ImageRequest("a photo of <c>s", 0, (an_embedding(0, "c"),)), "does not contain the placeholder token 'c'"),
+        (ImageRequest("a <c> " * MAX_LENGTH, 0, (an_embedding(0),)), "more than the 22 that fit"),
+        (ImageRequest("a <c>", 0, (an_embedding(0, num_vectors=30),)), "more than the 22 that fit"),
+        (ImageRequest("a <c>", 0, (an_embedding(0), an_embedding(1))), "two of its embeddings have the same"),
+        (ImageRequest("a <c>", -1, (an_embedding(0),)), "seed -1 must be"),
+        (
+            ImageRequest("a <c>", 0, (an_embedding(0, dim=16),)),
+            r"'<c>' has widths \{'clip_l': 16\} but .* \{'clip_l': 32\}",
+        ),
+    ],
+)
+def test_a_bad_request_is_refused_before_anything_is_drawn(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, request_: ImageRequest, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode_request(tiny_backbone, request_)
+    monkeypatch.setattr(tiny_backbone, "predict", None)
+    with pytest.raises(ValueError, match=message):
+        generate(tiny_backbone, [*requests(), request_], FAST)
+
+
+def test_draw_takes_at_most_one_batch(tiny_backbone: Backbone) -> None:
+    encoded = [encode_request(tiny_backbone, request) for request in requests()]
+    with pytest.raises(ValueError, match="7 requests do not fit a batch of 4"):
+        draw(tiny_backbone, encoded, FAST)
+    assert draw(tiny_backbone, [], FAST) == []

@@ -1,0 +1,52 @@
+"""CLIP-I and CLIP-T by hand-made features with known angles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from textual_inversion.metrics import clip_i, clip_t, without_placeholder
+
+
+def test_clip_i_is_the_mean_over_all_pairs() -> None:
+    generated = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    photos = torch.tensor([[3.0, 0.0], [1.0, 1.0], [-1.0, 0.0]])
+    half = 0.5**0.5
+    assert clip_i(generated, photos) == pytest.approx((1 + half - 1 + 0 + half + 0) / 6)
+
+
+def test_clip_i_equals_the_cosine_of_every_pair() -> None:
+    generated, photos = torch.randn(5, 8), torch.randn(3, 8)
+    pairs = F.cosine_similarity(generated[:, None], photos[None], dim=2)
+    assert clip_i(generated, photos) == pytest.approx(pairs.mean().item(), abs=1e-6)
+    assert clip_i(photos, generated) == pytest.approx(clip_i(generated, photos), abs=1e-6)
+    assert clip_i(generated[:1], generated[:1] * 7) == pytest.approx(1)
+
+
+def test_clip_t_with_one_text_for_all_or_one_for_each() -> None:
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert clip_t(images, torch.tensor([[2.0, 0.0]])) == pytest.approx(0.5)
+    assert clip_t(images, images * 3) == pytest.approx(1)
+    with pytest.raises(ValueError, match="3 texts for 2 pictures"):
+        clip_t(images, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("metric", [clip_i, clip_t])
+@pytest.mark.parametrize(("a", "b"), [((2, 3), (2, 4)), ((0, 3), (2, 3)), ((2, 3), (0, 3)), ((3,), (2, 3))])
+def test_features_that_do_not_fit_are_refused(metric, a, b) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="feature matrices"):
+        metric(torch.ones(a), torch.ones(b))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "text"),
+    [
+        ("A photo of <cat> on the moon", "<cat>", "A photo of on the moon"),  # the paper's own example
+        ("a cat in a catalog", "cat", "a in a catalog"),
+        ("<cat>", "<cat>", ""),
+        ("<cat> and <cat2>", "<cat>", "and <cat2>"),
+    ],
+)
+def test_the_placeholder_is_removed_from_the_text(prompt: str, word: str, text: str) -> None:
+    assert without_placeholder(prompt, word) == text

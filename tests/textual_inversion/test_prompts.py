@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.toy_backbone import END, START, ToyBackbone
+from textual_inversion.concept import Category, Concept
+from textual_inversion.prompts import (
+    HOLE,
+    OBJECT_TEMPLATES,
+    STYLE_TEMPLATES,
+    encode_prompt,
+    fill,
+    training_templates,
+)
+
+BACKBONE = ToyBackbone()
+A, B = [1001, 1002], [1003]
+
+
+def encode(prompt: str, **placeholders: list[int]) -> list[int]:
+    return inner(encode_prompt(prompt, placeholders, BACKBONE))
+
+
+def inner(ids: list[int]) -> list[int]:
+    """Without start and padding."""
+    assert len(ids) == BACKBONE.max_length
+    assert ids[0] == START
+    return ids[1 : ids.index(END)]
+
+
+def words(text: str) -> list[int]:
+    return BACKBONE.tokenize(text)
+
+
+def test_the_papers_lists() -> None:
+    assert len(OBJECT_TEMPLATES) == len(set(OBJECT_TEMPLATES)) == 27
+    assert len(STYLE_TEMPLATES) == 19
+    assert len(set(STYLE_TEMPLATES)) == 17  # two entries repeat in the authors' file
+    assert all(template.count(HOLE) == 1 and not template.endswith(".") for template in OBJECT_TEMPLATES)
+    assert all(template.endswith("in the style of {}") for template in STYLE_TEMPLATES)
+
+
+def test_fill() -> None:
+    assert fill("a photo of a {}", "cat") == "a photo of a cat"
+    with pytest.raises(ValueError, match=r"'a photo' has no \{\}"):
+        fill("a photo", "cat")
+
+
+def test_a_placeholder_becomes_its_rows() -> None:
+    ids = inner(encode_prompt("a photo of <cat> on <b>", {"<cat>": A, "<b>": B}, BACKBONE))
+    assert ids == [*words("a photo of"), *A, *words("on"), *B]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a catalog", "my <cat> here", "concat", "cat_s", "<cat", "scat cat2", "a photo", "", "  "]
+)
+def test_part_of_a_word_is_never_touched(prompt: str) -> None:
+    assert encode(prompt, cat=A) == words(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["cat", "cat, asleep", "(cat)", "cat's", "a cat.", "big-cat"])
+def test_punctuation_ends_a_word(prompt: str) -> None:
+    before, after = prompt.split("cat")
+    assert encode(prompt, cat=A) == [*words(before), *A, *words(after)]
+
+
+def test_the_longest_placeholder_wins() -> None:
+    placeholders = {"*": [1001], "<cat>": [1002], "<cat>*": [1003], "S*": [1004], "cat": [1005]}
+    assert inner(encode_prompt("<cat>* S* <cat> * cat", placeholders, BACKBONE)) == [1003, 1004, 1002, 1001, 1005]
+
+
+def test_neighbouring_placeholders() -> None:
+    assert inner(encode_prompt("<a><b>", {"<a>": A, "<b>": B}, BACKBONE)) == [*A, *B]
+
+
+def test_too_long_names_the_prompt() -> None:
+    with pytest.raises(ValueError, match=r"prompt 'so long.*do not fit"):
+        encode_prompt("so long " * 20, {}, BACKBONE)
+
+
+@pytest.mark.parametrize(("category", "templates"), [("object", OBJECT_TEMPLATES), ("style", STYLE_TEMPLATES)])
+def test_training_templates(category: Category, templates: tuple[str, ...]) -> None:
+    concept = Concept(
+        concept_id="a", placeholder_token="<a>", images=("x",), category=category, initializer="stuffed toy"
+    )
+    assert training_templates(concept, class_cue=False) == templates
+    assert training_templates(concept, class_cue=True)[0] == f"{templates[0]} stuffed toy"
+
+
+def test_no_class_cue_without_an_initializer() -> None:
+    concept = Concept(concept_id="a", placeholder_token="<a>", images=("x",))
+    assert training_templates(concept, class_cue=True) == OBJECT_TEMPLATES

@@ -1,0 +1,201 @@
+"""Stable Diffusion 1.x and 2.x: a CLIP text encoder, a U-Net and a KL autoencoder (Rombach et al. 2022).
+
+Anything a diffusers `StableDiffusionPipeline` directory holds, epsilon or v-prediction. SD2 conditions on the
+next-to-last layer of its text encoder by having one layer less in its config; nothing here treats it apart.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UNet2DConditionModel,
+)
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizerFast
+
+from textual_inversion import model_files
+from textual_inversion.families.base import Conditioning
+from textual_inversion.tokens import TokenTable
+
+TEXT_ENCODER_KEY = "clip_l"
+"""The only text encoder's key, whatever its width (SD2 has OpenCLIP-H in this place)."""
+
+
+class StableDiffusion:
+    """A frozen Stable Diffusion checkpoint as a `Backbone`; build it with `load`."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Any,
+        text_encoder: Any,
+        unet: Any,
+        vae: Any,
+        scheduler_config: Mapping[str, Any],
+        digest: str,
+    ) -> None:
+        """Modules come on their device, in their precision; they are frozen here and the text encoder's vocabulary
+        is replaced by a token table."""
+        for module in (text_encoder, unet, vae):
+            module.requires_grad_(False).eval()
+        self._tokenizer, self._text_encoder, self._unet, self._vae = tokenizer, text_encoder, unet, vae
+        self._scheduler_config = dict(scheduler_config)
+        self._digest = digest
+        # a fast tokenizer is put into its padding mode and then used, in two steps, which threads may not interleave
+        self._tokenizer_lock = threading.Lock()
+
+        self._table = TokenTable(text_encoder.get_input_embeddings().weight)
+        text_encoder.set_input_embeddings(self._table)
+        self.token_tables: Mapping[str, TokenTable] = {TEXT_ENCODER_KEY: self._table}
+        self.vocab_size = self._table.vocab_size
+        self.max_length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+
+        self.device: torch.device = unet.device
+        self.dtype: torch.dtype = unet.dtype
+        self.latent_shape, self.resolution = _shape(unet.config, vae.config)
+
+        self.prediction_type: str = self._scheduler_config.get("prediction_type", "epsilon")
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(
+                f"prediction_type {self.prediction_type!r} in the scheduler's config: 'epsilon' and 'v_prediction' are "
+                "supported"
+            )
+        self.alphas_cumprod: Tensor = DDPMScheduler.from_config(self._scheduler_config).alphas_cumprod.to(self.device)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The vocabulary ids of a text, without start, end or padding."""
+        with self._tokenizer_lock:
+            encoded = self._tokenizer(text, add_special_tokens=False, padding=False, truncation=False, verbose=False)
+        return list(encoded.input_ids)
+
+    def assemble(self, ids: Sequence[int]) -> list[int]:
+        """Add start, end and padding: `max_length` ids. Raises ValueError if they do not fit."""
+        padding = self.max_length - len(ids) - 2
+        if padding < 0:
+            raise ValueError(
+                f"{len(ids)} tokens are {-padding} more than the {self.max_length - 2} that fit; shorten the prompt "
+                "or use fewer vectors"
+            )
+        tokenizer = self._tokenizer
+        return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] + [tokenizer.pad_token_id] * padding
+
+    def encode_prompts(self, ids: Tensor, rows: Mapping[str, Tensor]) -> Conditioning:
+        """[batch, max_length] ids -> conditioning; id `vocab_size + i` reads `rows["clip_l"][i]`.
+
+        The states at every position, final norm included, as StableDiffusionPipeline uses them. The pooled output,
+        which some configs take at the largest id and so at a learned row, is not used by this family.
+        """
+        in_use = rows.get(TEXT_ENCODER_KEY)
+        with self._table.reading(None if in_use is None else in_use.to(self.device)):
+            hidden = self._text_encoder(ids.to(self.device)).last_hidden_state
+        return Conditioning(hidden=hidden.to(self.dtype))
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """[batch, 3, resolution, resolution] in [-1, 1] -> moments [batch, 2, *latent_shape] float32, mean and
+        standard deviation, times the autoencoder's scaling factor (StableDiffusionPipeline knows no shift)."""
+        with torch.no_grad():
+            posterior = self._vae.encode(pixels.to(self.device, self._vae.dtype)).latent_dist
+        mean, std = posterior.mean.float(), (0.5 * posterior.logvar.float()).exp()
+        scaling: float = self._vae.config.scaling_factor
+        return torch.stack([mean, std], dim=1) * scaling
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The U-Net's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
+        output: Tensor = self._unet(
+            noisy_latents.to(self.dtype), timesteps, encoder_hidden_states=conditioning.hidden, return_dict=False
+        )[0]
+        return output.float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[batch, *latent_shape] -> pixels [batch, 3, resolution, resolution] in [-1, 1], float32."""
+        with torch.no_grad():
+            unscaled = latents.to(self._vae.dtype) / self._vae.config.scaling_factor
+            pixels: Tensor = self._vae.decode(unscaled, return_dict=False)[0]
+        return pixels.float().clamp(-1, 1)
+
+    def scheduler(self, solver: str) -> Any:
+        """A fresh diffusers scheduler, `ddim` or `dpm++` (DPM-Solver++(2M)), on the checkpoint's own schedule.
+
+        Latents are not bounded by 1, so samples are not clipped, and the first timestep is not 0: the two settings
+        that StableDiffusionPipeline corrects in old checkpoints.
+        """
+        config = {**self._scheduler_config, "clip_sample": False, "steps_offset": 1}
+        if solver == "ddim":
+            return DDIMScheduler.from_config(config)
+        if solver == "dpm++":
+            return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", solver_order=2)
+        raise ValueError(f"solver {solver!r} must be 'ddim' or 'dpm++'")
+
+    def model_hash(self) -> str:
+        """Digest of the files this model was loaded from (`model_files.model_hash`)."""
+        return self._digest
+
+
+def load(files: model_files.ModelFiles, *, device: str, precision: str) -> StableDiffusion:
+    """Load the components one by one, from safetensors only; see `families.load_backbone`.
+
+    The text encoder is always float32, as the rows are. The autoencoder follows the denoiser except in float16,
+    whose range its activations leave: then it is float32.
+    """
+    place = _device(device)
+    dtype = _dtype(precision, place)
+    where = str(files.directory)
+
+    def read(component: str, cls: Any, **options: Any) -> Any:
+        variant = files.variants.get(component)
+        if component not in files.variants:
+            raise ValueError(f"model {where}: folder {component!r} has no .safetensors weights")
+        return cls.from_pretrained(
+            where, subfolder=component, use_safetensors=True, variant=variant, local_files_only=True, **options
+        )
+
+    # transformers would otherwise load in the precision that the config names, and lose digits on the way up
+    text_encoder = read("text_encoder", CLIPTextModel, dtype=torch.float32)
+    # torch_dtype and not dtype, which diffusers takes only from 0.42 on
+    unet = read("unet", UNet2DConditionModel, torch_dtype=dtype)
+    vae = read("vae", AutoencoderKL, torch_dtype=torch.float32 if dtype == torch.float16 else dtype)
+    return StableDiffusion(
+        tokenizer=CLIPTokenizerFast.from_pretrained(where, subfolder="tokenizer", local_files_only=True),
+        text_encoder=text_encoder.to(place),
+        unet=unet.to(place),
+        vae=vae.to(place),
+        scheduler_config=DDPMScheduler.load_config(where, subfolder="scheduler", local_files_only=True),
+        digest=model_files.model_hash(where),
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if precision not in known:
+        raise ValueError(f"precision {precision!r} must be 'auto' or one of {', '.join(map(repr, known))}")
+    return known[precision]
+
+
+def _shape(unet: Any, vae: Any) -> tuple[tuple[int, int, int], int]:
+    """Latent shape and picture side (px) from the U-Net's and the autoencoder's configs."""
+    if unet.in_channels != vae.latent_channels:
+        raise ValueError(
+            f"the U-Net takes {unet.in_channels} channels but the autoencoder has {vae.latent_channels} (an inpainting "
+            "or depth model?); a plain text-to-image checkpoint is needed"
+        )
+    scale = 2 ** (len(vae.block_out_channels) - 1)
+    side = unet.sample_size or vae.sample_size // scale
+    if not isinstance(side, int):
+        raise ValueError(f"the U-Net's sample_size {side!r} is not one number; only square pictures are supported")
+    return (unet.in_channels, side, side), side * scale

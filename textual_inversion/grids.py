@@ -1,0 +1,76 @@
+"""The sample grid: one picture that shows a concept's photos and, under them, a labelled row of samples a prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+_MARGIN_PX = 12
+_GAP_PX = 4
+_LABEL_PX = 14
+_MIN_CELL_PX = 128
+_MAX_CELL_PX = 320
+_PAPER, _INK = (255, 255, 255), (40, 40, 40)
+
+
+def grid(
+    photos: Sequence[Image.Image], rows: Sequence[tuple[str, Sequence[Image.Image]]], *, title: str = "photos"
+) -> Image.Image:
+    """The photos under `title`, then each row's pictures under its label (its prompt).
+
+    Cells are square, 128 to 320 px: small pictures are enlarged by a whole factor without smoothing, so that what the
+    model drew is what is seen; larger ones are reduced. Photos are fitted whole, never cropped. Raises ValueError if
+    there is nothing to show.
+    """
+    rows = [(title, photos), *rows] if photos else list(rows)
+    if not any(pictures for _, pictures in rows):
+        raise ValueError("a grid needs at least one picture")
+    samples = [picture for _, pictures in rows[1:] or rows for picture in pictures]
+    cell = _cell_px(max(max(picture.size) for picture in samples))
+    columns = max(len(pictures) for _, pictures in rows)
+
+    font = ImageFont.load_default(size=_LABEL_PX)
+    width = 2 * _MARGIN_PX + columns * cell + (columns - 1) * _GAP_PX
+    line_px = math.ceil(1.35 * _LABEL_PX)
+    labels = [_wrap(label, font, width - 2 * _MARGIN_PX) for label, _ in rows]
+    heights = [len(lines) * line_px + _GAP_PX + cell + _MARGIN_PX for lines in labels]
+
+    sheet = Image.new("RGB", (width, _MARGIN_PX + sum(heights)), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    top = _MARGIN_PX
+    for lines, height, (_, pictures) in zip(labels, heights, rows, strict=True):
+        for i, line in enumerate(lines):
+            pen.text((_MARGIN_PX, top + i * line_px), line, fill=_INK, font=font)
+        for column, picture in enumerate(pictures):
+            fitted = _fit(picture.convert("RGB"), cell)
+            left = _MARGIN_PX + column * (cell + _GAP_PX) + (cell - fitted.width) // 2
+            sheet.paste(fitted, (left, top + height - _MARGIN_PX - cell + (cell - fitted.height) // 2))
+        top += height
+    return sheet
+
+
+def _cell_px(picture_px: int) -> int:
+    """A cell's side for pictures of this side: the least whole multiple of at least 128 px, at most 320 px."""
+    return min(picture_px * math.ceil(_MIN_CELL_PX / picture_px), _MAX_CELL_PX)
+
+
+def _fit(picture: Image.Image, cell: int) -> Image.Image:
+    """The whole picture, its longer edge as long as the cell."""
+    scale = cell / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    whole_factor = scale >= 1 and cell % max(picture.size) == 0
+    return picture.resize(size, Image.Resampling.NEAREST if whole_factor else Image.Resampling.LANCZOS)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
+    """Lines of a label that fit the sheet; a single word longer than that runs over the edge."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width_px:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -1,0 +1,108 @@
+"""Prompts: the paper's templates, and a prompt as token ids with a concept's rows where its placeholder stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from textual_inversion.concept import Category, Concept
+from textual_inversion.families.base import Backbone
+
+HOLE = "{}"
+
+# Gal et al. 2022, appendix D: the paper's 27. (Its repository later tripled the list; the paper prints each with a
+# full stop, its code has none.)
+OBJECT_TEMPLATES = (
+    "a photo of a {}",
+    "a rendering of a {}",
+    "a cropped photo of the {}",
+    "the photo of a {}",
+    "a photo of a clean {}",
+    "a photo of a dirty {}",
+    "a dark photo of the {}",
+    "a photo of my {}",
+    "a photo of the cool {}",
+    "a close-up photo of a {}",
+    "a bright photo of the {}",
+    "a cropped photo of a {}",
+    "a photo of the {}",
+    "a good photo of the {}",
+    "a photo of one {}",
+    "a close-up photo of the {}",
+    "a rendition of the {}",
+    "a photo of the clean {}",
+    "a rendition of a {}",
+    "a photo of a nice {}",
+    "a good photo of a {}",
+    "a photo of the nice {}",
+    "a photo of the small {}",
+    "a photo of the weird {}",
+    "a photo of the large {}",
+    "a photo of a cool {}",
+    "a photo of a small {}",
+)
+
+# rinongal/textual_inversion, personalized_style.py: 19, of which two ("cropped", "close-up") are there twice.
+STYLE_TEMPLATES = (
+    "a painting in the style of {}",
+    "a rendering in the style of {}",
+    "a cropped painting in the style of {}",
+    "the painting in the style of {}",
+    "a clean painting in the style of {}",
+    "a dirty painting in the style of {}",
+    "a dark painting in the style of {}",
+    "a picture in the style of {}",
+    "a cool painting in the style of {}",
+    "a close-up painting in the style of {}",
+    "a bright painting in the style of {}",
+    "a cropped painting in the style of {}",
+    "a good painting in the style of {}",
+    "a close-up painting in the style of {}",
+    "a rendition in the style of {}",
+    "a nice painting in the style of {}",
+    "a small painting in the style of {}",
+    "a weird painting in the style of {}",
+    "a large painting in the style of {}",
+)
+
+_TEMPLATES: Mapping[Category, tuple[str, ...]] = {"object": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}
+
+
+def fill(template: str, word: str) -> str:
+    """The template with its hole taken by a word."""
+    if HOLE not in template:
+        raise ValueError(f"template {template!r} has no {HOLE} to put {word!r} in")
+    return template.replace(HOLE, word)
+
+
+def training_templates(concept: Concept, *, class_cue: bool) -> tuple[str, ...]:
+    """The templates a concept is learned from; with the class cue, its initializer word follows the hole."""
+    templates = _TEMPLATES[concept.category]
+    if class_cue and concept.initializer:
+        return tuple(fill(template, f"{HOLE} {concept.initializer}") for template in templates)
+    return templates
+
+
+def encode_prompt(prompt: str, placeholders: Mapping[str, Sequence[int]], backbone: Backbone) -> list[int]:
+    """A prompt as `max_length` ids, each placeholder word replaced by its row ids.
+
+    A placeholder counts only as a whole word: `cat` is not touched inside `catalog` or `<cat>`, and where two could
+    match (`<cat>`, `<cat>s`) the longer wins. Raises ValueError, naming the prompt, if it does not fit.
+    """
+    ids: list[int] = []
+    for piece in _split(prompt, placeholders):
+        ids += placeholders[piece] if piece in placeholders else backbone.tokenize(piece)
+    try:
+        return backbone.assemble(ids)
+    except ValueError as error:
+        raise ValueError(f"prompt {prompt!r}: {error}") from error
+
+
+def _split(prompt: str, words: Mapping[str, Sequence[int]]) -> list[str]:
+    """The prompt cut before and after each of the words; blank pieces are dropped."""
+    if not words:
+        return [prompt] if prompt.strip() else []
+    longest_first = sorted(words, key=len, reverse=True)
+    pattern = "|".join(re.escape(word) for word in longest_first)
+    pieces = re.split(rf"(?<![\w<])({pattern})(?![\w>])", prompt)
+    return [piece for piece in pieces if piece.strip()]
