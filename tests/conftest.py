@@ -4,6 +4,7 @@ machine only; tiny models are made once a session."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,3 +35,13 @@ def tiny_backbone(tiny_model: Path) -> Backbone:
 
     torch.set_num_threads(1)
     return load_backbone(str(tiny_model), device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A Ray of two cores that all tests of a session share; starting one takes seconds."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()

@@ -1,0 +1,219 @@
+"""Text encoder and U-Net, trained jointly with the latent diffusion loss, saved as a plain `StableDiffusionPipeline`.
+
+v-prediction (Salimans & Ho 2022) with min-SNR weights (Hang et al. 2023), 10 % empty captions for guidance. A caption
+is encoded once and used for two draws of noise and timestep.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from demo.autoencoder import LATENT_CHANNELS
+from demo.judge import WIDTH, declare_float32, text_encoder_of
+from demo.loop import Average, Budget, Randomness, Training, optimise
+from demo.muon import Muon, parameter_groups
+from demo.tokenizer import encode
+
+_CAPTIONS_PER_BATCH = 24
+_DRAWS_PER_CAPTION = 2
+_MATRIX_LR = 4e-3
+_VECTOR_LR = 1.5e-3
+_TEXT_ENCODER_LR = 2e-4
+_EMPTY_CAPTION_FRACTION = 0.1
+_MAX_SNR = 5.0
+NUM_TRAIN_TIMESTEPS = 1000
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's betas. "trailing" starts sampling at the last timestep, the one nearest to pure noise."""
+    return DDIMScheduler(
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """An untrained U-Net of seven million parameters whose residual branches and output start at zero."""
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(96, 192),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,  # diffusers' name; it is the number of heads
+        norm_num_groups=16,
+    )
+    zeroed: list[nn.Module] = [unet.conv_out]
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D):
+            zeroed.append(module.conv2)
+        elif isinstance(module, Transformer2DModel):
+            zeroed.append(module.proj_out)
+        elif isinstance(module, BasicTransformerBlock):
+            zeroed += [module.attn1.to_out[0], module.ff.net[-1]]
+    for module in zeroed:
+        nn.init.zeros_(module.weight)
+        nn.init.zeros_(module.bias)
+    return unet
+
+
+@dataclass(frozen=True, slots=True)
+class LatentPool:
+    """What the denoiser learns from."""
+
+    latents: Tensor
+    """fp16 (scene, channels, 8, 8), scaled: the denoiser's space."""
+    input_ids: Tensor
+    """int64 (scene, token)."""
+
+
+def stratified_timesteps(batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """One timestep from each of `batch` equal slices of the schedule, in random order: int64 (batch,)."""
+    slices = torch.randperm(batch, generator=generator, device=device)
+    within = torch.rand(batch, generator=generator, device=device)
+    return ((slices + within) * NUM_TRAIN_TIMESTEPS / batch).long().clamp(max=NUM_TRAIN_TIMESTEPS - 1)
+
+
+def velocity_loss(prediction: Tensor, latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """Min-SNR weighted squared error of v = sqrt(a) noise - sqrt(1-a) latents, per sample: (batch,).
+
+    Hang et al. 2023, Eq. 5 for v: min(SNR, gamma) / (SNR + 1); with SNR = a / (1-a) that is min(a, gamma (1-a)).
+    """
+    signal = alphas_cumprod.sqrt()[:, None, None, None]
+    spread = (1 - alphas_cumprod).sqrt()[:, None, None, None]
+    target = signal * noise - spread * latents
+    weight = torch.minimum(alphas_cumprod, _MAX_SNR * (1 - alphas_cumprod))
+    return weight * (prediction.float() - target).pow(2).mean((1, 2, 3))
+
+
+class DenoiserTraining:
+    """The modules of one training and the loss of one step."""
+
+    def __init__(
+        self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, pool: LatentPool, empty_ids: Tensor,
+        randomness: Randomness,
+    ) -> None:  # fmt: skip
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.pool = pool
+        self.empty_ids = empty_ids
+        self.randomness = randomness
+        self.device = randomness.device
+        self.alphas_cumprod = new_scheduler().alphas_cumprod.to(self.device)
+        scale = 1 if self.device.type == "cpu" else 16
+        self.captions = scale * _CAPTIONS_PER_BATCH
+
+    def loss(self, fraction_done: float) -> tuple[Tensor, dict[str, float]]:
+        """Mean weighted loss of one batch."""
+        rows = torch.from_numpy(self.randomness.numpy.integers(0, len(self.pool.latents), self.captions))
+        latents = self.pool.latents[rows].to(self.device).float().repeat_interleave(_DRAWS_PER_CAPTION, 0)
+        ids = self.pool.input_ids[rows].clone()
+        ids[self.randomness.numpy.random(self.captions) < _EMPTY_CAPTION_FRACTION] = self.empty_ids
+        noise = torch.randn(latents.shape, generator=self.randomness.torch, device=self.device)
+        timesteps = stratified_timesteps(len(latents), self.randomness.torch, self.device)
+        alphas = self.alphas_cumprod[timesteps]
+        noisy = alphas.sqrt()[:, None, None, None] * latents + (1 - alphas).sqrt()[:, None, None, None] * noise
+        # bf16 is emulated, and slow, on the CPUs this was written on; GPUs have it.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
+            hidden = self.text_encoder(ids.to(self.device)).last_hidden_state
+            prediction = self.unet(noisy, timesteps, hidden.repeat_interleave(_DRAWS_PER_CAPTION, 0)).sample
+        loss = velocity_loss(prediction, latents, noise, alphas).mean()
+        return loss, {"loss": loss.item()}
+
+
+def save_pipeline(
+    folder: Path, *, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer
+) -> None:
+    """Write an fp16 `StableDiffusionPipeline` directory beside `folder`, then swap it in."""
+    pipeline = StableDiffusionPipeline(
+        unet=unet, text_encoder=text_encoder, vae=vae, tokenizer=tokenizer, scheduler=new_scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).to(torch.float16)  # fmt: skip
+    temporary, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    pipeline.save_pretrained(temporary)
+    declare_float32(temporary / "text_encoder")
+    if folder.exists():
+        for note in folder.glob("*.md"):
+            shutil.copy(note, temporary)
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def train_denoiser(
+    pool: LatentPool,
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,
+    folder: Path,
+    checkpoint: Path,
+    *,
+    budget: Budget,
+    device: torch.device,
+    seed: int,
+    judge: Path,
+    init_from: Path | None = None,
+) -> None:
+    """Train from the judge's text tower (or go on from the pipeline `init_from`); save averages into `folder`."""
+    torch.manual_seed(seed)
+    if init_from:
+        unet = UNet2DConditionModel.from_pretrained(init_from / "unet").float()
+        text_encoder = CLIPTextModel.from_pretrained(init_from / "text_encoder").float()
+    else:
+        unet = new_unet()
+        text_encoder = text_encoder_of(CLIPModel.from_pretrained(judge).float())
+    unet, text_encoder = unet.to(device).train(), text_encoder.to(device).train()
+    randomness = Randomness(seed=seed, device=device)
+    training = DenoiserTraining(unet, text_encoder, pool, encode(tokenizer, [""])[0], randomness)
+    averages = {"unet": Average(unet), "text_encoder": Average(text_encoder)}
+    groups = parameter_groups(unet, matrix_lr=_MATRIX_LR, vector_lr=_VECTOR_LR)
+    groups.append({"params": list(text_encoder.parameters()), "lr": _TEXT_ENCODER_LR, "is_matrix": False})
+
+    def save(step: int) -> None:
+        averaged_unet = UNet2DConditionModel.from_config(unet.config)
+        averaged_text_encoder = CLIPTextModel(text_encoder.config)
+        averages["unet"].copy_to(averaged_unet)
+        averages["text_encoder"].copy_to(averaged_text_encoder)
+        copy = AutoencoderKL.from_config(vae.config)
+        copy.load_state_dict(vae.state_dict())
+        save_pipeline(folder, unet=averaged_unet, text_encoder=averaged_text_encoder, vae=copy, tokenizer=tokenizer)
+
+    def average(step: int) -> None:
+        for part in averages.values():
+            part.update(step)
+
+    stateful = {"unet": unet, "text_encoder": text_encoder, "randomness": randomness}
+    stateful |= {f"average_{key}": part for key, part in averages.items()}
+    optimise(
+        Training(
+            name="denoiser", loss=training.loss, optimizer=Muon(groups), budget=budget, checkpoint=checkpoint,
+            stateful=stateful, after_step=average, on_save=save, warmup_steps=100, log_every_steps=25, save_every_s=480,
+        )
+    )  # fmt: skip
+
+
+def to_latent_pool(means: Tensor, captions: list[str], tokenizer: CLIPTokenizer, scaling_factor: float) -> LatentPool:
+    """Scale the posterior means and tokenize the captions."""
+    return LatentPool(latents=(means.float() * scaling_factor).half(), input_ids=encode(tokenizer, captions))
+

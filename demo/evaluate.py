@@ -1,0 +1,215 @@
+"""Figures of the demo model on fresh scenes of known objects: `python -m demo.evaluate`.
+
+Scenes come from a seed no training used. Real scenes say how good the judge is (its ceiling); drawn ones how well the
+diffusion model follows the name, the place and the style of a prompt, as the judge sees it. Results go to
+`demo/figures.json`, with the command, the versions and the time it took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from demo import captions
+from demo.art import Atlas, load_atlas
+from demo.autoencoder import to_tensor
+from demo.judge import features
+from demo.objects import CORE, TRAINING, WorldObject
+from demo.tokenizer import encode
+from demo.world import PICTURE_PX, STYLES, Scene, draw, sample_scene
+
+HERE = Path(__file__).parent
+_SEED = 20_261_121
+_NUM_NAMES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """The small CLIP with its tokenizer."""
+
+    model: CLIPModel
+    tokenizer: CLIPTokenizer
+
+    @torch.no_grad()
+    def image_features(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Unit features (picture, width)."""
+        batch = to_tensor(np.stack([np.asarray(picture) for picture in pictures]), torch.device("cpu"))
+        return torch.cat([features(self.model.get_image_features(pixel_values=part)) for part in batch.split(100)])
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Unit features (text, width)."""
+        return features(self.model.get_text_features(input_ids=encode(self.tokenizer, texts)))
+
+    def choose(self, pictures: Sequence[Image.Image], options: Sequence[Sequence[str]]) -> np.ndarray:
+        """Index of the text nearest to each picture; picture i chooses among options[i]."""
+        images = self.image_features(pictures)
+        texts = self.text_features([text for row in options for text in row]).view(len(options), len(options[0]), -1)
+        return torch.einsum("pw,pow->po", images, texts).argmax(1).numpy()
+
+
+def name_question(things: Sequence[WorldObject]) -> list[str]:
+    """One neutral caption for each name."""
+    return [captions.fill("a photo of a {}", thing.name) for thing in things]
+
+
+def place_question(thing: WorldObject) -> list[str]:
+    """The same object in every place."""
+    return [captions.fill("a photo of a {}", thing.name) + f" {phrases[0]}" for phrases in captions.PLACE_PHRASES.values()]
+
+
+def style_question(thing: WorldObject) -> list[str]:
+    """The same object in every style, the plain look first."""
+    templates = ["a photo of a {}", *(options[0] for options in captions.STYLE_TEMPLATES.values())]
+    return [captions.fill(template, thing.name) for template in templates]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Pictures to make and the right answers: prompts for the model, scenes for the world."""
+
+    prompts: list[str]
+    scenes: list[Scene]
+    options: list[list[str]]
+    answers: np.ndarray
+
+
+def name_questions(things: Sequence[WorldObject], repeats: int) -> Question:
+    """Which of the names is it?"""
+    question = name_question(things)
+    indices = np.tile(np.arange(len(things)), repeats)
+    return Question(
+        prompts=[question[index] for index in indices],
+        scenes=[Scene(things[index]) for index in indices],
+        options=[question] * len(indices),
+        answers=indices,
+    )
+
+
+def place_questions(things: Sequence[WorldObject], per_place: int) -> Question:
+    """Where is it, the name being known?"""
+    places = list(captions.PLACE_PHRASES)
+    pairs = [(place, things[i * len(places) + place]) for i in range(per_place) for place in range(len(places))]
+    return Question(
+        prompts=[place_question(thing)[place] for place, thing in pairs],
+        scenes=[Scene(thing, background=places[place]) for place, thing in pairs],
+        options=[place_question(thing) for _, thing in pairs],
+        answers=np.asarray([place for place, _ in pairs]),
+    )
+
+
+def style_questions(things: Sequence[WorldObject], per_style: int) -> Question:
+    """How is it drawn, the name being known?"""
+    pairs = [(style, things[i * len(STYLES) + style]) for i in range(per_style) for style in range(len(STYLES))]
+    return Question(
+        prompts=[style_question(thing)[style] for style, thing in pairs],
+        scenes=[Scene(thing, style=STYLES[style]) for style, thing in pairs],
+        options=[style_question(thing) for _, thing in pairs],
+        answers=np.asarray([style for style, _ in pairs]),
+    )
+
+
+def real_pictures(scenes: Sequence[Scene], atlas: Atlas) -> list[Image.Image]:
+    """The world's own drawings of the scenes."""
+    return [draw(scene, atlas, np.random.default_rng((_SEED, index))) for index, scene in enumerate(scenes)]
+
+
+def drawn_pictures(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], *, steps: int, guidance: float, batch: int = 50
+) -> list[Image.Image]:
+    """The model's drawings of the prompts."""
+    pictures: list[Image.Image] = []
+    for start in range(0, len(prompts), batch):
+        pictures += pipeline(
+            list(prompts[start : start + batch]), height=PICTURE_PX, width=PICTURE_PX, num_inference_steps=steps,
+            guidance_scale=guidance, generator=torch.Generator().manual_seed(_SEED + start),
+        ).images  # fmt: skip
+    return pictures
+
+
+@torch.no_grad()
+def autoencoder_psnr(pipeline: StableDiffusionPipeline, atlas: Atlas, count: int) -> dict[str, float]:
+    """PSNR in dB of fresh scenes: of the mean error, and the mean over pictures."""
+    errors = []
+    for start in range(count):
+        rng = np.random.default_rng((_SEED, 1, start))
+        picture = to_tensor(np.asarray(draw(sample_scene(TRAINING, rng), atlas, rng))[None], torch.device("cpu"))
+        decoded = pipeline.vae.decode(pipeline.vae.encode(picture).latent_dist.mean).sample.clamp(-1, 1)
+        errors.append((decoded - picture).pow(2).mean().item())
+    per_picture = 10 * np.log10(4 / np.asarray(errors))
+    return {"of_mean_error_db": float(10 * np.log10(4 / np.mean(errors))), "mean_db": float(per_picture.mean())}
+
+
+def accuracy(judge: Judge, pictures: Sequence[Image.Image], question: Question) -> float:
+    """Share of pictures for which the judge chooses the right answer."""
+    return float((judge.choose(pictures, question.options) == question.answers).mean())
+
+
+def evaluate(options: argparse.Namespace) -> dict:
+    """All figures."""
+    atlas = load_atlas(options.work)
+    pipeline = StableDiffusionPipeline.from_pretrained(options.model)
+    pipeline.set_progress_bar_config(disable=True)
+    judge = Judge(CLIPModel.from_pretrained(options.clip).eval(), CLIPTokenizer.from_pretrained(options.clip))
+    order = np.random.default_rng(_SEED).permutation(len(CORE))
+    things = [CORE[index] for index in order]
+    questions = {
+        "name_of_100": name_questions(things[:_NUM_NAMES], options.repeats),
+        "place_of_8": place_questions(things, 6 * options.repeats),
+        "style_of_7": style_questions(things, 7 * options.repeats),
+    }
+    figures: dict = {"autoencoder_psnr": autoencoder_psnr(pipeline, atlas, 400), "real": {}, "drawn": {}}
+    for key, question in questions.items():
+        figures["real"][key] = accuracy(judge, real_pictures(question.scenes, atlas), question)
+        if not options.is_real_only:
+            pictures = drawn_pictures(pipeline, question.prompts, steps=options.steps, guidance=options.guidance)
+            figures["drawn"][key] = accuracy(judge, pictures, question)
+        figures[f"num_{key}"] = len(question.prompts)
+        print(json.dumps(figures), flush=True)
+    figures["sampler"] = {"scheduler": "DDIM", "steps": options.steps, "guidance": options.guidance}
+    return figures
+
+
+def main() -> None:
+    """Measure and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=HERE / ".work")
+    parser.add_argument("--model", type=Path, default=HERE / "model")
+    parser.add_argument("--clip", type=Path, default=HERE / "clip")
+    parser.add_argument("--out", type=Path, default=HERE / "figures.json")
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--repeats", type=int, default=2, help="pictures of every name; places and styles in step")
+    parser.add_argument("--real-only", dest="is_real_only", action="store_true", help="only the judge and autoencoder")
+    options = parser.parse_args()
+    start_s = time.monotonic()
+    figures = evaluate(options)
+    figures["seconds"] = round(time.monotonic() - start_s)
+    figures["command"] = " ".join(["python -m demo.evaluate", *sys.argv[1:]])
+    figures["versions"] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
+    options.out.write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

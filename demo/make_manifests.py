@@ -1,0 +1,126 @@
+"""Draw the concept pictures and write the demo's manifests: `python -m demo.make_manifests`.
+
+`demo/images/<concept_id>/` gets the pictures of every held-out object and of the style concept (OpenMoji's line art,
+which the model never saw). `manifests/demo.parquet` lists the concepts of the demo run and
+`manifests/demo_prompts.parquet` the prompts to draw them with. Same art, same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from demo.art import Atlas, load_atlas
+from demo.objects import HELD_OUT, TRAINING, HeldOutObject, WorldObject
+from demo.world import Scene, draw
+
+HERE = Path(__file__).parent
+STYLE_CONCEPT = "line-art"
+STYLE_INITIALIZER = "sketch"
+_STYLE_OBJECTS = ("lion", "apple", "car", "owl", "hammer")
+PHOTO_BACKGROUNDS = ("white", "white", "wood", "white", "blue")
+"""One picture each: a plain ground first, then two places, as people photograph a thing they own."""
+DEMO_CONCEPTS = (
+    "tiger", "koala", "wolf", "hamster", "tangerine", "tomato", "donut", "taxi", "basketball", "teddy-bear",
+)  # fmt: skip
+
+OBJECT_PROMPTS = (
+    "a photo of a {}",
+    "a photo of a {} on the beach",
+    "a photo of a {} in the snow",
+    "a photo of a {} on the moon",
+    "a {} on a red background",
+    "a pencil sketch of a {}",
+    "pixel art of a {}",
+    "a flat sticker of a {}",
+    "a 3d render of a {} in the snow",
+    "an oil painting of a {}",
+)
+STYLE_PROMPTS = (
+    "a picture of a cat in the style of {}",
+    "a picture of a lemon in the style of {}",
+    "a picture of a bus in the style of {}",
+    "a picture of a house on the beach in the style of {}",
+    "a painting in the style of {}",
+)
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("concept_id", pa.string()),
+        ("images", pa.list_(pa.string())),
+        ("initializer", pa.string()),
+        ("category", pa.string()),
+        ("placeholder", pa.string()),
+        ("num_vectors", pa.int32()),
+    ]
+)
+PROMPTS_SCHEMA = pa.schema([("prompt", pa.string()), ("category", pa.string())])
+
+
+def concept_scenes(thing: WorldObject) -> list[Scene]:
+    """What is photographed of one held-out object."""
+    return [Scene(thing, background=background) for background in PHOTO_BACKGROUNDS]
+
+
+def style_scenes() -> list[Scene]:
+    """Known objects, to be drawn in the unknown style."""
+    by_name = {thing.name: thing for thing in TRAINING}
+    return [Scene(by_name[name]) for name in _STYLE_OBJECTS]
+
+
+def _draw_concept(concept_id: str, scenes: list[Scene], atlas: Atlas, folder: Path, art_set: str = "") -> None:
+    target = folder / concept_id
+    target.mkdir(parents=True, exist_ok=True)
+    for index, scene in enumerate(scenes):
+        rng = np.random.default_rng((7, index, crc32(concept_id.encode())))
+        draw(scene, atlas, rng, art_set=art_set).save(target / f"{index}.png", optimize=True)
+
+
+def _row(concept_id: str, initializer: str, category: str, count: int) -> dict:
+    return {
+        "concept_id": concept_id,
+        "images": [f"../demo/images/{concept_id}/{index}.png" for index in range(count)],
+        "initializer": initializer,
+        "category": category,
+        "placeholder": f"<{concept_id}>",
+        "num_vectors": 1,
+    }
+
+
+def manifest(concept_ids: tuple[str, ...] = DEMO_CONCEPTS) -> pa.Table:
+    """The concepts of the demo run; image paths are relative to the manifest."""
+    held_out: dict[str, HeldOutObject] = {held.concept_id: held for held in HELD_OUT}
+    rows = [_row(key, held_out[key].initializer, "object", len(PHOTO_BACKGROUNDS)) for key in concept_ids]
+    rows.append(_row(STYLE_CONCEPT, STYLE_INITIALIZER, "style", len(_STYLE_OBJECTS)))
+    return pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+
+
+def prompts() -> pa.Table:
+    """The prompts of the demo run, with `{}` where the placeholder goes."""
+    rows = [{"prompt": prompt, "category": "object"} for prompt in OBJECT_PROMPTS]
+    rows += [{"prompt": prompt, "category": "style"} for prompt in STYLE_PROMPTS]
+    return pa.Table.from_pylist(rows, schema=PROMPTS_SCHEMA)
+
+
+def main() -> None:
+    """Draw and write everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=HERE / ".work")
+    parser.add_argument("--images", type=Path, default=HERE / "images")
+    parser.add_argument("--manifests", type=Path, default=HERE.parent / "manifests")
+    options = parser.parse_args()
+    atlas = load_atlas(options.work)
+    for held in HELD_OUT:
+        _draw_concept(held.concept_id, concept_scenes(held.object), atlas, options.images)
+    _draw_concept(STYLE_CONCEPT, style_scenes(), atlas, options.images, art_set="openmoji")
+    options.manifests.mkdir(exist_ok=True)
+    pq.write_table(manifest(), options.manifests / "demo.parquet")
+    pq.write_table(prompts(), options.manifests / "demo_prompts.parquet")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""A byte-pair tokenizer of CLIP's form with its own small vocabulary, learned from the world's captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
+
+MAX_LENGTH = 24
+"""Every caption is padded to this, in training as in the pipeline (diffusers pads to `model_max_length`)."""
+_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def _learn_merges(captions: Sequence[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges of CLIP's scheme: all bytes, all word-final bytes, merges, then the two special tokens."""
+    import json
+
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split()) for merge in model["merges"]]
+    vocab: dict[str, int] = {}
+    pieces = [*alphabet, *(char + "</w>" for char in alphabet), *("".join(merge) for merge in merges), _START, _END]
+    for piece in pieces:
+        vocab.setdefault(piece, len(vocab))
+    return vocab, merges
+
+
+def make_tokenizer(captions: Sequence[str], folder: Path, vocab_size: int = 1600) -> CLIPTokenizer:
+    """Learn the tokenizer and save it; padding is with the end token, as in CLIP."""
+    vocab, merges = _learn_merges(captions, vocab_size)
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH, pad_token=_END, unk_token=_END)
+    tokenizer.save_pretrained(folder)
+    return load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer saved in `folder`."""
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def encode(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
+    """Token ids, int64 (caption, MAX_LENGTH). A caption that does not fit is an error, not a cut."""
+    rows = tokenizer(list(captions)).input_ids
+    longest = max(range(len(rows)), key=lambda index: len(rows[index]))
+    if len(rows[longest]) > MAX_LENGTH:
+        raise ValueError(f"caption of {len(rows[longest])} tokens: {captions[longest]!r}")
+    ids = torch.full((len(rows), MAX_LENGTH), tokenizer.pad_token_id)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+    return ids

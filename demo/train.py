@@ -1,0 +1,164 @@
+"""The recipe of the demo model: `python -m demo.train` makes everything from packages alone, stage by stage.
+
+    pool         art packages -> captioned scenes in the work folder
+    tokenizer    captions -> byte-pair vocabulary
+    autoencoder  scenes -> KL autoencoder                        | these two do not need each other
+    judge        scenes and captions -> small CLIP, `demo/clip`  | and may run side by side
+    latents      autoencoder + scenes -> latents with zero mean and unit deviation
+    denoiser     latents, captions, judge's text tower -> `demo/model`
+    decoder      the autoencoder's decoder goes on alone; may run beside the denoiser
+
+A stage that was stopped continues from its checkpoint in the work folder. `--init-from demo/model` warm-starts the
+denoiser (and `--init-from demo/clip` the judge) from committed weights on another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+from demo.autoencoder import encode_pool, normalise_latents, train_autoencoder
+from demo.denoiser import to_latent_pool, train_denoiser
+from demo.judge import train_judge
+from demo.loop import Budget
+from demo.objects import CORE, TRAINING
+from demo.pool import build_pool, load_pool
+from demo.tokenizer import load_tokenizer, make_tokenizer
+
+HERE = Path(__file__).parent
+STAGES = ("pool", "tokenizer", "autoencoder", "judge", "latents", "denoiser", "decoder")
+DEFAULT_STEPS = {"autoencoder": 2000, "judge": 300, "denoiser": 5000, "decoder": 3000}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Where things lie and how long the trainings take."""
+
+    work: Path
+    model: Path
+    clip: Path
+    device: torch.device
+    scenes: int
+    seed: int
+    steps: int
+    """Steps of the chosen training, 0 for the stage's default."""
+    minutes: float
+    """Wall-clock budget instead of steps, 0 for none."""
+    init_from: Path | None
+    objects: str
+    """Which objects the denoiser is taught: "core" or "all"."""
+
+    def budget(self, stage: str) -> Budget:
+        """Minutes where given, else steps."""
+        if self.minutes:
+            return Budget(minutes=self.minutes)
+        return Budget(steps=self.steps or DEFAULT_STEPS[stage])
+
+    def run(self, stage: str) -> None:
+        """Do one stage."""
+        getattr(self, f"_{stage}")()
+
+    def _pool(self) -> None:
+        build_pool(self.work, count=self.scenes, seed=self.seed + 1, workers=os.cpu_count() or 1)
+
+    def _tokenizer(self) -> None:
+        make_tokenizer(load_pool(self.work).captions, self.work / "tokenizer")
+
+    def _autoencoder(self) -> None:
+        train_autoencoder(
+            load_pool(self.work).pictures, self.work / "vae", self.work / "vae.ckpt",
+            budget=self.budget("autoencoder"), device=self.device, seed=self.seed,
+        )  # fmt: skip
+
+    def _judge(self) -> None:
+        is_warm = self.init_from is not None
+        train_judge(
+            load_pool(self.work), load_tokenizer(self.work / "tokenizer"), self.clip,
+            self.work / ("clip-warm.ckpt" if is_warm else "clip.ckpt"),
+            budget=self.budget("judge"), device=self.device, seed=self.seed + is_warm, init_from=self.init_from,
+        )  # fmt: skip
+
+    def _latents(self) -> None:
+        path = self.work / "latents.pt"
+        if path.exists():
+            return
+        source = self.init_from / "vae" if self.init_from else self.work / "vae"
+        model = AutoencoderKL.from_pretrained(source).float().to(self.device).eval()
+        means = encode_pool(model, load_pool(self.work).pictures, self.device)
+        if not self.init_from:  # committed autoencoders are normalised already
+            means = normalise_latents(model.cpu(), means)
+        model.save_pretrained(self.work / "vae-normalised")
+        torch.save(means, path)
+
+    def _denoiser(self) -> None:
+        tokenizer = load_tokenizer(self.init_from / "tokenizer" if self.init_from else self.work / "tokenizer")
+        vae = AutoencoderKL.from_pretrained(self.work / "vae-normalised").float()
+        means, scenes = torch.load(self.work / "latents.pt"), load_pool(self.work)
+        names = {thing.name for thing in (CORE if self.objects == "core" else TRAINING)}
+        rows = [row for row, name in enumerate(scenes.names) if name in names]
+        captions = [scenes.captions[row] for row in rows]
+        pool = to_latent_pool(means[rows], captions, tokenizer, vae.config.scaling_factor)
+        train_denoiser(
+            pool, tokenizer, vae, self.model, self.work / "denoiser.ckpt",
+            budget=self.budget("denoiser"), device=self.device, seed=self.seed, judge=self.clip,
+            init_from=self.init_from,
+        )  # fmt: skip
+
+    def _decoder(self) -> None:
+        folder = self.work / "vae-decoder"
+        train_autoencoder(
+            load_pool(self.work).pictures, folder, self.work / "decoder.ckpt", budget=self.budget("decoder"),
+            device=self.device, seed=self.seed + 2, init_from=self.work / "vae-normalised", is_decoder_only=True,
+        )  # fmt: skip
+        if (self.model / "vae").exists():
+            AutoencoderKL.from_pretrained(folder).half().save_pretrained(self.model / "vae")
+
+
+def _parse() -> tuple[list[str], int, Recipe]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated, in order")
+    parser.add_argument("--work", type=Path, default=HERE / ".work", help="archives, pool, checkpoints (ignored by git)")
+    parser.add_argument("--model", type=Path, default=HERE / "model", help="where the pipeline goes")
+    parser.add_argument("--clip", type=Path, default=HERE / "clip", help="where the judge goes")
+    parser.add_argument("--steps", type=int, default=0, help="steps of each chosen training; 0: its default")
+    parser.add_argument("--minutes", type=float, default=0.0, help="wall-clock budget of each training, not steps")
+    parser.add_argument("--scenes", type=int, default=48_000, help="size of the pool")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: torch's default")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--init-from", type=Path, default=None, help="warm start from committed weights")
+    parser.add_argument("--objects", choices=("core", "all"), default="core", help="what the denoiser is taught")
+    options = parser.parse_args()
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    stages = options.stages.split(",")
+    if unknown := set(stages) - set(STAGES):
+        parser.error(f"unknown stages {sorted(unknown)}")
+    recipe = Recipe(
+        work=options.work, model=options.model, clip=options.clip, device=torch.device(device), scenes=options.scenes,
+        seed=options.seed, steps=options.steps, minutes=options.minutes, init_from=options.init_from,
+        objects=options.objects,
+    )  # fmt: skip
+    return stages, options.threads, recipe
+
+
+def main() -> None:
+    """Run the chosen stages in order."""
+    stages, threads, recipe = _parse()
+    if threads:
+        torch.set_num_threads(threads)
+    recipe.work.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        print(json.dumps({"stage": stage, "device": str(recipe.device)}), flush=True)
+        recipe.run(stage)
+
+
+if __name__ == "__main__":
+    main()

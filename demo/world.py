@@ -1,0 +1,134 @@
+"""Scenes of the demo world: what is in a picture, what its caption says, and how it is drawn.
+
+A `Scene` is plain data; `caption` and `draw` are functions of it and of a random generator, so the same seed gives the
+same picture and the same words. Importing this module needs no art; drawing needs an `Atlas`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps
+
+from demo import captions
+from demo.backgrounds import draw_background
+from demo.objects import UNTINTED, WorldObject
+
+if TYPE_CHECKING:
+    from demo.art import Atlas
+
+PICTURE_PX = 64
+ART_SET_OF_STYLE = {"sticker": "twemoji", "render": "fluent"}
+"""Styles that are another art set; all others are the Noto drawing, filtered or plain."""
+STYLES = ("plain", *captions.STYLE_TEMPLATES)
+_STYLE_WEIGHTS = {"plain": 0.50, "sticker": 0.15, "render": 0.15, "sketch": 0.05, "pixel": 0.05, "mono": 0.05, "oil": 0.05}
+_SIZE_RANGE = {"": (0.70, 0.86), "tiny": (0.36, 0.44), "huge": (0.98, 1.08)}
+"""Longer side of the object as a fraction of the picture, by size word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One picture, in words of the world."""
+
+    thing: WorldObject
+    style: str = "plain"
+    """One of `STYLES`."""
+    background: str = "white"
+    """A key of `captions.COLOURS` or `captions.PLACE_PHRASES`."""
+    is_background_named: bool = False
+    """Whether the caption says the background; unnamed ones are nearly always white."""
+    tint: str = ""
+    """A colour word, or "" for the object's own colours."""
+    size: str = ""
+    """"tiny", "huge" or "" for the default."""
+
+    @property
+    def attributes(self) -> tuple[str, str, str, str]:
+        """What a caption of this scene can tell besides the name."""
+        return (self.style, self.background, self.tint, self.size)
+
+
+def sample_scene(things: Sequence[WorldObject], rng: np.random.Generator) -> Scene:
+    """A random scene with one of `things`."""
+    thing = things[rng.integers(len(things))]
+    style = STYLES[rng.choice(len(STYLES), p=[_STYLE_WEIGHTS[name] for name in STYLES])]
+    is_named = bool(rng.random() < 0.5)
+    if is_named or rng.random() < 0.1:
+        background = captions.BACKGROUNDS[rng.integers(len(captions.BACKGROUNDS))]
+    else:
+        background = "white"
+    tint = size = ""
+    if style != "mono" and rng.random() < 0.10 and thing.name not in UNTINTED:
+        tint = tuple(captions.TINTS)[rng.integers(len(captions.TINTS))]
+    if rng.random() < 0.10:
+        size = captions.SIZES[rng.integers(2)]
+    return Scene(thing, style, background, is_named, tint, size)
+
+
+def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
+    return options[rng.integers(len(options))]
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """One way to say the scene. A styled scene may name its style alone, as style prompts do."""
+    noun = " ".join(word for word in (scene.size, scene.tint, scene.thing.name) if word)
+    style_name = captions.STYLE_NAMES.get(scene.style, "")
+    place = f" {_pick(captions.background_phrases(scene.background), rng)}" if scene.is_background_named else ""
+    draw = rng.random()
+    if scene.style == "plain":
+        templates = captions.SHORT_TEMPLATES if draw < 0.15 else captions.NEUTRAL_TEMPLATES
+        return captions.fill(_pick(templates, rng), noun) + place
+    if draw < 0.08:
+        return _pick(captions.STYLE_ONLY_TEMPLATES, rng).format(style=style_name) + place
+    if draw < 0.25:
+        filled = captions.fill(_pick(captions.STYLE_SUFFIX_TEMPLATES, rng), noun + place)
+        return filled.replace("{style}", style_name)
+    return captions.fill(_pick(captions.STYLE_TEMPLATES[scene.style], rng), noun) + place
+
+
+def _tinted(sprite: Image.Image, tint: str) -> Image.Image:
+    """The cut-out in shades of one colour: dark stays dark, white stays white."""
+    shades = ImageOps.colorize(ImageOps.grayscale(sprite.convert("RGB")), "#141414", "#ffffff", captions.TINTS[tint])
+    shades.putalpha(sprite.getchannel("A"))
+    return shades
+
+
+def _filtered(picture: Image.Image, style: str) -> Image.Image:
+    """The styles that are filters over the whole picture; other styles pass unchanged."""
+    px = picture.width
+    if style == "mono":
+        return ImageOps.grayscale(picture).convert("RGB")
+    if style == "oil":
+        smooth = picture.filter(ImageFilter.MedianFilter(5 * px // 64 | 1))
+        return smooth.point(lambda value: min(255, max(0, round(1.2 * value - 16))))
+    if style == "pixel":
+        return picture.resize((16, 16), Image.Resampling.BOX).resize((px, px), Image.Resampling.NEAREST)
+    if style == "sketch":
+        grey = np.asarray(ImageOps.grayscale(picture), np.float32)
+        soft = np.asarray(ImageOps.grayscale(picture).filter(ImageFilter.GaussianBlur(2.5 * px / 64)), np.float32)
+        dodged = np.clip(255 * (grey + 12) / (soft + 12), 0, 255)  # lines where the picture is darker than its surround
+        darkened = 255 * (dodged / 255) ** 1.6
+        return Image.fromarray(np.clip(darkened, 0, 255).astype(np.uint8)).convert("RGB")
+    return picture
+
+
+def draw(scene: Scene, atlas: Atlas, rng: np.random.Generator, px: int = PICTURE_PX, art_set: str = "") -> Image.Image:
+    """The scene as an RGB picture of px x px. `art_set` overrides the drawing (the held-out style uses it)."""
+    sprite = atlas.sprite(art_set or ART_SET_OF_STYLE.get(scene.style, "noto"), scene.thing.slug)
+    if scene.tint:
+        sprite = _tinted(sprite, scene.tint)
+    if rng.random() < 0.2:
+        sprite = ImageOps.mirror(sprite)
+    target_px = rng.uniform(*_SIZE_RANGE[scene.size]) * px
+    scale = target_px / max(sprite.size)
+    sprite = sprite.rotate(rng.normal(0, 4), Image.Resampling.BICUBIC, expand=True)
+    size = (max(4, round(sprite.width * scale)), max(4, round(sprite.height * scale)))
+    sprite = sprite.resize(size, Image.Resampling.LANCZOS)
+    offset = rng.normal(0, 2.2 * px / 64, 2)
+    left, top = (round((px - side) / 2 + shift) for side, shift in zip(size, offset, strict=True))
+    picture = Image.fromarray(draw_background(scene.background, px, rng).astype(np.uint8))
+    picture.paste(sprite, (left, top), sprite)
+    return _filtered(picture, scene.style)

@@ -1,0 +1,287 @@
+"""Load the model once, hand concepts to the engine, publish what it learned.
+
+No Ray in here: the driver makes `Learner` an actor class, and tests call it as it is. Its threads: the event loop only
+awaits, a small pool fetches, encodes, draws and stores, and one thread runs the engine's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import hashlib
+import io
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.config import RunConfig
+from pipeline.faults import ActorBroken
+from pipeline.models import load_model, locate
+from pipeline.plan import ConceptTask
+from pipeline.records import ConceptRecord, StoredFile, from_json, now, put_record
+from pipeline.samples import draw_samples, score
+from pipeline.storage import RunStore, read_bytes
+from textual_inversion.concept import Concept
+from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
+from textual_inversion.extractors import ClipExtractor
+from textual_inversion.families.base import Backbone
+from textual_inversion.formats import dump_diffusers
+from textual_inversion.latents import encode_views
+from textual_inversion.photos import open_photo
+
+log = logging.getLogger(__name__)
+
+POOL_THREADS = 4
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """One concept on its way through the actor."""
+
+    task: ConceptTask
+    outcome: concurrent.futures.Future[Outcome] = field(default_factory=concurrent.futures.Future)
+    save: concurrent.futures.Future[None] | None = None
+    """Its last checkpoint on the way to storage."""
+    in_slot: bool = False
+    num_saves: int = 0
+
+
+def default_slots(backbone: Backbone, batch_size: int) -> int:
+    """Concepts learned side by side when the configuration leaves it open.
+
+    On a CPU one: passes are not shared there, so more would only make each concept take longer. On a GPU what free
+    memory holds, at some 1 MB of activations per latent pixel and sample (Stable Diffusion 1.5 in bfloat16).
+    """
+    if backbone.device.type != "cuda":
+        return 1
+    free_bytes, _ = torch.cuda.mem_get_info(backbone.device)
+    _, height, width = backbone.latent_shape
+    return int(min(16, max(1, 0.7 * free_bytes // (1e6 * height * width * batch_size))))
+
+
+class Learner:
+    """Learns concepts, several at a time, with one frozen model on one device."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._store = RunStore(config.output)
+        self._backbone = load_model(config)
+        self._extractor = ClipExtractor(locate(config.extractor), config.device) if config.extractor else None
+        self._slots = config.actors.slots or default_slots(self._backbone, config.inversion.batch_size)
+        self._room = asyncio.Semaphore(self.ready())
+        """Bounds the photos and latents held in memory."""
+        self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="learner")
+        self._assignments: queue.Queue[Assignment | None] = queue.Queue()
+        self._jobs: dict[str, _Job] = {}
+        """Concept id -> job, from the start of `learn` to its end."""
+        self._draining = False
+        self._broken = ""
+        """Why the engine is no more; empty while it runs."""
+        threading.Thread(target=self._run_engine, name="engine", daemon=True).start()
+
+    def ready(self) -> int:
+        """How many concepts it takes at a time: its slots, and a few whose photos are prepared meanwhile."""
+        return self._slots + self._config.actors.calls_ahead
+
+    async def learn(self, task: ConceptTask, attempt: int = 1) -> ConceptRecord:
+        """Learn one concept and publish it. Bad input comes back as a failed record, which is for the caller to store.
+
+        Raises ActorBroken when the actor must be replaced, and OSError when storage fails.
+        """
+        async with self._room:
+            job = self._jobs[task.concept.concept_id] = _Job(task)
+            try:
+                return await self._learn(job, attempt)
+            except ValueError as error:
+                return failure_record(task, str(error), attempt)
+            except ActorBroken:
+                raise
+            except RuntimeError as error:  # how torch reports a device that is out of memory or lost
+                raise ActorBroken(f"{type(error).__name__}: {error}") from error
+            finally:
+                del self._jobs[task.concept.concept_id]
+
+    async def drain(self, seconds: float) -> None:
+        """Start no more concepts; return when each one in a slot has written a checkpoint or its record, or time is
+        up. Without checkpoints (`actors.checkpoint_steps` 0) there is nothing to wait for but records."""
+        self._draining = True
+        deadline = time.monotonic() + seconds
+        before = {job: job.num_saves for job in self._jobs.values()}
+        while time.monotonic() < deadline and not self._broken:
+            waiting = (job for job in self._jobs.values() if job.in_slot or job.outcome.done())
+            if not any(job.num_saves == before.get(job, 0) or job.outcome.done() for job in waiting):
+                return
+            await asyncio.sleep(0.05)
+
+    def close(self) -> None:
+        """Let the engine end once its slots are empty."""
+        self._assignments.put(None)
+        self._pool.shutdown()
+
+    async def _learn(self, job: _Job, attempt: int) -> ConceptRecord:
+        task = job.task
+        if attempt > 1 and await self._in_pool(lambda: self._store.exists(task.folder.record)):
+            # an earlier attempt had finished; only its answer was lost
+            return from_json(await self._in_pool(lambda: self._store.get(task.folder.record)))
+        photos = await self._in_pool(lambda: self._fetch(task.concept))
+        assignment = await self._in_pool(lambda: self._encode(task, photos))
+        self._assignments.put(assignment)
+        if self._broken:  # looked at after the job is known: the engine's end cannot have missed it
+            raise ActorBroken(self._broken)
+        outcome = await asyncio.wrap_future(job.outcome)
+        if outcome.embedding is None:
+            raise ValueError(outcome.error or "the engine gave no reason")
+        return await self._in_pool(lambda: self._publish(job, photos, outcome, attempt))
+
+    async def _in_pool(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _fetch(self, concept: Concept) -> list[Image.Image]:
+        photos = []
+        for uri in concept.images:
+            try:
+                photos.append(open_photo(read_bytes(uri)))
+            except (ValueError, FileNotFoundError, PermissionError) as error:
+                raise ValueError(f"photo {uri}: {error}") from error
+        return photos
+
+    def _encode(self, task: ConceptTask, photos: list[Image.Image]) -> Assignment:
+        """Encode the photos once, and take up the checkpoint that an earlier attempt may have left."""
+        concept, config = task.concept, self._config
+        moments = encode_views(self._backbone, photos, config.inversion.augment, concept.concept_id, config.seed)
+        state = None
+        try:
+            state = SlotState.from_bytes(self._store.get(task.folder.checkpoint))
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            log.warning("concept %s starts anew: %s", concept.concept_id, error)
+        return Assignment(concept, moments, state)
+
+    def _run_engine(self) -> None:
+        config = self._config
+        try:
+            engine = Engine(self._backbone, config.inversion, slots=self._slots, seed=config.seed)
+            engine.run(self._next_assignment, self._ended, self._checkpoint, config.actors.checkpoint_steps)
+            self._broken = "the engine was closed"
+        except BaseException as error:
+            log.exception("the engine stopped")
+            self._broken = f"the engine stopped: {type(error).__name__}: {error}"
+        for job in list(self._jobs.values()):
+            if not job.outcome.done():
+                job.outcome.set_exception(ActorBroken(self._broken))
+
+    def _next_assignment(self, wait: bool) -> Assignment | None:
+        """Asked by the engine on its own thread; None while it waits ends it."""
+        if self._draining and not wait:
+            return None
+        try:
+            assignment = self._assignments.get(block=wait)
+        except queue.Empty:
+            return None
+        if assignment is None:
+            self._assignments.put(None)  # it will ask again, with `wait`, when its slots are empty
+            return None
+        self._jobs[assignment.concept.concept_id].in_slot = True
+        return assignment
+
+    def _ended(self, outcome: Outcome) -> None:
+        job = self._jobs[outcome.concept.concept_id]
+        job.in_slot = False
+        job.outcome.set_result(outcome)
+
+    def _checkpoint(self, concept: Concept, state: SlotState) -> None:
+        """Handed to the pool, so that the engine never waits for storage; left out while the last is on its way."""
+        job = self._jobs[concept.concept_id]
+        if job.save is None or job.save.done():
+            job.save = self._pool.submit(self._save, job, state)
+
+    def _save(self, job: _Job, state: SlotState) -> None:
+        try:
+            self._store.put(job.task.folder.checkpoint, state.to_bytes())
+            job.num_saves += 1
+        except OSError as error:  # the concept goes on; only a crash before the next checkpoint would cost more steps
+            log.warning("a checkpoint of %s was not stored: %s", job.task.concept.concept_id, error)
+
+    def _publish(self, job: _Job, photos: list[Image.Image], outcome: Outcome, attempt: int) -> ConceptRecord:
+        """Everything the concept produced, then its record. Draws the sample pictures on the way."""
+        assert outcome.embedding is not None
+        task, folder, config = job.task, job.task.folder, self._config
+        provenance = {"model": config.model, "model_hash": self._backbone.model_hash(), "fingerprint": task.fingerprint}
+        embedding = replace(outcome.embedding, metadata={**outcome.embedding.metadata, **provenance})
+        samples = draw_samples(self._backbone, task.concept, embedding, config.grid, config.seed)
+        scores = score(self._extractor, photos, samples) if self._extractor else {}
+        payload = {
+            folder.embedding: dump_diffusers(embedding),
+            folder.grid: to_png(samples.sheet(photos)),
+            folder.curve: curve_parquet(outcome.curve),
+        }
+        files = {path.rpartition("/")[2]: self._put_checked(path, data) for path, data in payload.items()}
+        if job.save is not None:
+            concurrent.futures.wait([job.save])  # else it could land after the checkpoint is deleted
+        self._store.delete(folder.checkpoint)
+        self._store.delete(folder.failure)
+        record = _record(
+            task, "done", attempt, steps=outcome.steps, seconds=outcome.seconds, scores=scores, files=files
+        )
+        put_record(self._store, record)
+        return record
+
+    def _put_checked(self, path: str, data: bytes) -> StoredFile:
+        """Write, read back and compare: a record must never vouch for bytes that are not there."""
+        self._store.put(path, data)
+        back = self._store.get(path)
+        if back != data:
+            raise OSError(f"{self._store.uri(path)}: {len(data)} bytes were written, {len(back)} others read back")
+        return StoredFile(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def failure_record(task: ConceptTask, error: str, attempts: int) -> ConceptRecord:
+    """For a concept that cannot be learned: what was asked for and why it failed."""
+    return _record(task, "failed", attempts, error=error)
+
+
+def _record(task: ConceptTask, status: Literal["done", "failed"], attempts: int, **facts: Any) -> ConceptRecord:
+    concept = task.concept
+    return ConceptRecord(
+        concept_id=concept.concept_id,
+        fingerprint=task.fingerprint,
+        status=status,
+        placeholder_token=concept.placeholder_token,
+        initializer=concept.initializer,
+        category=concept.category,
+        num_vectors=concept.num_vectors,
+        images=concept.images,
+        attempts=attempts,
+        finished_at=now(),
+        carried=task.carried,
+        **facts,
+    )
+
+
+def curve_parquet(curve: Tensor) -> bytes:
+    """[n, 3] rows of (step, loss, norm) as a Parquet file."""
+    steps, losses, norms = curve.unbind(1)
+    table = pa.table({"step": steps.int().numpy(), "loss": losses.numpy(), "norm": norms.numpy()})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def to_png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,230 @@
+"""Everything a run can be told: where, when and how much, around the method's own knobs.
+
+A run is a TOML recipe plus `--set a.b=c` overrides; the resolved configuration goes to `run.json` before any work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from textual_inversion.config import InversionConfig, Precision, SamplingConfig
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def _check(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} = {value!r}: must be {rule}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActorConfig:
+    """How the work is spread over the cluster. Nothing here changes a result."""
+
+    count: int = 0
+    """Actors at most; 0 is one for every GPU the cluster has, or, without any, one for every `cpus` cores."""
+
+    slots: int = 0
+    """Concepts one actor learns side by side in a batch; 0 lets the actor choose by device and memory."""
+
+    cpus: float = 1.0
+    """CPU cores Ray reserves for each actor."""
+
+    gpus: float = 1.0
+    """GPUs Ray reserves for each actor when the device is a GPU; below 1 several actors share one."""
+
+    calls_ahead: int = 2
+    """Concepts sent to an actor beyond its slots, so that their photos are fetched while it learns others."""
+
+    max_attempts: int = 3
+    """Calls lost to a dying actor or to storage before a concept counts as failed."""
+
+    checkpoint_steps: int = 100
+    """Steps between checkpoints of a concept being learned; 0 writes none."""
+
+    drain_s: float = 20.0
+    """When the run is stopped: seconds that running concepts get to write a checkpoint."""
+
+    def __post_init__(self) -> None:
+        _check(self.count >= 0, "actors.count", self.count, "0 (automatic) or more")
+        _check(self.slots >= 0, "actors.slots", self.slots, "0 (automatic) or more")
+        _check(self.cpus > 0, "actors.cpus", self.cpus, "positive")
+        _check(self.gpus >= 0, "actors.gpus", self.gpus, "0 or more")
+        _check(self.calls_ahead >= 0, "actors.calls_ahead", self.calls_ahead, "0 or more")
+        _check(self.max_attempts >= 1, "actors.max_attempts", self.max_attempts, "1 or more")
+        _check(self.checkpoint_steps >= 0, "actors.checkpoint_steps", self.checkpoint_steps, "0 (none) or more")
+        _check(self.drain_s >= 0, "actors.drain_s", self.drain_s, "0 or more seconds")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GridConfig:
+    """The sample pictures drawn of each concept as soon as it is learned; the quality scores are taken from them."""
+
+    prompts: tuple[str, ...] = ("a photo of {}", "{} on the beach", "{} in the snow", "a pencil sketch of {}")
+    """One grid column each; `{}` is where the placeholder token goes."""
+
+    images_per_prompt: int = 2
+    """Pictures per prompt."""
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        _check(len(self.prompts) > 0, "grid.prompts", self.prompts, "at least one prompt")
+        for prompt in self.prompts:
+            _check(prompt.count("{}") == 1, "grid.prompts", prompt, "a text with {} once, where the concept goes")
+        _check(self.images_per_prompt >= 1, "grid.images_per_prompt", self.images_per_prompt, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationConfig:
+    """Prompted pictures of every learned concept, in bulk, after learning."""
+
+    prompts: str = ""
+    """URI of the prompts; empty leaves this stage out."""
+
+    images_per_prompt: int = 1
+    """Pictures per concept and prompt."""
+
+    packed: bool = False
+    """Store the pictures inside the Parquet parts, next to their metadata rows, instead of one PNG object each."""
+
+    rows_per_part: int = 256
+    """Pictures one Parquet part describes; a finished part is not made again on the next run."""
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.images_per_prompt >= 1, "generation.images_per_prompt", self.images_per_prompt, "1 or more")
+        _check(self.rows_per_part >= 1, "generation.rows_per_part", self.rows_per_part, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    """What the page that a person reads holds."""
+
+    embedded: int = 200
+    """Concepts shown with their pictures inside the page; all others are table rows that link to the objects."""
+
+    def __post_init__(self) -> None:
+        _check(self.embedded >= 0, "report.embedded", self.embedded, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One configuration on one manifest."""
+
+    # Unknown keys are errors, here and in every nested dataclass, the core's included; types are not coerced.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    manifest: str = ""
+    """Parquet file, folder or glob; any fsspec URI."""
+
+    output: str = "output"
+    """Folder or URI that everything is written under."""
+
+    model: str = "demo/model"
+    """Directory or hub id of a Stable Diffusion checkpoint in diffusers layout."""
+
+    extractor: str = "demo/clip"
+    """Directory or hub id of the CLIP that scores the sample pictures; empty turns scores off."""
+
+    seed: int = 0
+    """Seeds every draw, together with the concept's id."""
+
+    device: Device = "auto"
+    """`auto` is a GPU where the cluster has one."""
+
+    precision: Literal["auto", Precision] = "auto"
+    """Of the frozen networks; learned rows are always float32. `auto` is bfloat16 on a GPU, float32 on a CPU."""
+
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    grid: GridConfig = field(default_factory=GridConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    actors: ActorConfig = field(default_factory=ActorConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+    def __post_init__(self) -> None:
+        _check(bool(self.output), "output", self.output, "a folder or URI to write to")
+        _check(bool(self.model), "model", self.model, "a directory or hub id")
+        _check(0 <= self.seed < 2**63, "seed", self.seed, "a non-negative 63-bit integer")
+
+
+_ADAPTER = TypeAdapter(RunConfig)
+
+
+def load_config(toml: str = "", overrides: Iterable[str] = (), **values: object) -> RunConfig:
+    """The configuration of a run: TOML text, then `a.b=c` overrides, then keyword values that are not None.
+
+    Raises ValueError naming the key, the value and what would be right.
+    """
+    try:
+        tree = tomllib.loads(toml)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"the configuration is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(tree, override)
+    tree |= {key: value for key, value in values.items() if value is not None}
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Check a tree of plain values, as TOML or JSON hold them, and make it a RunConfig; missing keys get defaults."""
+    try:
+        return _ADAPTER.validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(detail) for detail in error.errors())) from error
+
+
+def to_tree(config: RunConfig) -> dict[str, Any]:
+    """Plain nested values; `parse_config` takes them back unchanged."""
+    return dataclasses.asdict(config)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise ValueError(f"--set {override!r}: write it as key=value, for example --set inversion.steps=300")
+    for name in names[:-1]:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"--set {override!r}: {name} is a value, not a section")
+    tree[names[-1]] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> object:
+    """A TOML value; a bare word that is none (a path, a model id) is taken as a string."""
+    try:
+        values = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return values["value"] if len(values) == 1 else text
+
+
+def _explain(detail: Any) -> str:
+    """One line for one pydantic error."""
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        close = difflib.get_close_matches(key, _known_keys(RunConfig), n=1, cutoff=0.5)
+        return f"{key}: no such setting" + (f"; did you mean {close[0]}?" if close else "")
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    return f"{key} = {detail['input']!r}: {detail['msg']}"
+
+
+def _known_keys(config: type[Any], prefix: str = "") -> list[str]:
+    keys = []
+    for entry in dataclasses.fields(config):
+        if dataclasses.is_dataclass(entry.default_factory):
+            keys += _known_keys(entry.default_factory, f"{prefix}{entry.name}.")
+        else:
+            keys.append(f"{prefix}{entry.name}")
+    return keys

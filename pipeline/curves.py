@@ -1,0 +1,71 @@
+"""A learning curve as a small drawing: from its Parquet (step, loss, norm) to the points of SVG lines."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+
+WIDTH, HEIGHT = 240, 90
+"""Of the drawing, in SVG units."""
+
+_BINS = 60
+_NAMES = ("step", "loss", "norm")
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A drawing: SVG point lists, and the values that label them."""
+
+    band: str
+    """Outline of the loss's lowest to highest value around each step."""
+    loss: str
+    """Mean loss."""
+    norm: str
+    """Mean norm of the rows, on its own scale from 0."""
+    last_step: int
+    low: float
+    high: float
+    """The loss scale's ends."""
+    last_norm: float
+
+
+def read_curve(data: bytes) -> Curve | None:
+    """Draw a curve from its Parquet; None when it has fewer than two finite points."""
+    table = pq.read_table(io.BytesIO(data), columns=list(_NAMES))
+    rows = [row for row in zip(*(column.to_pylist() for column in table.columns), strict=True) if _finite(row)]
+    if len(rows) < 2:
+        return None
+    per_bin = math.ceil(len(rows) / _BINS)
+    bins = [rows[i : i + per_bin] for i in range(0, len(rows), per_bin)]
+    first, last = rows[0][0], rows[-1][0]
+
+    steps = [_mean([row[0] for row in part]) for part in bins]
+    means = [_mean([row[1] for row in part]) for part in bins]
+    lows = [min(row[1] for row in part) for part in bins]
+    highs = [max(row[1] for row in part) for part in bins]
+    norms = [_mean([row[2] for row in part]) for part in bins]
+    low, high, top_norm = min(lows), max(highs), max(norms)
+
+    def points(values: Sequence[float], bottom: float, top: float) -> list[str]:
+        across = [(step - first) / max(1, last - first) * WIDTH for step in steps]
+        up = [(value - bottom) / ((top - bottom) or 1) * HEIGHT for value in values]
+        return [f"{x:.1f},{HEIGHT - y:.1f}" for x, y in zip(across, up, strict=True)]
+
+    return Curve(
+        band=" ".join(points(highs, low, high) + points(lows, low, high)[::-1]),
+        loss=" ".join(points(means, low, high)),
+        norm=" ".join(points(norms, 0.0, 1.1 * top_norm)),
+        last_step=int(last), low=low, high=high, last_norm=rows[-1][2],
+    )  # fmt: skip
+
+
+def _finite(row: Sequence[float | None]) -> bool:
+    return all(value is not None and math.isfinite(value) for value in row)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,292 @@
+"""THE scheduling loop: bounded calls in flight, dead actors replaced, every task settled exactly once.
+
+Owns no numerics and no paths. Actors are never restarted by Ray: with `max_restarts=0` the error names the true cause,
+and the driver decides what happens to the concepts that were on the actor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline.actors import Learner, failure_record
+from pipeline.config import RunConfig
+from pipeline.faults import ActorBroken, RunAborted, describe_error
+from pipeline.plan import ConceptTask
+from pipeline.progress import Progress
+from pipeline.records import ConceptRecord
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """How far the driver goes before it gives up on a concept, an actor or the run."""
+
+    max_actors: int
+    max_attempts: int = 3
+    """Calls lost to a dying actor or to storage before a concept counts as failed."""
+    max_start_failures: int = 3
+    """Actors in a row that did not start before the run is aborted (or goes on with those that did)."""
+    max_fruitless_deaths: int = 10
+    """Actors in a row that died with no concept finished in between before the run is aborted."""
+    backoff_s: float = 1.0
+    """Wait after the first failed start; doubles with each further one, up to a minute."""
+    drain_s: float = 20.0
+    """When the run is stopped: time for running concepts to write a checkpoint."""
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    task: ConceptTask
+    attempts: int = 0
+    """Calls lost so far."""
+
+
+@dataclass(eq=False, slots=True)
+class _Actor:
+    handle: Any
+    starting: Any
+    """Reference that resolves when the actor is ready; None from then on."""
+    capacity: int = 1
+    """Calls it takes at a time; known when it is ready."""
+    calls: dict[Any, _Work] = field(default_factory=dict)
+    alone: bool = False
+    """It runs a suspect and gets nothing else until that call ends."""
+
+
+def drive(
+    tasks: Iterable[ConceptTask],
+    new_actor: Callable[[], Any],
+    policy: Policy,
+    progress: Progress | None = None,
+    stop: Event | None = None,
+) -> Iterator[ConceptRecord]:
+    """Run every task on actors and yield its record, done or failed; raises RunAborted when actors cannot live.
+
+    `tasks` is pulled lazily, a little ahead of the actors. `new_actor()` returns the handle of a Ray actor with
+    `max_restarts=0` and the methods `ready()`, which says how many calls it takes at a time, `learn(task, attempt)`,
+    which returns a ConceptRecord, and `drain(seconds)`. When `stop` is set, nothing new is handed out, running concepts
+    get `drain_s` to write checkpoints, and the iterator ends.
+    """
+    fleet = _Fleet(iter(tasks), new_actor, policy)
+    stop = stop or Event()
+    try:
+        while fleet.has_work() and not stop.is_set():
+            fleet.match_demand()
+            fleet.hand_out()
+            yield from fleet.collect(timeout_s=1.0)
+            if progress is not None:
+                progress.update(done=fleet.done, failed=fleet.failed, running=fleet.describe())
+        if stop.is_set():
+            yield from fleet.drain()
+        if progress is not None:
+            progress.update(done=fleet.done, failed=fleet.failed, final=True)
+    finally:
+        fleet.dismiss()
+
+
+class _Fleet:
+    """The actors, what each is doing, and what waits."""
+
+    def __init__(self, tasks: Iterator[ConceptTask], new_actor: Callable[[], Any], policy: Policy) -> None:
+        self._tasks = tasks
+        self._new_actor = new_actor
+        self._policy = policy
+        self._actors: list[_Actor] = []
+        self._ahead: deque[_Work] = deque()
+        self._suspects: deque[_Work] = deque()
+        """Were on an actor when it died; each runs alone, so that one which kills actors takes no other with it."""
+        self._start_failures = 0
+        self._fruitless_deaths = 0
+        self._next_start = 0.0
+        self.done = 0
+        self.failed = 0
+
+    def has_work(self) -> bool:
+        self._look_ahead()
+        return bool(self._ahead or self._suspects or self._in_flight())
+
+    def describe(self) -> str:
+        starting = sum(actor.starting is not None for actor in self._actors)
+        ready = len(self._actors) - starting
+        return f"{self._in_flight()} on {ready} actors" + (f" ({starting} starting)" if starting else "")
+
+    def match_demand(self) -> None:
+        """As many actors as there is work for: more are started one by one, idle ones are let go at the tail."""
+        wanted = min(self._policy.max_actors, len(self._ahead) + len(self._suspects) + self._in_flight())
+        idle = [actor for actor in self._actors if not actor.calls]
+        for actor in idle[: max(0, len(self._actors) - wanted)]:
+            self._remove(actor)
+        while len(self._actors) < wanted and time.monotonic() >= self._next_start:
+            if self._start_failures >= self._policy.max_start_failures and self._actors:
+                return  # the actors that do live carry on alone
+            handle = self._new_actor()
+            self._actors.append(_Actor(handle, starting=handle.ready.remote()))
+            if self._start_failures:
+                return  # after a failure, one at a time
+
+    def hand_out(self) -> None:
+        """Fill the ready actors: a suspect to an empty one, else shares of what lies ahead, least busy actor first."""
+        for actor in sorted(self._ready(), key=lambda actor: len(actor.calls)):
+            if self._suspects and not actor.calls:
+                actor.alone = True
+                self._call(actor, self._suspects.popleft())
+            known = len(self._ahead) + self._in_flight()
+            share = min(actor.capacity, math.ceil(known / len(self._actors)))
+            while self._ahead and not actor.alone and len(actor.calls) < share:
+                self._call(actor, self._ahead.popleft())
+                self._look_ahead()
+
+    def collect(self, timeout_s: float) -> Iterator[ConceptRecord]:
+        """Wait for something to happen and deal with all that has."""
+        refs = {ref: actor for actor in self._actors for ref in actor.calls}
+        refs |= {actor.starting: actor for actor in self._actors if actor.starting is not None}
+        if not refs:
+            time.sleep(min(timeout_s, max(0.0, self._next_start - time.monotonic())))
+            return
+        some, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s, fetch_local=False)
+        if not some:
+            return
+        ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0, fetch_local=False)
+        results = [(ref, refs[ref], _get(ref)) for ref in ready]
+        # An actor that died may have finished other concepts first: take those before its calls become suspects.
+        for ref, actor, (value, error) in sorted(results, key=lambda result: result[2][1] is not None):
+            if ref is actor.starting:
+                self._started(actor, value, error)
+            elif ref in actor.calls:
+                yield from self._answered(actor, ref, value, error)
+
+    def drain(self) -> Iterator[ConceptRecord]:
+        """Give running concepts time to write a checkpoint, then take what finished meanwhile."""
+        busy = [actor for actor in self._ready() if actor.calls]
+        if not busy:
+            return
+        log.warning("stopping: waiting up to %.0f s for %d concepts to save", self._policy.drain_s, self._in_flight())
+        refs = [actor.handle.drain.remote(self._policy.drain_s) for actor in busy]
+        ray.wait(refs, num_returns=len(refs), timeout=self._policy.drain_s + 5, fetch_local=False)
+        yield from self.collect(timeout_s=0)
+
+    def dismiss(self) -> None:
+        for actor in list(self._actors):
+            self._remove(actor)
+
+    def _look_ahead(self) -> None:
+        """Pull tasks until every actor there could be would find its fill."""
+        enough = self._policy.max_actors * max((actor.capacity for actor in self._actors), default=1)
+        while len(self._ahead) < enough:
+            task = next(self._tasks, None)
+            if task is None:
+                return
+            self._ahead.append(_Work(task))
+
+    def _ready(self) -> list[_Actor]:
+        return [actor for actor in self._actors if actor.starting is None]
+
+    def _in_flight(self) -> int:
+        return sum(len(actor.calls) for actor in self._actors)
+
+    def _call(self, actor: _Actor, work: _Work) -> None:
+        actor.calls[actor.handle.learn.remote(work.task, work.attempts + 1)] = work
+
+    def _started(self, actor: _Actor, capacity: int, error: Exception | None) -> None:
+        actor.starting = None
+        if error is None:
+            actor.capacity = capacity
+            self._start_failures = 0
+            return
+        self._remove(actor)
+        self._start_failures += 1
+        self._next_start = time.monotonic() + min(60.0, self._policy.backoff_s * 2 ** (self._start_failures - 1))
+        log.warning("an actor did not start (%d in a row): %s", self._start_failures, describe_error(error))
+        if self._start_failures >= self._policy.max_start_failures and not self._actors:
+            raise RunAborted(
+                f"{self._start_failures} actors in a row did not start: {describe_error(error)}"
+            ) from error
+
+    def _answered(self, actor: _Actor, ref: Any, record: Any, error: Exception | None) -> Iterator[ConceptRecord]:
+        work = actor.calls.pop(ref)
+        actor.alone = False
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if error is None:
+            self._fruitless_deaths = 0
+            yield self._settle(record)
+        elif not isinstance(error, RayTaskError) or isinstance(cause, ActorBroken):
+            actor.calls[ref] = work
+            yield from self._bury(actor, error)
+        elif isinstance(cause, OSError):  # storage or network, after the client's own retries
+            yield from self._lost(work, self._ahead, error)
+        else:
+            self._fruitless_deaths = 0
+            yield self._settle(failure_record(work.task, describe_error(error), work.attempts + 1))
+
+    def _bury(self, actor: _Actor, error: Exception) -> Iterator[ConceptRecord]:
+        """The actor is lost: its concepts become suspects, unless its node was preempted, which proves nothing."""
+        preempted = bool(getattr(error, "preempted", False))
+        log.warning("an actor with %d concepts was lost: %s", len(actor.calls), describe_error(error))
+        self._remove(actor)
+        lost, actor.calls = list(actor.calls.values()), {}
+        for work in lost:
+            if preempted:
+                self._ahead.appendleft(work)
+            else:
+                yield from self._lost(work, self._suspects, error)
+        self._fruitless_deaths += not preempted
+        if self._fruitless_deaths >= self._policy.max_fruitless_deaths:
+            raise RunAborted(f"{self._fruitless_deaths} actors in a row died: {describe_error(error)}") from error
+
+    def _lost(self, work: _Work, queue: deque[_Work], error: Exception) -> Iterator[ConceptRecord]:
+        work.attempts += 1
+        if work.attempts < self._policy.max_attempts:
+            queue.append(work)
+        else:
+            yield self._settle(failure_record(work.task, describe_error(error), work.attempts))
+
+    def _settle(self, record: ConceptRecord) -> ConceptRecord:
+        is_done = record.status == "done"
+        self.done += is_done
+        self.failed += not is_done
+        return record
+
+    def _remove(self, actor: _Actor) -> None:
+        self._actors.remove(actor)
+        ray.kill(actor.handle)
+
+
+def learner_actors(config: RunConfig, gpus: float) -> Callable[[], Any]:
+    """What starts an actor: on a GPU if the cluster has any (`gpus`), else on CPU cores, with no other difference."""
+    on_device = dataclasses.replace(config, device="cuda" if gpus else "cpu")
+    actor_class = ray.remote(
+        max_restarts=0,
+        max_task_retries=0,
+        num_cpus=config.actors.cpus,
+        num_gpus=config.actors.gpus if gpus else 0,
+    )(Learner)
+    return lambda: actor_class.remote(on_device)
+
+
+def policy_of(config: RunConfig, gpus: float, cpus: float) -> Policy:
+    """As configured; the number of actors, if left open, is what the cluster's GPUs or cores hold."""
+    room = gpus / config.actors.gpus if gpus and config.actors.gpus else cpus / config.actors.cpus
+    return Policy(
+        max_actors=config.actors.count or max(1, int(room)),
+        max_attempts=config.actors.max_attempts,
+        drain_s=config.actors.drain_s,
+    )
+
+
+def _get(ref: Any) -> tuple[Any, Exception | None]:
+    try:
+        return ray.get(ref), None
+    except RayError as error:
+        return None, error

@@ -1,0 +1,22 @@
+"""What ends an actor or a run, and any error in one line."""
+
+from __future__ import annotations
+
+
+class ActorBroken(RuntimeError):
+    """Raised by an actor that can do nothing more and must be replaced."""
+
+
+class RunAborted(RuntimeError):
+    """Actors fail for reasons that no concept can be blamed for; the text says which."""
+
+
+def describe_error(error: BaseException) -> str:
+    """The kind of error and the line of its text that says what happened."""
+    cause = getattr(error, "cause", None) or error  # what an actor raised, inside Ray's own error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    if not lines:
+        return type(cause).__name__
+    # Ray puts a remote traceback in the text; its last line is the error itself. Its own errors begin with the reason.
+    is_traceback = any(line.startswith("Traceback") or "ray::" in line for line in lines)
+    return f"{type(cause).__name__}: {lines[-1] if is_traceback else lines[0]}"

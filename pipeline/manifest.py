@@ -1,0 +1,200 @@
+"""Read a manifest: Parquet, one row a concept, streamed in batches and checked row by row.
+
+The schema in words is in manifests/README.md. A bad row is handed on as a BadRow with its number and never stops the
+others; a manifest that cannot be one at all (no such file, no such column) raises ValueError before any row is read.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage import absolute, match, open_for_reading, resolve
+from textual_inversion.concept import Concept
+
+CONCEPT_COLUMNS = ("concept_id", "images", "placeholder", "initializer", "category", "num_vectors")
+MAX_IMAGES = 1000
+MAX_CARRIED_BYTES = 64 * 2**10
+_BATCH_ROWS = 1024
+_CONCEPT_ID = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManifestRow:
+    """A row that describes a concept."""
+
+    file: str
+    row: int
+    """Counted from 1 within the file."""
+    concept: Concept
+    """Its images are absolute addresses."""
+    carried: Mapping[str, Any]
+    """All other columns, as JSON values; they reappear in the results."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadRow:
+    """A row that does not, and why."""
+
+    file: str
+    row: int
+    concept_id: str | None
+    reason: str
+
+
+def count_rows(uri: str) -> int:
+    """Rows in the manifest, from the files' footers alone."""
+    return sum(_open(file)[1] for file in _files(uri))
+
+
+def read_manifest(uri: str) -> Iterator[ManifestRow | BadRow]:
+    """Every row of every file, in the order of the files' names; a file, a folder or a glob at any fsspec URI.
+
+    Memory stays at one batch plus 8 bytes and a set entry per concept id, by which later duplicates are told.
+    """
+    files = _files(absolute(uri))
+    for file in files:
+        _open(file)  # all files, before the first row: a wrong column is found now, not at three in the morning
+    seen: set[int] = set()
+    for file in files:
+        for row in _read_file(file):
+            if isinstance(row, ManifestRow):
+                digest = hashlib.blake2b(row.concept.concept_id.encode(), digest_size=8).digest()
+                key = int.from_bytes(digest, "big")
+                if key in seen:
+                    yield BadRow(file=row.file, row=row.row, concept_id=row.concept.concept_id,
+                                 reason=f"concept_id {row.concept.concept_id!r} occurs in an earlier row")  # fmt: skip
+                    continue
+                seen.add(key)
+            yield row
+
+
+def _files(uri: str) -> list[str]:
+    files = match(absolute(uri), ".parquet")
+    if not files:
+        raise ValueError(f"no manifest at {uri}: give a Parquet file, a folder with *.parquet files, or a glob")
+    return files
+
+
+def _open(file: str) -> tuple[pa.Schema, int]:
+    """Schema and row count, checked."""
+    try:
+        with open_for_reading(file) as handle:
+            parquet = pq.ParquetFile(handle)
+            schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"manifest {file} cannot be read as Parquet: {error}") from error
+    names = schema.names
+    if len(set(names)) != len(names):
+        raise ValueError(f"manifest {file} has two columns of the same name: {sorted(names)}")
+    for name in ("concept_id", "images"):
+        if name not in names:
+            raise ValueError(f"manifest {file} has no column {name!r}; it has {', '.join(names)}")
+    images = schema.field("images").type
+    is_list = pa.types.is_list(images) or pa.types.is_large_list(images) or pa.types.is_fixed_size_list(images)
+    if not (is_list and _is_text(images.value_type)):
+        raise ValueError(f"manifest {file}: column 'images' is {images}; it must be a list of strings")
+    return schema, rows
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind))
+
+
+def _read_file(file: str) -> Iterator[ManifestRow | BadRow]:
+    number = 0
+    try:
+        with open_for_reading(file) as handle:
+            for batch in pq.ParquetFile(handle).iter_batches(_BATCH_ROWS, use_threads=False):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield _parse(file, number, values)
+    except (pa.ArrowException, OSError) as error:
+        yield BadRow(file=file, row=number + 1, concept_id=None,
+                     reason=f"the file cannot be read from this row on: {error}")  # fmt: skip
+
+
+def _parse(file: str, number: int, values: dict[str, Any]) -> ManifestRow | BadRow:
+    concept_id = values["concept_id"]
+    try:
+        concept = _concept(file, values)
+        carried = {name: _jsonable(value) for name, value in values.items() if name not in CONCEPT_COLUMNS}
+        size = len(json.dumps(carried))
+        if size > MAX_CARRIED_BYTES:
+            raise ValueError(f"its other columns hold {size:,} bytes, more than {MAX_CARRIED_BYTES:,}; drop large ones")
+    except ValueError as error:
+        named = str(concept_id) if isinstance(concept_id, str | int) else None
+        return BadRow(file=file, row=number, concept_id=named, reason=str(error))
+    return ManifestRow(file=file, row=number, concept=concept, carried=carried)
+
+
+def _concept(file: str, values: dict[str, Any]) -> Concept:
+    concept_id = values["concept_id"]
+    if isinstance(concept_id, int) and not isinstance(concept_id, bool):
+        concept_id = str(concept_id)  # catalog numbers
+    if not isinstance(concept_id, str) or not _CONCEPT_ID.fullmatch(concept_id):
+        raise ValueError(
+            f"concept_id {concept_id!r} must be 1 to 128 letters, digits, '.', '_' or '-', not beginning with '.'; "
+            "it names a folder"
+        )
+    images = values["images"] or []
+    if not all(isinstance(image, str) and image for image in images):
+        raise ValueError("images holds an empty or missing address")
+    if len(images) > MAX_IMAGES:
+        raise ValueError(f"{len(images):,} images, more than {MAX_IMAGES:,}")
+    return Concept(
+        concept_id=concept_id,
+        placeholder_token=_text(values, "placeholder", f"<{concept_id}>"),
+        images=tuple(resolve(image, relative_to=file) for image in images),
+        initializer=_text(values, "initializer", ""),
+        category=_text(values, "category", "object"),  # type: ignore[arg-type]  # Concept checks the value
+        num_vectors=_count(values, "num_vectors", 1),
+    )
+
+
+def _text(values: Mapping[str, Any], name: str, default: str) -> str:
+    value = values.get(name)
+    if value is None or value == "":
+        return default
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}; it must be text")
+    return value.strip()
+
+
+def _count(values: Mapping[str, Any], name: str, default: int) -> int:
+    value = values.get(name)
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes missing integers as NaN
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number")
+    return int(value)
+
+
+def _jsonable(value: Any) -> Any:
+    """Arrow's Python values as JSON ones: times become ISO 8601 text, decimals text, bytes base64, NaN null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {str(name): _jsonable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, decimal.Decimal | datetime.timedelta):
+        return str(value)
+    raise ValueError(f"a value of type {type(value).__name__} cannot be carried to the results; drop its column")

@@ -1,0 +1,53 @@
+"""The frozen models of a run: where they are, what is in them, and loading one; light until that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import RunConfig
+from pipeline.identity import identify_folder
+from textual_inversion import model_files
+
+if TYPE_CHECKING:
+    from textual_inversion.families.base import Backbone
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def locate(model: str) -> str:
+    """A model's directory as seen from this machine, or its hub id; a relative path may lie in the current directory
+    or in the repository, which may be elsewhere on another machine."""
+    for directory in (Path(model), ROOT / model):
+        if directory.is_dir():
+            return str(directory.resolve())
+    return model
+
+
+def portable(model: str) -> str:
+    """A name for the model that `locate` understands on every machine: made absolute unless the repository has it."""
+    return model if not Path(model).is_dir() or (ROOT / model).is_dir() else str(Path(model).resolve())
+
+
+def model_hash(model: str) -> str:
+    """Digest of everything that decides what the model computes."""
+    return model_files.model_hash(locate(model))
+
+
+def extractor_hash(model: str) -> str:
+    """The same for the CLIP that scores; a hub id stands for itself, no extractor for nothing."""
+    directory = locate(model)
+    return identify_folder(directory) if model and Path(directory).is_dir() else model
+
+
+def load_model(config: RunConfig) -> Backbone:
+    """The backbone on the configured device, in an actor's process."""
+    import torch
+    from transformers.utils import logging
+
+    from textual_inversion.families import load_backbone
+
+    logging.disable_progress_bar()  # they fill a job's log
+    if config.device == "cpu":
+        torch.set_num_threads(1)  # sums are split by thread: one thread gives the same numbers on every machine
+    return load_backbone(locate(config.model), device=config.device, precision=config.precision)

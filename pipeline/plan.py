@@ -1,0 +1,138 @@
+"""What is left to do: rows of the manifest against the records that exist, decided by one listing.
+
+Everything a concept's result depends on is hashed into its fingerprint; done means that a record with the current
+fingerprint exists. So resuming is running again, and a changed photo, row, setting or model means not done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.identity import identify
+from pipeline.manifest import BadRow, ManifestRow
+from pipeline.storage import ConceptFolder
+from textual_inversion.concept import Concept
+
+FORMAT_VERSION = 1
+"""Raised when the same inputs would give other results or files than before; makes every concept not done."""
+
+_BATCH_ROWS = 512
+
+Identify = Callable[[Iterable[str]], Mapping[str, str | OSError | ValueError]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConceptTask:
+    """One concept that is not done. Small: it travels to an actor."""
+
+    concept: Concept
+    fingerprint: str
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    """The manifest's other columns, as JSON values."""
+
+    @property
+    def folder(self) -> ConceptFolder:
+        return ConceptFolder(self.concept.concept_id, self.fingerprint)
+
+
+def settings_digest(config: RunConfig, *, model_hash: str, extractor_hash: str = "") -> str:
+    """Hash of all that every concept's result in a run depends on, apart from the concept itself.
+
+    Where and how fast the work is done (actors, device, output, the size of a batch of sample pictures) is left out.
+    """
+    grid = dataclasses.asdict(config.grid)
+    del grid["sampling"]["batch_size"]
+    return _digest(
+        {
+            "format": FORMAT_VERSION,
+            "inversion": dataclasses.asdict(config.inversion),
+            "grid": grid,
+            "seed": config.seed,
+            "precision": config.precision,
+            "model": model_hash,
+            "extractor": extractor_hash,
+        }
+    )
+
+
+def fingerprint(concept: Concept, identities: Sequence[str], settings: str) -> str:
+    """32 hex digits that change with the photos' bytes or order, the concept's row, or the run's settings.
+
+    `identities` are the photos' content hashes in manifest order; their addresses do not count.
+    """
+    row = dataclasses.asdict(concept)
+    del row["images"]
+    return _digest({"concept": row, "images": list(identities), "settings": settings})
+
+
+def finished(listing: Iterable[tuple[str, int]]) -> set[bytes]:
+    """Fingerprints that have a record, from a listing of (path, bytes) under `concepts/`."""
+    done = set()
+    for path, size in listing:
+        folder = ConceptFolder.of(path)
+        if folder is not None and path == folder.record and size:
+            done.add(folder.fingerprint.encode())
+    return done
+
+
+class Plan:
+    """Sorts the rows of a manifest into done, to do and bad while they stream by, and keeps the tally."""
+
+    def __init__(self, settings: str, done: Collection[bytes], identify: Identify = identify) -> None:
+        """`settings` from `settings_digest`, `done` from `finished`."""
+        self._settings = settings
+        self._finished = done
+        self._identify = identify
+        self.num_done = 0
+        self.num_todo = 0
+        self.bad: list[BadRow] = []
+        self.current: dict[bytes, bytes] = {}
+        """Fingerprint -> carried columns as JSON, of every good row so far: which records this run's results are of."""
+
+    def tasks(self, rows: Iterable[ManifestRow | BadRow]) -> Iterator[ConceptTask]:
+        """The concepts that are not done, in manifest order; photos are looked up for some hundred rows at a time."""
+        rows = iter(rows)
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            good = [row for row in batch if isinstance(row, ManifestRow)]
+            identities = self._identify({image for row in good for image in row.concept.images})
+            for row in batch:
+                task = self._sort(row, identities)
+                if task is not None:
+                    yield task
+
+    def _sort(
+        self, row: ManifestRow | BadRow, identities: Mapping[str, str | OSError | ValueError]
+    ) -> ConceptTask | None:
+        if isinstance(row, BadRow):
+            self.bad.append(row)
+            return None
+        known = []
+        for image in row.concept.images:
+            identity = identities[image]
+            if not isinstance(identity, str):
+                reason = f"photo {image} cannot be read: {type(identity).__name__}: {identity}"
+                self.bad.append(BadRow(file=row.file, row=row.row, concept_id=row.concept.concept_id, reason=reason))
+                return None
+            known.append(identity)
+        task = ConceptTask(
+            concept=row.concept, fingerprint=fingerprint(row.concept, known, self._settings), carried=row.carried
+        )
+        key = task.fingerprint.encode()
+        self.current[key] = json.dumps(dict(row.carried)).encode() if row.carried else b"{}"
+        if key in self._finished:
+            self.num_done += 1
+            return None
+        self.num_todo += 1
+        return task
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

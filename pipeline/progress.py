@@ -1,0 +1,67 @@
+"""How far a stage is: one line that rewrites itself in a terminal, a plain line now and then in a job's log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+
+class Progress:
+    """Counts of one stage with rate and remaining time."""
+
+    def __init__(
+        self,
+        stage: str,
+        total: Callable[[], int],
+        *,
+        stream: TextIO | None = None,
+        interval_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`total` is asked at every line, as the plan may still be read. `interval_s`: least time between two lines;
+        0.5 s in a terminal and 30 s elsewhere unless given."""
+        self._stage, self._total, self._clock = stage, total, clock
+        self._stream = sys.stderr if stream is None else stream
+        self._rewrites = self._stream.isatty()
+        self._interval_s = (0.5 if self._rewrites else 30.0) if interval_s is None else interval_s
+        self._began = clock()
+        self._last_line = -float("inf")
+        self._width = 0
+
+    def update(self, *, done: int, failed: int = 0, running: str = "", final: bool = False) -> None:
+        """Report the counts so far; says nothing if the last line is too recent and this is not the final one."""
+        now = self._clock()
+        if not final and now - self._last_line < self._interval_s:
+            return
+        self._last_line = now
+        line = self._line(done, failed, running, now - self._began)
+        if self._rewrites:
+            self._stream.write("\r" + line.ljust(self._width) + ("\n" if final else ""))
+            self._width = len(line)
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def _line(self, done: int, failed: int, running: str, seconds: float) -> str:
+        settled, total = done + failed, self._total()
+        parts = [f"{self._stage}: {done}/{total} done"]
+        if failed:
+            parts.append(f"{failed} failed")
+        if running:
+            parts.append(running)
+        parts.append(f"{format_seconds(seconds)} so far")
+        if settled and seconds > 0:
+            parts.append(f"{60 * settled / seconds:.1f}/min")
+            remaining = max(0, total - settled)
+            if remaining:
+                parts.append(f"about {format_seconds(remaining * seconds / settled)} left")
+        return ", ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    """`75` -> `1:15`, `3700` -> `1:01:40`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

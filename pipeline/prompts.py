@@ -1,0 +1,63 @@
+"""The prompts of the bulk stage: a text file with one a line, or a Parquet table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage import absolute, open_for_reading, read_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One line: what to draw."""
+
+    text: str
+    """`{}` is where the placeholder token goes."""
+    concept_id: str | None = None
+    """For this concept alone; None is for every one."""
+    seed: int | None = None
+    """Of the first picture, further ones count on; None draws from the run's seed, the concept and the text."""
+
+
+def read_prompts(uri: str) -> list[Prompt]:
+    """Parquet (`.parquet`) with a column `prompt` and optionally `concept_id` and `seed`, or text: empty lines and
+    those that begin with `#` are left out. Raises ValueError naming file and line or row."""
+    uri = absolute(uri)
+    try:
+        prompts = _read_table(uri) if uri.endswith(".parquet") else _read_lines(uri)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise ValueError(f"prompts {uri} cannot be read: {error}") from error
+    if not prompts:
+        raise ValueError(f"prompts {uri}: there are none in it")
+    return list(dict.fromkeys(prompts.values()))
+
+
+def _read_lines(uri: str) -> dict[int, Prompt]:
+    lines = enumerate(read_bytes(uri).decode("utf-8-sig").splitlines(), 1)
+    return {
+        number: _checked(f"{uri}, line {number}", line.strip())
+        for number, line in lines
+        if line.strip() and not line.lstrip().startswith("#")
+    }
+
+
+def _read_table(uri: str) -> dict[int, Prompt]:
+    with open_for_reading(uri) as file:
+        table = pq.read_table(file)
+    if "prompt" not in table.column_names:
+        raise ValueError(f"prompts {uri} has no column 'prompt'; it has {', '.join(table.column_names)}")
+    return {
+        number: _checked(f"{uri}, row {number}", row["prompt"], row.get("concept_id"), row.get("seed"))
+        for number, row in enumerate(table.to_pylist(), 1)
+    }
+
+
+def _checked(place: str, text: object, concept_id: object = None, seed: object = None) -> Prompt:
+    if not isinstance(text, str) or "{}" not in text:
+        raise ValueError(f"{place}: prompt {text!r} must be text with {{}} where the concept goes")
+    if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**62):
+        raise ValueError(f"{place}: seed {seed!r} must be a whole number, 0 or more and below 2**62")
+    return Prompt(text, None if concept_id is None else str(concept_id), seed)

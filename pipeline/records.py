@@ -1,0 +1,158 @@
+"""What became of a concept: a small JSON object, written last, from which results and report are derived."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from pipeline.storage import ConceptFolder, RunStore
+
+_BATCH = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredFile:
+    """Size and SHA-256 of an object, as read back after writing."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConceptRecord:
+    """The final state of one concept under one fingerprint.
+
+    Unknown keys are ignored on reading, so that older code reads newer records.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
+
+    concept_id: str
+    fingerprint: str
+    status: Literal["done", "failed"]
+    placeholder_token: str
+    initializer: str = ""
+    category: str = "object"
+    num_vectors: int = 1
+    images: tuple[str, ...] = ()
+    """Addresses of the photos it was learned from."""
+
+    error: str = ""
+    """Why it failed: one line, the cause first."""
+
+    attempts: int = 1
+    """Calls it took, those lost with a dying actor included."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    """Wall time in its slot."""
+
+    finished_at: str = ""
+    """UTC, ISO 8601."""
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """`clip_i`, `clip_t` and the like, from the sample pictures; empty without an extractor."""
+
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
+    """Name in the concept's folder -> what lies there."""
+
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    """The manifest's other columns."""
+
+    @property
+    def folder(self) -> ConceptFolder:
+        return ConceptFolder(self.concept_id, self.fingerprint)
+
+
+_ADAPTER = TypeAdapter(ConceptRecord)
+
+
+def now() -> str:
+    """The time as records write it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def to_json(record: ConceptRecord) -> bytes:
+    return json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False).encode()
+
+
+def from_json(data: bytes) -> ConceptRecord:
+    """Raises ValueError naming what is missing or wrong."""
+    try:
+        return _ADAPTER.validate_json(data)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
+        raise ValueError("not a concept record: " + "; ".join(problems)) from error
+
+
+def put_record(store: RunStore, record: ConceptRecord) -> None:
+    """Write it where its status says. For a finished concept this is the last write of all: it makes it done."""
+    path = record.folder.record if record.status == "done" else record.folder.failure
+    store.put(path, to_json(record))
+
+
+def read_record(store: RunStore, folder: ConceptFolder) -> ConceptRecord:
+    """The record of a finished concept; FileNotFoundError when there is none."""
+    return from_json(store.get(folder.record))
+
+
+def load_records(store: RunStore, current: Mapping[bytes, bytes] | None = None) -> Iterator[ConceptRecord]:
+    """The record of every concept, or a failure where there is no record: one listing, then each object once.
+
+    With `Plan.current`, only those of the plan, in its order and with the carried columns the manifest has now. A
+    record that cannot be read is given as a failed one with the cause.
+    """
+    paths: dict[bytes, tuple[ConceptFolder, str]] = {}
+    for path, size in store.scan("concepts"):
+        folder = ConceptFolder.of(path)
+        key = folder.fingerprint.encode() if folder is not None else b""
+        if folder is None or (current is not None and key not in current):
+            continue
+        if path == folder.record and size:
+            paths[key] = folder, path
+        elif path == folder.failure:
+            paths.setdefault(key, (folder, path))
+    found = iter([paths[key] for key in (paths if current is None else current) if key in paths])
+    while batch := list(islice(found, _BATCH)):
+        contents = store.get_many(path for _, path in batch)
+        for folder, path in batch:
+            record = _read(folder, path, contents[path])
+            if current is not None:
+                carried = json.loads(current[folder.fingerprint.encode()])
+                record = dataclasses.replace(record, carried=carried)
+            yield record
+
+
+def latest(records: Iterable[ConceptRecord]) -> list[ConceptRecord]:
+    """One record a concept, the one finished last; for a report made without a plan."""
+    newest: dict[str, ConceptRecord] = {}
+    for record in records:
+        before = newest.get(record.concept_id)
+        if before is None or record.finished_at >= before.finished_at:
+            newest[record.concept_id] = record
+    return list(newest.values())
+
+
+def _read(folder: ConceptFolder, path: str, content: bytes | OSError) -> ConceptRecord:
+    try:
+        if isinstance(content, OSError):
+            raise content
+        record = from_json(content)
+        if record.folder != folder:
+            raise ValueError(f"it is of {record.folder.root}")
+    except (OSError, ValueError) as error:
+        return ConceptRecord(
+            concept_id=folder.concept_id,
+            fingerprint=folder.fingerprint,
+            status="failed",
+            placeholder_token="",
+            error=f"{path} cannot be read ({error}); delete it and run again",
+        )
+    return record

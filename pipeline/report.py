@@ -1,0 +1,253 @@
+"""The page a person reads in the morning: `report.html`, one self-contained file derived from records.
+
+Failures first, then the concepts that most need a look. A bounded number carries its pictures inside the page; all
+others are rows of a table that link to the objects next to it. Imports neither ray nor torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import math
+import re
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+from PIL import Image, ImageOps
+
+from pipeline.config import RunConfig, to_tree
+from pipeline.curves import Curve, read_curve
+from pipeline.manifest import BadRow
+from pipeline.records import ConceptRecord, latest, load_records, now
+from pipeline.results import write_results
+from pipeline.storage import ConceptFolder, RunStore, read_bytes
+
+log = logging.getLogger(__name__)
+
+PATH = "report.html"
+
+_MAX_ROWS = 50_000
+"""Rows the page's table can show (it draws some hundred at a time). All are in results.parquet."""
+_COLUMNS = ("Concept", "Placeholder", "Initializer", "CLIP-I", "gain", "CLIP-T", "Steps", "Seconds")
+_MAX_CARRIED = 4
+_ANY = ConceptFolder("", "")
+_MAX_CAUSES, _MAX_NAMES = 100, 200
+_MAX_PHOTOS = 6
+_PHOTO_PX, _GRID_PX = 112, 640
+_THREADS = 8
+
+_JINJA = jinja2.Environment(
+    loader=jinja2.PackageLoader("pipeline"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFigures:
+    """What the driver knows of a run and records do not."""
+
+    learned: int = 0
+    """Concepts that this run finished."""
+    skipped: int = 0
+    """Done before it started."""
+    failed: int = 0
+    """Concepts that failed, bad manifest rows not counted."""
+    pending: int = 0
+    """Not reached, when the run was stopped."""
+    seconds: float = 0.0
+    """Wall time."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """What failed besides concepts: stage or part -> cause."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Anything else worth a line: devices, versions, pictures generated."""
+
+    @property
+    def concepts_per_hour(self) -> float:
+        return self.learned / self.seconds * 3600 if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """An image inside the page, or a note where it cannot be shown."""
+
+    data_uri: str = ""
+    width: int = 0
+    height: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """One concept with its pictures."""
+
+    record: ConceptRecord
+    photos: tuple[_Picture, ...]
+    grid: _Picture
+    curve: Curve | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """All that failed for one cause, told in the words of the first."""
+
+    cause: str
+    names: tuple[str, ...]
+    count: int
+
+
+def build_report(
+    store: RunStore,
+    config: RunConfig,
+    figures: RunFigures,
+    current: Mapping[bytes, bytes] | None = None,
+    bad: Sequence[BadRow] = (),
+) -> None:
+    """Derive results.parquet and report.html from the records; may be done again at any time.
+
+    `current` and `bad` are a plan's; without them, the newest record of every concept is taken.
+    """
+    records = list(load_records(store, current) if current is not None else latest(load_records(store)))
+    write_results(store, records, bad)
+    write_page(store, config, figures, records, bad)
+
+
+def write_page(
+    store: RunStore, config: RunConfig, figures: RunFigures, records: Sequence[ConceptRecord], bad: Sequence[BadRow]
+) -> None:
+    """Write report.html."""
+    done = sorted((record for record in records if record.status == "done"), key=_weakest_first)
+    failures = _failures([record for record in records if record.status == "failed"], bad, figures.problems)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="report") as pool:
+        cards = list(pool.map(lambda record: _card(store, record), done[: config.report.embedded]))
+    missing = sum(bool(picture.note) for card in cards for picture in (*card.photos, card.grid))
+    if missing:
+        log.warning("%d pictures of finished concepts cannot be shown; the page says which and why", missing)
+    carried = list(dict.fromkeys(name for record in done[:_MAX_ROWS] for name in record.carried))[:_MAX_CARRIED]
+    page = _JINJA.get_template("report.html").render(
+        config=config,
+        settings=list(_flatten(to_tree(config))),
+        figures=figures,
+        made_at=now().replace("T", " ").replace("+00:00", " UTC"),
+        failures=failures[:_MAX_CAUSES],
+        num_causes=len(failures),
+        num_failures=sum(failure.count for failure in failures),
+        cards=cards,
+        columns=[*_COLUMNS, *carried],
+        files={name: path.rpartition("/")[2] for name, path in (("grid", _ANY.grid), ("embedding", _ANY.embedding))},
+        rows=[_table_row(record, carried) for record in done[:_MAX_ROWS]],
+        num_done=len(done),
+        has_scores=any(record.scores for record in done),
+        medians=_medians(done),
+        scales={name: _scale(name, done) for name in ("clip_i", "clip_t")},
+        duration=_duration,
+    )
+    store.put(PATH, page.encode())
+
+
+def _failures(failed: Iterable[ConceptRecord], bad: Iterable[BadRow], problems: Mapping[str, str]) -> list[_Failure]:
+    """Grouped by cause, most frequent first: two causes that differ only in numbers or in the concept are one."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    single = [(name, "", cause) for name, cause in problems.items()]
+    rows = [(f"{row.concept_id or 'unnamed'} (row {row.row} of {row.file.rpartition('/')[2]})", row.concept_id or "",
+             row.reason) for row in bad]  # fmt: skip
+    for name, concept_id, cause in chain(single, rows, ((r.concept_id, r.concept_id, r.error) for r in failed)):
+        alike = re.sub(r"\d+", "#", cause.replace(concept_id, "…") if concept_id else cause)
+        groups.setdefault(alike, []).append((name, cause))
+    failures = [
+        _Failure(group[0][1], tuple(name for name, _ in group[:_MAX_NAMES]), len(group)) for group in groups.values()
+    ]
+    return sorted(failures, key=lambda failure: -failure.count)
+
+
+def _weakest_first(record: ConceptRecord) -> tuple[float, str]:
+    return record.scores.get("clip_i", math.inf), record.concept_id
+
+
+def _medians(done: Sequence[ConceptRecord]) -> dict[str, float]:
+    """Medians over all finished concepts, by name; only those there is a value for."""
+    names = dict.fromkeys(name for record in done for name in record.scores)
+    values: dict[str, list[float]] = {
+        name: [record.scores[name] for record in done if name in record.scores] for name in names
+    }
+    values["seconds"] = [record.seconds for record in done if record.seconds > 0]
+    return {name: statistics.median(numbers) for name, numbers in values.items() if numbers}
+
+
+def _table_row(record: ConceptRecord, carried: Sequence[str]) -> list[object]:
+    """Values in the order of the columns, then the concept's folder."""
+    scores = record.scores
+    gain = (
+        scores["clip_i"] - scores["clip_i_initializer"] if {"clip_i", "clip_i_initializer"} <= scores.keys() else None
+    )
+    numbers = [
+        value if value is None else round(value, 3) for value in (scores.get("clip_i"), gain, scores.get("clip_t"))
+    ]
+    own = [record.concept_id, record.placeholder_token, record.initializer, *numbers, record.steps]
+    return [*own, round(record.seconds, 1), *(record.carried.get(name) for name in carried), record.folder.root]
+
+
+def _scale(name: str, done: Sequence[ConceptRecord]) -> tuple[float, float]:
+    """Where a score's axis begins and ends: around all values of the score and what it is compared with."""
+    values = [value for record in done for key, value in record.scores.items() if key.startswith(name)]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    pad = 0.06 * (high - low) or 0.05
+    return low - pad, high + pad
+
+
+def _card(store: RunStore, record: ConceptRecord) -> _Card:
+    folder = record.folder
+    photos = tuple(_thumbnail(uri) for uri in islice(record.images, _MAX_PHOTOS))
+    try:
+        grid = _embed(store.get(folder.grid), _GRID_PX)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        grid = _Picture(note=f"no sample grid: {error}")
+    try:
+        curve = read_curve(store.get(folder.curve))
+    except (OSError, ValueError, pa.ArrowException):
+        curve = None  # the card says so
+    return _Card(record, photos, grid, curve)
+
+
+def _thumbnail(uri: str) -> _Picture:
+    try:
+        return _embed(read_bytes(uri), _PHOTO_PX)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return _Picture(note=f"{uri}: {error}")
+
+
+def _embed(data: bytes, side_px: int) -> _Picture:
+    """A picture as a data URI, its longer side at most `side_px`; small drawings stay lossless."""
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.draft("RGB", (side_px, side_px))  # JPEG: decode at a fraction of the size
+        picture: Image.Image = ImageOps.exif_transpose(opened).convert("RGBA")
+    paper = Image.new("RGB", picture.size, "white")
+    paper.paste(picture, mask=picture.getchannel("A"))
+    paper.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    paper.save(buffer, "WEBP", quality=82, method=4)
+    text = base64.b64encode(buffer.getvalue()).decode()
+    return _Picture(f"data:image/webp;base64,{text}", *paper.size)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted setting names and their values, as `--set` takes them."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", " · ".join(value) if isinstance(value, list | tuple) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    """`4.2 s`, `3 min 05 s` or `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,291 @@
+"""`python -m pipeline.run MANIFEST`: plan, learn, draw, report. Run it again to resume.
+
+The same command works on this machine, under a running Ray cluster and under `ray job submit`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline.config import RunConfig, load_config, to_tree
+from pipeline.faults import RunAborted
+from pipeline.manifest import BadRow, count_rows, read_manifest
+from pipeline.models import extractor_hash, model_hash, portable
+from pipeline.plan import ConceptTask, Plan, finished, settings_digest
+from pipeline.progress import Progress, format_seconds
+from pipeline.prompts import Prompt, read_prompts
+from pipeline.records import load_records, put_record
+from pipeline.report import RunFigures, build_report
+from pipeline.storage import RunStore, absolute, read_bytes
+
+# ray and torch are imported where they are first needed: --help and --dry-run answer at once.
+
+log = logging.getLogger(__name__)
+
+OK, FAILED, USAGE, STOPPED = 0, 1, 2, 75
+"""Exit codes; 75 asks to be run again."""
+
+_SHOWN_FAILURES = 20
+
+
+@dataclass
+class Tally:
+    """What became of the run; grows as it goes."""
+
+    rows: int
+    began: float = field(default_factory=time.monotonic)
+    learned: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    """Concept id, or another name for what failed -> cause."""
+    pictures: str = ""
+    stopped: bool = False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    options = parse(arguments)
+    try:
+        config = configure(options)
+        return dry_run(config) if options.dry_run else run(config)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return USAGE
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; run the same command again to continue\n")
+        return STOPPED
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.run", description=__doc__)
+    parser.add_argument("manifest", nargs="?", metavar="MANIFEST", help="Parquet file, folder or glob; any fsspec URI")
+    parser.add_argument("--output", metavar="URI", help="where everything is written (default: output/<manifest name>)")
+    parser.add_argument("--model", help="Stable Diffusion directory or hub id (default: the demo model)")
+    parser.add_argument("--prompts", metavar="URI", help="prompts to draw with every concept: text or Parquet")
+    parser.add_argument("--config", metavar="TOML", help="a job's settings; see pipeline/config.py for all of them")
+    parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="one setting; may be repeated")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    return parser.parse_args(arguments)
+
+
+def configure(options: argparse.Namespace) -> RunConfig:
+    """TOML, then `--set`, then the named options; addresses are made absolute, so that workers agree on them."""
+    toml = read_bytes(absolute(options.config)).decode() if options.config else ""
+    overrides = list(options.set)
+    if options.prompts:
+        overrides.append(f"generation.prompts={json.dumps(options.prompts)}")
+    config = load_config(toml, overrides, manifest=options.manifest, output=options.output, model=options.model)
+    if not config.manifest:
+        raise ValueError("no manifest: name one on the command line or as `manifest` in the configuration")
+    output = config.output
+    if output == RunConfig().output:
+        output = f"{output}/{PurePosixPath(config.manifest.rstrip('/')).stem}"
+    return dataclasses.replace(
+        config,
+        manifest=absolute(config.manifest),
+        output=absolute(output),
+        model=portable(config.model),
+        extractor=portable(config.extractor),
+    )
+
+
+def dry_run(config: RunConfig) -> int:
+    """Count what is done, to do and bad; name every bad row."""
+    plan = make_plan(config, RunStore(config.output))
+    for _ in plan.tasks(read_manifest(config.manifest)):
+        pass
+    num_prompts = len(read_prompts(config.generation.prompts)) if config.generation.prompts else 0
+    for row in plan.bad:
+        sys.stdout.write(f"bad row: {describe_bad(row)}\n")
+    sys.stdout.write(
+        f"{plan.num_done} done, {plan.num_todo} to do, {len(plan.bad)} bad rows, {num_prompts} prompts; "
+        f"output {config.output}\n"
+    )
+    return FAILED if plan.bad else OK
+
+
+def run(config: RunConfig) -> int:
+    """The whole run. Raises ValueError for what is wrong before anything has begun."""
+    prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
+    store = RunStore(config.output)
+    plan = make_plan(config, store)
+    tally = Tally(count_rows(config.manifest))
+    tasks = plan.tasks(read_manifest(config.manifest))
+    store.put("run.json", describe_run(config, tally, plan))
+
+    first = next(tasks, None)  # nothing to do needs no cluster
+    if first is not None:
+        learn(config, chain([first], tasks), tally, plan)
+    if prompts and not tally.stopped:
+        draw(config, prompts, tally, plan)
+    if not tally.stopped:
+        report(config, tally, plan)
+    store.put("run.json", describe_run(config, tally, plan))
+    return conclude(config, tally, plan)
+
+
+def make_plan(config: RunConfig, store: RunStore) -> Plan:
+    settings = settings_digest(
+        config, model_hash=model_hash(config.model), extractor_hash=extractor_hash(config.extractor)
+    )
+    return Plan(settings, finished(store.scan("concepts")))
+
+
+def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: Plan) -> None:
+    """Learn every concept that is not done; each failure is recorded and the others go on."""
+    gpus, cpus = connect(config)
+    from pipeline.driver import drive, learner_actors, policy_of
+
+    store = RunStore(config.output)
+    progress = Progress("learning", total=lambda: tally.rows - plan.num_done - len(plan.bad))
+    with stopping_on_signals() as stop:
+        try:
+            for record in drive(tasks, learner_actors(config, gpus), policy_of(config, gpus, cpus), progress, stop):
+                if record.status == "done":
+                    tally.learned += 1
+                else:
+                    tally.failures[record.concept_id] = record.error
+                    put_record(store, record)
+        except RunAborted as error:
+            tally.failures["the run"] = str(error)
+        tally.stopped = stop.is_set()
+
+
+def draw(config: RunConfig, prompts: list[Prompt], tally: Tally, plan: Plan) -> None:
+    """Draw every prompt with every finished concept."""
+    gpus, _ = connect(config)
+    from ray.exceptions import RayError
+
+    from pipeline.generate import generate_images
+
+    store = RunStore(config.output)
+    done = (record for record in load_records(store, plan.current) if record.status == "done")
+    with _handling(signal.default_int_handler):
+        try:
+            counts = generate_images(config, done, prompts, gpus)
+        except RayError as error:
+            tally.failures["the pictures"] = f"the stage stopped, run again to continue: {error}"
+            return
+    tally.pictures = f"{counts.drawn} drawn, {counts.done_before} done before, {counts.failed} failed"
+    if counts.failed:
+        tally.failures["the pictures"] = f"{counts.failed} not drawn: {'; '.join(counts.first_errors)}"
+
+
+def report(config: RunConfig, tally: Tally, plan: Plan) -> None:
+    facts = {"pictures": tally.pictures} if tally.pictures else {}
+    figures = RunFigures(
+        learned=tally.learned,
+        skipped=plan.num_done,
+        failed=len(tally.failures),
+        pending=max(0, plan.num_todo - tally.learned - len(tally.failures)),
+        seconds=time.monotonic() - tally.began,
+        facts=facts | versions(),
+    )
+    build_report(RunStore(config.output), config, figures, plan.current, plan.bad)
+
+
+def conclude(config: RunConfig, tally: Tally, plan: Plan) -> int:
+    """The last lines: counts, where to look, and every failure with its cause."""
+    say = sys.stdout.write
+    say(f"{tally.learned} learned, {plan.num_done} done before, {len(tally.failures)} failed, {len(plan.bad)} bad rows")
+    say(f" in {format_seconds(time.monotonic() - tally.began)}\n")
+    if tally.pictures:
+        say(f"pictures: {tally.pictures}\n")
+    if tally.stopped:
+        say("stopped before the end; run the same command again to continue\n")
+    else:
+        say(f"report: {RunStore(config.output).uri('report.html')}\n")
+    failures = [f"{name}: {cause}" for name, cause in tally.failures.items()]
+    failures += [f"bad row: {describe_bad(row)}" for row in plan.bad]
+    for failure in failures[:_SHOWN_FAILURES]:
+        say(f"FAILED {failure}\n")
+    if len(failures) > _SHOWN_FAILURES:
+        say(f"FAILED {len(failures) - _SHOWN_FAILURES} more, all in results.parquet\n")
+    return STOPPED if tally.stopped else FAILED if failures else OK
+
+
+def connect(config: RunConfig) -> tuple[float, float]:
+    """Join the cluster this runs in, or start one on this machine; returns its GPUs (0 if not to be used) and cores."""
+    import ray
+
+    if not ray.is_initialized():
+        # No address: RAY_ADDRESS (set by `ray job submit`) and a cluster running here are found without. Arguments
+        # that shape a cluster must not be given when one is joined.
+        local = {"include_dashboard": False} if os.environ.get("RAY_ADDRESS", "local") == "local" else {}
+        ray.init(logging_level=logging.WARNING, **local)
+    resources = ray.cluster_resources()
+    gpus = 0.0 if config.device == "cpu" else float(resources.get("GPU", 0))
+    if config.device == "cuda" and not gpus:
+        gpus = config.actors.gpus or 1.0  # asked for: an autoscaler may bring one
+    return gpus, float(resources.get("CPU", 1))
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[threading.Event]:
+    """SIGTERM or Ctrl-C sets the event; a second one interrupts. To be entered after ray.init, which sets its own."""
+    stop = threading.Event()
+
+    def handle(_signal: int, _frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    with _handling(handle):
+        yield stop
+
+
+@contextmanager
+def _handling(handler: Any) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def describe_bad(row: BadRow) -> str:
+    return f"{row.file}, row {row.row}{f' ({row.concept_id})' if row.concept_id else ''}: {row.reason}"
+
+
+def describe_run(config: RunConfig, tally: Tally, plan: Plan) -> bytes:
+    """`run.json`: what was run, with what, and how far it got."""
+    counts = {
+        "rows": tally.rows,
+        "done_before": plan.num_done,
+        "learned": tally.learned,
+        "failed": len(tally.failures),
+        "bad_rows": len(plan.bad),
+    }
+    description = {
+        "config": to_tree(config),
+        "model_hash": model_hash(config.model),
+        "versions": versions(),
+        "counts": counts,
+        "seconds": round(time.monotonic() - tally.began, 1),
+    }
+    return json.dumps(description, indent=1).encode()
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "diffusers", "transformers", "ray")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Pictures of a freshly learned concept, and scores taken from them: is it the thing, and does it follow the prompt?
+
+Gal et al. 2022, section 5.2: CLIP-I compares samples with the concept's photos; CLIP-T compares them with the prompt
+without its placeholder. The initializer word alone, drawn from the same noise, is the score to beat; the photos among
+themselves are the ceiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.config import GridConfig
+from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.extractors import ClipExtractor
+from textual_inversion.families.base import Backbone
+from textual_inversion.generate import ImageRequest, generate
+from textual_inversion.grids import grid
+from textual_inversion.metrics import clip_i, clip_t, without_placeholder
+from textual_inversion.prompts import HOLE, fill
+from textual_inversion.rng import seed_for
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """Pictures by prompt, in the order of `GridConfig.prompts`."""
+
+    prompts: tuple[str, ...]
+    learned: list[list[Image.Image]]
+    initial: list[list[Image.Image]]
+    """The same prompts and noise with the initializer word in the concept's place; empty if it has none."""
+
+    def sheet(self, photos: Sequence[Image.Image]) -> Image.Image:
+        """The photos and a row of pictures for each prompt."""
+        return grid(photos, list(zip(self.prompts, self.learned, strict=True)))
+
+
+def draw_samples(
+    backbone: Backbone, concept: Concept, embedding: LearnedEmbedding, config: GridConfig, seed: int
+) -> Samples:
+    """Draw the sample grid of one concept; the same whatever else the actor is doing."""
+    seeds = [seed_for(seed, concept.concept_id, "grid", i) for i in range(config.images_per_prompt)]
+    requests = [
+        ImageRequest(fill(prompt, concept.placeholder_token), s, (embedding,))
+        for prompt in config.prompts
+        for s in seeds
+    ]
+    if concept.initializer:
+        requests += [ImageRequest(fill(prompt, concept.initializer), s) for prompt in config.prompts for s in seeds]
+    pictures = generate(backbone, requests, config.sampling)
+    columns = [pictures[i : i + len(seeds)] for i in range(0, len(pictures), len(seeds))]
+    num_prompts = len(config.prompts)
+    return Samples(prompts=config.prompts, learned=columns[:num_prompts], initial=columns[num_prompts:])
+
+
+def score(extractor: ClipExtractor, photos: Sequence[Image.Image], samples: Samples) -> dict[str, float]:
+    """CLIP-I of the first prompt's pictures and CLIP-T over all prompts that say something besides the concept.
+
+    `clip_i`, `clip_t`; the same two with `_initializer` for the initializer word; `clip_i_photos`, each photo against
+    the others, if there are several.
+    """
+    real = extractor.images(list(photos))
+    scores = _pair(extractor, real, samples.prompts, samples.learned, "")
+    if samples.initial:
+        scores |= _pair(extractor, real, samples.prompts, samples.initial, "_initializer")
+    if len(photos) > 1:
+        others = [torch.cat([real[:i], real[i + 1 :]]) for i in range(len(real))]
+        ceiling = [clip_i(real[i : i + 1], rest) for i, rest in enumerate(others)]
+        scores["clip_i_photos"] = sum(ceiling) / len(ceiling)
+    return scores
+
+
+def _pair(
+    extractor: ClipExtractor,
+    real: Tensor,
+    prompts: Sequence[str],
+    columns: Sequence[Sequence[Image.Image]],
+    suffix: str,
+) -> dict[str, float]:
+    """CLIP-I and CLIP-T of pictures by prompt."""
+    scores = {f"clip_i{suffix}": clip_i(extractor.images(columns[0]), real)}
+    texts = [without_placeholder(prompt, HOLE) for prompt in prompts]
+    telling = [(text, pictures) for text, pictures in zip(texts, columns, strict=True) if text]
+    if telling:
+        each = [clip_t(extractor.images(pictures), extractor.texts([text])) for text, pictures in telling]
+        scores[f"clip_t{suffix}"] = sum(each) / len(each)
+    return scores

@@ -1,0 +1,319 @@
+"""Where a run's bytes are: the only module that knows paths and fsspec.
+
+Local disk, `memory://` and object stores look alike: whole objects are put, got and listed, and a listing is never
+answered from a cache. Stores are made anew in every process; only URIs cross process borders.
+Endpoints and credentials come from the environment or fsspec's own configuration, e.g. AWS_ENDPOINT_URL.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+SCHEMES = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
+"""What a manifest may name photos with; anything else (ssh, github, chained URLs) is refused."""
+
+PHOTO_BYTES = 64 * 2**20
+"""Largest photo that is read."""
+
+_TEMPORARY = ".partial-"
+
+
+def absolute(path_or_uri: str) -> str:
+    """A URI as it is; a local path made absolute from the current directory, so that workers elsewhere agree on it."""
+    if "://" in path_or_uri:
+        _scheme(path_or_uri)
+        return path_or_uri.rstrip("/") if not path_or_uri.endswith("://") else path_or_uri
+    return os.path.abspath(os.path.expanduser(path_or_uri))
+
+
+def resolve(uri: str, relative_to: str) -> str:
+    """An absolute address for `uri` as written in the manifest file `relative_to` (itself an absolute URI).
+
+    Raises ValueError for schemes that are not allowed and for local paths in a manifest that is not local.
+    """
+    if "://" in uri:
+        _scheme(uri)
+        return uri
+    scheme, base = _split(relative_to)
+    if uri.startswith("/"):
+        if scheme != "file":
+            raise ValueError(f"{uri!r} is a path on one machine, but the manifest is at {scheme}://; write a full URI")
+        return uri
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(base), uri))
+    top = base.split("/")[0]  # bucket, container or host; empty where there is none
+    if scheme not in ("file", "memory") and not path.startswith(f"{top}/"):
+        raise ValueError(f"{uri!r} leads out of {scheme}://{top}; write a full URI")
+    return path if scheme == "file" else f"{scheme}://{path}"
+
+
+def read_bytes(uri: str, limit: int = PHOTO_BYTES) -> bytes:
+    """A whole object. Raises OSError when it cannot be had, ValueError when it is larger than `limit` bytes."""
+    fs, path = open_store(uri)
+    if _is_http(fs):  # streamed: a server may ignore a range and send everything
+        with fs.open(path, "rb", block_size=0) as file:
+            data: bytes = file.read(limit + 1)
+    else:
+        data = _read_up_to(fs, path, limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{uri} has more than {limit:,} bytes")
+    return data
+
+
+def open_for_reading(uri: str) -> AbstractContextManager[IO[bytes]]:
+    """A seekable file handle that fetches what is read, for Parquet."""
+    fs, path = open_store(uri)
+    handle: AbstractContextManager[IO[bytes]] = fs.open(path, "rb")
+    return handle
+
+
+def match(uri: str, suffix: str) -> list[str]:
+    """Sorted URIs of a file, of all files with this suffix in a folder and its subfolders, or of a glob's matches.
+
+    Names beginning with `_` or `.` are bookkeeping of other tools and left out, except when named outright.
+    """
+    fs, path = open_store(uri)
+    if any(c in path for c in "*?["):
+        found = fs.glob(path)
+    elif fs.isdir(path):
+        root = path.rstrip("/") + "/"
+        inside = (name for name in fs.find(path) if name.endswith(suffix))
+        found = [name for name in inside if not any(part[:1] in "._" for part in name[len(root) :].split("/"))]
+    else:
+        found = [path] if fs.isfile(path) else []
+    return sorted(_address(uri, name) for name in found)
+
+
+@dataclass(frozen=True)
+class ConceptFolder:
+    """Relative paths of all that one concept produces under one fingerprint."""
+
+    concept_id: str
+    fingerprint: str
+
+    @property
+    def root(self) -> str:
+        return f"concepts/{self.concept_id}/{self.fingerprint}"
+
+    @property
+    def embedding(self) -> str:
+        """The format any common tool loads; other formats lie next to it."""
+        return f"{self.root}/learned_embeds.safetensors"
+
+    @property
+    def grid(self) -> str:
+        return f"{self.root}/grid.png"
+
+    @property
+    def curve(self) -> str:
+        return f"{self.root}/curve.parquet"
+
+    @property
+    def checkpoint(self) -> str:
+        """Exists while the concept is being learned."""
+        return f"{self.root}/checkpoint.safetensors"
+
+    @property
+    def record(self) -> str:
+        """Written last: it exists when everything else does."""
+        return f"{self.root}/record.json"
+
+    @property
+    def failure(self) -> str:
+        """The last failed attempt; it never counts as done."""
+        return f"{self.root}/failure.json"
+
+    def file(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    @classmethod
+    def of(cls, path: str) -> ConceptFolder | None:
+        """The folder that a path of a listing lies in; None for anything that is not a concept's file."""
+        parts = path.split("/")
+        return cls(parts[1], parts[2]) if len(parts) == 4 and parts[0] == "concepts" else None
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """The objects of one run, by path relative to its root. Pickles as its URI."""
+
+    root: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", absolute(self.root))
+
+    def uri(self, path: str) -> str:
+        return f"{self.root}/{path}"
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a whole object at once: a reader sees the old one or the new one, never a part."""
+        fs, full = self._locate(path)
+        if _is_local(fs):
+            _put_local(Path(full), data)
+        else:
+            fs.pipe_file(full, data)
+
+    def get(self, path: str) -> bytes:
+        """Raises FileNotFoundError when there is none."""
+        fs, full = self._locate(path)
+        data: bytes = fs.cat_file(full, **_one_request(fs))
+        return data
+
+    def get_many(self, paths: Iterable[str]) -> dict[str, bytes | OSError]:
+        """Many small objects, fetched side by side; one that cannot be had is given as its error."""
+        names = list(paths)
+        if not names:
+            return {}
+        fs, _ = self._locate(names[0])
+        full = [self._locate(name)[1] for name in names]
+        results = fs.cat_ranges(full, None, None, on_error="return", **_one_request(fs))
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, OSError):
+                raise result
+        return dict(zip(names, results, strict=True))
+
+    def exists(self, path: str) -> bool:
+        fs, full = self._locate(path)
+        return bool(fs.exists(full))
+
+    def delete(self, path: str) -> None:
+        """Nothing happens when there is none."""
+        fs, full = self._locate(path)
+        try:
+            fs.rm_file(full)
+        except FileNotFoundError:
+            return
+
+    def scan(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """(path, bytes) of everything under a folder, streamed; a request per 1,000 objects on S3, never one each."""
+        fs, full = self._locate(prefix)
+        base = len(self._locate("")[1].rstrip("/")) + 1
+        if is_s3(fs):
+            bucket, _, key = full.partition("/")
+            found = ((f"{bucket}/{name}", size) for name, size, _ in _s3_scan(fs, bucket, f"{key}/" if key else ""))
+        else:
+            found = ((name, info["size"]) for name, info in _find(fs, full).items())
+        for name, size in found:
+            if not name.endswith("/") and _TEMPORARY not in name:
+                yield name[base:], size
+
+    def list(self, prefix: str = "") -> dict[str, int]:
+        """The same, all at once: path -> bytes."""
+        return dict(self.scan(prefix))
+
+    def _locate(self, path: str) -> tuple[Any, str]:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"{path!r} is not a path inside the run at {self.root}")
+        fs, full = open_store(f"{self.root}/{path}" if path else self.root)
+        return fs, full
+
+
+def s3_page(fs: Any, bucket: str, prefix: str, **start: str) -> tuple[list[tuple[str, int, str]], str]:
+    """One request: up to 1,000 (key, bytes, entity tag) in the order of their keys, and a token for more ("" for none).
+
+    `start` is the request's StartAfter or ContinuationToken. fsspec's own `find` keeps a dictionary of every object.
+    """
+    page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **start)
+    entries = [(entry["Key"], entry["Size"], entry.get("ETag", "").strip('"')) for entry in page.get("Contents", ())]
+    return entries, page.get("NextContinuationToken", "") if page.get("IsTruncated") else ""
+
+
+def _s3_scan(fs: Any, bucket: str, prefix: str) -> Iterator[tuple[str, int, str]]:
+    entries, token = s3_page(fs, bucket, prefix)
+    yield from entries
+    while token:
+        entries, token = s3_page(fs, bucket, prefix, ContinuationToken=token)
+        yield from entries
+
+
+def _read_up_to(fs: Any, path: str, limit: int) -> bytes:
+    """One request on an object store, whatever the size."""
+    try:
+        data: bytes = fs.cat_file(path, start=0, end=limit)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except OSError:
+        if fs.size(path) == 0:  # a range of an empty object is an error on S3
+            return b""
+        raise
+    return data
+
+
+def _put_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # a record must not outlive what it vouches for
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _find(fs: Any, path: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = fs.find(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def open_store(uri: str) -> tuple[Any, str]:
+    """The fsspec instance of this process and the path in its terms."""
+    if "::" in uri:
+        raise ValueError(f"{uri!r} is a chained URL; name the object itself")
+    _scheme(uri)
+    fs, path = fsspec.url_to_fs(uri, use_listings_cache=False)
+    return fs, path
+
+
+def _scheme(uri: str) -> str:
+    scheme = uri.partition("://")[0] if "://" in uri else "file"
+    if scheme not in SCHEMES:
+        raise ValueError(f"{uri!r} begins with {scheme}://; allowed are {', '.join(SCHEMES)}")
+    return scheme
+
+
+def _split(uri: str) -> tuple[str, str]:
+    return _scheme(uri), uri.partition("://")[2] if "://" in uri else uri
+
+
+def _address(like: str, path: str) -> str:
+    """A path in a store's own terms as a URI with the scheme of `like`."""
+    if "://" in path:  # http keeps whole URLs
+        return path
+    scheme = _scheme(like)
+    return path if scheme == "file" else f"{scheme}://{path.lstrip('/')}"
+
+
+def _is_local(fs: Any) -> bool:
+    return "file" in _protocols(fs)
+
+
+def is_s3(fs: Any) -> bool:
+    return "s3" in _protocols(fs)
+
+
+def _is_http(fs: Any) -> bool:
+    return "http" in _protocols(fs)
+
+
+def _one_request(fs: Any) -> dict[str, int]:
+    """s3fs asks for the size before every read unless told not to split it."""
+    return {"max_concurrency": 1} if is_s3(fs) else {}
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

@@ -1,0 +1,95 @@
+"""The parts of the demo's trainings that can be checked without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from demo.denoiser import NUM_TRAIN_TIMESTEPS, new_scheduler, stratified_timesteps, velocity_loss
+from demo.loop import Average, Budget, Randomness, Training, learning_rate_factor, optimise
+from demo.muon import Muon, orthogonalise, parameter_groups
+
+
+def test_budget_is_steps_or_minutes() -> None:
+    with pytest.raises(ValueError):
+        Budget()
+    with pytest.raises(ValueError):
+        Budget(steps=1, minutes=1)
+    assert Budget(steps=10).fraction_done(5, 1e9) == 0.5
+    assert Budget(minutes=1).fraction_done(10**9, 30) == 0.5
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    assert learning_rate_factor(0, 0.0, warmup_steps=10) == pytest.approx(0.1)
+    assert learning_rate_factor(50, 0.0, warmup_steps=10) == pytest.approx(1.0)
+    assert learning_rate_factor(50, 1.0, warmup_steps=10) == pytest.approx(0.03)
+
+
+def test_orthogonalise_brings_singular_values_near_one() -> None:
+    for shape in ((32, 96), (96, 32), (48, 48)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        values = torch.linalg.svdvals(orthogonalise(matrix))
+        assert values.max() < 1.3
+        assert values.median() > 0.6
+
+
+def test_velocity_loss_is_zero_at_the_target_and_follows_the_scheduler() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 6, 4, 2, 2, generator=generator)
+    scheduler = new_scheduler()
+    timesteps = stratified_timesteps(6, generator, torch.device("cpu"))
+    velocity = scheduler.get_velocity(latents, noise, timesteps)
+    loss = velocity_loss(velocity, latents, noise, scheduler.alphas_cumprod[timesteps])
+    assert loss.shape == (6,)
+    assert loss.abs().max() < 1e-10
+
+
+def test_stratified_timesteps_cover_the_schedule() -> None:
+    timesteps = stratified_timesteps(10, torch.Generator().manual_seed(0), torch.device("cpu"))
+    slices = sorted((timesteps * 10 // NUM_TRAIN_TIMESTEPS).tolist())
+    assert slices == list(range(10))
+
+
+def _tiny_training(checkpoint: Path, steps: int) -> tuple[nn.Module, Training]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 2))
+    randomness = Randomness(seed=3, device=torch.device("cpu"))
+    average = Average(model)
+
+    def loss(fraction_done: float) -> tuple[torch.Tensor, dict[str, float]]:
+        batch = torch.randn(8, 20, generator=randomness.torch) + float(randomness.numpy.random())
+        value = model(batch).pow(2).mean()
+        return value, {"loss": value.item()}
+
+    optimizer = Muon(parameter_groups(model, matrix_lr=1e-2, vector_lr=1e-2))
+    training = Training(
+        name="tiny", loss=loss, optimizer=optimizer, budget=Budget(steps=steps), checkpoint=checkpoint,
+        stateful={"model": model, "average": average, "randomness": randomness}, after_step=average.update,
+        warmup_steps=1,
+    )  # fmt: skip
+    return model, training
+
+
+def test_a_stopped_training_continues_bit_for_bit(tmp_path: Path) -> None:
+    whole, training = _tiny_training(tmp_path / "whole.ckpt", steps=6)
+    optimise(training)
+
+    _, training = _tiny_training(tmp_path / "parts.ckpt", steps=6)
+    original = training.loss
+
+    def interrupted(fraction_done: float) -> tuple[torch.Tensor, dict[str, float]]:
+        if fraction_done >= 0.5:
+            raise KeyboardInterrupt
+        return original(fraction_done)
+
+    training.loss = interrupted
+    training.save_every_s = -1.0  # a checkpoint after every step
+    with pytest.raises(KeyboardInterrupt):
+        optimise(training)
+    resumed, training = _tiny_training(tmp_path / "parts.ckpt", steps=6)
+    assert optimise(training) == 6
+    for ours, theirs in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

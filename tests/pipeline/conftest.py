@@ -1,0 +1,69 @@
+"""Stores to run the same tests on: local disk, memory, and a real S3 server started for the session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from aiobotocore.client import AioBaseClient
+
+from tests.pipeline.s3_server import S3Server, serve_s3
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running S3 server that this process, and every process it starts, talks to by default."""
+    with serve_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
+    """URI of a new, empty bucket."""
+    number = request.config.stash.get(_BUCKETS, 0)
+    request.config.stash[_BUCKETS] = number + 1
+    return s3_server.make_bucket(f"bucket-{number}")
+
+
+@pytest.fixture(scope="session")
+def many_photos(s3_server: S3Server) -> list[str]:
+    """1,040 small objects on S3, four a concept, each in its concept's folder: more than one page of a listing."""
+    bucket = s3_server.make_bucket("many")
+    photos = [f"{bucket}/photos/c{i // 4:03d}/{i % 4}.png" for i in range(1040)]
+    fs = fsspec.filesystem("s3", **s3_server.options)
+    fs.pipe({photo: str(i).encode() for i, photo in enumerate(photos)})
+    return photos
+
+
+@pytest.fixture
+def s3_calls(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of all S3 operations from now on; the real client still sends them."""
+    assert s3_server.endpoint
+    calls: list[str] = []
+    send = AioBaseClient._make_api_call
+
+    async def counting(self: AioBaseClient, operation: str, parameters: object) -> object:
+        calls.append(operation)
+        return await send(self, operation, parameters)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", counting)
+    return calls
+
+
+_BUCKETS = pytest.StashKey[int]()
+
+
+@pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.slow)])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place to write to, on each kind of store."""
+    if request.param == "file":
+        return str(tmp_path / "root")
+    if request.param == "memory":
+        fsspec.filesystem("memory").store.clear()
+        return "memory://root"
+    bucket: str = request.getfixturevalue("bucket")
+    return f"{bucket}/root"

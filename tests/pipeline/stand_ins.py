@@ -1,0 +1,60 @@
+"""An actor that learns nothing: it waits, fails or dies as its concept is named. No torch, so it starts fast."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from pipeline.faults import ActorBroken
+from pipeline.plan import ConceptTask
+from pipeline.records import ConceptRecord
+
+
+class StandIn:
+    """Notes every call in a folder, as `<concept>.<attempt>.<pid>` with the calls that ran beside it."""
+
+    def __init__(self, notes: str, capacity: int = 2) -> None:
+        self._notes, self._capacity = Path(notes), capacity
+        self._running: set[str] = set()
+        self._draining = asyncio.Event()
+        if (self._notes / "no-start").exists():
+            raise ValueError("the model is not where it should be")
+
+    def ready(self) -> int:
+        return self._capacity
+
+    async def learn(self, task: ConceptTask, attempt: int) -> ConceptRecord:
+        name = task.concept.concept_id
+        self._running.add(name)
+        note = self._notes / f"{name}.{attempt}.{os.getpid()}"
+        note.write_text(" ".join(sorted(self._running)))
+        try:
+            await asyncio.sleep(0.05)
+            note.write_text(" ".join(sorted(self._running)))
+            await self._behave(name, attempt)
+        finally:
+            self._running.discard(name)
+        status = "failed" if name.startswith("bad") else "done"
+        return ConceptRecord(
+            concept_id=name, fingerprint=task.fingerprint, status=status, placeholder_token=f"<{name}>",
+            attempts=attempt, error="no such photo" if status == "failed" else "",
+        )  # fmt: skip
+
+    async def drain(self, _seconds: float) -> None:
+        self._draining.set()
+        await asyncio.sleep(0.05)
+
+    async def _behave(self, name: str, attempt: int) -> None:
+        kind = name.partition("-")[0]
+        if kind == "killer" or (kind == "unlucky" and attempt == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "broken" and attempt == 1:
+            raise ActorBroken("the engine stopped")
+        if kind == "offline" and attempt < 3:
+            raise ConnectionError("the bucket does not answer")
+        if kind == "bug":
+            raise KeyError("a mistake in the code")
+        if kind == "slow":
+            await self._draining.wait()

@@ -1,0 +1,151 @@
+"""The learner without Ray: what it publishes, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load
+
+from pipeline.actors import Learner
+from pipeline.faults import ActorBroken
+from pipeline.plan import ConceptTask
+from pipeline.records import from_json
+from pipeline.storage import RunStore
+from tests.pipeline.runs import task, tiny_config, write_photo
+from textual_inversion.engine import Engine
+from textual_inversion.slots import SlotState
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("photos")
+    return write_photo(folder / "a.png", 1), write_photo(folder / "b.png", 2)
+
+
+@pytest.fixture
+def learner(tiny_model: Path, tmp_path: Path) -> Iterator[Learner]:
+    learner = Learner(tiny_config(tiny_model, tmp_path / "out", actors={"slots": 2, "checkpoint_steps": 2}))
+    yield learner
+    learner.close()
+
+
+def learn_all(learner: Learner, tasks: list[ConceptTask], attempt: int = 1) -> list:
+    async def together() -> list:
+        return await asyncio.gather(*(learner.learn(one, attempt) for one in tasks), return_exceptions=True)
+
+    return asyncio.run(together())
+
+
+def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
+    one = task("toy", photos)
+    (record,) = learn_all(learner, [one])
+
+    store = RunStore(str(tmp_path / "out"))
+    assert record.status == "done"
+    assert record.steps == 6
+    assert from_json(store.get(one.folder.record)) == record
+    names = {path.rpartition("/")[2] for path in store.list(one.folder.root)}
+    assert names == {"learned_embeds.safetensors", "grid.png", "curve.parquet", "record.json"}
+    for name, stored in record.files.items():
+        data = store.get(one.folder.file(name))
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (stored.bytes, stored.sha256)
+    (rows,) = load(store.get(one.folder.embedding)).values()
+    assert rows.shape == (1, 32)
+    assert pq.read_table(tmp_path / "out" / one.folder.curve).num_rows == 6
+
+
+def test_bad_photos_fail_their_concept_alone(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not a picture")
+    records = learn_all(
+        learner,
+        [task("good", photos), task("bad", (photos[0], str(broken))), task("gone", (str(tmp_path / "no.png"),))],
+    )
+    assert [record.status for record in records] == ["done", "failed", "failed"]
+    assert "broken.png" in records[1].error
+    assert "no.png" in records[2].error
+
+
+def test_a_result_does_not_depend_on_company(tiny_model: Path, photos: tuple[str, str], tmp_path: Path) -> None:
+    def embedding(names: list[str], slots: int) -> bytes:
+        output = tmp_path / f"{len(names)}-{slots}"
+        learner = Learner(tiny_config(tiny_model, output, actors={"slots": slots}))
+        records = learn_all(learner, [task(name, photos) for name in names])
+        learner.close()
+        assert {record.status for record in records} == {"done"}
+        return RunStore(str(output)).get(task("toy").folder.embedding)
+
+    assert embedding(["toy"], 1) == embedding(["other", "toy", "third", "fourth"], 2)
+
+
+def test_a_checkpoint_is_taken_up(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
+    calm, resumed = task("toy", photos, "calm"), task("toy", photos, "resumed")
+    store = RunStore(str(tmp_path / "out"))
+    kept: list[bytes] = []
+    save = Learner._save
+
+    def keep(self: Learner, job: object, state: SlotState) -> None:
+        kept.append(state.to_bytes())
+        save(self, job, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "_save", keep)
+        learn_all(learner, [calm])
+    assert SlotState.from_bytes(kept[0]).step == 2
+
+    store.put(resumed.folder.checkpoint, kept[0])
+    (record,) = learn_all(learner, [resumed], attempt=2)
+    assert record.status == "done"
+    assert not store.exists(resumed.folder.checkpoint)
+    first, second = (load(store.get(one.folder.embedding))["<toy>"] for one in (calm, resumed))
+    assert torch.equal(first, second)
+
+
+def test_a_finished_concept_is_not_learned_again(
+    learner: Learner, photos: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = task("toy", photos)
+    (record,) = learn_all(learner, [one])
+    monkeypatch.setattr(Learner, "_fetch", lambda *_: pytest.fail("began again"))
+    assert learn_all(learner, [one], attempt=2) == [record]
+
+
+def test_an_engine_that_stops_breaks_the_actor(
+    learner: Learner, photos: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(Engine, "_gradients", crash)
+    failures = learn_all(learner, [task("a", photos), task("b", photos)])
+    failures += learn_all(learner, [task("c", photos)])
+    assert [type(failure) for failure in failures] == [ActorBroken] * 3
+    assert all("device lost" in str(failure) for failure in failures)
+
+
+def test_draining_saves_what_is_in_slots_and_starts_nothing(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    config = tiny_config(tiny_model, tmp_path, inversion={"steps": 100_000}, actors={"slots": 1, "checkpoint_steps": 5})
+    learner = Learner(config)
+    first, second = task("first", photos), task("second", photos)
+
+    async def stop_midway() -> None:
+        calls = [asyncio.create_task(learner.learn(first))]
+        while not any(job.in_slot for job in learner._jobs.values()):
+            await asyncio.sleep(0.01)
+        calls.append(asyncio.create_task(learner.learn(second)))
+        await learner.drain(30)
+        for call in calls:
+            call.cancel()
+
+    asyncio.run(stop_midway())
+    store = RunStore(str(tmp_path))
+    assert store.exists(first.folder.checkpoint)
+    assert not store.exists(second.folder.checkpoint)

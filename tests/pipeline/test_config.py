@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.config import GridConfig, RunConfig, load_config, parse_config, to_tree
+
+
+def test_nothing_given_is_all_defaults() -> None:
+    assert load_config() == RunConfig()
+
+
+def test_overrides_win_over_the_file_and_arguments_over_both() -> None:
+    toml = 'model = "a"\nseed = 1\n[inversion]\nsteps = 10\nbatch_size = 2\n[inversion.augment]\ncrops = 3\n'
+    config = load_config(toml, ["inversion.steps=20", "model=some/hub-id"], seed=7, output=None)
+    assert (config.inversion.steps, config.inversion.batch_size, config.inversion.augment.crops) == (20, 2, 3)
+    assert (config.model, config.seed, config.output) == ("some/hub-id", 7, "output")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("actors.cpus=2", 2.0),
+        ("inversion.augment.flip=false", False),
+        ("grid.prompts=['{} here']", ("{} here",)),
+        ("output=s3://bucket/run", "s3://bucket/run"),
+        ('output="quoted # text"', "quoted # text"),
+    ],
+)
+def test_override_values_are_toml_or_bare_words(override: str, value: object) -> None:
+    config: object = load_config(overrides=[override])
+    for name in override.partition("=")[0].split("."):
+        config = getattr(config, name)
+    assert config == value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("inversion.stepz=3", "inversion.stepz: no such setting; did you mean inversion.steps?"),
+        ("inversion.augment.flop=true", "did you mean inversion.augment.flip?"),
+        ("inversion.steps=true", "inversion.steps = True"),
+        ("inversion.steps=1.5", "inversion.steps = 1.5"),
+        ("inversion.steps=lots", "inversion.steps = 'lots'"),
+        ("inversion.steps=0", "inversion.steps = 0: must be 1 or more"),
+        ("precision=float8", "precision = 'float8'"),
+        ("actors.gpus=-1", "actors.gpus = -1"),
+        ("grid.prompts=['no hole']", "grid.prompts = 'no hole'"),
+        ("inversion=3", "inversion = 3"),
+        ("steps", "write it as key=value"),
+        ("seed.x.y=1", "seed.x: no such setting|seed = "),
+    ],
+)
+def test_a_wrong_setting_is_named(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?").replace("[", r"\[")):
+        load_config(overrides=[override])
+
+
+def test_a_value_cannot_be_a_section() -> None:
+    with pytest.raises(ValueError, match="seed is a value"):
+        load_config("seed = 1", ["seed.x=2"])
+
+
+def test_broken_toml_is_said_to_be() -> None:
+    with pytest.raises(ValueError, match="not valid TOML"):
+        load_config("seed = = 1")
+
+
+def test_the_resolved_configuration_survives_json() -> None:
+    config = load_config(overrides=["grid.prompts=['{} in space']", "actors.cpus=0.5", "inversion.augment.crops=2"])
+    assert parse_config(json.loads(json.dumps(to_tree(config)))) == config
+
+
+def test_rules_hold_for_configurations_made_in_code_too() -> None:
+    with pytest.raises(ValueError, match=r"grid\.images_per_prompt = 0"):
+        GridConfig(images_per_prompt=0)

@@ -1,0 +1,117 @@
+"""The scheduling loop on real Ray with actors that fail in every way: each task settled once, the innocent unharmed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline.config import parse_config
+from pipeline.driver import Policy, drive, policy_of
+from pipeline.faults import RunAborted
+from pipeline.plan import ConceptTask
+from pipeline.records import ConceptRecord
+from tests.pipeline.runs import task
+from tests.pipeline.stand_ins import StandIn
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+
+def actors(notes: Path, capacity: int = 2) -> Callable[[], Any]:
+    actor_class = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1)(StandIn)
+    return lambda: actor_class.remote(str(notes), capacity)
+
+
+def settle(names: list[str], notes: Path, **policy: Any) -> dict[str, ConceptRecord]:
+    limits = Policy(**{"max_actors": 2, "backoff_s": 0.01} | policy)
+    records = list(drive((task(name) for name in names), actors(notes), limits))
+    assert len({record.concept_id for record in records}) == len(records)
+    return {record.concept_id: record for record in records}
+
+
+def calls(notes: Path, name: str) -> list[tuple[int, set[str]]]:
+    """(attempt, what ran on the actor meanwhile) of every call for a concept."""
+    found = [(path, path.name.split(".")) for path in notes.glob(f"{name}.*")]
+    return sorted((int(parts[1]), set(path.read_text().split())) for path, parts in found)
+
+
+def test_every_way_to_end(tmp_path: Path) -> None:
+    names = ["fine-0", "killer-0", "fine-1", "bad-0", "unlucky-0", "fine-2", "bug-0", "offline-0", "broken-0", "fine-3"]
+    records = settle(names, tmp_path)
+
+    assert set(records) == set(names)
+    failed = {name: record for name, record in records.items() if record.status == "failed"}
+    assert set(failed) == {"killer-0", "bad-0", "bug-0"}
+    assert failed["killer-0"].attempts == 3
+    assert "died" in failed["killer-0"].error.lower()
+    assert failed["bad-0"].error == "no such photo"
+    assert "KeyError" in failed["bug-0"].error
+    assert len(calls(tmp_path, "bug-0")) == len(calls(tmp_path, "bad-0")) == 1
+    assert records["offline-0"].attempts == 3
+    assert records["unlucky-0"].attempts >= 2
+    # after its first death, the killer ran with nobody beside it
+    assert [company for attempt, company in calls(tmp_path, "killer-0") if attempt > 1] == [{"killer-0"}] * 2
+
+
+def test_calls_in_flight_are_bounded_and_tasks_are_pulled_lazily(tmp_path: Path) -> None:
+    pulled: list[str] = []
+
+    def stream() -> Iterator[ConceptTask]:
+        for i in range(30):
+            pulled.append(f"fine-{i}")
+            yield task(f"fine-{i}")
+
+    ahead = []
+    for settled, _ in enumerate(drive(stream(), actors(tmp_path), Policy(max_actors=1)), 1):
+        ahead.append(len(pulled) - settled)
+    assert len(ahead) == 30
+    assert max(ahead) <= 2 * 2  # in flight and waiting, for one actor of capacity two
+    assert max(len(company) for i in range(30) for _, company in calls(tmp_path, f"fine-{i}")) <= 2
+
+
+def test_work_is_shared_by_all_actors(tmp_path: Path) -> None:
+    settle(["fine-0", "fine-1", "fine-2", "fine-3"], tmp_path, max_actors=2)
+    assert len({path.name.split(".")[2] for path in tmp_path.glob("fine-*")}) == 2
+
+
+def test_actors_that_cannot_start_abort_the_run_with_the_cause(tmp_path: Path) -> None:
+    (tmp_path / "no-start").touch()
+    with pytest.raises(RunAborted, match=r"3 actors in a row did not start.*the model is not where it should be"):
+        settle(["fine-0"], tmp_path)
+
+
+def test_actors_that_all_die_abort_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunAborted, match="4 actors in a row died"):
+        settle(["killer-0", "killer-1", "killer-2"], tmp_path, max_fruitless_deaths=4, max_actors=1)
+
+
+def test_stopping_lets_running_concepts_save(tmp_path: Path) -> None:
+    stop = threading.Event()
+    threading.Thread(target=lambda: (_wait_for(tmp_path / "slow-1.*"), stop.set())).start()
+    tasks = (task(f"slow-{i}") for i in range(50))
+    records = list(drive(tasks, actors(tmp_path), Policy(max_actors=1, drain_s=10), stop=stop))
+    assert 0 < len(records) < 50
+    assert all(record.status == "done" for record in records)
+
+
+def _wait_for(pattern: Path) -> None:
+    while not list(pattern.parent.glob(pattern.name)):
+        time.sleep(0.05)
+
+
+def test_no_tasks_need_no_actors(tmp_path: Path) -> None:
+    assert settle([], tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("actor_settings", "gpus", "cpus", "expected"),
+    [({}, 0, 2, 2), ({}, 4, 32, 4), ({"gpus": 0.5}, 4, 32, 8), ({"count": 3}, 0, 2, 3), ({"cpus": 4}, 0, 2, 1)],
+)
+def test_number_of_actors(actor_settings: dict[str, float], gpus: float, cpus: float, expected: int) -> None:
+    config = parse_config({"actors": actor_settings})
+    assert policy_of(config, gpus, cpus).max_actors == expected

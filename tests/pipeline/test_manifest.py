@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import datetime
+import decimal
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import manifest
+from pipeline.manifest import BadRow, ManifestRow, count_rows, read_manifest
+from pipeline.storage import RunStore
+
+
+def put_table(store: RunStore, path: str, table: pa.Table, **options: Any) -> str:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **options)
+    store.put(path, buffer.getvalue())
+    return store.uri(path)
+
+
+def put_rows(store: RunStore, path: str, rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> str:
+    return put_table(store, path, pa.Table.from_pylist(rows, schema))
+
+
+def good(rows: list[ManifestRow | BadRow]) -> list[ManifestRow]:
+    return [row for row in rows if isinstance(row, ManifestRow)]
+
+
+def bad(rows: list[ManifestRow | BadRow]) -> list[BadRow]:
+    return [row for row in rows if isinstance(row, BadRow)]
+
+
+def test_a_full_row_and_a_bare_one(root: str) -> None:
+    store = RunStore(root)
+    rows = [
+        {"concept_id": "cat-1", "images": ["a.png", "../b.png"], "placeholder": "<my-cat>", "initializer": "cat",
+         "category": "style", "num_vectors": 3, "sku": 17, "tags": ["x", "y"]},
+        {"concept_id": "dog.2", "images": ["s3://elsewhere/c.png"], "placeholder": None, "initializer": None,
+         "category": None, "num_vectors": None, "sku": None, "tags": None},
+    ]  # fmt: skip
+    uri = put_rows(store, "sets/m.parquet", rows)
+    first, second = good(list(read_manifest(uri)))
+    assert (first.file, first.row, second.row) == (uri, 1, 2)
+    assert first.concept.images == (store.uri("sets/a.png"), store.uri("b.png"))
+    assert (first.concept.placeholder_token, first.concept.category, first.concept.num_vectors) == (
+        "<my-cat>",
+        "style",
+        3,
+    )
+    assert first.carried == {"sku": 17, "tags": ["x", "y"]}
+    assert second.concept.images == ("s3://elsewhere/c.png",)
+    assert (second.concept.placeholder_token, second.concept.initializer) == ("<dog.2>", "")
+    assert (second.concept.category, second.concept.num_vectors) == ("object", 1)
+    assert count_rows(uri) == 2
+
+
+BASE = {"concept_id": "ok", "images": ["a.png"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"concept_id": None}, "concept_id None"),
+        ({"concept_id": "two words"}, "concept_id 'two words' must be"),
+        ({"concept_id": "../up"}, "must be 1 to 128"),
+        ({"concept_id": ".hidden"}, "not beginning with '.'"),
+        ({"concept_id": "x" * 129}, "must be 1 to 128"),
+        ({"concept_id": "new\n"}, "must be 1 to 128"),
+        ({"images": None}, "has no images"),
+        ({"images": []}, "has no images"),
+        ({"images": ["a.png", None]}, "empty or missing address"),
+        ({"images": ["a.png", ""]}, "empty or missing address"),
+        ({"images": ["ssh://host/a.png"]}, "ssh://"),
+        ({"images": ["a.png"] * 1001}, "1,001 images"),
+        ({"placeholder": "two words"}, "one word"),
+        ({"category": "person"}, "category 'person'"),
+        ({"num_vectors": 0}, "must be at least 1"),
+        ({"num_vectors": 1.5}, "whole number"),
+        ({"num_vectors": float("inf")}, "whole number"),
+        ({"initializer": 3}, "initializer is 3"),
+        ({"note": "x" * 70_000}, "drop large ones"),
+    ],
+)
+def test_a_bad_row_is_reported_and_its_neighbours_live(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    rows = [{**BASE, "concept_id": "before"}, {**BASE, **change}, {**BASE, "concept_id": "after"}]
+    columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for row in [rows[1]] for name in row}
+    for name in change:
+        if name not in ("concept_id", "images"):
+            columns[name] = [None, change[name], None]
+    path = tmp_path / "m.parquet"
+    pq.write_table(pa.table(columns), path)
+    found = list(read_manifest(str(path)))
+    assert [row.concept.concept_id for row in good(found)] == ["before", "after"]
+    (row,) = bad(found)
+    assert row.row == 2
+    assert reason in row.reason
+    assert row.concept_id == {**BASE, **change}["concept_id"]
+
+
+def test_catalog_numbers_and_pandas_floats_are_understood(tmp_path: Path) -> None:
+    table = pa.table({"concept_id": [4711, 4712], "images": [["a.png"]] * 2, "num_vectors": [2.0, float("nan")]})
+    pq.write_table(table, tmp_path / "m.parquet")
+    rows = good(list(read_manifest(str(tmp_path / "m.parquet"))))
+    assert [(row.concept.concept_id, row.concept.num_vectors) for row in rows] == [("4711", 2), ("4712", 1)]
+
+
+def test_the_later_of_two_equal_ids_is_bad_even_in_another_file(root: str) -> None:
+    store = RunStore(root)
+    put_rows(store, "m/1.parquet", [BASE, {**BASE, "concept_id": "other"}, BASE])
+    put_rows(store, "m/2.parquet", [{**BASE, "concept_id": "third"}, BASE])
+    rows = list(read_manifest(store.uri("m")))
+    assert [row.concept.concept_id for row in good(rows)] == ["ok", "other", "third"]
+    assert [(row.file, row.row) for row in bad(rows)] == [(store.uri("m/1.parquet"), 3), (store.uri("m/2.parquet"), 2)]
+
+
+def test_an_id_of_a_bad_row_is_still_free(tmp_path: Path) -> None:
+    rows = [{"concept_id": "ok", "images": []}, BASE]
+    uri = put_rows(RunStore(str(tmp_path)), "m.parquet", rows)
+    assert [type(row).__name__ for row in read_manifest(uri)] == ["BadRow", "ManifestRow"]
+
+
+def test_two_concepts_may_share_a_placeholder(tmp_path: Path) -> None:
+    rows = [{**BASE, "placeholder": "<it>"}, {**BASE, "concept_id": "b", "placeholder": "<it>"}]
+    assert len(good(list(read_manifest(put_rows(RunStore(str(tmp_path)), "m.parquet", rows))))) == 2
+
+
+def test_files_are_read_in_the_order_of_their_names(root: str) -> None:
+    store = RunStore(root)
+    for name in ("b", "c", "a"):
+        put_rows(store, f"m/{name}.parquet", [{**BASE, "concept_id": name}])
+    store.put("m/_SUCCESS", b"")
+    assert [row.concept.concept_id for row in good(list(read_manifest(store.uri("m"))))] == ["a", "b", "c"]
+    assert [row.concept.concept_id for row in good(list(read_manifest(store.uri("m/[bc]*"))))] == ["b", "c"]
+    assert count_rows(store.uri("m")) == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"images": [["a.png"]]}, "no column 'concept_id'"),
+        ({"concept_id": ["a"]}, "no column 'images'"),
+        ({"concept_id": ["a"], "images": ["a.png"]}, "must be a list of strings"),
+        ({"concept_id": ["a"], "images": [[1, 2]]}, "must be a list of strings"),
+    ],
+)
+def test_a_table_that_is_no_manifest_is_refused_before_any_row(
+    tmp_path: Path, columns: dict[str, Any], message: str
+) -> None:
+    put_rows(RunStore(str(tmp_path)), "1.parquet", [BASE])
+    pq.write_table(pa.table(columns), tmp_path / "2.parquet")
+    with pytest.raises(ValueError, match=message) as raised:
+        next(read_manifest(str(tmp_path)))
+    assert "2.parquet" in str(raised.value)
+
+
+def test_no_manifest_or_no_parquet_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no manifest at"):
+        next(read_manifest(str(tmp_path / "absent.parquet")))
+    (tmp_path / "x.parquet").write_text("concept_id,images")
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):
+        next(read_manifest(str(tmp_path / "x.parquet")))
+
+
+def test_a_file_damaged_in_the_middle_costs_only_its_own_rest(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    rows = [{**BASE, "concept_id": f"c{i}"} for i in range(3000)]
+    put_table(store, "1.parquet", pa.Table.from_pylist(rows), row_group_size=1000, compression="zstd")
+    put_rows(store, "2.parquet", [{**BASE, "concept_id": "last"}])
+    group = pq.ParquetFile(tmp_path / "1.parquet").metadata.row_group(2).column(0)
+    damaged = bytearray(store.get("1.parquet"))
+    start = group.dictionary_page_offset or group.data_page_offset
+    damaged[start : start + group.total_compressed_size] = b"\xff" * group.total_compressed_size
+    store.put("1.parquet", bytes(damaged))
+    found = list(read_manifest(str(tmp_path)))
+    (row,) = bad(found)
+    assert "cannot be read from this row on" in row.reason
+    assert 1000 < row.row <= 2001
+    assert good(found)[-1].concept.concept_id == "last"
+
+
+def test_carried_values_are_json(tmp_path: Path) -> None:
+    schema = pa.schema(
+        [
+            ("concept_id", pa.string()), ("images", pa.list_(pa.string())), ("day", pa.date32()),
+            ("at", pa.timestamp("us", tz="UTC")), ("price", pa.decimal128(8, 2)), ("raw", pa.binary()),
+            ("nan", pa.float64()), ("nested", pa.struct([("a", pa.int8())])), ("map", pa.map_(pa.string(), pa.int8())),
+        ]
+    )  # fmt: skip
+    row = {**BASE, "day": datetime.date(2026, 1, 2), "at": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+           "price": decimal.Decimal("9.90"), "raw": b"\x00\x01", "nan": float("nan"), "nested": {"a": 1},
+           "map": [("k", 1)]}  # fmt: skip
+    (found,) = good(list(read_manifest(put_rows(RunStore(str(tmp_path)), "m.parquet", [row], schema))))
+    assert found.carried == {
+        "day": "2026-01-02", "at": "2026-01-02T00:00:00+00:00", "price": "9.90", "raw": "AAE=", "nan": None,
+        "nested": {"a": 1}, "map": [["k", 1]],
+    }  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(concept_id=st.text(max_size=140))
+def test_whatever_id_is_accepted_is_a_safe_folder_name(concept_id: str) -> None:
+    row = manifest._parse("/m.parquet", 1, {"concept_id": concept_id, "images": ["a.png"]})
+    if isinstance(row, ManifestRow):
+        assert concept_id == Path(concept_id).name
+        assert concept_id.isascii()
+        assert not concept_id.startswith(".")
+
+
+@pytest.mark.slow
+def test_a_large_manifest_is_streamed(tmp_path: Path) -> None:
+    """60 MB of rows in groups of 3 MB: Arrow holds a few batches at a time, never the table."""
+    writer = None
+    for part in range(20):
+        ids = [f"concept-{part}-{i}" for i in range(1000)]
+        notes = [f"{i:03000d}" for i in range(1000)]
+        table = pa.table({"concept_id": ids, "images": [["a.png"] * 4] * 1000, "note": notes})
+        writer = writer or pq.ParquetWriter(tmp_path / "m.parquet", table.schema)
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+    pool = pa.default_memory_pool()
+    before, highest, number = pool.bytes_allocated(), 0, 0
+    for number, _ in enumerate(read_manifest(str(tmp_path / "m.parquet")), start=1):
+        if number % 100 == 0:
+            highest = max(highest, pool.bytes_allocated() - before)
+    assert number == 20_000
+    assert highest < 16 * 2**20
