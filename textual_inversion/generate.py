@@ -93,8 +93,8 @@ def generate(backbone: Backbone, requests: Sequence[ImageRequest], config: Sampl
 
     Batches always have `config.batch_size` rows, and no operation mixes rows, so a picture can depend on its place or
     company only through a kernel that sums differently for different rows of one shape. On the CPU with one thread
-    there is none: every batch size tried (1 to 5, 7, 8 and 16, torch 2.13) gave the same bits in any order and company. On a
-    GPU, libraries make no such promise. Another batch size, device or library version changes rounding, no more.
+    there is none: every batch size tried (1 to 5, 7, 8 and 16, torch 2.13) gave the same bits in any order and company.
+    On a GPU, libraries make no such promise. Another batch size, device or library version changes rounding, no more.
     """
     encoded = [encode_request(backbone, request) for request in requests]
     return [picture for batch in _batches(encoded, config.batch_size) for picture in draw(backbone, batch, config)]

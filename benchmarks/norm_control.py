@@ -1,0 +1,93 @@
+"""Which norm control to default to: every form learns the same concepts, and the judge scores what they draw.
+
+    python -m benchmarks.norm_control --concepts 8 --steps 300 --learning-rates 0.005 0.02
+
+Prints a markdown table: CLIP-I (identity), CLIP-T (prompt following), the learned rows' norm and the seconds per
+concept, averaged over concepts. A calm place to change other settings, too: `--set` takes any of the job's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice, product
+from statistics import fmean
+
+from PIL import Image
+
+from pipeline.config import RunConfig, load_config
+from pipeline.manifest import BadRow, read_manifest
+from pipeline.models import load_model, locate
+from pipeline.samples import draw_samples, score
+from pipeline.storage import absolute, read_bytes
+from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.config import InversionConfig
+from textual_inversion.engine import learn
+from textual_inversion.extractors import ClipExtractor
+from textual_inversion.families.base import Backbone
+from textual_inversion.photos import open_photo
+
+NORM_CONTROLS = ("none", "clamp", "sphere")
+COLUMNS = ("clip_i", "clip_t", "clip_i_initializer", "clip_t_initializer", "clip_i_photos")
+
+Pair = tuple[Concept, list[Image.Image]]
+
+
+def main() -> None:
+    """Learn with every setting in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", default="manifests/demo.parquet")
+    parser.add_argument("--concepts", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[5e-3])
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
+    options = parser.parse_args()
+
+    config = load_config("", [*options.set, f"inversion.steps={options.steps}"])
+    backbone = load_model(config)
+    extractor = ClipExtractor(locate(config.extractor), "cpu")
+    pairs = list(islice(objects(options.manifest), options.concepts))
+    say = sys.stdout.write
+    say(f"{len(pairs)} concepts, {options.steps} steps of {config.inversion.batch_size}\n\n")
+    say(f"| norm control | learning rate | {' | '.join(COLUMNS)} | row norm | s per concept |\n")
+    say("|---" * (len(COLUMNS) + 4) + "|\n")
+    for norm_control, rate in product(NORM_CONTROLS, options.learning_rates):
+        inversion = dataclasses.replace(config.inversion, norm_control=norm_control, learning_rate=rate)
+        figures = measure(backbone, extractor, pairs, inversion, config)
+        say(f"| {norm_control} | {rate:g} | {' | '.join(f'{figure:.3f}' for figure in figures)} |\n")
+        sys.stdout.flush()
+
+
+def objects(manifest: str) -> Iterator[Pair]:
+    """The manifest's objects with their opened photos; a bad row ends the benchmark."""
+    for row in read_manifest(absolute(manifest)):
+        if isinstance(row, BadRow):
+            raise ValueError(f"{row.file}, row {row.row}: {row.reason}")
+        if row.concept.category == "object":
+            yield row.concept, [open_photo(read_bytes(uri)) for uri in row.concept.images]
+
+
+def measure(
+    backbone: Backbone, extractor: ClipExtractor, pairs: list[Pair], inversion: InversionConfig, config: RunConfig
+) -> list[float]:
+    """`COLUMNS`, then mean row norm and seconds per concept of learning, for one setting."""
+    began = time.perf_counter()
+    learned = learn(backbone, pairs, inversion, seed=config.seed)
+    seconds = (time.perf_counter() - began) / len(pairs)
+    scores = [
+        score(extractor, photos, draw_samples(backbone, concept, embedding, config.grid, config.seed))
+        for (concept, photos), embedding in zip(pairs, learned, strict=True)
+    ]
+    return [fmean(each[name] for each in scores) for name in COLUMNS] + [fmean(map(mean_norm, learned)), seconds]
+
+
+def mean_norm(embedding: LearnedEmbedding) -> float:
+    """Mean L2 norm of the rows."""
+    return fmean(rows.norm(dim=1).mean().item() for rows in embedding.vectors.values())
+
+
+if __name__ == "__main__":
+    main()
