@@ -68,8 +68,20 @@ class ActorConfig:
 class GridConfig:
     """The sample pictures drawn of each concept as soon as it is learned; the quality scores are taken from them."""
 
-    prompts: tuple[str, ...] = ("a photo of {}", "{} on the beach", "{} in the snow", "a pencil sketch of {}")
-    """One grid column each; `{}` is where the placeholder token goes."""
+    prompts: tuple[str, ...] = (
+        "a photo of a {}",
+        "a photo of a {} on the beach",
+        "a photo of a {} on a red background",
+        "a pencil sketch of a {}",
+    )
+    """For objects, one grid row each; `{}` is the placeholder token's place. The first is compared with the photos."""
+
+    style_prompts: tuple[str, ...] = (
+        "a picture in the style of {}",
+        "a picture of a cat in the style of {}",
+        "a picture of a house in the style of {}",
+    )
+    """The same for styles."""
 
     images_per_prompt: int = 2
     """Pictures per prompt."""
@@ -77,9 +89,10 @@ class GridConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        _check(len(self.prompts) > 0, "grid.prompts", self.prompts, "at least one prompt")
-        for prompt in self.prompts:
-            _check(prompt.count("{}") == 1, "grid.prompts", prompt, "a text with {} once, where the concept goes")
+        for name, prompts in (("grid.prompts", self.prompts), ("grid.style_prompts", self.style_prompts)):
+            _check(len(prompts) > 0, name, prompts, "at least one prompt")
+            for prompt in prompts:
+                _check(prompt.count("{}") == 1, name, prompt, "a text with {} once, where the concept goes")
         _check(self.images_per_prompt >= 1, "grid.images_per_prompt", self.images_per_prompt, "1 or more")
 
 

@@ -103,7 +103,7 @@ def plan_rows(
     del settings["batch_size"]
     for record in records:
         for prompt in prompts:
-            if prompt.concept_id not in (None, record.concept_id):
+            if not prompt.is_for(record.concept_id, record.category):
                 continue
             text = prompt.text.replace("{}", record.placeholder_token)
             for index in range(config.generation.images_per_prompt):

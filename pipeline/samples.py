@@ -27,7 +27,7 @@ from textual_inversion.rng import seed_for
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
-    """Pictures by prompt, in the order of `GridConfig.prompts`."""
+    """Pictures by prompt."""
 
     prompts: tuple[str, ...]
     learned: list[list[Image.Image]]
@@ -43,18 +43,16 @@ def draw_samples(
     backbone: Backbone, concept: Concept, embedding: LearnedEmbedding, config: GridConfig, seed: int
 ) -> Samples:
     """Draw the sample grid of one concept; the same whatever else the actor is doing."""
+    prompts = config.style_prompts if concept.category == "style" else config.prompts
     seeds = [seed_for(seed, concept.concept_id, "grid", i) for i in range(config.images_per_prompt)]
     requests = [
-        ImageRequest(fill(prompt, concept.placeholder_token), s, (embedding,))
-        for prompt in config.prompts
-        for s in seeds
+        ImageRequest(fill(prompt, concept.placeholder_token), s, (embedding,)) for prompt in prompts for s in seeds
     ]
     if concept.initializer:
-        requests += [ImageRequest(fill(prompt, concept.initializer), s) for prompt in config.prompts for s in seeds]
+        requests += [ImageRequest(fill(prompt, concept.initializer), s) for prompt in prompts for s in seeds]
     pictures = generate(backbone, requests, config.sampling)
     columns = [pictures[i : i + len(seeds)] for i in range(0, len(pictures), len(seeds))]
-    num_prompts = len(config.prompts)
-    return Samples(prompts=config.prompts, learned=columns[:num_prompts], initial=columns[num_prompts:])
+    return Samples(prompts=prompts, learned=columns[: len(prompts)], initial=columns[len(prompts) :])
 
 
 def score(extractor: ClipExtractor, photos: Sequence[Image.Image], samples: Samples) -> dict[str, float]:

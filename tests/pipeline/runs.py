@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def tiny_tree(model: Path | str, **changes: Any) -> dict[str, Any]:
 
 def tiny_config(model: Path | str, output: Path | str, **changes: Any) -> RunConfig:
     return parse_config(tiny_tree(model, output=str(output), **changes))
+
+
+def tiny_toml(model: Path | str, **changes: Any) -> str:
+    """The same as a file: JSON values are TOML values, and sections are inline tables."""
+
+    def value(item: Any) -> str:
+        if isinstance(item, dict):
+            return "{" + ", ".join(f"{key} = {value(inner)}" for key, inner in item.items()) + "}"
+        return json.dumps(item)
+
+    return "\n".join(f"{key} = {value(item)}" for key, item in tiny_tree(model, **changes).items())
 
 
 def task(name: str, images: tuple[str, ...] = ("unused",), fingerprint: str = "") -> ConceptTask:

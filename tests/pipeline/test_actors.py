@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -84,27 +85,40 @@ def test_a_result_does_not_depend_on_company(tiny_model: Path, photos: tuple[str
     assert embedding(["toy"], 1) == embedding(["other", "toy", "third", "fourth"], 2)
 
 
-def test_a_checkpoint_is_taken_up(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
-    calm, resumed = task("toy", photos, "calm"), task("toy", photos, "resumed")
+def test_checkpoints_are_written_and_taken_up(
+    learner: Learner, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = RunStore(str(tmp_path / "out"))
-    kept: list[bytes] = []
+    saved: list[SlotState] = []
     save = Learner._save
 
     def keep(self: Learner, job: object, state: SlotState) -> None:
-        kept.append(state.to_bytes())
+        saved.append(state)
         save(self, job, state)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Learner, "_save", keep)
-        learn_all(learner, [calm])
-    assert SlotState.from_bytes(kept[0]).step == 2
+    monkeypatch.setattr(Learner, "_save", keep)
+    calm, resumed = task("toy", photos, "calm"), task("toy", photos, "resumed")
+    learn_all(learner, [calm])
+    assert saved[0].step == 2
+    monkeypatch.undo()
 
-    store.put(resumed.folder.checkpoint, kept[0])
+    # a mark in the checkpoint's curve shows that learning went on from it
+    marked = replace(saved[0], curve=torch.tensor([[1.0, 77.0, 1.0], [2.0, 77.0, 1.0]]))
+    store.put(resumed.folder.checkpoint, marked.to_bytes())
     (record,) = learn_all(learner, [resumed], attempt=2)
-    assert record.status == "done"
+    assert (record.status, record.attempts, record.steps) == ("done", 2, 6)
+    losses = pq.read_table(tmp_path / "out" / resumed.folder.curve)["loss"].to_pylist()
+    assert [loss == 77.0 for loss in losses] == [True] * 2 + [False] * 4
     assert not store.exists(resumed.folder.checkpoint)
     first, second = (load(store.get(one.folder.embedding))["<toy>"] for one in (calm, resumed))
     assert torch.equal(first, second)
+
+
+def test_a_damaged_checkpoint_is_not_used(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
+    one = task("toy", photos)
+    RunStore(str(tmp_path / "out")).put(one.folder.checkpoint, b"cut sh")
+    (record,) = learn_all(learner, [one])
+    assert (record.status, record.steps) == ("done", 6)
 
 
 def test_a_finished_concept_is_not_learned_again(
@@ -117,12 +131,14 @@ def test_a_finished_concept_is_not_learned_again(
 
 
 def test_an_engine_that_stops_breaks_the_actor(
-    learner: Learner, photos: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(*_: object) -> None:
+    def crash(_engine: Engine, next_assignment: Callable[[bool], object], *_: object) -> None:
+        next_assignment(True)
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(Engine, "_gradients", crash)
+    monkeypatch.setattr(Engine, "run", crash)
+    learner = Learner(tiny_config(tiny_model, tmp_path))
     failures = learn_all(learner, [task("a", photos), task("b", photos)])
     failures += learn_all(learner, [task("c", photos)])
     assert [type(failure) for failure in failures] == [ActorBroken] * 3

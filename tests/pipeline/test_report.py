@@ -41,7 +41,8 @@ def finish(store: RunStore, concept_id: str, number: int, clip_i: float = 0.8, *
     scores = {"clip_i": clip_i, "clip_t": 0.3, "clip_i_initializer": 0.6, "clip_t_initializer": 0.31}
     defaults: dict[str, Any] = {
         "placeholder_token": f"<{concept_id}>", "initializer": "toy",
-        "images": (store.uri(f"photos/{concept_id}.png"),), "steps": 100, "seconds": 61.0, "scores": scores, "status": "done",
+        "images": (store.uri(f"photos/{concept_id}.png"),), "steps": 100, "seconds": 61.0, "scores": scores,
+        "status": "done",
     }  # fmt: skip
     record = ConceptRecord(concept_id=concept_id, fingerprint=f"{number:032x}", **{**defaults, **values})
     store.put(record.folder.grid, png("blue", (500, 800)))

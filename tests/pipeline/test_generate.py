@@ -1,0 +1,119 @@
+"""The bulk stage without a cluster: what is planned, what a batch becomes, what counts as done."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline.config import RunConfig
+from pipeline.generate import METADATA, PLAN, PLAN_SCHEMA, Drawer, finished_rows, plan_rows, run_stage, write_plan
+from pipeline.prompts import Prompt
+from pipeline.records import ConceptRecord
+from pipeline.storage import RunStore
+from tests.pipeline.runs import tiny_config
+from tests.tiny_models import DIM
+from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.formats import dump_diffusers
+
+PROMPTS = [Prompt("a photo of a {}"), Prompt("a rendering of a {}")]
+
+
+def record(name: str) -> ConceptRecord:
+    return ConceptRecord(concept_id=name, fingerprint=f"f-{name}", status="done", placeholder_token=f"<{name}>")
+
+
+def learned(store: RunStore, name: str, seed: int) -> ConceptRecord:
+    """A record whose embedding is in the store."""
+    rows = torch.randn(1, DIM, generator=torch.Generator().manual_seed(seed))
+    embedding = LearnedEmbedding(placeholder_token=f"<{name}>", vectors={"clip_l": rows})
+    store.put(record(name).folder.embedding, dump_diffusers(embedding))
+    return record(name)
+
+
+def rows_of(config: RunConfig, names: list[str], prompts: list[Prompt] = PROMPTS) -> list[dict[str, Any]]:
+    return list(plan_rows(config, [record(name) for name in names], prompts))
+
+
+def test_rows_are_the_same_every_time_and_none_is_like_another() -> None:
+    config = tiny_config("m", "out", generation={"images_per_prompt": 3})
+    rows = rows_of(config, ["a", "b"])
+    assert rows == rows_of(config, ["a", "b"])
+    assert len(rows) == len({row["row_id"] for row in rows}) == len({row["seed"] for row in rows}) == 12
+    assert rows[0]["prompt"] == "a photo of a <a>"
+    assert {row["row_id"] for row in rows_of(config, ["a"])} < {row["row_id"] for row in rows}
+
+
+def test_a_row_changes_with_what_its_picture_depends_on() -> None:
+    sampling = {"steps": 2, "guidance_scale": 2.0, "batch_size": 4}
+    same = tiny_config("m", "out", generation={"sampling": sampling | {"batch_size": 2}})
+    other = tiny_config("m", "out", generation={"sampling": sampling | {"steps": 3}})
+    first = rows_of(tiny_config("m", "out"), ["a"])[0]["row_id"]
+    assert rows_of(same, ["a"])[0]["row_id"] == first
+    assert rows_of(other, ["a"])[0]["row_id"] != first
+
+
+def test_prompts_of_one_concept_and_seeds_that_are_given() -> None:
+    prompts = [Prompt("{} in the snow", concept_id="b"), Prompt("a {}", seed=7)]
+    rows = rows_of(tiny_config("m", "out", generation={"images_per_prompt": 2}), ["a", "b"], prompts)
+    assert [(row["prompt"], row["seed"]) for row in rows if row["concept_id"] == "a"] == [("a <a>", 7), ("a <a>", 8)]
+    assert "<b> in the snow" in {row["prompt"] for row in rows}
+    assert "<a> in the snow" not in {row["prompt"] for row in rows}
+
+
+def test_only_what_is_missing_is_planned(tmp_path: Path) -> None:
+    config, store = tiny_config("m", tmp_path), RunStore(str(tmp_path))
+    records = [record("a"), record("b")]
+    everything, asked = write_plan(store, config, records, PROMPTS, set())
+    assert len(everything) == asked == 4
+    done = set(sorted(everything)[:3])
+    assert write_plan(store, config, records, [*PROMPTS, *PROMPTS], done) == (everything - done, 4)
+    table = pq.read_table(tmp_path / PLAN)
+    assert set(table["row_id"].to_pylist()) == everything - done
+    assert write_plan(store, config, records, PROMPTS, everything) == (set(), 4)
+    assert store.list(PLAN) == {}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_is_drawn_and_described(tiny_model: Path, tmp_path: Path, packed: bool) -> None:
+    config = tiny_config(tiny_model, tmp_path, generation={"packed": packed})
+    store = RunStore(str(tmp_path))
+    records = [learned(store, "a", 1), learned(store, "b", 2), record("gone")]
+    too_long = Prompt("a very " + "clean " * 40 + "{}")
+    rows = list(plan_rows(config, records, [PROMPTS[0], too_long]))
+    drawer = Drawer(config)
+    results = drawer(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
+
+    assert [row["row_id"] for row in results] == [row["row_id"] for row in rows]
+    assert [row["status"] for row in results] == ["ok", "failed"] * 2 + ["failed"] * 2
+    assert "clean clean" in results[1]["error"]
+    assert "FileNotFoundError" in results[4]["error"]
+    for row in results[0], results[2]:
+        data = row["png"] if packed else store.get(row["path"])
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (row["bytes"], row["sha256"])
+    assert bool(store.list("images")) != packed
+
+    alone = drawer(pa.Table.from_pylist(rows[2:3], PLAN_SCHEMA)).to_pylist()[0]
+    assert alone["sha256"] == results[2]["sha256"]
+
+
+def test_done_is_what_a_whole_part_says(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    assert finished_rows(store) == set()
+    part = pa.table({"row_id": ["x", "y"], "status": ["ok", "failed"], "error": [None, "too long"]})
+    (tmp_path / METADATA).mkdir(parents=True)
+    pq.write_table(part, tmp_path / METADATA / "one.parquet")
+    whole = (tmp_path / METADATA / "one.parquet").read_bytes()
+    store.put(f"{METADATA}/cut.parquet", whole[:-20])
+    assert finished_rows(store) == {"x"}
+    assert set(store.list(METADATA)) == {f"{METADATA}/one.parquet"}
+
+
+def test_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match="memory://"):
+        run_stage(tiny_config("m", "memory://out"), 4, 0)

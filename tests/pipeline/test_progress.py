@@ -1,0 +1,53 @@
+"""Lines in a log, one line in a terminal."""
+
+from __future__ import annotations
+
+import io
+
+from pipeline.progress import Progress, format_seconds
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_log_gets_a_line_now_and_then() -> None:
+    clock, log = Clock(), io.StringIO()
+    progress = Progress("learning", total=lambda: 10, stream=log, clock=clock)
+    for second in range(61):
+        clock.seconds = float(second)
+        progress.update(done=second // 20, failed=second // 60)
+    progress.update(done=3, failed=1, final=True)
+    lines = log.getvalue().splitlines()
+    assert len(lines) == 4
+    assert lines[1] == "learning: 1/10 done, 0:30 so far, 2.0/min, about 4:30 left"
+    assert lines[2] == "learning: 3/10 done, 1 failed, 1:00 so far, 4.0/min, about 1:30 left"
+
+
+def test_a_terminal_line_is_rewritten() -> None:
+    clock, terminal = Clock(), Terminal()
+    progress = Progress("learning", total=lambda: 2, stream=terminal, clock=clock)
+    progress.update(done=0, running="a long remark about actors")
+    clock.seconds = 0.2
+    progress.update(done=1)
+    clock.seconds = 60.0
+    progress.update(done=2, final=True)
+    text = terminal.getvalue()
+    assert text.count("\r") == 2
+    assert text.count("\n") == 1
+    first, last = text.strip("\r\n").split("\r")
+    assert len(last) >= len(first)
+    assert last.rstrip() == "learning: 2/2 done, 1:00 so far, 2.0/min"
+
+
+def test_seconds() -> None:
+    assert [format_seconds(s) for s in (0, 75.4, 3700)] == ["0:00", "1:15", "1:01:40"]

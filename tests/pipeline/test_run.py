@@ -1,0 +1,125 @@
+"""The command's own logic, without a cluster: settings, dry run, last words."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import run
+from pipeline.config import RunConfig
+from pipeline.manifest import BadRow
+from pipeline.models import ROOT, locate, portable
+from pipeline.plan import Plan
+from pipeline.run import FAILED, OK, STOPPED, USAGE, Tally, conclude, configure, main, parse, stopping_on_signals
+from pipeline.storage import RunStore
+from tests.pipeline.runs import tiny_toml, write_manifest
+
+
+def configured(*arguments: str) -> RunConfig:
+    return configure(parse(list(arguments)))
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text('model = "from/file"\nseed = 3\n[inversion]\nsteps = 10\nbatch_size = 2\n')
+    config = configured(
+        "sets/cats.parquet", "--config", str(job), "--model", "owner/name", "--set", "inversion.steps=20",
+        "--prompts", "p.txt",
+    )  # fmt: skip
+    assert (config.model, config.seed) == ("owner/name", 3)
+    assert (config.inversion.steps, config.inversion.batch_size) == (20, 2)
+    assert config.generation.prompts == "p.txt"
+    assert config.manifest == os.path.abspath("sets/cats.parquet")
+    assert config.output == os.path.abspath("output/cats")
+
+
+def test_addresses_stay_what_workers_can_use(tmp_path: Path) -> None:
+    config = configured("s3://bucket/m.parquet", "--output", "s3://bucket/out", "--model", str(tmp_path))
+    assert (config.manifest, config.output, config.model) == ("s3://bucket/m.parquet", "s3://bucket/out", str(tmp_path))
+    assert configured("s3://bucket/night/*.parquet").output.startswith(os.path.abspath("output"))
+
+
+def test_models_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert portable("tests") == "tests"
+    assert locate("tests") == str(ROOT / "tests")
+    assert portable("mine") == locate("mine") == str(tmp_path / "mine")
+    assert portable("owner/name") == locate("owner/name") == "owner/name"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no manifest"),
+        (["m.parquet", "--set", "inversion.stepz=3"], "did you mean inversion.steps"),
+        (["m.parquet", "--model", "no/such/model/here"], "neither a directory here nor a hub id"),
+        (["ssh://host/m.parquet"], "ssh"),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_dry_run_names_bad_rows_and_writes_nothing(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path, ["a", "b", "c"], category=["object", "thing", "style"])
+    (tmp_path / "photos" / "c-1.png").unlink()
+    job = tmp_path / "job.toml"
+    job.write_text(tiny_toml(tiny_model))
+    output = tmp_path / "out"
+    assert main([str(manifest), "--config", str(job), "--output", str(output), "--dry-run"]) == FAILED
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("0 done, 1 to do, 2 bad rows, 0 prompts")
+    assert "row 2 (b): category 'thing'" in lines[0]
+    assert "row 3 (c): photo " in lines[1]
+    assert not output.exists()
+
+
+def test_a_run_with_nothing_to_do_needs_no_cluster(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "manifest.parquet"
+    images = pa.array([], pa.list_(pa.string()))
+    pq.write_table(pa.table({"concept_id": pa.array([], pa.string()), "images": images}), path)
+    job = tmp_path / "job.toml"
+    job.write_text(tiny_toml(tiny_model))
+    monkeypatch.setattr(run, "connect", lambda _: pytest.fail("a cluster was asked for"))
+    assert main([str(path), "--config", str(job), "--output", str(tmp_path / "out")]) == OK
+    assert "report: " in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_last_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, plan = RunConfig(output=str(tmp_path)), Plan("settings", set())
+    assert conclude(config, Tally(rows=2, learned=2), plan) == OK
+    capsys.readouterr()
+
+    tally = Tally(rows=30, learned=5, failures={f"c{i}": "no photo" for i in range(25)})
+    plan.bad.append(BadRow(file="m.parquet", row=7, concept_id=None, reason="no concept_id"))
+    assert conclude(config, tally, plan) == FAILED
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("5 learned, 0 done before, 25 failed, 1 bad rows in 0:0")
+    assert lines[1] == f"report: {RunStore(str(tmp_path)).uri('report.html')}"
+    assert lines[2] == "FAILED c0: no photo"
+    assert lines[-1] == "FAILED 6 more, all in results.parquet"
+
+    tally.stopped = True
+    assert conclude(config, tally, plan) == STOPPED
+
+
+def test_the_first_signal_stops_and_the_second_interrupts() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
