@@ -59,8 +59,7 @@ def reconstruction_loss(decoded: Tensor, pictures: Tensor) -> tuple[Tensor, Tens
     """L1 + MSE + L1 of image gradients (sharp edges); also the plain MSE, for PSNR."""
     mse = (decoded - pictures).pow(2).mean()
     gradient = sum(
-        (ours - theirs).abs().mean()
-        for ours, theirs in zip(_differences(decoded), _differences(pictures), strict=True)
+        (ours - theirs).abs().mean() for ours, theirs in zip(_differences(decoded), _differences(pictures), strict=True)
     )
     return (decoded - pictures).abs().mean() + mse + _GRADIENT_WEIGHT * gradient, mse
 

@@ -1,7 +1,7 @@
 """Text encoder and U-Net, trained jointly with the latent diffusion loss, saved as a plain `StableDiffusionPipeline`.
 
-v-prediction (Salimans & Ho 2022) with min-SNR weights (Hang et al. 2023), 10 % empty captions for guidance. A caption
-is encoded once and used for two draws of noise and timestep.
+v-prediction (Salimans & Ho 2022), 10 % empty captions for guidance. A caption is encoded once and used for two draws of
+noise and timestep.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ _MATRIX_LR = 4e-3
 _VECTOR_LR = 1.5e-3
 _TEXT_ENCODER_LR = 2e-4
 _EMPTY_CAPTION_FRACTION = 0.1
-_MAX_SNR = 5.0
 NUM_TRAIN_TIMESTEPS = 1000
 
 
@@ -88,22 +87,27 @@ class LatentPool:
 
 
 def stratified_timesteps(batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """One timestep from each of `batch` equal slices of the schedule, in random order: int64 (batch,)."""
+    """One timestep from each of `batch` equally likely slices, in random order: int64 (batch,).
+
+    The density grows linearly with t, because the prompt decides at the noisy end: measured after 1,000 steps, a wrong
+    prompt raised the error of the predicted picture by half at t = 900, and by nothing at t = 100.
+    """
     slices = torch.randperm(batch, generator=generator, device=device)
     within = torch.rand(batch, generator=generator, device=device)
-    return ((slices + within) * NUM_TRAIN_TIMESTEPS / batch).long().clamp(max=NUM_TRAIN_TIMESTEPS - 1)
+    quantiles = (slices + within) / batch
+    return (NUM_TRAIN_TIMESTEPS * quantiles.sqrt()).long().clamp(max=NUM_TRAIN_TIMESTEPS - 1)
 
 
 def velocity_loss(prediction: Tensor, latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """Min-SNR weighted squared error of v = sqrt(a) noise - sqrt(1-a) latents, per sample: (batch,).
+    """Squared error of v = sqrt(a) noise - sqrt(1-a) latents (Salimans & Ho 2022), per sample: (batch,).
 
-    Hang et al. 2023, Eq. 5 for v: min(SNR, gamma) / (SNR + 1); with SNR = a / (1-a) that is min(a, gamma (1-a)).
+    Not weighted: min-SNR weights (Hang et al. 2023) all but silence the noisy end of the schedule, where the prompt
+    decides what the object is. With them 750 steps gave the right colours and places but no shapes.
     """
     signal = alphas_cumprod.sqrt()[:, None, None, None]
     spread = (1 - alphas_cumprod).sqrt()[:, None, None, None]
     target = signal * noise - spread * latents
-    weight = torch.minimum(alphas_cumprod, _MAX_SNR * (1 - alphas_cumprod))
-    return weight * (prediction.float() - target).pow(2).mean((1, 2, 3))
+    return (prediction.float() - target).pow(2).mean((1, 2, 3))
 
 
 class DenoiserTraining:
@@ -124,7 +128,7 @@ class DenoiserTraining:
         self.captions = scale * _CAPTIONS_PER_BATCH
 
     def loss(self, fraction_done: float) -> tuple[Tensor, dict[str, float]]:
-        """Mean weighted loss of one batch."""
+        """Mean loss of one batch."""
         rows = torch.from_numpy(self.randomness.numpy.integers(0, len(self.pool.latents), self.captions))
         latents = self.pool.latents[rows].to(self.device).float().repeat_interleave(_DRAWS_PER_CAPTION, 0)
         ids = self.pool.input_ids[rows].clone()
@@ -142,7 +146,12 @@ class DenoiserTraining:
 
 
 def save_pipeline(
-    folder: Path, *, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer
+    folder: Path,
+    *,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
 ) -> None:
     """Write an fp16 `StableDiffusionPipeline` directory beside `folder`, then swap it in."""
     pipeline = StableDiffusionPipeline(
@@ -216,4 +225,3 @@ def train_denoiser(
 def to_latent_pool(means: Tensor, captions: list[str], tokenizer: CLIPTokenizer, scaling_factor: float) -> LatentPool:
     """Scale the posterior means and tokenize the captions."""
     return LatentPool(latents=(means.float() * scaling_factor).half(), input_ids=encode(tokenizer, captions))
-

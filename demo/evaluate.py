@@ -59,8 +59,11 @@ class Judge:
     def choose(self, pictures: Sequence[Image.Image], options: Sequence[Sequence[str]]) -> np.ndarray:
         """Index of the text nearest to each picture; picture i chooses among options[i]."""
         images = self.image_features(pictures)
-        texts = self.text_features([text for row in options for text in row]).view(len(options), len(options[0]), -1)
-        return torch.einsum("pw,pow->po", images, texts).argmax(1).numpy()
+        distinct = sorted({text for row in options for text in row})
+        scores = images @ self.text_features(distinct).T
+        column = {text: index for index, text in enumerate(distinct)}
+        columns = torch.tensor([[column[text] for text in row] for row in options])
+        return scores.gather(1, columns).argmax(1).numpy()
 
 
 def name_question(things: Sequence[WorldObject]) -> list[str]:
@@ -70,7 +73,9 @@ def name_question(things: Sequence[WorldObject]) -> list[str]:
 
 def place_question(thing: WorldObject) -> list[str]:
     """The same object in every place."""
-    return [captions.fill("a photo of a {}", thing.name) + f" {phrases[0]}" for phrases in captions.PLACE_PHRASES.values()]
+    return [
+        captions.fill("a photo of a {}", thing.name) + f" {phrases[0]}" for phrases in captions.PLACE_PHRASES.values()
+    ]
 
 
 def style_question(thing: WorldObject) -> list[str]:

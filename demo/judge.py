@@ -1,8 +1,8 @@
 """The small CLIP of the demo world: judge of pictures, and the start of the diffusion model's text encoder.
 
 Contrastive training on the same scenes. A batch never holds two scenes that one caption could describe: first only
-distinct names, so that names are learned first; then every name four times with different attributes, so that style, place,
-tint and size must be told apart too.
+distinct names, so that names are learned first; then every name four times with different attributes, so that style,
+place, tint and size must be told apart too.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def new_judge(tokenizer: CLIPTokenizer) -> CLIPModel:
         "patch_size": 8,
         "projection_dim": WIDTH,
     }
-    config = CLIPConfig(
-        text_config=text_config(tokenizer).to_dict(), vision_config=vision, projection_dim=WIDTH
-    )
+    config = CLIPConfig(text_config=text_config(tokenizer).to_dict(), vision_config=vision, projection_dim=WIDTH)
     return CLIPModel(config)
 
 

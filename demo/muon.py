@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 _ADAM_BETAS = (0.9, 0.99)
-_COEFFICIENTS = ((4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037), (2.8769, -3.1427, 1.2046))
+_COEFFICIENTS = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+)
 """Quintic iterations towards the polar factor, steep ones first."""
 
 

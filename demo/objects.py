@@ -1,7 +1,8 @@
 """The objects of the demo world: which are taught to the model and which are held out as concepts.
 
 Every entry is a Unicode CLDR slug as the art packages spell it; `slug=name` gives the noun used in captions where the
-slug alone would be a poor one, and a star marks the core objects. The emoji groups of faces, people, symbols and flags are left out entirely.
+slug alone would be a poor one; a star marks the core objects. The emoji groups of faces, people, symbols and flags are
+left out entirely.
 """
 
 from __future__ import annotations

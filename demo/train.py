@@ -33,7 +33,7 @@ from demo.tokenizer import load_tokenizer, make_tokenizer
 
 HERE = Path(__file__).parent
 STAGES = ("pool", "tokenizer", "autoencoder", "judge", "latents", "denoiser", "decoder")
-DEFAULT_STEPS = {"autoencoder": 2000, "judge": 300, "denoiser": 5000, "decoder": 3000}
+DEFAULT_STEPS = {"autoencoder": 2000, "judge": 1200, "denoiser": 3000, "decoder": 1000}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +79,7 @@ class Recipe:
     def _judge(self) -> None:
         is_warm = self.init_from is not None
         train_judge(
-            load_pool(self.work), load_tokenizer(self.work / "tokenizer"), self.clip,
+            load_pool(self.work), load_tokenizer(self.init_from or self.work / "tokenizer"), self.clip,
             self.work / ("clip-warm.ckpt" if is_warm else "clip.ckpt"),
             budget=self.budget("judge"), device=self.device, seed=self.seed + is_warm, init_from=self.init_from,
         )  # fmt: skip
@@ -123,7 +123,9 @@ class Recipe:
 def _parse() -> tuple[list[str], int, Recipe]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated, in order")
-    parser.add_argument("--work", type=Path, default=HERE / ".work", help="archives, pool, checkpoints (ignored by git)")
+    parser.add_argument(
+        "--work", type=Path, default=HERE / ".work", help="archives, pool, checkpoints (ignored by git)"
+    )
     parser.add_argument("--model", type=Path, default=HERE / "model", help="where the pipeline goes")
     parser.add_argument("--clip", type=Path, default=HERE / "clip", help="where the judge goes")
     parser.add_argument("--steps", type=int, default=0, help="steps of each chosen training; 0: its default")

@@ -53,6 +53,10 @@ class ActorConfig:
     drain_s: float = 20.0
     """When the run is stopped: seconds that running concepts get to write a checkpoint."""
 
+    stall_s: float = 3600.0
+    """An actor that answers no call for so many seconds hangs and is replaced; 0 waits for ever. Make it longer than
+    a concept takes."""
+
     def __post_init__(self) -> None:
         _check(self.count >= 0, "actors.count", self.count, "0 (automatic) or more")
         _check(self.slots >= 0, "actors.slots", self.slots, "0 (automatic) or more")
@@ -62,6 +66,7 @@ class ActorConfig:
         _check(self.max_attempts >= 1, "actors.max_attempts", self.max_attempts, "1 or more")
         _check(self.checkpoint_steps >= 0, "actors.checkpoint_steps", self.checkpoint_steps, "0 (none) or more")
         _check(self.drain_s >= 0, "actors.drain_s", self.drain_s, "0 or more seconds")
+        _check(self.stall_s >= 0, "actors.stall_s", self.stall_s, "0 (never) or more seconds")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -44,6 +44,8 @@ class Policy:
     """Wait after the first failed start; doubles with each further one, up to a minute."""
     drain_s: float = 20.0
     """When the run is stopped: time for running concepts to write a checkpoint."""
+    stall_s: float = 0.0
+    """An actor with calls that answers none for this long is taken for dead; 0 never. A hung device raises nothing."""
 
 
 @dataclass(eq=False, slots=True)
@@ -61,6 +63,8 @@ class _Actor:
     capacity: int = 1
     """Calls it takes at a time; known when it is ready."""
     calls: dict[Any, _Work] = field(default_factory=dict)
+    last_answer: float = 0.0
+    """When a call last ended, or the first of those in flight began; monotonic seconds."""
     alone: bool = False
     """It runs a suspect and gets nothing else until that call ends."""
 
@@ -86,6 +90,7 @@ def drive(
             fleet.match_demand()
             fleet.hand_out()
             yield from fleet.collect(timeout_s=1.0)
+            yield from fleet.replace_stalled()
             if progress is not None:
                 progress.update(done=fleet.done, failed=fleet.failed, running=fleet.describe())
         if stop.is_set():
@@ -167,6 +172,14 @@ class _Fleet:
             elif ref in actor.calls:
                 yield from self._answered(actor, ref, value, error)
 
+    def replace_stalled(self) -> Iterator[ConceptRecord]:
+        """A hung device raises nothing; only the silence of its actor shows it."""
+        longest = self._policy.stall_s or math.inf
+        for actor in self._ready():
+            silent = time.monotonic() - actor.last_answer
+            if actor.calls and silent > longest:
+                yield from self._bury(actor, TimeoutError(f"the actor answered no call for {silent:.0f} s"))
+
     def drain(self) -> Iterator[ConceptRecord]:
         """Give running concepts time to write a checkpoint, then take what finished meanwhile."""
         busy = [actor for actor in self._ready() if actor.calls]
@@ -197,6 +210,8 @@ class _Fleet:
         return sum(len(actor.calls) for actor in self._actors)
 
     def _call(self, actor: _Actor, work: _Work) -> None:
+        if not actor.calls:
+            actor.last_answer = time.monotonic()
         actor.calls[actor.handle.learn.remote(work.task, work.attempts + 1)] = work
 
     def _started(self, actor: _Actor, capacity: int, error: Exception | None) -> None:
@@ -216,7 +231,7 @@ class _Fleet:
 
     def _answered(self, actor: _Actor, ref: Any, record: Any, error: Exception | None) -> Iterator[ConceptRecord]:
         work = actor.calls.pop(ref)
-        actor.alone = False
+        actor.alone, actor.last_answer = False, time.monotonic()
         cause = error.cause if isinstance(error, RayTaskError) else error
         if error is None:
             self._fruitless_deaths = 0
@@ -282,6 +297,7 @@ def policy_of(config: RunConfig, gpus: float, cpus: float) -> Policy:
         max_actors=config.actors.count or max(1, int(room)),
         max_attempts=config.actors.max_attempts,
         drain_s=config.actors.drain_s,
+        stall_s=config.actors.stall_s,
     )
 
 

@@ -12,8 +12,11 @@ import hashlib
 import io
 import json
 import logging
+import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -27,6 +30,7 @@ from PIL import Image
 from pipeline.actors import to_png
 from pipeline.config import RunConfig
 from pipeline.models import load_model
+from pipeline.progress import Progress
 from pipeline.prompts import Prompt
 from pipeline.records import ConceptRecord
 from pipeline.storage import RunStore, open_for_reading, open_store
@@ -63,6 +67,7 @@ RESULT_SCHEMA = pa.schema(
 _PLAN_ROWS = 65_536
 _PUT_THREADS = 8
 _EMBEDDINGS_KEPT = 256
+_LOOK_EVERY_S = 5.0
 _RETRIES = 3
 """Of an actor, and of a batch on another actor. Ray's own default is for ever: a row that kills would never end."""
 
@@ -156,32 +161,58 @@ def run_stage(config: RunConfig, num_rows: int, gpus: float) -> None:
     store = RunStore(config.output)
     plan_fs, plan_path = open_store(store.uri(PLAN))
     metadata_fs, metadata_path = open_store(store.uri(METADATA))
-    if "memory" in plan_fs.protocol:
-        raise ValueError(f"output {config.output!r}: memory:// ends at a process's border; give a folder or a bucket")
     batch_size = config.generation.sampling.batch_size
-    rows_per_block = min(config.generation.rows_per_part, num_rows)
+    num_batches = math.ceil(num_rows / batch_size)
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    size = min(config.actors.count or int(gpus) or cpus, -(-num_rows // batch_size))
+    size = min(config.actors.count or int(gpus) or cpus, num_batches)
+    rows_per_block = min(config.generation.rows_per_part, math.ceil(num_batches / size) * batch_size)
     # Reading, splitting and writing are tasks of a whole core each: actors that reserve every core would starve them.
     actor_cpus = min(0.5, max(0, cpus - 1) / size)
     settings = dataclasses.replace(config, device="cuda" if gpus else "cpu")
-    (
-        ray.data.read_parquet(plan_path, filesystem=plan_fs, num_cpus=min(1, actor_cpus))
-        .repartition(target_num_rows_per_block=rows_per_block)
-        .map_batches(
-            Drawer,
-            batch_size=batch_size,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=size),
-            fn_constructor_args=[settings],
-            num_cpus=actor_cpus,
-            num_gpus=config.actors.gpus if gpus else None,
-            max_restarts=_RETRIES,
-            max_task_retries=_RETRIES,
-            udf_modifying_row_count=False,
+    ray.data.DataContext.get_current().enable_progress_bars = False  # twenty lines every ten seconds in a job's log
+    with _reporting(store, num_rows, rows_per_block):
+        (
+            ray.data.read_parquet(plan_path, filesystem=plan_fs, num_cpus=min(1, actor_cpus))
+            .repartition(target_num_rows_per_block=rows_per_block)
+            .map_batches(
+                Drawer,
+                batch_size=batch_size,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=size),
+                fn_constructor_args=[settings],
+                num_cpus=actor_cpus,
+                num_gpus=config.actors.gpus if gpus else None,
+                max_restarts=_RETRIES,
+                max_task_retries=_RETRIES,
+                udf_modifying_row_count=False,
+            )
+            .write_parquet(metadata_path, filesystem=metadata_fs)
         )
-        .write_parquet(metadata_path, filesystem=metadata_fs)
-    )
+
+
+@contextmanager
+def _reporting(store: RunStore, num_rows: int, rows_per_part: int) -> Iterator[None]:
+    """Progress lines while the block runs, from the number of finished parts."""
+    progress = Progress("drawing", total=lambda: num_rows)
+    before = len(store.list(METADATA))
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(_LOOK_EVERY_S):
+            try:
+                parts = len(store.list(METADATA)) - before
+            except OSError as error:
+                log.warning("cannot look how far drawing is: %s", error)
+                continue
+            progress.update(done=min(num_rows, parts * rows_per_part))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join()
 
 
 class Drawer:

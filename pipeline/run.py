@@ -23,9 +23,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.config import RunConfig, load_config, to_tree
-from pipeline.faults import RunAborted
+from pipeline.faults import RunAborted, describe_error
 from pipeline.manifest import BadRow, count_rows, read_manifest
-from pipeline.models import extractor_hash, model_hash, portable
+from pipeline.models import extractor_hash, locate, model_hash, portable
 from pipeline.plan import ConceptTask, Plan, finished, settings_digest
 from pipeline.progress import Progress, format_seconds
 from pipeline.prompts import Prompt, read_prompts
@@ -51,9 +51,12 @@ class Tally:
     began: float = field(default_factory=time.monotonic)
     learned: int = 0
     failures: dict[str, str] = field(default_factory=dict)
-    """Concept id, or another name for what failed -> cause."""
+    """Concept id -> cause."""
+    problems: list[str] = field(default_factory=list)
+    """What went wrong beside single concepts."""
     pictures: str = ""
     stopped: bool = False
+    """By a signal."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,15 +95,17 @@ def configure(options: argparse.Namespace) -> RunConfig:
     config = load_config(toml, overrides, manifest=options.manifest, output=options.output, model=options.model)
     if not config.manifest:
         raise ValueError("no manifest: name one on the command line or as `manifest` in the configuration")
-    output = config.output
-    if output == RunConfig().output:
+    output, extractor, default = config.output, config.extractor, RunConfig()
+    if extractor == default.extractor and locate(config.model) != locate(default.model):
+        extractor = ""  # the demo's judge knows the demo's pictures only: scores of others would mean nothing
+    if output == default.output:
         output = f"{output}/{PurePosixPath(config.manifest.rstrip('/')).stem}"
     return dataclasses.replace(
         config,
         manifest=absolute(config.manifest),
         output=absolute(output),
         model=portable(config.model),
-        extractor=portable(config.extractor),
+        extractor=portable(extractor),
     )
 
 
@@ -131,7 +136,7 @@ def run(config: RunConfig) -> int:
     first = next(tasks, None)  # nothing to do needs no cluster
     if first is not None:
         learn(config, chain([first], tasks), tally, plan)
-    if prompts and not tally.stopped:
+    if prompts and not tally.stopped and not tally.problems:
         draw(config, prompts, tally, plan)
     if not tally.stopped:
         report(config, tally, plan)
@@ -162,7 +167,7 @@ def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: P
                     tally.failures[record.concept_id] = record.error
                     put_record(store, record)
         except RunAborted as error:
-            tally.failures["the run"] = str(error)
+            tally.problems.append(f"learning was given up: {error}")
         tally.stopped = stop.is_set()
 
 
@@ -179,11 +184,11 @@ def draw(config: RunConfig, prompts: list[Prompt], tally: Tally, plan: Plan) -> 
         try:
             counts = generate_images(config, done, prompts, gpus)
         except RayError as error:
-            tally.failures["the pictures"] = f"the stage stopped, run again to continue: {error}"
+            tally.problems.append(f"drawing stopped, run again to continue: {describe_error(error)}")
             return
     tally.pictures = f"{counts.drawn} drawn, {counts.done_before} done before, {counts.failed} failed"
     if counts.failed:
-        tally.failures["the pictures"] = f"{counts.failed} not drawn: {'; '.join(counts.first_errors)}"
+        tally.problems.append(f"{counts.failed} pictures were not drawn: {'; '.join(counts.first_errors)}")
 
 
 def report(config: RunConfig, tally: Tally, plan: Plan) -> None:
@@ -210,7 +215,7 @@ def conclude(config: RunConfig, tally: Tally, plan: Plan) -> int:
         say("stopped before the end; run the same command again to continue\n")
     else:
         say(f"report: {RunStore(config.output).uri('report.html')}\n")
-    failures = [f"{name}: {cause}" for name, cause in tally.failures.items()]
+    failures = tally.problems + [f"{name}: {cause}" for name, cause in tally.failures.items()]
     failures += [f"bad row: {describe_bad(row)}" for row in plan.bad]
     for failure in failures[:_SHOWN_FAILURES]:
         say(f"FAILED {failure}\n")
@@ -221,6 +226,8 @@ def conclude(config: RunConfig, tally: Tally, plan: Plan) -> int:
 
 def connect(config: RunConfig) -> tuple[float, float]:
     """Join the cluster this runs in, or start one on this machine; returns its GPUs (0 if not to be used) and cores."""
+    if config.output.startswith("memory:"):
+        raise ValueError(f"output {config.output!r}: memory:// ends at a process's border; give a folder or a bucket")
     import ray
 
     if not ray.is_initialized():
@@ -270,6 +277,7 @@ def describe_run(config: RunConfig, tally: Tally, plan: Plan) -> bytes:
         "done_before": plan.num_done,
         "learned": tally.learned,
         "failed": len(tally.failures),
+        "problems": tally.problems,
         "bad_rows": len(plan.bad),
     }
     description = {

@@ -85,7 +85,8 @@ def test_manifest_pictures_exist() -> None:
     for row in pq.read_table(MANIFEST).to_pylist():
         for uri in row["images"]:
             with Image.open(MANIFEST.parent / uri) as picture:
-                assert picture.size == (64, 64) and picture.mode == "RGB"
+                assert picture.size == (64, 64)
+                assert picture.mode == "RGB"
 
 
 def test_every_held_out_object_has_pictures() -> None:

@@ -65,7 +65,9 @@ def test_captions_say_what_the_scene_has() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         text = caption(Scene(thing, background="snow", is_background_named=True, tint="red"), rng)
-        assert thing.name in text and "red" in text and "in the snow" in text
+        assert thing.name in text
+        assert "red" in text
+        assert "in the snow" in text
 
 
 def test_articles() -> None:
@@ -83,10 +85,12 @@ def test_neutral_templates_are_the_papers_27() -> None:
 def test_backgrounds_are_smooth_pictures(background: str) -> None:
     canvas = draw_background(background, 64, np.random.default_rng(0))
     assert canvas.shape == (64, 64, 3)
-    assert canvas.min() >= 0 and canvas.max() <= 255
+    assert canvas.min() >= 0
+    assert canvas.max() <= 255
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_every_style_draws(style: str, atlas: Atlas) -> None:
     picture = draw(Scene(TRAINING[5], style=style, tint="blue"), atlas, np.random.default_rng(0))
-    assert picture.size == (64, 64) and picture.mode == "RGB"
+    assert picture.size == (64, 64)
+    assert picture.mode == "RGB"

@@ -56,5 +56,7 @@ class StandIn:
             raise ConnectionError("the bucket does not answer")
         if kind == "bug":
             raise KeyError("a mistake in the code")
+        if kind == "hung" and attempt == 1:
+            await asyncio.sleep(3600)
         if kind == "slow":
             await self._draining.wait()

@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
 from pipeline.config import parse_config
-from pipeline.driver import Policy, drive, policy_of
+from pipeline.driver import Policy, drive, learner_actors, policy_of
 from pipeline.faults import RunAborted
 from pipeline.plan import ConceptTask
 from pipeline.records import ConceptRecord
@@ -85,6 +86,12 @@ def test_actors_that_cannot_start_abort_the_run_with_the_cause(tmp_path: Path) -
         settle(["fine-0"], tmp_path)
 
 
+def test_an_actor_that_hangs_is_replaced(tmp_path: Path) -> None:
+    records = settle(["hung-0", "fine-0"], tmp_path, stall_s=3.0, max_actors=1)
+    assert {record.status for record in records.values()} == {"done"}
+    assert records["hung-0"].attempts == 2
+
+
 def test_actors_that_all_die_abort_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunAborted, match="4 actors in a row died"):
         settle(["killer-0", "killer-1", "killer-2"], tmp_path, max_fruitless_deaths=4, max_actors=1)
@@ -115,3 +122,16 @@ def test_no_tasks_need_no_actors(tmp_path: Path) -> None:
 def test_number_of_actors(actor_settings: dict[str, float], gpus: float, cpus: float, expected: int) -> None:
     config = parse_config({"actors": actor_settings})
     assert policy_of(config, gpus, cpus).max_actors == expected
+
+
+@pytest.mark.parametrize(("gpus", "device", "reserved"), [(0, "cpu", 0), (8, "cuda", 0.5)])
+def test_actors_take_a_gpu_where_there_are_any(
+    gpus: float, device: str, reserved: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {}
+    started: list[Any] = []
+    stand_in = SimpleNamespace(remote=started.append)
+    monkeypatch.setattr("pipeline.driver.ray.remote", lambda **given: options.update(given) or (lambda _: stand_in))
+    learner_actors(parse_config({"actors": {"gpus": 0.5, "cpus": 2}}), gpus)()
+    assert options == {"max_restarts": 0, "max_task_retries": 0, "num_cpus": 2, "num_gpus": reserved}
+    assert started[0].device == device

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.generate import METADATA, PLAN, PLAN_SCHEMA, Drawer, finished_rows, plan_rows, run_stage, write_plan
+from pipeline.generate import METADATA, PLAN, PLAN_SCHEMA, Drawer, finished_rows, plan_rows, write_plan
 from pipeline.prompts import Prompt
 from pipeline.records import ConceptRecord
 from pipeline.storage import RunStore
@@ -112,8 +112,3 @@ def test_done_is_what_a_whole_part_says(tmp_path: Path) -> None:
     store.put(f"{METADATA}/cut.parquet", whole[:-20])
     assert finished_rows(store) == {"x"}
     assert set(store.list(METADATA)) == {f"{METADATA}/one.parquet"}
-
-
-def test_memory_is_refused() -> None:
-    with pytest.raises(ValueError, match="memory://"):
-        run_stage(tiny_config("m", "memory://out"), 4, 0)

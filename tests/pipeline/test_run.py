@@ -44,6 +44,13 @@ def test_addresses_stay_what_workers_can_use(tmp_path: Path) -> None:
     assert configured("s3://bucket/night/*.parquet").output.startswith(os.path.abspath("output"))
 
 
+def test_the_demo_judge_scores_the_demo_model_only() -> None:
+    assert configured("m.parquet").extractor == RunConfig().extractor
+    assert configured("m.parquet", "--model", locate(RunConfig().model)).extractor == RunConfig().extractor
+    assert configured("m.parquet", "--model", "owner/name").extractor == ""
+    assert configured("m.parquet", "--model", "owner/name", "--set", "extractor=owner/clip").extractor == "owner/clip"
+
+
 def test_models_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -97,6 +104,11 @@ def test_a_run_with_nothing_to_do_needs_no_cluster(
     assert (tmp_path / "out" / "report.html").exists()
 
 
+def test_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match="memory://"):
+        run.connect(RunConfig(output="memory://out"))
+
+
 def test_last_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, plan = RunConfig(output=str(tmp_path)), Plan("settings", set())
     assert conclude(config, Tally(rows=2, learned=2), plan) == OK
@@ -104,12 +116,13 @@ def test_last_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     tally = Tally(rows=30, learned=5, failures={f"c{i}": "no photo" for i in range(25)})
     plan.bad.append(BadRow(file="m.parquet", row=7, concept_id=None, reason="no concept_id"))
+    tally.problems.append("drawing stopped")
     assert conclude(config, tally, plan) == FAILED
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("5 learned, 0 done before, 25 failed, 1 bad rows in 0:0")
     assert lines[1] == f"report: {RunStore(str(tmp_path)).uri('report.html')}"
-    assert lines[2] == "FAILED c0: no photo"
-    assert lines[-1] == "FAILED 6 more, all in results.parquet"
+    assert lines[2:4] == ["FAILED drawing stopped", "FAILED c0: no photo"]
+    assert lines[-1] == "FAILED 7 more, all in results.parquet"
 
     tally.stopped = True
     assert conclude(config, tally, plan) == STOPPED

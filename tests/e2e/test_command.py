@@ -1,0 +1,59 @@
+"""The command as a user types it, in a process of its own, with everything in a real S3 server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.pipeline.runs import tiny_toml, write_photo
+from tests.pipeline.s3_server import serve_s3
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_help_is_quick_and_needs_nothing() -> None:
+    script = (
+        "import sys; from pipeline import run; run.parse(['m']); print(*sorted({'ray', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.slow
+def test_everything_in_s3(tiny_model: Path, tmp_path: Path) -> None:
+    with serve_s3(tmp_path) as server:
+        bucket = server.make_bucket("catalog")
+        fs = fsspec.filesystem("s3", **server.options)
+        for name in ("a-0", "a-1"):
+            fs.pipe_file(
+                f"catalog/photos/{name}.png", Path(write_photo(tmp_path / f"{name}.png", ord(name[-1]))).read_bytes()
+            )
+        with fs.open("catalog/manifest.parquet", "wb") as file:
+            pq.write_table(pa.table({"concept_id": ["a"], "images": [["photos/a-0.png", "photos/a-1.png"]]}), file)
+        fs.pipe_file("catalog/prompts.txt", b"a photo of a {}\na rendering of a {}\n")
+        config = tmp_path / "job.toml"
+        config.write_text(tiny_toml(tiny_model, actors={"count": 1}))
+        command = [sys.executable, "-m", "pipeline.run", f"{bucket}/manifest.parquet", "--output", f"{bucket}/out",
+                   "--prompts", f"{bucket}/prompts.txt", "--config", str(config)]  # fmt: skip
+        environment = os.environ | server.environment | {"RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
+
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "1 learned, 0 done before, 0 failed, 0 bad rows" in done.stdout
+        assert "pictures: 2 drawn" in done.stdout
+        names = {path.rpartition("/")[2] for path in fs.find("catalog/out/concepts/a")}
+        assert names == {"curve.parquet", "grid.png", "learned_embeds.safetensors", "record.json"}
+        assert len(fs.glob("catalog/out/images/a/*.png")) == 2
+        assert fs.exists("catalog/out/report.html")
+
+        again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert again.returncode == 0, again.stderr[-3000:]
+        assert "0 learned, 1 done before" in again.stdout
+        assert "pictures: 0 drawn, 2 done before" in again.stdout

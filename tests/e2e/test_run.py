@@ -1,0 +1,81 @@
+"""The whole command on real Ray: results, resuming, changed inputs, failures, pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.run import FAILED, OK, main
+from tests.pipeline.runs import tiny_toml, write_manifest, write_photo
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+
+def files(output: Path, concept_id: str) -> dict[str, bytes]:
+    """Name -> content of all a concept has, under whichever fingerprint."""
+    return {str(p.relative_to(output)): p.read_bytes() for p in sorted((output / "concepts" / concept_id).rglob("*.*"))}
+
+
+def test_learn_resume_change_and_fail(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest, output = write_manifest(tmp_path, ["good", "other", "bad"]), tmp_path / "out"
+    (tmp_path / "photos" / "bad-1.png").write_bytes(b"not a picture")
+    config = tmp_path / "job.toml"
+    config.write_text(tiny_toml(tiny_model, actors={"count": 1}))
+    command = [str(manifest), "--config", str(config), "--output", str(output)]
+
+    assert main([*command, "--dry-run"]) == OK
+    assert "0 done, 3 to do, 0 bad rows" in capsys.readouterr().out
+    assert not output.exists()
+
+    assert main(command) == FAILED
+    said = capsys.readouterr().out
+    assert said.startswith("2 learned, 0 done before, 1 failed")
+    assert said.splitlines()[-1].startswith("FAILED bad: photo ")
+    before = files(output, "good")
+    assert [Path(name).name for name in before] == [
+        "curve.parquet", "grid.png", "learned_embeds.safetensors", "record.json"
+    ]  # fmt: skip
+    assert [Path(name).name for name in files(output, "bad")] == ["failure.json"]
+    statuses = pq.read_table(output / "results.parquet", columns=["concept_id", "status"]).to_pylist()
+    assert {row["concept_id"]: row["status"] for row in statuses} == {"good": "done", "other": "done", "bad": "failed"}
+    assert "bad" in (output / "report.html").read_text()
+    assert json.loads((output / "run.json").read_text())["counts"]["learned"] == 2
+
+    write_photo(tmp_path / "photos" / "other-0.png", 99)
+    write_photo(tmp_path / "photos" / "bad-1.png", 98)
+    assert main(command) == OK
+    assert capsys.readouterr().out.startswith("2 learned, 1 done before, 0 failed")
+    assert files(output, "good") == before
+    assert len(list((output / "concepts" / "other").iterdir())) == 2
+
+    assert main(command) == OK
+    assert capsys.readouterr().out.startswith("0 learned, 3 done before, 0 failed")
+
+
+def test_pictures_of_every_concept(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest, output, prompts = write_manifest(tmp_path, ["a", "b"]), tmp_path / "out", tmp_path / "prompts.txt"
+    too_long = "a photo of a very " + "clean " * 40 + "{}"
+    prompts.write_text(f"a photo of a {{}}\n\n# not a prompt\na rendering of a {{}}\n{too_long}\n")
+    config = tmp_path / "job.toml"
+    config.write_text(tiny_toml(tiny_model, actors={"count": 1}))
+    command = [str(manifest), "--config", str(config), "--output", str(output), "--prompts", str(prompts)]
+
+    assert main(command) == FAILED
+    said = capsys.readouterr().out
+    assert "pictures: 4 drawn, 0 done before, 2 failed" in said
+    assert "FAILED 2 pictures were not drawn: ValueError: prompt" in said
+    pictures = {path: path.read_bytes() for path in (output / "images").glob("*/*.png")}
+    assert {path.parent.name for path in pictures} == {"a", "b"}
+    assert len(pictures) == 4
+
+    prompts.write_text("a photo of a {}\na rendering of a {}\nthe photo of a {}\n")
+    assert main(command) == OK
+    assert "pictures: 2 drawn, 4 done before, 0 failed" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in pictures} == pictures
+    rows = pq.read_table(output / "images" / "metadata").to_pylist()
+    ok = [row for row in rows if row["status"] == "ok"]
+    assert len(ok) == len({row["row_id"] for row in ok}) == 6
+    assert all((output / row["path"]).stat().st_size == row["bytes"] for row in ok)

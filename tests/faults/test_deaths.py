@@ -1,0 +1,117 @@
+"""A worker killed at work, a run stopped from outside: nothing lost, nothing done twice, the same bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.actors import Learner
+from pipeline.manifest import ManifestRow, read_manifest
+from pipeline.plan import ConceptTask
+from pipeline.records import from_json
+from pipeline.run import OK, STOPPED, main
+from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+STEPS = 80
+SETTINGS = {"inversion": {"steps": STEPS}, "actors": {"count": 1, "slots": 2, "checkpoint_steps": 5}}
+
+
+@pytest.fixture(scope="module")
+def run_files(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A manifest of three concepts and its job.toml."""
+    folder = tmp_path_factory.mktemp("faults")
+    config = folder / "job.toml"
+    config.write_text(tiny_toml(tiny_model, **SETTINGS))
+    return write_manifest(folder, ["a", "b", "c"]), config
+
+
+@pytest.fixture(scope="module")
+def calm(run_files: tuple[Path, Path], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What each concept's curve is when nothing happens: learned alone, in this process, without checkpoints."""
+    output = tmp_path_factory.mktemp("calm")
+    learner = Learner(tiny_config(tiny_model, output, inversion={"steps": STEPS}, actors={"checkpoint_steps": 0}))
+    rows = [row for row in read_manifest(str(run_files[0])) if isinstance(row, ManifestRow)]
+
+    async def learn() -> None:
+        for row in rows:
+            record = await learner.learn(ConceptTask(concept=row.concept, fingerprint="calm"))
+            assert record.status == "done"
+
+    asyncio.run(learn())
+    learner.close()
+    return contents(output)
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """Concept's file -> bytes, for those that hold only what was learned and drawn."""
+    paths = [path for name in ("curve.parquet", "grid.png") for path in (output / "concepts").rglob(name)]
+    return {f"{path.parts[-3]}/{path.name}": path.read_bytes() for path in paths}
+
+
+def when_checkpointed(output: Path, act: Callable[[], None]) -> threading.Thread:
+    """Do something as soon as a concept is some way through."""
+
+    def watch() -> None:
+        while not list(output.glob("concepts/*/*/checkpoint.safetensors")):
+            time.sleep(0.02)
+        act()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def kill_learner() -> None:
+    """SIGKILL to the actor's process: the one among this process's descendants that Ray has named after its class."""
+    parents = {pid: int(stat.rpartition(")")[2].split()[1]) for pid, stat in processes("stat")}
+    learners = [pid for pid, title in processes("cmdline") if title.startswith("ray::Learner")]
+
+    def is_ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
+
+    (pid,) = filter(is_ours, learners)
+    os.kill(pid, signal.SIGKILL)
+
+
+def processes(entry: str) -> Iterator[tuple[int, str]]:
+    """(process id, text of an entry under /proc), of all that still live."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            yield int(folder.name), (folder / entry).read_text()
+
+
+def test_a_killed_worker_loses_nothing(run_files: tuple[Path, Path], calm: dict[str, bytes], tmp_path: Path) -> None:
+    manifest, config = run_files
+    killer = when_checkpointed(tmp_path, kill_learner)
+    assert main([str(manifest), "--config", str(config), "--output", str(tmp_path)]) == OK
+    assert not killer.is_alive()
+    records = [from_json(path.read_bytes()) for path in tmp_path.glob("concepts/*/*/record.json")]
+    assert sorted(record.concept_id for record in records) == ["a", "b", "c"]
+    assert max(record.attempts for record in records) == 2
+    assert contents(tmp_path) == calm
+
+
+def test_a_stopped_run_continues(
+    run_files: tuple[Path, Path], calm: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, config = run_files
+    command = [str(manifest), "--config", str(config), "--output", str(tmp_path)]
+    when_checkpointed(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(command) == STOPPED
+    assert "run the same command again" in capsys.readouterr().out
+    assert list(tmp_path.glob("concepts/*/*/checkpoint.safetensors"))
+    assert len(contents(tmp_path)) < len(calm)
+
+    assert main(command) == OK
+    assert contents(tmp_path) == calm
+    assert not list(tmp_path.glob("concepts/*/*/checkpoint.safetensors"))
