@@ -26,7 +26,7 @@ _STYLE_OBJECTS = ("lion", "apple", "car", "owl", "hammer")
 PHOTO_BACKGROUNDS = ("white", "white", "wood", "white", "blue")
 """One picture each: a plain ground first, then two places, as people photograph a thing they own."""
 DEMO_CONCEPTS = (
-    "tiger", "koala", "wolf", "hamster", "tangerine", "tomato", "donut", "taxi", "basketball", "teddy-bear",
+    "tiger", "koala", "hamster", "tangerine", "tomato", "taxi", "fire-engine", "tulip", "ladybug", "blue-book",
 )  # fmt: skip
 
 OBJECT_PROMPTS = (
