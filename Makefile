@@ -13,8 +13,9 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: $(STAMP)
 	$(BIN)/python -m pipeline.run manifests/demo.parquet --prompts manifests/demo_prompts.parquet --output output/demo
 
-test: $(STAMP)
-	$(BIN)/python -m pytest tests
+test: $(STAMP)  # the fast ones first
+	$(BIN)/python -m pytest tests -m "not slow"
+	$(BIN)/python -m pytest tests -m slow
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest tests -m "not slow"
