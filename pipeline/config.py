@@ -15,14 +15,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from textual_inversion.config import InversionConfig, Precision, SamplingConfig
+from textual_inversion.config import InversionConfig, Precision, SamplingConfig, check
 
 Device = Literal["auto", "cpu", "cuda"]
-
-
-def _check(holds: bool, name: str, value: object, rule: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} = {value!r}: must be {rule}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,15 +53,15 @@ class ActorConfig:
     a concept takes."""
 
     def __post_init__(self) -> None:
-        _check(self.count >= 0, "actors.count", self.count, "0 (automatic) or more")
-        _check(self.slots >= 0, "actors.slots", self.slots, "0 (automatic) or more")
-        _check(self.cpus > 0, "actors.cpus", self.cpus, "positive")
-        _check(self.gpus >= 0, "actors.gpus", self.gpus, "0 or more")
-        _check(self.calls_ahead >= 0, "actors.calls_ahead", self.calls_ahead, "0 or more")
-        _check(self.max_attempts >= 1, "actors.max_attempts", self.max_attempts, "1 or more")
-        _check(self.checkpoint_steps >= 0, "actors.checkpoint_steps", self.checkpoint_steps, "0 (none) or more")
-        _check(self.drain_s >= 0, "actors.drain_s", self.drain_s, "0 or more seconds")
-        _check(self.stall_s >= 0, "actors.stall_s", self.stall_s, "0 (never) or more seconds")
+        check(self.count >= 0, "actors.count", self.count, "0 (automatic) or more")
+        check(self.slots >= 0, "actors.slots", self.slots, "0 (automatic) or more")
+        check(self.cpus > 0, "actors.cpus", self.cpus, "positive")
+        check(self.gpus >= 0, "actors.gpus", self.gpus, "0 or more")
+        check(self.calls_ahead >= 0, "actors.calls_ahead", self.calls_ahead, "0 or more")
+        check(self.max_attempts >= 1, "actors.max_attempts", self.max_attempts, "1 or more")
+        check(self.checkpoint_steps >= 0, "actors.checkpoint_steps", self.checkpoint_steps, "0 (none) or more")
+        check(self.drain_s >= 0, "actors.drain_s", self.drain_s, "0 or more seconds")
+        check(self.stall_s >= 0, "actors.stall_s", self.stall_s, "0 (never) or more seconds")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,10 +90,10 @@ class GridConfig:
 
     def __post_init__(self) -> None:
         for name, prompts in (("grid.prompts", self.prompts), ("grid.style_prompts", self.style_prompts)):
-            _check(len(prompts) > 0, name, prompts, "at least one prompt")
+            check(len(prompts) > 0, name, prompts, "at least one prompt")
             for prompt in prompts:
-                _check(prompt.count("{}") == 1, name, prompt, "a text with {} once, where the concept goes")
-        _check(self.images_per_prompt >= 1, "grid.images_per_prompt", self.images_per_prompt, "1 or more")
+                check(prompt.count("{}") == 1, name, prompt, "a text with {} once, where the concept goes")
+        check(self.images_per_prompt >= 1, "grid.images_per_prompt", self.images_per_prompt, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,8 +115,8 @@ class GenerationConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        _check(self.images_per_prompt >= 1, "generation.images_per_prompt", self.images_per_prompt, "1 or more")
-        _check(self.rows_per_part >= 1, "generation.rows_per_part", self.rows_per_part, "1 or more")
+        check(self.images_per_prompt >= 1, "generation.images_per_prompt", self.images_per_prompt, "1 or more")
+        check(self.rows_per_part >= 1, "generation.rows_per_part", self.rows_per_part, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +127,7 @@ class ReportConfig:
     """Concepts shown with their pictures inside the page; all others are table rows that link to the objects."""
 
     def __post_init__(self) -> None:
-        _check(self.embedded >= 0, "report.embedded", self.embedded, "0 or more")
+        check(self.embedded >= 0, "report.embedded", self.embedded, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,9 +165,9 @@ class RunConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
-        _check(bool(self.output), "output", self.output, "a folder or URI to write to")
-        _check(bool(self.model), "model", self.model, "a directory or hub id")
-        _check(0 <= self.seed < 2**63, "seed", self.seed, "a non-negative 63-bit integer")
+        check(bool(self.output), "output", self.output, "a folder or URI to write to")
+        check(bool(self.model), "model", self.model, "a directory or hub id")
+        check(0 <= self.seed < 2**63, "seed", self.seed, "a non-negative 63-bit integer")
 
 
 _ADAPTER = TypeAdapter(RunConfig)

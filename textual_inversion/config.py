@@ -13,7 +13,8 @@ Solver = Literal["ddim", "dpm++"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-def _check(holds: bool, name: str, value: object, rule: str) -> None:
+def check(holds: bool, name: str, value: object, rule: str) -> None:
+    """Raise ValueError, naming the field, its value and the rule, unless the rule holds."""
     if not holds:
         raise ValueError(f"{name} = {value!r}: must be {rule}")
 
@@ -32,8 +33,8 @@ class AugmentConfig:
     """Smallest crop, as a fraction of the photo's side."""
 
     def __post_init__(self) -> None:
-        _check(self.crops >= 0, "augment.crops", self.crops, "0 or more")
-        _check(0 < self.min_crop_scale <= 1, "augment.min_crop_scale", self.min_crop_scale, "in (0, 1]")
+        check(self.crops >= 0, "augment.crops", self.crops, "0 or more")
+        check(0 < self.min_crop_scale <= 1, "augment.min_crop_scale", self.min_crop_scale, "in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,17 +73,17 @@ class InversionConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        _check(self.steps >= 1, "inversion.steps", self.steps, "1 or more")
-        _check(self.batch_size >= 1, "inversion.batch_size", self.batch_size, "1 or more")
-        _check(self.learning_rate > 0, "inversion.learning_rate", self.learning_rate, "positive")
-        _check(0 <= self.adam_beta1 < 1, "inversion.adam_beta1", self.adam_beta1, "in [0, 1)")
-        _check(0 <= self.adam_beta2 < 1, "inversion.adam_beta2", self.adam_beta2, "in [0, 1)")
-        _check(self.adam_epsilon > 0, "inversion.adam_epsilon", self.adam_epsilon, "positive")
-        _check(self.weight_decay >= 0, "inversion.weight_decay", self.weight_decay, "0 or more")
-        _check(self.max_grad_norm >= 0, "inversion.max_grad_norm", self.max_grad_norm, "0 (off) or positive")
-        _check(self.norm_control in ("none", "clamp", "sphere"), "inversion.norm_control", self.norm_control,
+        check(self.steps >= 1, "inversion.steps", self.steps, "1 or more")
+        check(self.batch_size >= 1, "inversion.batch_size", self.batch_size, "1 or more")
+        check(self.learning_rate > 0, "inversion.learning_rate", self.learning_rate, "positive")
+        check(0 <= self.adam_beta1 < 1, "inversion.adam_beta1", self.adam_beta1, "in [0, 1)")
+        check(0 <= self.adam_beta2 < 1, "inversion.adam_beta2", self.adam_beta2, "in [0, 1)")
+        check(self.adam_epsilon > 0, "inversion.adam_epsilon", self.adam_epsilon, "positive")
+        check(self.weight_decay >= 0, "inversion.weight_decay", self.weight_decay, "0 or more")
+        check(self.max_grad_norm >= 0, "inversion.max_grad_norm", self.max_grad_norm, "0 (off) or positive")
+        check(self.norm_control in ("none", "clamp", "sphere"), "inversion.norm_control", self.norm_control,
                "'none', 'clamp' or 'sphere'")  # fmt: skip
-        _check(self.init_noise >= 0, "inversion.init_noise", self.init_noise, "0 or more")
+        check(self.init_noise >= 0, "inversion.init_noise", self.init_noise, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +103,7 @@ class SamplingConfig:
     """Pictures in one forward pass. Batches are padded to this size, so a picture never depends on its company."""
 
     def __post_init__(self) -> None:
-        _check(self.solver in ("ddim", "dpm++"), "sampling.solver", self.solver, "'ddim' or 'dpm++'")
-        _check(self.steps >= 1, "sampling.steps", self.steps, "1 or more")
-        _check(self.guidance_scale >= 1, "sampling.guidance_scale", self.guidance_scale, "1 or more")
-        _check(self.batch_size >= 1, "sampling.batch_size", self.batch_size, "1 or more")
+        check(self.solver in ("ddim", "dpm++"), "sampling.solver", self.solver, "'ddim' or 'dpm++'")
+        check(self.steps >= 1, "sampling.steps", self.steps, "1 or more")
+        check(self.guidance_scale >= 1, "sampling.guidance_scale", self.guidance_scale, "1 or more")
+        check(self.batch_size >= 1, "sampling.batch_size", self.batch_size, "1 or more")
