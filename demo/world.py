@@ -25,14 +25,15 @@ ART_SET_OF_STYLE = {"sticker": "twemoji", "render": "fluent"}
 """Styles that are another art set; all others are the Noto drawing, filtered or plain."""
 STYLES = ("plain", *captions.STYLE_TEMPLATES)
 _STYLE_WEIGHTS = {
-    "plain": 0.56,
+    "plain": 0.44,
     "sticker": 0.12,
-    "render": 0.12,
-    "sketch": 0.05,
-    "pixel": 0.05,
-    "mono": 0.05,
-    "oil": 0.05,
+    "render": 0.10,
+    "sketch": 0.08,
+    "pixel": 0.08,
+    "mono": 0.06,
+    "oil": 0.12,
 }
+"""More for the styles that differ from the plain look by fine detail: those are learned last."""
 _SIZE_RANGE = {"": (0.76, 0.82), "tiny": (0.40, 0.42), "huge": (1.00, 1.04)}
 """Longer side of the object as a fraction of the picture, by size word."""
 _SHIFT_PX = 0.8

@@ -161,7 +161,7 @@ class Learner:
     def _encode(self, task: ConceptTask, photos: list[Image.Image]) -> Assignment:
         """Encode the photos once, and take up the checkpoint that an earlier attempt may have left."""
         concept, config = task.concept, self._config
-        moments = encode_views(self._backbone, photos, config.inversion.augment, concept.concept_id, config.seed)
+        views = encode_views(self._backbone, photos, config.inversion.augment, concept.concept_id, config.seed)
         state = None
         try:
             state = SlotState.from_bytes(self._store.get(task.folder.checkpoint))
@@ -169,7 +169,7 @@ class Learner:
             pass
         except ValueError as error:
             log.warning("concept %s starts anew: %s", concept.concept_id, error)
-        return Assignment(concept, moments, state)
+        return Assignment(concept, views, state)
 
     def _run_engine(self) -> None:
         config = self._config

@@ -68,7 +68,9 @@ def fingerprint(concept: Concept, identities: Sequence[str], settings: str) -> s
     `identities` are the photos' content hashes in manifest order; their addresses do not count.
     """
     row = dataclasses.asdict(concept)
-    del row["images"]
+    del row["images"], row["masks"]
+    if not row["captions"]:
+        del row["captions"]  # what is not given does not count, so that an older fingerprint stays what it was
     return _digest({"concept": row, "images": list(identities), "settings": settings})
 
 

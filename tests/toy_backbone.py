@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from textual_inversion.families.base import Conditioning
+from textual_inversion.latents import Views
+from textual_inversion.lora import AdapterBatch
 from textual_inversion.tokens import TokenTable
 
 START, END = 0, 1
@@ -50,7 +52,9 @@ class ToyBackbone:
             raise ValueError(f"{len(ids)} tokens do not fit in {self.max_length - 2}")
         return [START, *ids, *[END] * (self.max_length - 1 - len(ids))]
 
-    def encode_prompts(self, ids: Tensor, rows: Mapping[str, Tensor]) -> Conditioning:
+    def encode_prompts(
+        self, ids: Tensor, rows: Mapping[str, Tensor], adapters: AdapterBatch | None = None
+    ) -> Conditioning:
         hidden = torch.zeros(*ids.shape, 32)
         for key, table in self.token_tables.items():
             with table.reading(rows.get(key)):
@@ -74,3 +78,8 @@ class ToyBackbone:
 
     def model_hash(self) -> str:
         return "toy"
+
+
+def plain_views(moments: Tensor) -> Views:
+    """Views of one photo, none of them transformed in a way that its prompt would name."""
+    return Views(moments=moments, photo=(0,) * len(moments), augmentation=((),) * len(moments))

@@ -37,6 +37,13 @@ class Concept:
     num_vectors: int = 1
     """How many embedding rows the placeholder stands for."""
 
+    masks: tuple[str, ...] = ()
+    """Where the masks of its photos are, one a photo in the same order, or none: white where the concept is."""
+
+    captions: tuple[str, ...] = ()
+    """What each photo shows, one a photo in the same order, with `{}` for the concept ("a {} on a red sofa"); they
+    take the place of the templates."""
+
     def __post_init__(self) -> None:
         if not self.concept_id:
             raise ValueError("concept_id is empty; give every concept a name of its own")
@@ -51,6 +58,31 @@ class Concept:
             raise ValueError(f"category {self.category!r} of concept {self.concept_id!r} must be 'object' or 'style'")
         if self.num_vectors < 1:
             raise ValueError(f"num_vectors of concept {self.concept_id!r} is {self.num_vectors}; it must be at least 1")
+        for name, values in (("masks", self.masks), ("captions", self.captions)):
+            if values and len(values) != len(self.images):
+                raise ValueError(
+                    f"concept {self.concept_id!r} has {len(values)} {name} for {len(self.images)} images; give one for "
+                    "each image, in the same order, or none"
+                )
+        for caption in self.captions:
+            if "{}" not in caption:
+                raise ValueError(
+                    f"caption {caption!r} of concept {self.concept_id!r} has no {{}} to say where the concept stands"
+                )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnedAdapter:
+    """A low-rank change of the text encoder that was learned with a concept (TextBoost)."""
+
+    kind: Literal["lora", "causal"]
+    """`lora`: acts at every position. `causal`: from the concept's first token on, padding excepted."""
+
+    scale: float
+    """alpha / rank"""
+
+    tensors: Mapping[str, tuple[Tensor, Tensor]]
+    """Name of a linear layer within the text encoder -> (down [rank, in], up [out, rank]), float32 on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +92,9 @@ class LearnedEmbedding:
     placeholder_token: str
     vectors: Mapping[str, Tensor]
     """Text encoder key (`clip_l`, ...) -> float32 CPU tensor [num_vectors, dim]."""
+
+    adapter: LearnedAdapter | None = None
+    """Used with the vectors, if the concept was learned with one."""
 
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Provenance: base model, step, norm, pooling rule and the like; strings, as safetensors headers hold."""

@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 NormControl = Literal["none", "clamp", "sphere"]
+InitMethod = Literal["words", "encoder_output", "auto", "amortised"]
+TimestepSampler = Literal["uniform", "range", "snr"]
+RowOptimizer = Literal["adamw", "riemannian"]
+AdapterKind = Literal["none", "lora", "causal"]
+StopMethod = Literal["budget", "dvar"]
 Solver = Literal["ddim", "dpm++"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -32,9 +37,149 @@ class AugmentConfig:
     min_crop_scale: float = 0.75
     """Smallest crop, as a fraction of the photo's side."""
 
+    colours: int = 0
+    """Views with changed brightness, contrast and saturation added per photo."""
+
+    colour_strength: float = 0.2
+    """How far those three may move, as a fraction of their own value."""
+
+    paired: int = 0
+    """TextBoost: views added per photo whose transforms are named in the prompt by augmentation tokens, which are
+    learned with the concept and left out when drawing ("a A* photo of V*")."""
+
+    paired_probability: float = 0.8
+    """With which each of the three groups of transforms (geometry, colour, other) acts on such a view."""
+
     def __post_init__(self) -> None:
         check(self.crops >= 0, "augment.crops", self.crops, "0 or more")
         check(0 < self.min_crop_scale <= 1, "augment.min_crop_scale", self.min_crop_scale, "in (0, 1]")
+        check(self.colours >= 0, "augment.colours", self.colours, "0 or more")
+        check(0 < self.colour_strength < 1, "augment.colour_strength", self.colour_strength, "in (0, 1)")
+        check(self.paired >= 0, "augment.paired", self.paired, "0 or more")
+        check(0 < self.paired_probability <= 1, "augment.paired_probability", self.paired_probability, "in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitConfig:
+    """Where the rows start."""
+
+    method: InitMethod = "words"
+    """`words`: the mean of the initializer's vectors, of the whole vocabulary if it has none. `encoder_output`: the
+    text encoder's output for the initializer (Cross-Initialization, Pang et al. 2024). `auto`: the vocabulary word
+    whose text the extractor finds nearest to the photos. `amortised`: predicted from the photos' features by a
+    regression fitted on known words, or `words` where it is unsure."""
+
+    noise: float = 0.0
+    """Standard deviation added to the start, in units of the vocabulary's per-coordinate deviation.
+    With several vectors, rows after the first always get at least 0.1, else they would stay equal."""
+
+    def __post_init__(self) -> None:
+        methods = ("words", "encoder_output", "auto", "amortised")
+        check(self.method in methods, "init.method", self.method, f"one of {', '.join(methods)}")
+        check(self.noise >= 0, "init.noise", self.noise, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimestepConfig:
+    """Which timesteps are trained at, and how their losses weigh."""
+
+    sampler: TimestepSampler = "uniform"
+    """`uniform` over the whole schedule (Gal et al. 2022). `range`: uniform in [low, high). `snr`: p(t) proportional
+    to max log SNR - log SNR(t) (TextBoost v1), which favours noisy timesteps."""
+
+    low: int = 0
+    high: int = 1000
+    """Of `range`, in timesteps of the model's schedule."""
+
+    min_snr_gamma: float = 0.0
+    """Weigh losses by min(SNR, gamma) / SNR, for v-prediction / (SNR + 1) (Hang et al. 2023); 0 weighs all alike."""
+
+    def __post_init__(self) -> None:
+        check(self.sampler in ("uniform", "range", "snr"), "timesteps.sampler", self.sampler,
+              "'uniform', 'range' or 'snr'")  # fmt: skip
+        check(0 <= self.low < self.high, "timesteps.low, high", (self.low, self.high), "0 <= low < high")
+        check(self.min_snr_gamma >= 0, "timesteps.min_snr_gamma", self.min_snr_gamma, "0 (off) or positive")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig:
+    """TextBoost: a low-rank change of the text encoder, one for each concept, learned with its rows."""
+
+    kind: AdapterKind = "none"
+    """`lora`: added at every position (v1). `causal`: added from the concept's first token on, padding excepted, so
+    that what stands before it, and prompts without it, are unchanged (v2)."""
+
+    rank: int = 4
+
+    alpha: float = 4.0
+    """The change is scaled by alpha / rank."""
+
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    """Linear layers of every block of the text encoder that get one."""
+
+    learning_rate: float = 5e-5
+
+    def __post_init__(self) -> None:
+        check(self.kind in ("none", "lora", "causal"), "adapter.kind", self.kind, "'none', 'lora' or 'causal'")
+        check(self.rank >= 1, "adapter.rank", self.rank, "1 or more; for no adapter set adapter.kind to 'none'")
+        check(self.alpha > 0, "adapter.alpha", self.alpha, "positive")
+        known = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+        check(bool(self.targets) and set(self.targets) <= set(known), "adapter.targets", self.targets,
+              f"some of {', '.join(known)}")  # fmt: skip
+        check(self.learning_rate > 0, "adapter.learning_rate", self.learning_rate, "positive")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PenaltyConfig:
+    """Weights of what is added to the denoising loss; 0 leaves a term out, at no cost."""
+
+    class_distance: float = 0.0
+    """Mean squared distance of each row to the initializer's vector (Gal et al. 2022, "regularised")."""
+
+    start_distance: float = 0.0
+    """L2 distance of the rows to where they started (Cross-Initialization: 1e-5)."""
+
+    clip: float = 0.0
+    """1 - cosine of CLIP features between the decoded prediction of x_0 and the photo. Several times slower, and it
+    optimises what CLIP-I measures."""
+
+    knowledge: float = 0.0
+    """Mean over tokens of 1 - cosine between adapted and frozen text states of unrelated captions (TextBoost: 0.1)."""
+
+    captions: str = ""
+    """File of those captions, one a line; empty takes the list that comes with the package."""
+
+    def __post_init__(self) -> None:
+        for name in ("class_distance", "start_distance", "clip", "knowledge"):
+            value = getattr(self, name)
+            check(value >= 0, f"penalties.{name}", value, "0 (off) or positive")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StopConfig:
+    """When a concept ends before its budget of steps."""
+
+    method: StopMethod = "budget"
+    """`budget`: never before. `dvar` (Voronov et al. 2023): when the loss on a frozen batch has settled, that is when
+    the variance of its last values is less than a share of the variance of all."""
+
+    check_every_steps: int = 10
+    """Steps between two looks at the frozen batch; each costs a forward pass of `batch_size` samples."""
+
+    window: int = 15
+    """How many of the last values are compared (the paper's 310 steps at one look a step)."""
+
+    variance_ratio: float = 0.15
+    """The share below which it ends."""
+
+    keep_best: bool = False
+    """Return the rows that were best on the frozen batch, not the last. Looks at it also under `budget`."""
+
+    def __post_init__(self) -> None:
+        check(self.method in ("budget", "dvar"), "stop.method", self.method, "'budget' or 'dvar'")
+        check(self.check_every_steps >= 1, "stop.check_every_steps", self.check_every_steps, "1 or more")
+        check(self.window >= 2, "stop.window", self.window, "2 or more")
+        check(0 < self.variance_ratio < 1, "stop.variance_ratio", self.variance_ratio, "in (0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,13 +187,16 @@ class InversionConfig:
     """How one concept is learned. Everything here enters the concept's fingerprint."""
 
     steps: int = 500
-    """Optimizer steps per concept."""
+    """Optimizer steps per concept, at most."""
 
     batch_size: int = 4
     """Samples of one concept in one step; its loss is their mean."""
 
     learning_rate: float = 5e-3
-    """AdamW's rate on the embedding rows, constant. Not scaled by batch size or device count."""
+    """Of the embedding rows, constant. Not scaled by batch size or device count."""
+
+    optimizer: RowOptimizer = "adamw"
+    """`riemannian` moves rows along the sphere (DTI, Kim et al. 2026): needs `norm_control` 'sphere'."""
 
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -56,20 +204,35 @@ class InversionConfig:
     weight_decay: float = 0.0
     """Decoupled decay of the rows toward zero per step, times the learning rate."""
 
+    direction_prior: float = 0.0
+    """DTI's kappa: pull toward the initializer's direction (von Mises-Fisher prior), 1e-4 in the paper. Only with
+    `optimizer` 'riemannian'."""
+
     max_grad_norm: float = 0.0
     """Clip each concept's own gradient to this norm; 0 turns clipping off."""
 
     norm_control: NormControl = "clamp"
-    """After each step: `none`; `clamp` rows to at most the vocabulary's mean norm (TextBoost);
+    """After each step: `none`; `clamp` rows to at most `norm_cap` times the vocabulary's mean norm (TextBoost);
     `sphere` rescales every row to exactly that norm."""
+
+    norm_cap: float = 1.0
+    """In units of the vocabulary's mean norm."""
 
     class_cue: bool = False
     """Append the initializer word after the placeholder in training prompts ("a photo of a <cat-toy> toy")."""
 
-    init_noise: float = 0.0
-    """Standard deviation added to the start, in units of the vocabulary's per-coordinate deviation.
-    With several vectors, rows after the first always get at least 0.1, else they would stay equal."""
+    progressive: bool = False
+    """Gal et al. 2022, "progressive": of k vectors the i-th joins after (i - 1) / k of the steps."""
 
+    per_image_tokens: bool = False
+    """Gal et al. 2022, "per-image tokens": each photo also has a row of its own, that a quarter of the prompts name
+    ("a photo of S* with S_i"); what is particular to a photo can go there. They are not kept."""
+
+    init: InitConfig = field(default_factory=InitConfig)
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    penalties: PenaltyConfig = field(default_factory=PenaltyConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
@@ -80,10 +243,26 @@ class InversionConfig:
         check(0 <= self.adam_beta2 < 1, "inversion.adam_beta2", self.adam_beta2, "in [0, 1)")
         check(self.adam_epsilon > 0, "inversion.adam_epsilon", self.adam_epsilon, "positive")
         check(self.weight_decay >= 0, "inversion.weight_decay", self.weight_decay, "0 or more")
+        check(self.direction_prior >= 0, "inversion.direction_prior", self.direction_prior, "0 or more")
         check(self.max_grad_norm >= 0, "inversion.max_grad_norm", self.max_grad_norm, "0 (off) or positive")
         check(self.norm_control in ("none", "clamp", "sphere"), "inversion.norm_control", self.norm_control,
                "'none', 'clamp' or 'sphere'")  # fmt: skip
-        check(self.init_noise >= 0, "inversion.init_noise", self.init_noise, "0 or more")
+        check(self.norm_cap > 0, "inversion.norm_cap", self.norm_cap, "positive")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """Settings that make no sense together are refused here, before any model is loaded."""
+        riemannian = self.optimizer == "riemannian"
+        check(self.optimizer in ("adamw", "riemannian"), "inversion.optimizer", self.optimizer,
+              "'adamw' or 'riemannian'")  # fmt: skip
+        check(not riemannian or self.norm_control == "sphere", "inversion.norm_control", self.norm_control,
+              "'sphere' with optimizer 'riemannian'")  # fmt: skip
+        check(riemannian or not self.direction_prior, "inversion.direction_prior", self.direction_prior,
+              "0 unless optimizer is 'riemannian'")  # fmt: skip
+        check(self.adapter.kind == "lora" or not self.penalties.knowledge, "inversion.penalties.knowledge",
+              self.penalties.knowledge, "0 unless adapter.kind is 'lora': else other prompts keep")  # fmt: skip
+        check(not (self.per_image_tokens and self.augment.paired), "inversion.per_image_tokens", self.per_image_tokens,
+              "false when augment.paired names each view's transform: a prompt holds one or the other")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -232,13 +232,13 @@ class Engine:
         self._check(assignment)
         state = assignment.state or SlotState.beginning(
             initial_rows(
-                concept, self._backbone, noise=self._config.init_noise, seed=self._seed, start=assignment.start
+                concept, self._backbone, noise=self._config.init.noise, seed=self._seed, start=assignment.start
             )
         )
         slot = Slot(
             place=place,
             concept=concept,
-            moments=assignment.moments.to(self._backbone.device, torch.float32),
+            moments=assignment.views.moments.to(self._backbone.device, torch.float32),
             prompts=self._prompts(concept),
             step=state.step,
             curve=curve_points(state.curve),
@@ -251,7 +251,7 @@ class Engine:
 
     def _check(self, assignment: Assignment) -> None:
         """Raise ValueError for what would fail later, or fail the neighbours too."""
-        concept, moments, state = assignment.concept, assignment.moments, assignment.state
+        concept, moments, state = assignment.concept, assignment.views.moments, assignment.state
         if concept.num_vectors > self._max_vectors:
             raise ValueError(f"num_vectors {concept.num_vectors} is more than the {self._max_vectors} a slot can hold")
         wanted = (2, *self._backbone.latent_shape)

@@ -1,6 +1,6 @@
 """Where a concept's rows start: at a word, a phrase, the vocabulary's mean, or an embedding learned before.
 
-A random start is the vocabulary's mean (no initializer) with `init_noise` 1: a draw from the vocabulary's own
+A random start is the vocabulary's mean (no initializer) with `init.noise` 1: a draw from the vocabulary's own
 distribution, coordinate by coordinate.
 """
 

@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.latents import Views
 from textual_inversion.stopping import CurvePoint
 
 
@@ -60,8 +61,8 @@ class Assignment:
     """A concept for a slot, with its photos already encoded."""
 
     concept: Concept
-    moments: Tensor
-    """[views, 2, *latent_shape], from `latents.encode_views`."""
+    views: Views
+    """From `latents.encode_views`."""
     state: SlotState | None = None
     """Continue from here."""
     start: LearnedEmbedding | None = None

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.tiny_models import LATENT_SHAPE, tiny_stable_diffusion
+from tests.toy_backbone import plain_views
 from textual_inversion.concept import Concept
 from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome
@@ -35,7 +36,7 @@ def learned(prediction_type: str, directory: Path) -> Outcome:
     concept = Concept(concept_id="golden", placeholder_token="<g>", images=("x",), initializer="toy", num_vectors=2)
     moments = torch.rand(4, 2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
     config = InversionConfig(steps=10, batch_size=2, learning_rate=0.02, class_cue=True, norm_control="clamp")
-    work, outcomes = iter([Assignment(concept, moments)]), []
+    work, outcomes = iter([Assignment(concept, plain_views(moments))]), []
     Engine(backbone, config, slots=1, seed=0).run(lambda _: next(work, None), outcomes.append)
     return outcomes[0]
 

@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from tests.tiny_models import LATENT_SHAPE, tiny_stable_diffusion
+from tests.toy_backbone import plain_views
 from textual_inversion.concept import Concept
 from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome
@@ -78,7 +79,12 @@ def engines_own(model: Path, num_vectors: int, *, slots_per_pass: int) -> Outcom
     """The same concept in the engine, with another beside it."""
     backbone = load_backbone(str(model), device="cpu", precision="float32")
     config = InversionConfig(steps=STEPS, batch_size=BATCH, learning_rate=0.01, norm_control="none")
-    work = iter([Assignment(concept(num_vectors + 1), moments()), Assignment(concept(num_vectors), moments())])
+    work = iter(
+        [
+            Assignment(concept(num_vectors + 1), plain_views(moments())),
+            Assignment(concept(num_vectors), plain_views(moments())),
+        ]
+    )
     outcomes: dict[str, Outcome] = {}
     engine = Engine(backbone, config, slots=2, seed=SEED, slots_per_pass=slots_per_pass)
     engine.run(lambda _: next(work, None), lambda outcome: outcomes.update({outcome.concept.concept_id: outcome}))

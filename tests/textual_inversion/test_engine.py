@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.toy_backbone import DIMS, ToyBackbone
+from tests.toy_backbone import DIMS, ToyBackbone, plain_views
 from textual_inversion.concept import Concept, LearnedEmbedding
-from textual_inversion.config import InversionConfig
+from textual_inversion.config import InitConfig, InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState, learn
 from textual_inversion.families.base import Backbone
 from textual_inversion.stopping import CurvePoint
@@ -34,7 +34,7 @@ def assignment(number: int, **changes: object) -> Assignment:
     )
     generator = torch.Generator().manual_seed(number)
     moments = torch.rand(3 + number % 2, 2, *BACKBONE.latent_shape, generator=generator)
-    return Assignment(dataclasses.replace(concept, **changes), moments)
+    return Assignment(dataclasses.replace(concept, **changes), plain_views(moments))
 
 
 def run(
@@ -118,7 +118,7 @@ def test_alone_equals_in_company_on_a_diffusion_model(tiny_backbone: Backbone) -
     def work(number: int) -> Assignment:
         shape = (3, 2, *tiny_backbone.latent_shape)
         moments = torch.rand(shape, generator=torch.Generator().manual_seed(number))
-        return Assignment(assignment(number).concept, moments)
+        return Assignment(assignment(number).concept, plain_views(moments))
 
     together = run([work(number) for number in (2, 0, 1)], slots=2, config=config, backbone=tiny_backbone)
     for number in range(3):
@@ -155,7 +155,7 @@ def test_resuming_at_any_step_equals_no_interruption(alone: dict[str, Outcome]) 
     run([assignment(2)], slots=2, on_checkpoint=lambda _, state: saved.append(state.to_bytes()), checkpoint_steps=1)
     assert len(saved) == CONFIG.steps - 1
     for data in saved:
-        resumed = Assignment(assignment(2).concept, assignment(2).moments, SlotState.from_bytes(data))
+        resumed = Assignment(assignment(2).concept, assignment(2).views, SlotState.from_bytes(data))
         after: list[bytes] = []
         outcome = run(
             [assignment(0), resumed, assignment(1)],
@@ -187,13 +187,13 @@ def test_a_state_saved_after_the_last_step_ends_at_once(alone: dict[str, Outcome
     run(
         [assignment(1)], slots=1, config=longer, on_checkpoint=lambda _, state: states.append(state), checkpoint_steps=7
     )
-    resumed = Assignment(assignment(1).concept, assignment(1).moments, states[0])
+    resumed = Assignment(assignment(1).concept, assignment(1).views, states[0])
     assert same(run([resumed], slots=1)["c1"], alone["c1"])
 
 
 @pytest.mark.parametrize("read_every_steps", [1, 3, 100])
 def test_a_loss_that_is_not_finite_ends_that_concept_alone(alone: dict[str, Outcome], read_every_steps: int) -> None:
-    broken = Assignment(assignment(1).concept, assignment(1).moments * 1e30)
+    broken = Assignment(assignment(1).concept, plain_views(assignment(1).views.moments * 1e30))
     outcomes = run([assignment(0), broken, assignment(2)], slots=3, read_every_steps=read_every_steps)
     failed = outcomes.pop("c1")
     assert failed.embedding is None
@@ -228,14 +228,14 @@ def bad_assignments() -> dict[str, Assignment]:
     return {
         "too many vectors": assignment(1, num_vectors=17),
         "prompt too long": assignment(1, num_vectors=16, category="style"),
-        "moments of another model": Assignment(good.concept, torch.zeros(3, 2, 4, 8, 8)),
-        "no views": Assignment(good.concept, good.moments[:0]),
-        "nan": Assignment(good.concept, good.moments * torch.nan),
-        "state of another model": Assignment(good.concept, good.moments, state),
+        "moments of another model": Assignment(good.concept, plain_views(torch.zeros(3, 2, 4, 8, 8))),
+        "no views": Assignment(good.concept, plain_views(good.views.moments[:0])),
+        "nan": Assignment(good.concept, plain_views(good.views.moments * torch.nan)),
+        "state of another model": Assignment(good.concept, good.views, state),
         "state without its curve": Assignment(
-            good.concept, good.moments, dataclasses.replace(state, curve=torch.ones(0, 3))
+            good.concept, good.views, dataclasses.replace(state, curve=torch.ones(0, 3))
         ),
-        "start of another model": Assignment(good.concept, good.moments, start=wrong_start),
+        "start of another model": Assignment(good.concept, good.views, start=wrong_start),
     }
 
 
@@ -275,7 +275,7 @@ def test_a_callbacks_error_is_the_callers() -> None:
         Engine(BACKBONE, CONFIG, slots=1, seed=0).run(lambda _: next(work, None), broken)
 
 
-@pytest.mark.parametrize("change", [{"class_cue": True}, {"init_noise": 0.5}, {"norm_control": "sphere"}])
+@pytest.mark.parametrize("change", [{"class_cue": True}, {"init": InitConfig(noise=0.5)}, {"norm_control": "sphere"}])
 def test_settings_matter(alone: dict[str, Outcome], change: dict[str, object]) -> None:
     changed = run([assignment(1)], slots=1, config=dataclasses.replace(CONFIG, **change))["c1"]
     assert vectors(changed) != vectors(alone["c1"])

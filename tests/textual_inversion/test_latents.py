@@ -18,17 +18,21 @@ def pictures(count: int) -> list[Image.Image]:
 
 
 def test_every_view_is_encoded_once() -> None:
-    moments = latents.encode_views(BACKBONE, pictures(3), AugmentConfig(crops=1), "cat", 0)
-    assert moments.shape == (9, 2, *BACKBONE.latent_shape)
-    assert not moments.requires_grad
+    views = latents.encode_views(BACKBONE, pictures(3), AugmentConfig(crops=1), "cat", 0)
+    assert views.moments.shape == (9, 2, *BACKBONE.latent_shape)
+    assert views.photo == (0, 0, 0, 1, 1, 1, 2, 2, 2)
+    assert not views.moments.requires_grad
 
 
 def test_crops_depend_on_the_concept_and_the_seed() -> None:
     config = AugmentConfig(crops=2)
-    first = latents.encode_views(BACKBONE, pictures(2), config, "cat", 0)
-    assert torch.equal(first, latents.encode_views(BACKBONE, pictures(2), config, "cat", 0))
-    assert not torch.equal(first, latents.encode_views(BACKBONE, pictures(2), config, "dog", 0))
-    assert not torch.equal(first, latents.encode_views(BACKBONE, pictures(2), config, "cat", 1))
+    first, again, of_dog, other_seed = (
+        latents.encode_views(BACKBONE, pictures(2), config, concept_id, seed).moments
+        for concept_id, seed in (("cat", 0), ("cat", 0), ("dog", 0), ("cat", 1))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, of_dog)
+    assert not torch.equal(first, other_seed)
 
 
 def test_no_pictures() -> None:

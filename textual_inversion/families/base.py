@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from textual_inversion.lora import AdapterBatch
 from textual_inversion.tokens import TokenTable
 
 
@@ -52,9 +53,15 @@ class Backbone(Protocol):
         """Add start, end and padding: `max_length` ids. Raises ValueError if they do not fit."""
         ...
 
-    def encode_prompts(self, ids: Tensor, rows: Mapping[str, Tensor]) -> Conditioning:
+    adapter_layers: Mapping[str, tuple[int, int]]
+    """Name of each linear layer of the text encoder that can be adapted -> (inputs, outputs)."""
+
+    def encode_prompts(
+        self, ids: Tensor, rows: Mapping[str, Tensor], adapters: AdapterBatch | None = None
+    ) -> Conditioning:
         """[batch, max_length] ids -> conditioning. Id `vocab_size + i` reads `rows[key][i]` of each text encoder
-        ([num_rows, dim] float32); gradients reach those rows and nothing else."""
+        ([num_rows, dim] float32); `adapters` change its linear layers, prompt by prompt. Gradients reach those two
+        and nothing else."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizerFast
 
 from textual_inversion import model_files
 from textual_inversion.families.base import Conditioning
+from textual_inversion.lora import AdapterBatch
 from textual_inversion.tokens import TokenTable
 
 TEXT_ENCODER_KEY = "clip_l"
@@ -87,7 +88,9 @@ class StableDiffusion:
         tokenizer = self._tokenizer
         return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] + [tokenizer.pad_token_id] * padding
 
-    def encode_prompts(self, ids: Tensor, rows: Mapping[str, Tensor]) -> Conditioning:
+    def encode_prompts(
+        self, ids: Tensor, rows: Mapping[str, Tensor], adapters: AdapterBatch | None = None
+    ) -> Conditioning:
         """[batch, max_length] ids -> conditioning; id `vocab_size + i` reads `rows["clip_l"][i]`.
 
         The states at every position, final norm included, as StableDiffusionPipeline uses them. The pooled output,
