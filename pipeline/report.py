@@ -57,8 +57,6 @@ class RunFigures:
     """Concepts that this run finished."""
     skipped: int = 0
     """Done before it started."""
-    failed: int = 0
-    """Concepts that failed, bad manifest rows not counted."""
     pending: int = 0
     """Not reached, when the run was stopped."""
     seconds: float = 0.0

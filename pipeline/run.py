@@ -52,8 +52,8 @@ class Tally:
     learned: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     """Concept id -> cause."""
-    problems: list[str] = field(default_factory=list)
-    """What went wrong beside single concepts."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """What went wrong beside single concepts: stage -> cause."""
     pictures: str = ""
     stopped: bool = False
     """By a signal."""
@@ -167,7 +167,7 @@ def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: P
                     tally.failures[record.concept_id] = record.error
                     put_record(store, record)
         except RunAborted as error:
-            tally.problems.append(f"learning was given up: {error}")
+            tally.problems["learning"] = f"given up: {error}"
         tally.stopped = stop.is_set()
 
 
@@ -184,11 +184,11 @@ def draw(config: RunConfig, prompts: list[Prompt], tally: Tally, plan: Plan) -> 
         try:
             counts = generate_images(config, done, prompts, gpus)
         except RayError as error:
-            tally.problems.append(f"drawing stopped, run again to continue: {describe_error(error)}")
+            tally.problems["drawing"] = f"stopped, run again to continue: {describe_error(error)}"
             return
     tally.pictures = f"{counts.drawn} drawn, {counts.done_before} done before, {counts.failed} failed"
     if counts.failed:
-        tally.problems.append(f"{counts.failed} pictures were not drawn: {'; '.join(counts.first_errors)}")
+        tally.problems["drawing"] = f"{counts.failed} pictures were not drawn: {'; '.join(counts.first_errors)}"
 
 
 def report(config: RunConfig, tally: Tally, plan: Plan) -> None:
@@ -196,9 +196,9 @@ def report(config: RunConfig, tally: Tally, plan: Plan) -> None:
     figures = RunFigures(
         learned=tally.learned,
         skipped=plan.num_done,
-        failed=len(tally.failures),
         pending=max(0, plan.num_todo - tally.learned - len(tally.failures)),
         seconds=time.monotonic() - tally.began,
+        problems=tally.problems,
         facts=facts | versions(),
     )
     build_report(RunStore(config.output), config, figures, plan.current, plan.bad)
@@ -215,7 +215,7 @@ def conclude(config: RunConfig, tally: Tally, plan: Plan) -> int:
         say("stopped before the end; run the same command again to continue\n")
     else:
         say(f"report: {RunStore(config.output).uri('report.html')}\n")
-    failures = tally.problems + [f"{name}: {cause}" for name, cause in tally.failures.items()]
+    failures = [f"{name}: {cause}" for name, cause in (*tally.problems.items(), *tally.failures.items())]
     failures += [f"bad row: {describe_bad(row)}" for row in plan.bad]
     for failure in failures[:_SHOWN_FAILURES]:
         say(f"FAILED {failure}\n")

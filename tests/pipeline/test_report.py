@@ -19,7 +19,7 @@ from pipeline.records import ConceptRecord, put_record
 from pipeline.report import RunFigures, build_report
 from pipeline.storage import RunStore
 
-FIGURES = RunFigures(learned=3, skipped=4, failed=1, seconds=1800.0, facts={"device": "8 cores"})
+FIGURES = RunFigures(learned=3, skipped=4, seconds=1800.0, facts={"device": "8 cores"})
 
 
 def png(colour: str, size: tuple[int, int] = (300, 200)) -> bytes:

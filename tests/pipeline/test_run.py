@@ -116,7 +116,7 @@ def test_last_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     tally = Tally(rows=30, learned=5, failures={f"c{i}": "no photo" for i in range(25)})
     plan.bad.append(BadRow(file="m.parquet", row=7, concept_id=None, reason="no concept_id"))
-    tally.problems.append("drawing stopped")
+    tally.problems["drawing"] = "stopped"
     assert conclude(config, tally, plan) == FAILED
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("5 learned, 0 done before, 25 failed, 1 bad rows in 0:0")
@@ -126,6 +126,14 @@ def test_last_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     tally.stopped = True
     assert conclude(config, tally, plan) == STOPPED
+
+
+def test_the_page_tells_of_a_stage_that_was_given_up(tmp_path: Path) -> None:
+    tally = Tally(rows=1)
+    tally.problems["learning"] = "given up: no actor starts"
+    config = RunConfig(output=str(tmp_path))
+    run.report(config, tally, Plan("settings", set()))
+    assert "given up: no actor starts" in (tmp_path / "report.html").read_text()
 
 
 def test_the_first_signal_stops_and_the_second_interrupts() -> None:
