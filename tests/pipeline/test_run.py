@@ -121,7 +121,7 @@ def test_last_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("5 learned, 0 done before, 25 failed, 1 bad rows in 0:0")
     assert lines[1] == f"report: {RunStore(str(tmp_path)).uri('report.html')}"
-    assert lines[2:4] == ["FAILED drawing stopped", "FAILED c0: no photo"]
+    assert lines[2:4] == ["FAILED drawing: stopped", "FAILED c0: no photo"]
     assert lines[-1] == "FAILED 7 more, all in results.parquet"
 
     tally.stopped = True
