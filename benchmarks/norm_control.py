@@ -1,9 +1,9 @@
 """Which norm control to default to: every form learns the same concepts, and the judge scores what they draw.
 
-    python -m benchmarks.norm_control --concepts 8 --steps 300 --learning-rates 0.005 0.02
+    python -m benchmarks.norm_control --concepts 8 --learning-rates 0.005 0.02 --settings none clamp sphere clamp:2
 
-Prints a markdown table: CLIP-I (identity), CLIP-T (prompt following), the learned rows' norm and the seconds per
-concept, averaged over concepts. A calm place to change other settings, too: `--set` takes any of the job's.
+A setting is a norm control and its `norm_cap`. Prints a markdown table, averaged over concepts: CLIP-I (identity),
+CLIP-T (prompt following), the learned rows' norm and the seconds per concept. `--set` takes any of the job's settings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
 from textual_inversion.photos import open_photo
 
-NORM_CONTROLS = ("none", "clamp", "sphere")
+SETTINGS = ("none", "clamp", "clamp:2", "clamp:4", "sphere", "sphere:2")
 COLUMNS = ("clip_i", "clip_t", "clip_i_initializer", "clip_t_initializer", "clip_i_photos")
 
 Pair = tuple[Concept, list[Image.Image]]
@@ -41,7 +41,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", default="manifests/demo.parquet")
     parser.add_argument("--concepts", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="CONTROL[:CAP]")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[5e-3])
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
     options = parser.parse_args()
@@ -54,10 +55,13 @@ def main() -> None:
     say(f"{len(pairs)} concepts, {options.steps} steps of {config.inversion.batch_size}\n\n")
     say(f"| norm control | learning rate | {' | '.join(COLUMNS)} | row norm | s per concept |\n")
     say("|---" * (len(COLUMNS) + 4) + "|\n")
-    for norm_control, rate in product(NORM_CONTROLS, options.learning_rates):
-        inversion = dataclasses.replace(config.inversion, norm_control=norm_control, learning_rate=rate)
+    for setting, rate in product(options.settings, options.learning_rates):
+        control, _, cap = setting.partition(":")
+        inversion = dataclasses.replace(
+            config.inversion, norm_control=control, norm_cap=float(cap or 1), learning_rate=rate
+        )
         figures = measure(backbone, extractor, pairs, inversion, config)
-        say(f"| {norm_control} | {rate:g} | {' | '.join(f'{figure:.3f}' for figure in figures)} |\n")
+        say(f"| {setting} | {rate:g} | {' | '.join(f'{figure:.3f}' for figure in figures)} |\n")
         sys.stdout.flush()
 
 
