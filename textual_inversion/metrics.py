@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,8 +15,22 @@ def clip_i(generated: Tensor, photos: Tensor) -> float:
     `generated`: [n, dim], `photos`: [m, dim] image features. In [-1, 1], higher is more faithful. With DINO features
     the same function is Ruiz et al. 2023's DINO score.
     """
+    return float(clip_i_each(generated, photos).mean())
+
+
+def clip_i_each(generated: Tensor, photos: Tensor) -> Tensor:
+    """[n]: the same of each picture, its mean cosine to the photos."""
     _check(generated, photos)
-    return float((F.normalize(generated.float(), dim=1) @ F.normalize(photos.float(), dim=1).T).mean())
+    return (F.normalize(generated.float(), dim=1) @ F.normalize(photos.float(), dim=1).T).mean(1)
+
+
+def clip_i_among(photos: Tensor) -> Tensor:
+    """[n]: each photo's mean cosine to the others (Gal et al. 2022's "image only" setup, with no photo compared with
+    itself). Raises ValueError for fewer than two."""
+    if len(photos) < 2:
+        raise ValueError(f"{len(photos)} photos cannot be compared among themselves; give two or more")
+    others = [torch.cat([photos[:i], photos[i + 1 :]]) for i in range(len(photos))]
+    return torch.cat([clip_i_each(photos[i : i + 1], rest) for i, rest in enumerate(others)])
 
 
 def clip_t(generated: Tensor, text: Tensor) -> float:
@@ -25,10 +40,21 @@ def clip_t(generated: Tensor, text: Tensor) -> float:
     (`without_placeholder`), or [n, dim] with each picture's own. Their released code averages cosines, as here; the
     paper's text takes the cosine of the mean.
     """
+    return float(clip_t_each(generated, text).mean())
+
+
+def clip_t_each(generated: Tensor, text: Tensor) -> Tensor:
+    """[n]: the same of each picture."""
     _check(generated, text)
     if len(text) not in (1, len(generated)):
         raise ValueError(f"{len(text)} texts for {len(generated)} pictures; give one for all or one for each")
-    return float(F.cosine_similarity(generated.float(), text.float(), dim=1).mean())
+    return F.cosine_similarity(generated.float(), text.float(), dim=1)
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float | None]:
+    """Mean of [n] independent values and its standard error; of a single value the error is not known."""
+    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
+    return float(values.mean()), error
 
 
 def without_placeholder(prompt: str, placeholder_token: str) -> str:

@@ -1,4 +1,4 @@
-"""CLIP features against transformers' own model, tokenizer and image processor, on a tiny random CLIP."""
+"""Features of every kind of judge against transformers' own model and image processor, on tiny random models."""
 
 from __future__ import annotations
 
@@ -11,38 +11,58 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from tests.tiny_models import tiny_tokenizer
-from textual_inversion.extractors import ClipExtractor
+from textual_inversion.extractors import ClipExtractor, ImageExtractor, load_extractor
 
 SIDE = 32
 TEXTS = ["a photo of a cat", "", "a painting in the style of " * 9]
+TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION = {**TOWER, "image_size": SIDE, "patch_size": 8}
+PROCESSORS = {"clip": "CLIP", "siglip": "Siglip", "vit": "ViT", "dinov2": "Bit", "dinov2_with_registers": "Bit"}
+KINDS = list(PROCESSORS)
 
 
-def processor(**options: Any) -> Any:
-    """transformers' PIL image processor, under the name this version has for it."""
-    cls = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
-    return cls(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, **options)
+def processor(kind: str, **options: Any) -> Any:
+    """transformers' PIL image processor of a kind, under the name this version has for it."""
+    name = PROCESSORS[kind]
+    cls = getattr(transformers, f"{name}ImageProcessorPil", None) or getattr(transformers, f"{name}ImageProcessor")
+    if kind in ("clip", "dinov2", "dinov2_with_registers"):
+        options = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}, **options}
+    else:
+        options = {"size": {"height": SIDE, "width": SIDE}, **options}
+    return cls(**options)
+
+
+def tiny_judge(kind: str, directory: Path) -> Path:
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    text = {**TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": 20,
+            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    t: Any = transformers
+    model = {
+        "clip": lambda: t.CLIPModel(t.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)),
+        "siglip": lambda: t.SiglipModel(t.SiglipConfig(text_config=text, vision_config=VISION)),
+        "vit": lambda: t.ViTModel(t.ViTConfig(**VISION), add_pooling_layer=False),
+        "dinov2": lambda: t.Dinov2Model(t.Dinov2Config(**VISION)),
+        "dinov2_with_registers": lambda: t.Dinov2WithRegistersModel(t.Dinov2WithRegistersConfig(**VISION)),
+    }[kind]()
+    for weights in model.parameters():  # far from its start, where half of a model does next to nothing
+        weights.data += 0.1 * torch.randn_like(weights)
+    model.save_pretrained(directory)
+    if kind in ("clip", "siglip"):
+        tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def judge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return request.param, tiny_judge(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=20, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=8
-    )
-    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12)
-    directory = tmp_path_factory.mktemp("clip")
-    CLIPModel(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_judge("clip", tmp_path_factory.mktemp("a-clip"))
 
 
 @pytest.fixture
@@ -52,49 +72,112 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(noise.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
 
 
-def test_features_equal_transformers_own(directory: Path, pictures: list[Image.Image]) -> None:
-    extractor = ClipExtractor(str(directory), device="cpu")
-    model = CLIPModel.from_pretrained(directory).eval()
-    tokens = tiny_tokenizer()(TEXTS, padding=True, truncation=True, max_length=20, return_tensors="pt")
-    pixels = processor()(pictures, return_tensors="pt")["pixel_values"]
+def their_image_features(kind: str, directory: Path, pixels: torch.Tensor) -> torch.Tensor:
+    """What each family's own forward pass gives, unit length."""
+    model = transformers.AutoModel.from_pretrained(directory).eval()
     with torch.no_grad():
-        theirs = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=pixels)
-    torch.testing.assert_close(extractor.images(pictures), theirs.image_embeds, rtol=0, atol=1e-5)
-    torch.testing.assert_close(extractor.texts(TEXTS), theirs.text_embeds, rtol=0, atol=1e-5)
+        if kind in ("clip", "siglip"):
+            ids = torch.tensor([[3, 4, 5]])
+            return model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).image_embeds
+        output = model(pixel_values=pixels)
+    feature = output.last_hidden_state[:, 0] if kind == "vit" else output.pooler_output
+    return torch.nn.functional.normalize(feature, dim=1)
 
 
-def test_the_directorys_own_image_settings_are_used(directory: Path, pictures: list[Image.Image]) -> None:
-    default = ClipExtractor(str(directory), device="cpu").images(pictures)
-    path = directory / "preprocessor_config.json"
-    path.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": SIDE + 4}))
+def test_image_features_equal_transformers_own(judge: tuple[str, Path], pictures: list[Image.Image]) -> None:
+    kind, directory = judge
+    settings = processor(kind)
+    if kind == "vit":
+        settings.resample = Image.Resampling.BILINEAR
+    pixels = settings(pictures, return_tensors="pt")["pixel_values"]
+    extractor = load_extractor(str(directory), device="cpu")
+    assert isinstance(extractor, ClipExtractor) == (kind in ("clip", "siglip"))
+    torch.testing.assert_close(
+        extractor.images(pictures), their_image_features(kind, directory, pixels), rtol=0, atol=1e-5
+    )
+
+
+def test_the_directorys_own_image_settings_are_used(judge: tuple[str, Path], pictures: list[Image.Image]) -> None:
+    kind, directory = judge
+    default = load_extractor(str(directory), device="cpu").images(pictures)
+    size = {"size": {"shortest_edge": SIDE + 9}} if kind in ("clip", "dinov2", "dinov2_with_registers") else {}
+    settings = processor(kind, image_mean=[0.4] * 3, image_std=[0.3] * 3, resample=0, **size)
+    settings.save_pretrained(directory)
     try:
-        extractor = ClipExtractor(str(directory), device="cpu")
+        extractor = load_extractor(str(directory), device="cpu")
     finally:
-        path.unlink()
-    settings = processor(image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    settings.size = transformers.image_processing_utils.get_size_dict(SIDE + 4, default_to_square=False)
-    pixels = settings(pictures, size={"shortest_edge": SIDE + 4}, return_tensors="pt")["pixel_values"]
-    model = CLIPModel.from_pretrained(directory).eval()
-    with torch.no_grad():
-        tokens = tiny_tokenizer()(["a"], return_tensors="pt")
-        theirs = model(**tokens, pixel_values=pixels).image_embeds
+        (directory / "preprocessor_config.json").unlink()
+    theirs = their_image_features(kind, directory, settings(pictures, return_tensors="pt")["pixel_values"])
     torch.testing.assert_close(extractor.images(pictures), theirs, rtol=0, atol=1e-5)
     assert not torch.allclose(default, theirs, atol=1e-3)
 
 
-def test_features_have_unit_norm_and_do_not_depend_on_company(directory: Path, pictures: list[Image.Image]) -> None:
-    extractor = ClipExtractor(str(directory), device="cpu")
+@pytest.mark.parametrize(
+    ("kind", "stated", "wanted"),
+    [
+        ("clip", {"size": SIDE + 4}, {"size": {"shortest_edge": SIDE + 4}}),  # the forms of old files
+        ("clip", {"size": SIDE, "crop_size": SIDE}, {}),
+        ("vit", {"size": SIDE, "resample": 3}, {"resample": 3}),
+        ("clip", {"size": {"height": SIDE, "width": SIDE}, "do_center_crop": False, "do_normalize": False},
+         {"size": {"height": SIDE, "width": SIDE}, "do_center_crop": False, "do_normalize": False}),
+    ],
+)  # fmt: skip
+def test_forms_of_image_settings(
+    kind: str, stated: dict[str, Any], wanted: dict[str, Any], tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    tiny_judge(kind, tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    settings = processor(kind, **wanted)
+    theirs = their_image_features(kind, tmp_path, settings(pictures, return_tensors="pt")["pixel_values"])
+    torch.testing.assert_close(load_extractor(str(tmp_path), "cpu").images(pictures), theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_text_features_equal_transformers_own(kind: str, tmp_path: Path) -> None:
+    tiny_judge(kind, tmp_path)
+    model = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    # SigLIP always sees its full length of padding, and no mask
+    padding: Any = "max_length" if kind == "siglip" else True
+    tokens = tiny_tokenizer()(TEXTS, padding=padding, truncation=True, max_length=20, return_tensors="pt")
+    if kind == "siglip":
+        del tokens["attention_mask"]
+    with torch.no_grad():
+        theirs = model(**tokens, pixel_values=torch.zeros(1, 3, SIDE, SIDE)).text_embeds
+    torch.testing.assert_close(ClipExtractor(str(tmp_path), "cpu").texts(TEXTS), theirs, rtol=0, atol=1e-5)
+
+
+def test_features_have_unit_norm_and_do_not_depend_on_company(clip: Path, pictures: list[Image.Image]) -> None:
+    extractor = ClipExtractor(str(clip), device="cpu")
     many = extractor.images(pictures * 10)
     torch.testing.assert_close(many.norm(dim=1), torch.ones(40))
     torch.testing.assert_close(many[:4], extractor.images(pictures), rtol=0, atol=1e-6)
-    assert extractor.images([]).shape == (0, 12)
-    assert extractor.texts([]).shape == (0, 12)
+    assert extractor.images([]).shape == extractor.texts([]).shape == (0, 0)
 
 
-def test_what_is_no_clip_is_refused(directory: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot load a CLIP model from"):
-        ClipExtractor(str(tmp_path), device="cpu")
-    (tmp_path / "config.json").write_text((directory / "config.json").read_text())
+def test_what_is_no_judge_is_refused(clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot load a judge model from .*no config.json"):
+        load_extractor(str(tmp_path), device="cpu")
+    config = json.loads((clip / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
     torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"cannot load a CLIP model from .*safetensors"):
+    with pytest.raises(ValueError, match=r"cannot load a judge model from .*safetensors"):
+        load_extractor(str(tmp_path), device="cpu")
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "model_type": "bert", "auto_map": {"AutoModel": "x.Y"}})
+    )
+    with pytest.raises(ValueError, match=r"is a 'bert' model; a judge is one of clip, siglip, vit, dinov2"):
+        load_extractor(str(tmp_path), device="cpu")
+
+
+def test_a_judge_without_texts_is_no_clip(tmp_path: Path) -> None:
+    tiny_judge("dinov2", tmp_path)
+    assert not hasattr(ImageExtractor(str(tmp_path), "cpu"), "texts")
+    with pytest.raises(ValueError, match="is a dinov2 model, which knows no texts"):
+        ClipExtractor(str(tmp_path), device="cpu")
+
+
+def test_a_tokenizer_that_is_missing(tmp_path: Path) -> None:
+    tiny_judge("clip", tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="has no tokenizer file"):
         ClipExtractor(str(tmp_path), device="cpu")
