@@ -38,7 +38,8 @@ def tiny_judge(kind: str, directory: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     text = {**TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": 20,
-            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
     t: Any = transformers
     model = {
         "clip": lambda: t.CLIPModel(t.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)),
