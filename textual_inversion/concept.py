@@ -5,6 +5,7 @@ Standard library only, so that planning and reporting can import them without to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Category = Literal["object", "style"]
+
+
+def whole_word(*words: str) -> str:
+    """Pattern with one group that finds any of the words standing alone: `cat` is not found in `catalog` or `<cat>`.
+    Where two could match, the first given wins."""
+    return rf"(?<![\w<])({'|'.join(re.escape(word) for word in words)})(?![\w>])"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,9 +72,10 @@ class Concept:
                     "each image, in the same order, or none"
                 )
         for caption in self.captions:
-            if "{}" not in caption:
+            if not re.search(whole_word("{}"), caption):
                 raise ValueError(
-                    f"caption {caption!r} of concept {self.concept_id!r} has no {{}} to say where the concept stands"
+                    f"caption {caption!r} of concept {self.concept_id!r} has no {{}}, as a word of its own, to say "
+                    "where the concept stands"
                 )
 
 

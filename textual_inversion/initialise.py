@@ -13,6 +13,7 @@ from torch import Tensor
 
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.families.base import Backbone
+from textual_inversion.paired import AUGMENTATION_TOKENS
 from textual_inversion.rng import generator_for
 from textual_inversion.tokens import TokenTable
 
@@ -42,6 +43,20 @@ def initial_rows(
         deviation = table.weight.float().std(0).cpu()
         rows[key] = mean + amount * deviation * draw
     return rows
+
+
+def augmentation_rows(backbone: Backbone) -> dict[str, Tensor]:
+    """Where the rows of the augmentation tokens start, in the order of `AUGMENTATION_TOKENS`: text encoder key ->
+    [tokens, dim] float32 CPU.
+
+    One row a token, the mean of its initial words' vectors; TextBoost's code has one for each of their sub-tokens. So
+    their number does not depend on the tokenizer, and three of them fit a prompt even where words are spelled out.
+    """
+    words = [backbone.tokenize(text) for text in AUGMENTATION_TOKENS.values()]
+    return {
+        key: torch.stack([_mean_vector(table, ids) for ids in words])
+        for key, table in sorted(backbone.token_tables.items())
+    }
 
 
 def _mean_vector(table: TokenTable, ids: Sequence[int]) -> Tensor:

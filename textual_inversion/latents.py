@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from textual_inversion.augment import views
+from textual_inversion.augment import to_pixels, to_weights, views
 from textual_inversion.config import AugmentConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.rng import generator_for
@@ -36,21 +37,51 @@ class Views:
 
 
 def encode_views(
-    backbone: Backbone, pictures: Sequence[Image.Image], config: AugmentConfig, concept_id: str, seed: int
+    backbone: Backbone,
+    pictures: Sequence[Image.Image],
+    config: AugmentConfig,
+    concept_id: str,
+    seed: int,
+    masks: Sequence[Image.Image] = (),
 ) -> Views:
     """All views of a concept's pictures, moments on the backbone's device. Depends on the concept alone, so it can
-    run anywhere, while others are being learned."""
+    run anywhere, while others are being learned.
+
+    `masks`: none, or one of each picture's size (`photos.fit_mask`). A view that shows less of the concept than one
+    latent pixel teaches nothing about it and is left out; ValueError if no view is left.
+    """
     if not pictures:
         raise ValueError(f"concept {concept_id!r} has no pictures to encode")
     generator = generator_for(seed, concept_id, "views")
-    parts = [views(picture, config, backbone.resolution, generator) for picture in pictures]
-    pixels = torch.cat(parts)
+    mask_of = dict(enumerate(masks))
+    shown = [
+        (number, view)
+        for number, picture in enumerate(pictures)
+        for view in views(picture, config, backbone.resolution, generator, mask_of.get(number))
+    ]
+    weights = None
+    if masks:
+        every = torch.stack([to_weights(view.mask) for _, view in shown if view.mask])
+        weights = F.adaptive_avg_pool2d(every, backbone.latent_shape[1:])  # the mean over each latent pixel's area
+        telling = weights.sum((1, 2, 3)) >= 1
+        shown = [one for one, tells in zip(shown, telling.tolist(), strict=True) if tells]
+        weights = weights[telling]
+    if not shown:
+        raise ValueError(
+            f"concept {concept_id!r}: its masks show nothing of it in the photos' central squares; crop the photos and "
+            "masks around it"
+        )
+    pixels = torch.stack([to_pixels(view.picture) for _, view in shown])
     with torch.no_grad():
         moments = torch.cat(
             [backbone.encode_images(part.to(backbone.device)) for part in torch.split(pixels, VIEWS_PER_PASS)]
         )
-    photo = tuple(number for number, part in enumerate(parts) for _ in part)
-    return Views(moments=moments, photo=photo, augmentation=((),) * len(photo))
+    return Views(
+        moments=moments,
+        photo=tuple(number for number, _ in shown),
+        augmentation=tuple(view.augmentation for _, view in shown),
+        mask=weights,
+    )
 
 
 def sample(moments: Tensor, eps: Tensor) -> Tensor:

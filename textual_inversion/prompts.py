@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from textual_inversion.concept import Category, Concept
+from textual_inversion.concept import Category, Concept, whole_word
 from textual_inversion.families.base import Backbone
 
 HOLE = "{}"
@@ -76,11 +76,29 @@ def fill(template: str, word: str) -> str:
 
 
 def training_templates(concept: Concept, *, class_cue: bool) -> tuple[str, ...]:
-    """The templates a concept is learned from; with the class cue, its initializer word follows the hole."""
-    templates = _TEMPLATES[concept.category]
+    """The templates a concept is learned from: its captions, the i-th for the i-th photo, or the list of its category,
+    any for any photo. With the class cue, its initializer word follows the hole."""
+    templates = concept.captions or _TEMPLATES[concept.category]
     if class_cue and concept.initializer:
         return tuple(fill(template, f"{HOLE} {concept.initializer}") for template in templates)
     return templates
+
+
+def augmentation_word(name: str) -> str:
+    """What stands in a prompt for the augmentation token of this name (`paired.AUGMENTATION_TOKENS`), to be given its
+    row by `encode_prompt`. No user types it."""
+    return f"<augmentation:{name}>"
+
+
+def augmented(template: str, augmentation: Sequence[str]) -> str:
+    """TextBoost's "a A* photo of a {}": the augmentation tokens before the word for the medium, or in front of a
+    template (a caption, say) that has none."""
+    if not augmentation:
+        return template
+    words = " ".join(augmentation_word(name) for name in augmentation)
+    medium = re.search(r"\b(photo|rendering|rendition|painting|picture)\b(?=.*\{\})", template)
+    place = medium.start() if medium else 0
+    return f"{template[:place]}{words} {template[place:]}"
 
 
 def encode_prompt(prompt: str, placeholders: Mapping[str, Sequence[int]], backbone: Backbone) -> list[int]:
@@ -103,6 +121,5 @@ def _split(prompt: str, words: Mapping[str, Sequence[int]]) -> list[str]:
     if not words:
         return [prompt] if prompt.strip() else []
     longest_first = sorted(words, key=len, reverse=True)
-    pattern = "|".join(re.escape(word) for word in longest_first)
-    pieces = re.split(rf"(?<![\w<])({pattern})(?![\w>])", prompt)
+    pieces = re.split(whole_word(*longest_first), prompt)
     return [piece for piece in pieces if piece.strip()]

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from textual_inversion.augment import to_pixels, views
+from textual_inversion.augment import to_pixels, to_weights
+from textual_inversion.augment import views as all_views
 from textual_inversion.config import AugmentConfig
 
 RESOLUTION = 16
@@ -16,6 +17,11 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def photo(width: int = 40, height: int = 24) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def views(photo: Image.Image, config: AugmentConfig, resolution: int, generator: torch.Generator) -> torch.Tensor:
+    """The pictures alone, as pixels [views, 3, resolution, resolution]."""
+    return torch.stack([to_pixels(view.picture) for view in all_views(photo, config, resolution, generator)])
 
 
 def test_pixels_span_minus_one_to_one() -> None:
@@ -68,3 +74,43 @@ def test_crops_keep_to_their_scale() -> None:
     assert sides.min() > 0.4
     assert sides.max() <= 1
     assert sides.max() - sides.min() > 0.2
+
+
+def test_colours_move_within_their_strength() -> None:
+    """Of a flat grey, contrast and saturation change nothing but brightness does."""
+    flat = Image.new("RGB", (20, 20), (100, 100, 100))
+    config = AugmentConfig(flip=False, colours=30, colour_strength=0.3)
+    changed = (views(flat, config, RESOLUTION, generator())[1:, 0, 0, 0] + 1) * 127.5
+    assert changed.min() >= 69
+    assert changed.max() <= 131
+    assert changed.max() - changed.min() > 30
+    coloured = views(photo(), AugmentConfig(flip=False, colours=30), RESOLUTION, generator())
+    assert len({view.numpy().tobytes() for view in coloured}) == 31
+
+
+def test_what_is_switched_on_leaves_the_draws_before_it_alone() -> None:
+    """Results learned with crops stay what they were when colours or paired views are added behind them."""
+    crops = views(photo(), AugmentConfig(crops=3), RESOLUTION, generator())
+    more = views(photo(), AugmentConfig(crops=3, colours=2, paired=2), RESOLUTION, generator())
+    assert torch.equal(more[:5], crops)
+    assert len(more) == 9
+
+
+def test_a_mask_goes_where_its_photo_goes() -> None:
+    """Here the photo is its own mask: white on black; but for paired views, which may change its colours."""
+    white = Image.new("L", (40, 24), 0)
+    white.paste(255, (10, 4, 20, 16))
+    config = AugmentConfig(crops=6, colours=0)
+    for view in all_views(white.convert("RGB"), config, RESOLUTION, generator(), white):
+        assert view.mask is not None
+        shown = to_pixels(view.picture)[:1] / 2 + 0.5
+        assert (shown - to_weights(view.mask)).abs().mean() < 0.05  # filters differ at edges
+    assert all(view.mask is None for view in all_views(photo(), config, RESOLUTION, generator()))
+
+
+def test_only_paired_views_have_names_and_beside_them_mirror_images_too() -> None:
+    plain = all_views(photo(), AugmentConfig(crops=5, colours=5), RESOLUTION, generator())
+    assert {view.augmentation for view in plain} == {()}
+    beside = all_views(photo(), AugmentConfig(crops=8, colours=8, paired=1), RESOLUTION, generator())
+    assert [view.augmentation for view in beside[:2]] == [(), ("hflip",)]
+    assert {view.augmentation for view in beside[2:-1]} == {(), ("hflip",)}

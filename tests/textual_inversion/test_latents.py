@@ -40,6 +40,40 @@ def test_no_pictures() -> None:
         latents.encode_views(BACKBONE, [], AugmentConfig(), "cat", 0)
 
 
+def test_masks_come_at_the_latents_size() -> None:
+    mask = Image.new("L", (12, 12), 0)
+    mask.paste(255, (0, 0, 6, 12))
+    photo = Image.fromarray(np.zeros((12, 12, 3), dtype=np.uint8))
+    views = latents.encode_views(BACKBONE, [photo], AugmentConfig(), "cat", 0, [mask])
+    half = torch.tensor([1.0, 1, 0, 0]).expand(1, 4, 4)
+    assert views.mask is not None
+    assert torch.equal(views.mask, torch.stack([half, half.flip(-1)]))
+    assert latents.encode_views(BACKBONE, [photo], AugmentConfig(), "cat", 0).mask is None
+
+
+def test_views_without_the_concept_are_left_out() -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 30, 3), dtype=np.uint8))
+    corner = Image.new("L", (30, 30), 0)
+    corner.paste(255, (0, 0, 8, 8))
+    config = AugmentConfig(crops=40, min_crop_scale=0.3)
+    every = latents.encode_views(BACKBONE, [photo], config, "cat", 0)
+    telling = latents.encode_views(BACKBONE, [photo], config, "cat", 0, [corner])
+    assert telling.mask is not None
+    assert 2 <= len(telling) == len(telling.mask) == len(telling.photo) == len(telling.augmentation) < len(every)
+    assert (telling.mask.sum((1, 2, 3)) >= 1).all()
+    outside = Image.new("L", (60, 30), 0)
+    outside.paste(255, (0, 0, 10, 30))
+    with pytest.raises(ValueError, match="'cat': its masks show nothing of it in the photos' central squares"):
+        latents.encode_views(BACKBONE, [photo.resize((60, 30))], AugmentConfig(), "cat", 0, [outside])
+
+
+def test_paired_views_bring_their_names() -> None:
+    views = latents.encode_views(BACKBONE, pictures(2), AugmentConfig(flip=False, paired=3), "cat", 0)
+    assert views.photo == (0, 0, 0, 0, 1, 1, 1, 1)
+    assert views.augmentation[0] == views.augmentation[4] == ()
+    assert any(views.augmentation)
+
+
 def test_sample_has_the_moments() -> None:
     mean, deviation = torch.randn(2, 4, 4), torch.rand(2, 4, 4)
     eps = torch.randn(20000, 2, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -8,6 +8,7 @@ from textual_inversion.prompts import (
     HOLE,
     OBJECT_TEMPLATES,
     STYLE_TEMPLATES,
+    augmented,
     encode_prompt,
     fill,
     training_templates,
@@ -90,3 +91,24 @@ def test_training_templates(category: Category, templates: tuple[str, ...]) -> N
 def test_no_class_cue_without_an_initializer() -> None:
     concept = Concept(concept_id="a", placeholder_token="<a>", images=("x",))
     assert training_templates(concept, class_cue=True) == OBJECT_TEMPLATES
+
+
+def test_captions_take_the_place_of_templates() -> None:
+    captions = ("a {} on a red sofa", "{} asleep")
+    concept = Concept(concept_id="a", placeholder_token="<a>", images=("x", "y"), captions=captions, initializer="cat")
+    assert training_templates(concept, class_cue=False) == captions
+    assert training_templates(concept, class_cue=True) == ("a {} cat on a red sofa", "{} cat asleep")
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("a photo of a {}", "a <augmentation:crop> <augmentation:dimmed> photo of a {}"),
+        ("a cropped photo of the {}", "a cropped <augmentation:crop> <augmentation:dimmed> photo of the {}"),
+        ("a painting in the style of {}", "a <augmentation:crop> <augmentation:dimmed> painting in the style of {}"),
+        ("{} beside a photo", "<augmentation:crop> <augmentation:dimmed> {} beside a photo"),
+    ],
+)
+def test_augmentation_tokens_stand_before_the_medium(template: str, prompt: str) -> None:
+    assert augmented(template, ("crop", "dimmed")) == prompt
+    assert augmented(template, ()) == template
