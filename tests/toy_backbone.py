@@ -34,11 +34,13 @@ class ToyBackbone:
         self.latent_shape = (2, 4, 4)
         self.max_length = 24
         self.vocab_size = VOCAB_SIZE
+        self.end_of_text = END
         self.prediction_type = prediction_type
         self.alphas_cumprod = (1 - torch.linspace(0.001, 0.02, 100)).cumprod(0)
         self.token_tables: Mapping[str, TokenTable] = {
             key: TokenTable(weight(VOCAB_SIZE, dim)) for key, dim in DIMS.items()
         }
+        self.adapter_layers: Mapping[str, tuple[int, int]] = {f"{key}.fc2": (dim, 32) for key, dim in DIMS.items()}
         self._position = weight(self.max_length, 1)
         self._mix = {key: weight(32, dim) for key, dim in DIMS.items()}
         self._see = weight(32, 32)
@@ -53,12 +55,16 @@ class ToyBackbone:
         return [START, *ids, *[END] * (self.max_length - 1 - len(ids))]
 
     def encode_prompts(
-        self, ids: Tensor, rows: Mapping[str, Tensor], adapters: AdapterBatch | None = None
+        self, ids: Tensor, rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
     ) -> Conditioning:
         hidden = torch.zeros(*ids.shape, 32)
         for key, table in self.token_tables.items():
             with table.reading(rows.get(key)):
-                hidden = hidden + (table(ids) + self._position) @ self._mix[key].T
+                words = table(ids) + self._position
+            mixed = words @ self._mix[key].T
+            for batch in adapters:
+                mixed = batch.change(f"{key}.fc2", words, mixed)
+            hidden = hidden + mixed
         return Conditioning(hidden=hidden.tanh())
 
     def encode_images(self, pixels: Tensor) -> Tensor:

@@ -1,19 +1,36 @@
-"""Low-rank changes of a text encoder's linear layers, another for each prompt of a batch (TextBoost)."""
+"""Low-rank changes of a text encoder's linear layers, another for each prompt of a batch (TextBoost).
+
+The layers stay as they are; what changes their output is in use for one call and one thread only, so a grid can be
+drawn with one concept's adapter while the engine learns others, and nothing is loaded or merged to switch concepts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from textual_inversion.concept import LearnedAdapter
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+"""Last part of the names of a CLIP block's linear layers."""
+
+_WRAPPER = "text_model."
+"""CLIPTextModel's layers have this before their name up to transformers 4, and no longer from 5 on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterBatch:
-    """The adapters of several concepts, and which of them each prompt uses."""
+    """The adapters of several concepts, of one rank and on the same layers, and which of them each prompt uses."""
 
     tensors: Mapping[str, tuple[Tensor, Tensor]]
-    """Layer name -> (down [concepts, rank, in], up [concepts, out, rank]) float32."""
+    """Layer name -> (down [concepts, rank, in], up [concepts, out, rank]) float32, on the backbone's device."""
 
     concept: Tensor
     """[batch] integers: which concept's adapter a prompt uses, -1 for none."""
@@ -22,4 +39,102 @@ class AdapterBatch:
     """[concepts] alpha / rank of each."""
 
     positions: Tensor
-    """[batch, length] 1 where the change is added, 0 where the layer stays as it is."""
+    """[batch, length] true where the change is added, false where the layer stays as it is; see `positions`."""
+
+    def change(self, name: str, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """y = W x + m scale up down x (TextBoost v2, section 4; m = 1 in v1), given x [batch, length, in] and W x.
+
+        Where m is 0, or a prompt uses no adapter, the outputs are the layer's own to the bit.
+        """
+        if name not in self.tensors:
+            return outputs
+        down, up = self.tensors[name]
+        used = self.concept.clamp(min=0)
+        inner = torch.bmm(inputs, down[used].mT) * self.scale[used, None, None]
+        changed = outputs + torch.bmm(inner, up[used].mT)
+        acts = self.positions.bool() & (self.concept >= 0)[:, None]
+        return torch.where(acts[..., None], changed, outputs)
+
+
+class AdaptableLayers:
+    """The linear layers of a text encoder, each of which adds the change of the adapters in use to its output."""
+
+    def __init__(self, text_encoder: nn.Module) -> None:
+        """Finds the layers by the last part of their name; their weights and names stay."""
+        self._in_use = threading.local()
+        self.layers: dict[str, tuple[int, int]] = {}
+        """Layer name -> (inputs, outputs)."""
+        for path, module in text_encoder.named_modules():
+            if isinstance(module, nn.Linear) and path.rpartition(".")[2] in TARGETS:
+                name = layer_name(path)
+                self.layers[name] = (module.in_features, module.out_features)
+                module.register_forward_hook(partial(self._change, name))
+
+    @contextmanager
+    def using(self, adapters: Sequence[AdapterBatch]) -> Iterator[None]:
+        """Within the block, on this thread, the layers add these changes, one after the other."""
+        unknown = sorted({name for batch in adapters for name in batch.tensors} - self.layers.keys())
+        if unknown:
+            raise ValueError(f"the adapter changes {unknown[0]!r}, which this text encoder does not have")
+        self._in_use.adapters = adapters
+        try:
+            yield
+        finally:
+            self._in_use.adapters = ()
+
+    def _change(self, name: str, _layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+        for batch in getattr(self._in_use, "adapters", ()):
+            outputs = batch.change(name, inputs[0], outputs)
+        return outputs
+
+
+def layer_name(path: str) -> str:
+    """A layer's name, the same in every version of transformers."""
+    return path.removeprefix(_WRAPPER)
+
+
+def positions(kind: Literal["lora", "causal"], ids: Tensor, of_concept: Tensor, end_of_text: int) -> Tensor:
+    """[batch, length] bool: where a concept's adapter acts in prompts of these ids.
+
+    `lora` (TextBoost v1): everywhere. `causal` (v2): m_i = 1 iff i >= i* and i is not padding, where i* is the first
+    of the concept's positions, which `of_concept` [batch, length] marks. The end of the text is the last position that
+    is not padding: it sums up the prompt, and acts. What stands before i* sees only what stands before it, so its
+    states do not change; a prompt without the concept has no i* and does not change at all.
+    """
+    if kind == "lora":
+        return torch.ones_like(ids, dtype=torch.bool)
+    begun = of_concept.cumsum(1) > 0
+    is_end = ids == end_of_text
+    is_padding = is_end.cumsum(1) - is_end.int() > 0
+    return begun & ~is_padding
+
+
+def initial_adapter(
+    layers: Mapping[str, tuple[int, int]], targets: Sequence[str], rank: int, generator: torch.Generator
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Layer name -> (down [rank, in], up [out, rank]) float32 CPU of the targeted layers, before the first step: down
+    is normal with deviation 1 / rank (TextBoost's "gaussian"), up is zero, so nothing is changed yet."""
+    return {
+        name: (torch.randn(rank, inputs, generator=generator) / rank, torch.zeros(outputs, rank))
+        for name, (inputs, outputs) in layers.items()
+        if name.rpartition(".")[2] in targets
+    }
+
+
+def merged_state_dict(state: Mapping[str, Tensor], adapter: LearnedAdapter) -> dict[str, Tensor]:
+    """A text encoder's state dict with the adapter in its weights, W0 + scale up down, for tools that load no
+    adapters. Raises ValueError for a causal adapter, whose change is not one of the weights, and for another model's.
+    """
+    if adapter.kind != "lora":
+        raise ValueError(
+            f"an adapter of kind {adapter.kind!r} acts at some positions only, so no weights are equal to it; only "
+            "'lora' can be merged"
+        )
+    paths = {f"{layer_name(path).removesuffix('.weight')}": path for path in state if path.endswith(".weight")}
+    merged = dict(state)
+    for name, (down, up) in adapter.tensors.items():
+        weight = state[paths[name]] if name in paths else None
+        if weight is None or weight.shape != (len(up), down.shape[1]):
+            raise ValueError(f"the text encoder has no layer {name!r} of shape {[len(up), down.shape[1]]}")
+        merged[paths[name]] = (weight.float() + adapter.scale * (up @ down)).to(weight.dtype)
+    return merged

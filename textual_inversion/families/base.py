@@ -40,10 +40,14 @@ class Backbone(Protocol):
     """Ids below it read the frozen table; ids from it up read the rows in use."""
     alphas_cumprod: Tensor
     """[num_train_timesteps] float32, on `device`."""
+    end_of_text: int
+    """Vocabulary id after a prompt's last word; what follows it is padding."""
     prediction_type: str
     """`epsilon` or `v_prediction`."""
     token_tables: Mapping[str, TokenTable]
     """Text encoder key -> its token table."""
+    adapter_layers: Mapping[str, tuple[int, int]]
+    """Name of each linear layer of the text encoder that can be adapted -> (inputs, outputs)."""
 
     def tokenize(self, text: str) -> list[int]:
         """The vocabulary ids of a text, without start, end or padding."""
@@ -53,15 +57,12 @@ class Backbone(Protocol):
         """Add start, end and padding: `max_length` ids. Raises ValueError if they do not fit."""
         ...
 
-    adapter_layers: Mapping[str, tuple[int, int]]
-    """Name of each linear layer of the text encoder that can be adapted -> (inputs, outputs)."""
-
     def encode_prompts(
-        self, ids: Tensor, rows: Mapping[str, Tensor], adapters: AdapterBatch | None = None
+        self, ids: Tensor, rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
     ) -> Conditioning:
         """[batch, max_length] ids -> conditioning. Id `vocab_size + i` reads `rows[key][i]` of each text encoder
-        ([num_rows, dim] float32); `adapters` change its linear layers, prompt by prompt. Gradients reach those two
-        and nothing else."""
+        ([num_rows, dim] float32); the changes of all `adapters` are added to its linear layers, prompt by prompt: one
+        for each concept of a prompt, and for each rank in the batch. Gradients reach those two and nothing else."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:

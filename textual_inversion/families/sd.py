@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizerFast
 
 from textual_inversion import model_files
 from textual_inversion.families.base import Conditioning
-from textual_inversion.lora import AdapterBatch
+from textual_inversion.lora import AdaptableLayers, AdapterBatch
 from textual_inversion.tokens import TokenTable
 
 TEXT_ENCODER_KEY = "clip_l"
@@ -43,8 +43,8 @@ class StableDiffusion:
         scheduler_config: Mapping[str, Any],
         digest: str,
     ) -> None:
-        """Modules come on their device, in their precision; they are frozen here and the text encoder's vocabulary
-        is replaced by a token table."""
+        """Modules come on their device, in their precision; they are frozen here; the text encoder's vocabulary is
+        replaced by a token table, and its linear layers take adapters."""
         for module in (text_encoder, unet, vae):
             module.requires_grad_(False).eval()
         self._tokenizer, self._text_encoder, self._unet, self._vae = tokenizer, text_encoder, unet, vae
@@ -57,6 +57,9 @@ class StableDiffusion:
         text_encoder.set_input_embeddings(self._table)
         self.token_tables: Mapping[str, TokenTable] = {TEXT_ENCODER_KEY: self._table}
         self.vocab_size = self._table.vocab_size
+        self._adaptable = AdaptableLayers(text_encoder)
+        self.adapter_layers: Mapping[str, tuple[int, int]] = self._adaptable.layers
+        self.end_of_text: int = tokenizer.eos_token_id
         self.max_length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
 
         self.device: torch.device = unet.device
@@ -89,15 +92,16 @@ class StableDiffusion:
         return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] + [tokenizer.pad_token_id] * padding
 
     def encode_prompts(
-        self, ids: Tensor, rows: Mapping[str, Tensor], adapters: AdapterBatch | None = None
+        self, ids: Tensor, rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
     ) -> Conditioning:
-        """[batch, max_length] ids -> conditioning; id `vocab_size + i` reads `rows["clip_l"][i]`.
+        """[batch, max_length] ids -> conditioning; id `vocab_size + i` reads `rows["clip_l"][i]`, and the adapters
+        change the text encoder's linear layers.
 
         The states at every position, final norm included, as StableDiffusionPipeline uses them. The pooled output,
         which some configs take at the largest id and so at a learned row, is not used by this family.
         """
         in_use = rows.get(TEXT_ENCODER_KEY)
-        with self._table.reading(None if in_use is None else in_use.to(self.device)):
+        with self._table.reading(None if in_use is None else in_use.to(self.device)), self._adaptable.using(adapters):
             hidden = self._text_encoder(ids.to(self.device)).last_hidden_state
         return Conditioning(hidden=hidden.to(self.dtype))
 
