@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -38,13 +39,22 @@ from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
 from textual_inversion.formats import dump_diffusers
 from textual_inversion.latents import encode_views
-from textual_inversion.photos import open_photo
+from textual_inversion.photos import open_mask, open_photo
 
 log = logging.getLogger(__name__)
 
 POOL_THREADS = 4
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pictures:
+    """What a concept is learned from, opened."""
+
+    photos: list[Image.Image]
+    masks: list[Image.Image]
+    """None, or one a photo and of its size."""
 
 
 @dataclass(eq=False, slots=True)
@@ -136,32 +146,31 @@ class Learner:
         if attempt > 1 and await self._in_pool(lambda: self._store.exists(task.folder.record)):
             # an earlier attempt had finished; only its answer was lost
             return from_json(await self._in_pool(lambda: self._store.get(task.folder.record)))
-        photos = await self._in_pool(lambda: self._fetch(task.concept))
-        assignment = await self._in_pool(lambda: self._encode(task, photos))
+        pictures = await self._in_pool(lambda: self._fetch(task.concept))
+        assignment = await self._in_pool(lambda: self._encode(task, pictures))
         self._assignments.put(assignment)
         if self._broken:  # looked at after the job is known: the engine's end cannot have missed it
             raise ActorBroken(self._broken)
         outcome = await asyncio.wrap_future(job.outcome)
         if outcome.embedding is None:
             raise ValueError(outcome.error or "the engine gave no reason")
-        return await self._in_pool(lambda: self._publish(job, photos, outcome, attempt))
+        return await self._in_pool(lambda: self._publish(job, pictures.photos, outcome, attempt))
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def _fetch(self, concept: Concept) -> list[Image.Image]:
-        photos = []
-        for uri in concept.images:
-            try:
-                photos.append(open_photo(read_bytes(uri)))
-            except (ValueError, FileNotFoundError, PermissionError) as error:
-                raise ValueError(f"photo {uri}: {error}") from error
-        return photos
+    def _fetch(self, concept: Concept) -> _Pictures:
+        photos = [_opened("photo", uri, open_photo) for uri in concept.images]
+        pairs = zip(concept.masks, photos, strict=False)  # as many masks as photos, or none
+        masks = [_opened("mask", uri, partial(open_mask, photo=photo)) for uri, photo in pairs]
+        return _Pictures(photos, masks)
 
-    def _encode(self, task: ConceptTask, photos: list[Image.Image]) -> Assignment:
+    def _encode(self, task: ConceptTask, pictures: _Pictures) -> Assignment:
         """Encode the photos once, and take up the checkpoint that an earlier attempt may have left."""
         concept, config = task.concept, self._config
-        views = encode_views(self._backbone, photos, config.inversion.augment, concept.concept_id, config.seed)
+        views = encode_views(
+            self._backbone, pictures.photos, config.inversion.augment, concept.concept_id, config.seed, pictures.masks
+        )
         state = None
         try:
             state = SlotState.from_bytes(self._store.get(task.folder.checkpoint))
@@ -247,6 +256,14 @@ class Learner:
         if back != data:
             raise OSError(f"{self._store.uri(path)}: {len(data)} bytes were written, {len(back)} others read back")
         return StoredFile(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _opened(kind: str, uri: str, decode: Callable[[bytes], Image.Image]) -> Image.Image:
+    """Fetched and decoded; ValueError saying which could not be, and why."""
+    try:
+        return decode(read_bytes(uri))
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        raise ValueError(f"{kind} {uri}: {error}") from error
 
 
 def failure_record(task: ConceptTask, error: str, attempts: int) -> ConceptRecord:

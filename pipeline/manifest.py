@@ -21,9 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.storage import absolute, match, open_for_reading, resolve
-from textual_inversion.concept import Concept
+from textual_inversion.concept import Concept, whole_word
 
-CONCEPT_COLUMNS = ("concept_id", "images", "placeholder", "initializer", "category", "num_vectors")
+CONCEPT_COLUMNS = (
+    "concept_id", "images", "placeholder", "initializer", "category", "num_vectors", "masks", "captions"
+)  # fmt: skip
+_LIST_COLUMNS = ("images", "masks", "captions")
 MAX_IMAGES = 1000
 MAX_CARRIED_BYTES = 64 * 2**10
 _BATCH_ROWS = 1024
@@ -38,7 +41,7 @@ class ManifestRow:
     row: int
     """Counted from 1 within the file."""
     concept: Concept
-    """Its images are absolute addresses."""
+    """Its images and masks are absolute addresses."""
     carried: Mapping[str, Any]
     """All other columns, as JSON values; they reappear in the results."""
 
@@ -101,15 +104,25 @@ def _open(file: str) -> tuple[pa.Schema, int]:
     for name in ("concept_id", "images"):
         if name not in names:
             raise ValueError(f"manifest {file} has no column {name!r}; it has {', '.join(names)}")
-    images = schema.field("images").type
-    is_list = pa.types.is_list(images) or pa.types.is_large_list(images) or pa.types.is_fixed_size_list(images)
-    if not (is_list and _is_text(images.value_type)):
-        raise ValueError(f"manifest {file}: column 'images' is {images}; it must be a list of strings")
+    for name in _LIST_COLUMNS:
+        if name in names and not _holds_texts(schema.field(name).type, name):
+            raise ValueError(
+                f"manifest {file}: column {name!r} is {schema.field(name).type}; it must be a list of strings"
+            )
     return schema, rows
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind))
+def _holds_texts(kind: pa.DataType, name: str) -> bool:
+    """Whether a column can hold lists of texts; a column that is empty in every row has no type of its own."""
+    if pa.types.is_null(kind):
+        return name != "images"
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        return False
+    item = kind.value_type
+    may_be_empty = name != "images" and pa.types.is_null(item)
+    return bool(
+        pa.types.is_string(item) or pa.types.is_large_string(item) or pa.types.is_dictionary(item) or may_be_empty
+    )
 
 
 def _read_file(file: str) -> Iterator[ManifestRow | BadRow]:
@@ -148,19 +161,36 @@ def _concept(file: str, values: dict[str, Any]) -> Concept:
             f"concept_id {concept_id!r} must be 1 to 128 letters, digits, '.', '_' or '-', not beginning with '.'; "
             "it names a folder"
         )
-    images = values["images"] or []
-    if not all(isinstance(image, str) and image for image in images):
-        raise ValueError("images holds an empty or missing address")
+    images = _addresses(file, values, "images")
     if len(images) > MAX_IMAGES:
         raise ValueError(f"{len(images):,} images, more than {MAX_IMAGES:,}")
+    placeholder = _text(values, "placeholder", f"<{concept_id}>")
     return Concept(
         concept_id=concept_id,
-        placeholder_token=_text(values, "placeholder", f"<{concept_id}>"),
-        images=tuple(resolve(image, relative_to=file) for image in images),
+        placeholder_token=placeholder,
+        images=images,
         initializer=_text(values, "initializer", ""),
         category=_text(values, "category", "object"),  # type: ignore[arg-type]  # Concept checks the value
         num_vectors=_count(values, "num_vectors", 1),
+        masks=_addresses(file, values, "masks"),
+        captions=_captions(values, placeholder),
     )
+
+
+def _addresses(file: str, values: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Absolute addresses from a column with relative ones."""
+    addresses = values.get(name) or []
+    if not all(isinstance(address, str) and address for address in addresses):
+        raise ValueError(f"{name} holds an empty or missing address")
+    return tuple(resolve(address, relative_to=file) for address in addresses)
+
+
+def _captions(values: Mapping[str, Any], placeholder: str) -> tuple[str, ...]:
+    """With `{}` where the concept stands, also where the placeholder was written out."""
+    captions = values.get("captions") or []
+    if not all(isinstance(caption, str) and caption.strip() for caption in captions):
+        raise ValueError("captions holds an empty or missing text")
+    return tuple(re.sub(whole_word(placeholder), "{}", caption.strip()) for caption in captions)
 
 
 def _text(values: Mapping[str, Any], name: str, default: str) -> str:

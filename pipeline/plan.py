@@ -62,16 +62,18 @@ def settings_digest(config: RunConfig, *, model_hash: str, extractor_hash: str =
     )
 
 
-def fingerprint(concept: Concept, identities: Sequence[str], settings: str) -> str:
-    """32 hex digits that change with the photos' bytes or order, the concept's row, or the run's settings.
+def fingerprint(concept: Concept, identities: Sequence[str], settings: str, masks: Sequence[str] = ()) -> str:
+    """32 hex digits that change with the photos' or masks' bytes or order, the concept's row, or the run's settings.
 
-    `identities` are the photos' content hashes in manifest order; their addresses do not count.
+    `identities` are the photos' content hashes in manifest order, `masks` those of their masks; addresses do not count.
+    What is not given (masks, captions) does not count either, so that older fingerprints stay what they were.
     """
     row = dataclasses.asdict(concept)
     del row["images"], row["masks"]
     if not row["captions"]:
-        del row["captions"]  # what is not given does not count, so that an older fingerprint stays what it was
-    return _digest({"concept": row, "images": list(identities), "settings": settings})
+        del row["captions"]
+    given = {"masks": list(masks)} if masks else {}
+    return _digest({"concept": row, "images": list(identities), "settings": settings, **given})
 
 
 def finished(listing: Iterable[tuple[str, int]]) -> set[bytes]:
@@ -103,7 +105,7 @@ class Plan:
         rows = iter(rows)
         while batch := list(islice(rows, _BATCH_ROWS)):
             good = [row for row in batch if isinstance(row, ManifestRow)]
-            identities = self._identify({image for row in good for image in row.concept.images})
+            identities = self._identify({uri for row in good for uri in (*row.concept.images, *row.concept.masks)})
             for row in batch:
                 task = self._sort(row, identities)
                 if task is not None:
@@ -115,16 +117,18 @@ class Plan:
         if isinstance(row, BadRow):
             self.bad.append(row)
             return None
-        known = []
-        for image in row.concept.images:
-            identity = identities[image]
+        concept, known = row.concept, []
+        for uri in (*concept.images, *concept.masks):
+            identity = identities[uri]
             if not isinstance(identity, str):
-                reason = f"photo {image} cannot be read: {type(identity).__name__}: {identity}"
-                self.bad.append(BadRow(file=row.file, row=row.row, concept_id=row.concept.concept_id, reason=reason))
+                kind = "photo" if len(known) < len(concept.images) else "mask"
+                reason = f"{kind} {uri} cannot be read: {type(identity).__name__}: {identity}"
+                self.bad.append(BadRow(file=row.file, row=row.row, concept_id=concept.concept_id, reason=reason))
                 return None
             known.append(identity)
+        photos, masks = known[: len(concept.images)], known[len(concept.images) :]
         task = ConceptTask(
-            concept=row.concept, fingerprint=fingerprint(row.concept, known, self._settings), carried=row.carried
+            concept=concept, fingerprint=fingerprint(concept, photos, self._settings, masks), carried=row.carried
         )
         key = task.fingerprint.encode()
         self.current[key] = json.dumps(dict(row.carried)).encode() if row.carried else b"{}"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load
 
 from pipeline.actors import Learner
@@ -71,6 +72,27 @@ def test_bad_photos_fail_their_concept_alone(learner: Learner, photos: tuple[str
     assert [record.status for record in records] == ["done", "failed", "failed"]
     assert "broken.png" in records[1].error
     assert "no.png" in records[2].error
+
+
+def test_masks_and_captions_reach_the_engine(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
+    half = Image.new("L", (20, 18), 0)
+    half.paste(255, (0, 0, 10, 18))
+    half.save(tmp_path / "half.png")
+    Image.new("L", (18, 20), 255).save(tmp_path / "turned.png")
+
+    def masked(name: str, masks: tuple[str, str]) -> ConceptTask:
+        plain = task(name, photos)
+        return replace(plain, concept=replace(plain.concept, masks=masks, captions=("a {} on snow", "a {} in the sun")))
+
+    good = masked("good", (str(tmp_path / "half.png"), str(tmp_path / "half.png")))
+    views = learner._encode(good, learner._fetch(good.concept)).views
+    assert views.mask is not None
+    assert views.mask.shape == (4, 1, 8, 8)
+    assert views.mask[0, 0, :, :3].min() == 1
+    assert views.mask[0, 0, :, -3:].max() == 0
+    records = learn_all(learner, [good, masked("bad", (str(tmp_path / "half.png"), str(tmp_path / "turned.png")))])
+    assert [record.status for record in records] == ["done", "failed"]
+    assert f"mask {tmp_path / 'turned.png'}: the mask is 18 x 20 px but its photo 40 x 36" in records[1].error
 
 
 def test_a_result_does_not_depend_on_company(tiny_model: Path, photos: tuple[str, str], tmp_path: Path) -> None:

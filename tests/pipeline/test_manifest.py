@@ -84,6 +84,11 @@ BASE = {"concept_id": "ok", "images": ["a.png"]}
         ({"num_vectors": 1.5}, "whole number"),
         ({"num_vectors": float("inf")}, "whole number"),
         ({"initializer": 3}, "initializer is 3"),
+        ({"masks": ["a.png", "b.png"]}, "2 masks for 1 images"),
+        ({"masks": [""]}, "masks holds an empty or missing address"),
+        ({"captions": ["a cat"]}, "has no {}, as a word"),
+        ({"captions": ["a <{}>"]}, "has no {}, as a word"),
+        ({"captions": [None]}, "captions holds an empty or missing text"),
         ({"note": "x" * 70_000}, "drop large ones"),
     ],
 )
@@ -108,6 +113,27 @@ def test_catalog_numbers_and_pandas_floats_are_understood(tmp_path: Path) -> Non
     pq.write_table(table, tmp_path / "m.parquet")
     rows = good(list(read_manifest(str(tmp_path / "m.parquet"))))
     assert [(row.concept.concept_id, row.concept.num_vectors) for row in rows] == [("4711", 2), ("4712", 1)]
+
+
+def test_masks_and_captions_go_with_their_photos(root: str) -> None:
+    store = RunStore(root)
+    rows = [
+        {"concept_id": "cat", "images": ["a.png", "b.png"], "masks": ["m/a.png", "s3://m/b.png"],
+         "captions": ["a {} on a sofa", " my <cat> and <cat>s "]},
+        {"concept_id": "dog", "images": ["a.png"], "masks": None, "captions": []},
+    ]  # fmt: skip
+    first, second = good(list(read_manifest(put_rows(store, "sets/m.parquet", rows))))
+    assert first.concept.masks == (store.uri("sets/m/a.png"), "s3://m/b.png")
+    assert first.concept.captions == ("a {} on a sofa", "my {} and <cat>s")
+    assert (second.concept.masks, second.concept.captions) == ((), ())
+    assert first.carried == second.carried == {}
+
+
+def test_empty_columns_of_masks_and_captions_mean_none(tmp_path: Path) -> None:
+    table = pa.table({"concept_id": ["a", "b"], "images": [["a.png"]] * 2, "masks": [None, None], "captions": [[], []]})
+    pq.write_table(table, tmp_path / "m.parquet")
+    rows = good(list(read_manifest(str(tmp_path / "m.parquet"))))
+    assert [(row.concept.masks, row.concept.captions) for row in rows] == [((), ())] * 2
 
 
 def test_the_later_of_two_equal_ids_is_bad_even_in_another_file(root: str) -> None:
@@ -147,6 +173,8 @@ def test_files_are_read_in_the_order_of_their_names(root: str) -> None:
         ({"concept_id": ["a"]}, "no column 'images'"),
         ({"concept_id": ["a"], "images": ["a.png"]}, "must be a list of strings"),
         ({"concept_id": ["a"], "images": [[1, 2]]}, "must be a list of strings"),
+        ({"concept_id": ["a"], "images": [["a.png"]], "captions": ["a {}"]}, "column 'captions' is string; it must"),
+        ({"concept_id": ["a"], "images": [["a.png"]], "masks": [[1]]}, "column 'masks' is list.*; it must be a list"),
     ],
 )
 def test_a_table_that_is_no_manifest_is_refused_before_any_row(

@@ -53,6 +53,20 @@ def test_photos_count_by_content_and_order_not_by_address() -> None:
     assert fingerprint(CONCEPT, PHOTOS[:1], "s") != fingerprint(CONCEPT, PHOTOS, "s")
 
 
+def test_masks_and_captions_count_only_if_given() -> None:
+    addressed = dataclasses.replace(CONCEPT, masks=("a.png", "b.png"))
+    assert fingerprint(addressed, PHOTOS, "s") == fingerprint(CONCEPT, PHOTOS, "s")
+    captioned = dataclasses.replace(CONCEPT, captions=("a {}", "my {}"))
+    several = {
+        fingerprint(CONCEPT, PHOTOS, "s"),
+        fingerprint(CONCEPT, PHOTOS, "s", PHOTOS),
+        fingerprint(CONCEPT, PHOTOS, "s", PHOTOS[::-1]),
+        fingerprint(captioned, PHOTOS, "s"),
+        fingerprint(dataclasses.replace(CONCEPT, captions=("my {}", "a {}")), PHOTOS, "s"),
+    }
+    assert len(several) == 5
+
+
 @pytest.mark.parametrize(
     "override",
     ["inversion.steps=7", "inversion.augment.flip=false", "grid.prompts=['{}']", "grid.sampling.steps=3", "seed=1",
@@ -136,6 +150,29 @@ def test_a_missing_photo_is_a_bad_row(root: str) -> None:
     (row,) = plan.bad
     assert (row.row, row.concept_id) == (2, "c1")
     assert store.uri("photos/1-1.png") in row.reason
+
+
+def test_masks_are_looked_up_as_photos_are(root: str) -> None:
+    store = RunStore(root)
+    for name in ("a.png", "b.png", "m/a.png", "m/b.png"):
+        store.put(name, name.encode())
+    masks = ["m/a.png", "m/b.png"]
+    concept = {"concept_id": "cat", "images": ["a.png", "b.png"], "masks": masks}
+    rows = [concept, {**concept, "concept_id": "dog", "masks": ["m/a.png", "m/none.png"]}]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    store.put("m.parquet", buffer.getvalue())
+    manifest = store.uri("m.parquet")
+
+    def planned() -> tuple[list[ConceptTask], list[BadRow]]:
+        plan = Plan("settings", set())
+        return list(plan.tasks(read_manifest(manifest))), plan.bad
+
+    (task,), (row,) = planned()
+    assert row.reason.startswith(f"mask {store.uri('m/none.png')} cannot be read: FileNotFoundError")
+    store.put("m/b.png", b"drawn anew")
+    (changed,), _ = planned()
+    assert changed.fingerprint != task.fingerprint
 
 
 def test_rows_are_pulled_as_tasks_are_taken() -> None:

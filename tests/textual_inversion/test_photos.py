@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from textual_inversion import photos
-from textual_inversion.photos import open_photo
+from textual_inversion.photos import open_mask, open_photo
 
 
 def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -88,3 +88,54 @@ def test_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match="too large"):
         open_photo(encoded(wide()))
+
+
+def mask(size: tuple[int, int] = (30, 20)) -> Image.Image:
+    """White in its left half."""
+    picture = Image.new("L", size, 0)
+    picture.paste(255, (0, 0, size[0] // 2, size[1]))
+    return picture
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB", "P", "I;16"])
+def test_a_mask_of_any_mode_and_scale_fits_its_photo(mode: str) -> None:
+    small = mask((14, 10))
+    if mode == "I;16":
+        small = Image.fromarray(np.asarray(small).astype(np.uint16) * 257)
+    opened = open_mask(encoded(small.convert(mode)), wide())
+    assert (opened.mode, opened.size) == ("L", (30, 20))
+    assert opened.getpixel((2, 10)) == 255
+    assert opened.getpixel((27, 10)) == 0
+
+
+def test_masks_and_photos_are_turned_alike() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = open_photo(encoded(wide(), exif=exif.tobytes()))
+    turned = open_mask(encoded(mask(), exif=exif.tobytes()), photo)
+    assert turned.size == photo.size == (20, 30)
+    assert turned.getpixel((10, 2)) == 255
+    assert turned.getpixel((10, 27)) == 0
+
+
+def test_what_is_transparent_is_not_the_concept() -> None:
+    cut_out = Image.new("RGBA", (30, 20), (255, 255, 255, 0))
+    cut_out.paste((255, 255, 255, 255), (0, 0, 15, 20))
+    opened = open_mask(encoded(cut_out), wide())
+    assert opened.getpixel((2, 2)) == 255
+    assert opened.getpixel((27, 2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (encoded(mask((20, 30))), "the mask is 20 x 30 px but its photo 30 x 20"),
+        (encoded(Image.new("L", (30, 20), 0)), r"the mask is all black \(its brightest value is 0 of 255\); white"),
+        (encoded(Image.new("L", (30, 20), 1)), "brightest value is 1 of 255"),
+        (b"", "the mask is empty"),
+        (b"nothing", "not a picture"),
+    ],
+)
+def test_masks_that_cannot_be_used(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_mask(data, wide())
