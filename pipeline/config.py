@@ -5,6 +5,7 @@ A run is a TOML recipe plus `--set a.b=c` overrides; the resolved configuration 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -120,6 +121,33 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What `python -m pipeline.evaluate` draws of every learned concept to be scored. Nothing here changes what is
+    learned."""
+
+    protocol: Literal["quick", "paper", "dreambench"] = "quick"
+    """Pictures, prompts and sampler by name (`pipeline/protocols.py`). `quick`: the demo's prompts, 4 pictures each.
+    `paper`: 64 a prompt, 50 DDIM steps (Gal et al. 2022, section 5). `dreambench`: 25 prompts, 4 a prompt (Ruiz et
+    al. 2023)."""
+
+    prompts: str = ""
+    """URI of prompts in place of the protocol's."""
+
+    images_per_prompt: int = 0
+    """Pictures per concept and prompt in place of the protocol's number; 0 keeps it."""
+
+    dino: str = ""
+    """Directory or hub id of the DINO or DINOv2 behind the DINO score; empty leaves that score out."""
+
+    references: bool = True
+    """Also score what a learned word is held against: its photos, the prompt without it, the initializer word."""
+
+    def __post_init__(self) -> None:
+        check(self.images_per_prompt >= 0, "evaluation.images_per_prompt", self.images_per_prompt,
+              "1 or more, or 0 for the protocol's")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ReportConfig:
     """What the page that a person reads holds."""
 
@@ -161,6 +189,7 @@ class RunConfig:
     inversion: InversionConfig = field(default_factory=InversionConfig)
     grid: GridConfig = field(default_factory=GridConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     actors: ActorConfig = field(default_factory=ActorConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
@@ -173,8 +202,11 @@ class RunConfig:
 _ADAPTER = TypeAdapter(RunConfig)
 
 
-def load_config(toml: str = "", overrides: Iterable[str] = (), **values: object) -> RunConfig:
-    """The configuration of a run: TOML text, then `a.b=c` overrides, then keyword values that are not None.
+def load_config(
+    toml: str = "", overrides: Iterable[str] = (), *, base: Mapping[str, Any] | None = None, **values: object
+) -> RunConfig:
+    """The configuration of a run: TOML text, then `a.b=c` overrides, then keyword values that are not None. `base`: a
+    tree of values, as `to_tree` gives it, that all of these change.
 
     Raises ValueError naming the key, the value and what would be right.
     """
@@ -182,6 +214,7 @@ def load_config(toml: str = "", overrides: Iterable[str] = (), **values: object)
         tree = tomllib.loads(toml)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"the configuration is not valid TOML: {error}") from error
+    tree = _merged(copy.deepcopy(base or {}), tree)
     for override in overrides:
         _apply(tree, override)
     tree |= {key: value for key, value in values.items() if value is not None}
@@ -199,6 +232,16 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
 def to_tree(config: RunConfig) -> dict[str, Any]:
     """Plain nested values; `parse_config` takes them back unchanged."""
     return dataclasses.asdict(config)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections are merged, values replaced."""
+    tree = dict(below)
+    for name, value in above.items():
+        before = tree.get(name)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        tree[name] = _merged(before, value) if both else value  # type: ignore[arg-type]
+    return tree
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

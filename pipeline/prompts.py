@@ -11,13 +11,15 @@ import pyarrow.parquet as pq
 
 from pipeline.storage import absolute, open_for_reading, read_bytes
 
+INITIALIZER = "{initializer}"
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One line: what to draw."""
 
     text: str
-    """`{}` is where the placeholder token goes."""
+    """`{}` is where the placeholder token goes, `{initializer}` where the concept's initializer does, if it has one."""
     concept_id: str | None = None
     """For this concept alone; None is for every one."""
     category: str | None = None
@@ -27,6 +29,16 @@ class Prompt:
 
     def is_for(self, concept_id: str, category: str) -> bool:
         return self.concept_id in (None, concept_id) and self.category in (None, category)
+
+    def filled(self, word: str, initializer: str) -> str:
+        """The prompt with a word in its hole."""
+        return self.template(initializer).replace("{}", word)
+
+    def template(self, initializer: str) -> str:
+        """The prompt with a hole for the placeholder only."""
+        if INITIALIZER not in self.text:
+            return self.text
+        return " ".join(self.text.replace(INITIALIZER, initializer).split())
 
 
 def read_prompts(uri: str) -> list[Prompt]:

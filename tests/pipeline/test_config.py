@@ -75,3 +75,11 @@ def test_the_resolved_configuration_survives_json() -> None:
 def test_rules_hold_for_configurations_made_in_code_too() -> None:
     with pytest.raises(ValueError, match=r"grid\.images_per_prompt = 0"):
         GridConfig(images_per_prompt=0)
+
+
+def test_a_base_is_changed_by_file_and_overrides_and_stays_itself() -> None:
+    base = to_tree(load_config("seed = 3\n[inversion]\nsteps = 10\nbatch_size = 2\n"))
+    config = load_config("[inversion]\nsteps = 20\n", ["evaluation.protocol=paper"], base=base)
+    assert (config.seed, config.inversion.steps, config.inversion.batch_size) == (3, 20, 2)
+    assert config.evaluation.protocol == "paper"
+    assert base["evaluation"]["protocol"] == "quick"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.generate import METADATA, PLAN, PLAN_SCHEMA, Drawer, finished_rows, plan_rows, write_plan
+from pipeline.generate import PLAN, PLAN_SCHEMA, Drawer, plan_rows, write_plan
 from pipeline.prompts import Prompt
 from pipeline.records import ConceptRecord
 from pipeline.storage import RunStore
@@ -100,15 +100,3 @@ def test_a_batch_is_drawn_and_described(tiny_model: Path, tmp_path: Path, packed
 
     alone = drawer(pa.Table.from_pylist(rows[2:3], PLAN_SCHEMA)).to_pylist()[0]
     assert alone["sha256"] == results[2]["sha256"]
-
-
-def test_done_is_what_a_whole_part_says(tmp_path: Path) -> None:
-    store = RunStore(str(tmp_path))
-    assert finished_rows(store) == set()
-    part = pa.table({"row_id": ["x", "y"], "status": ["ok", "failed"], "error": [None, "too long"]})
-    (tmp_path / METADATA).mkdir(parents=True)
-    pq.write_table(part, tmp_path / METADATA / "one.parquet")
-    whole = (tmp_path / METADATA / "one.parquet").read_bytes()
-    store.put(f"{METADATA}/cut.parquet", whole[:-20])
-    assert finished_rows(store) == {"x"}
-    assert set(store.list(METADATA)) == {f"{METADATA}/one.parquet"}

@@ -53,3 +53,11 @@ def test_bad_tables_are_named(tmp_path: Path) -> None:
         read_prompts(str(path))
     with pytest.raises(ValueError, match="cannot be read"):
         read_prompts(str(tmp_path / "none.parquet"))
+
+
+def test_holes_are_filled() -> None:
+    assert Prompt("a {} on the  beach").filled("<cat>", "animal") == "a <cat> on the  beach"
+    prompt = Prompt("a {} {initializer} in the jungle")
+    assert prompt.filled("<cat>", "stuffed animal") == "a <cat> stuffed animal in the jungle"
+    assert prompt.filled("<cat>", "") == "a <cat> in the jungle"
+    assert prompt.template("cat") == "a {} cat in the jungle"
