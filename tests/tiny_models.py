@@ -6,8 +6,10 @@ import math
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -20,6 +22,9 @@ MAX_LENGTH = 24
 DIM = 32
 NOUNS = ("cat", "dog", "toy", "tree", "clock", "statue", "beach", "snow", "moon", "art", "red", "blue")
 """Words besides the templates' own that are one token each."""
+JUDGE_PX = 32
+_TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+_VISION = {**_TOWER, "image_size": JUDGE_PX, "patch_size": 8}
 
 
 def tiny_stable_diffusion(directory: Path | str, prediction_type: str = "epsilon", seed: int = 0) -> Path:
@@ -53,6 +58,27 @@ def tiny_stable_diffusion(directory: Path | str, prediction_type: str = "epsilon
         feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(directory, safe_serialization=True)  # fmt: skip
     return Path(directory)
+
+
+def tiny_judge(kind: str, directory: Path, seed: int = 0) -> Path:
+    """Save a random model of one of the kinds that `extractors` knows; returns its directory."""
+    tokenizer = tiny_tokenizer()
+    text = {**_TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": 20,
+            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    t: Any = transformers
+    model = {
+        "clip": lambda: t.CLIPModel(t.CLIPConfig(text_config=text, vision_config=_VISION, projection_dim=12)),
+        "siglip": lambda: t.SiglipModel(t.SiglipConfig(text_config=text, vision_config=_VISION)),
+        "vit": lambda: t.ViTModel(t.ViTConfig(**_VISION), add_pooling_layer=False),
+        "dinov2": lambda: t.Dinov2Model(t.Dinov2Config(**_VISION)),
+        "dinov2_with_registers": lambda: t.Dinov2WithRegistersModel(t.Dinov2WithRegistersConfig(**_VISION)),
+    }[kind]()
+    _fill(model, seed)
+    model.save_pretrained(directory)
+    if kind in ("clip", "siglip"):
+        tokenizer.save_pretrained(directory)
+    return directory
 
 
 def tiny_tokenizer() -> CLIPTokenizer:

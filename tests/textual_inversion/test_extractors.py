@@ -12,13 +12,11 @@ import torch
 import transformers
 from PIL import Image
 
-from tests.tiny_models import tiny_tokenizer
+from tests.tiny_models import JUDGE_PX as SIDE
+from tests.tiny_models import tiny_judge, tiny_tokenizer
 from textual_inversion.extractors import ClipExtractor, ImageExtractor, load_extractor
 
-SIDE = 32
 TEXTS = ["a photo of a cat", "", "a painting in the style of " * 9]
-TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-VISION = {**TOWER, "image_size": SIDE, "patch_size": 8}
 PROCESSORS = {"clip": "CLIP", "siglip": "Siglip", "vit": "ViT", "dinov2": "Bit", "dinov2_with_registers": "Bit"}
 KINDS = list(PROCESSORS)
 
@@ -32,28 +30,6 @@ def processor(kind: str, **options: Any) -> Any:
     else:
         options = {"size": {"height": SIDE, "width": SIDE}, **options}
     return cls(**options)
-
-
-def tiny_judge(kind: str, directory: Path) -> Path:
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    text = {**TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": 20,
-            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
-    t: Any = transformers
-    model = {
-        "clip": lambda: t.CLIPModel(t.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)),
-        "siglip": lambda: t.SiglipModel(t.SiglipConfig(text_config=text, vision_config=VISION)),
-        "vit": lambda: t.ViTModel(t.ViTConfig(**VISION), add_pooling_layer=False),
-        "dinov2": lambda: t.Dinov2Model(t.Dinov2Config(**VISION)),
-        "dinov2_with_registers": lambda: t.Dinov2WithRegistersModel(t.Dinov2WithRegistersConfig(**VISION)),
-    }[kind]()
-    for weights in model.parameters():  # far from its start, where half of a model does next to nothing
-        weights.data += 0.1 * torch.randn_like(weights)
-    model.save_pretrained(directory)
-    if kind in ("clip", "siglip"):
-        tokenizer.save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="module", params=KINDS)
