@@ -6,8 +6,9 @@ its neighbours or on how many were asked for. See `generate` for what holds to t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -97,22 +98,28 @@ def generate(backbone: Backbone, requests: Sequence[ImageRequest], config: Sampl
     On a GPU, libraries make no such promise. Another batch size, device or library version changes rounding, no more.
     """
     encoded = [encode_request(backbone, request) for request in requests]
-    return [picture for batch in _batches(encoded, config.batch_size) for picture in draw(backbone, batch, config)]
+    return [picture for batch in batches(encoded, config.batch_size) for picture in draw(backbone, batch, config)]
 
 
 def draw(backbone: Backbone, requests: Sequence[EncodedRequest], config: SamplingConfig) -> list[Image.Image]:
     """One batch of at most `config.batch_size` pictures; a smaller one is padded with copies of its last request."""
-    size = config.batch_size
-    if len(requests) > size:
-        raise ValueError(f"{len(requests)} requests do not fit a batch of {size}")
     if not requests:
         return []
-    padded = [*requests, *[requests[-1]] * (size - len(requests))]
-    noise = torch.stack([initial_noise(backbone, request.seed) for request in padded])
+    padded = pad(requests, config.batch_size)
+    scheduler = backbone.scheduler(config.solver)
+    scheduler.set_timesteps(config.steps, device=backbone.device)
+    latents = initial_noises(backbone, padded) * scheduler.init_noise_sigma
     with torch.no_grad():
-        latents = _denoise(backbone, noise, _encode(backbone, padded), config)
-        pixels = backbone.decode(latents)[: len(requests)]
-    return _pictures(pixels)
+        text = encode(backbone, padded)
+        latents = denoise(backbone, latents, text, scheduler, scheduler.timesteps, config.guidance_scale)
+        return to_pictures(backbone.decode(latents)[: len(requests)])
+
+
+def pad(requests: Sequence[EncodedRequest], size: int) -> list[EncodedRequest]:
+    """A batch of exactly this size; raises ValueError if they do not fit it."""
+    if len(requests) > size:
+        raise ValueError(f"{len(requests)} requests do not fit a batch of {size}")
+    return [*requests, *[requests[-1]] * (size - len(requests))]
 
 
 def initial_noise(backbone: Backbone, seed: int) -> Tensor:
@@ -120,12 +127,17 @@ def initial_noise(backbone: Backbone, seed: int) -> Tensor:
     return torch.randn(backbone.latent_shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _batches(requests: Sequence[EncodedRequest], size: int) -> Iterator[Sequence[EncodedRequest]]:
+def initial_noises(backbone: Backbone, requests: Sequence[EncodedRequest]) -> Tensor:
+    """[batch, *latent_shape] on the backbone's device, each by its own seed."""
+    return torch.stack([initial_noise(backbone, request.seed) for request in requests]).to(backbone.device)
+
+
+def batches(requests: Sequence[EncodedRequest], size: int) -> Iterator[Sequence[EncodedRequest]]:
     for start in range(0, len(requests), size):
         yield requests[start : start + size]
 
 
-def _encode(backbone: Backbone, requests: Sequence[EncodedRequest]) -> Conditioning:
+def encode(backbone: Backbone, requests: Sequence[EncodedRequest]) -> Conditioning:
     """All prompts in one pass of the text encoder, over the batch's rows laid end to end."""
     ids, shift = [], 0
     for request in requests:
@@ -139,30 +151,40 @@ def _encode(backbone: Backbone, requests: Sequence[EncodedRequest]) -> Condition
     return backbone.encode_prompts(torch.tensor(ids, device=backbone.device), rows)
 
 
-def _denoise(backbone: Backbone, noise: Tensor, text: Conditioning, config: SamplingConfig) -> Tensor:
-    """Noise [batch, *latent_shape] -> latents, by the diffusers scheduler that `config.solver` names.
+def _unchanged(latents: Tensor, _step: int) -> Tensor:
+    return latents
 
-    Classifier-free guidance (Ho & Salimans 2022, Eq. 6, in diffusers' scaling): the output for the empty prompt plus
-    `guidance_scale` times the difference that the prompt makes.
+
+def denoise(
+    backbone: Backbone,
+    latents: Tensor,
+    text: Conditioning,
+    scheduler: Any,
+    timesteps: Tensor,
+    guidance_scale: float,
+    after_step: Callable[[Tensor, int], Tensor] = _unchanged,
+) -> Tensor:
+    """Noisy latents [batch, *latent_shape] at the first of `timesteps` -> latents, by a diffusers scheduler.
+
+    `timesteps`: the scheduler's own, all or the last ones. `after_step` may change the latents after each of them and
+    is told its place, 0 first. Classifier-free guidance (Ho & Salimans 2022, Eq. 6, in diffusers' scaling): the output
+    for the empty prompt plus `guidance_scale` times the difference that the prompt makes.
     """
-    scheduler = backbone.scheduler(config.solver)
-    scheduler.set_timesteps(config.steps, device=backbone.device)
-    latents: Tensor = noise.to(backbone.device) * scheduler.init_noise_sigma
-    guided = config.guidance_scale > 1
+    guided = guidance_scale > 1
     if guided:
         empty = backbone.encode_prompts(torch.tensor([backbone.assemble([])], device=backbone.device), {})
         text = Conditioning(hidden=torch.cat([empty.hidden.expand_as(text.hidden), text.hidden]))
-    for timestep in scheduler.timesteps:
+    for step, timestep in enumerate(timesteps):
         model_input = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
         output = backbone.predict(model_input, timestep.expand(len(model_input)), text)
         if guided:
             without, with_prompt = output.chunk(2)
-            output = without + config.guidance_scale * (with_prompt - without)
-        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+            output = without + guidance_scale * (with_prompt - without)
+        latents = after_step(scheduler.step(output, timestep, latents, return_dict=False)[0], step)
     return latents
 
 
-def _pictures(pixels: Tensor) -> list[Image.Image]:
+def to_pictures(pixels: Tensor) -> list[Image.Image]:
     """[batch, 3, height, width] in [-1, 1] -> RGB pictures, rounded to the nearest of 256 levels."""
     levels = (pixels * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in levels]
