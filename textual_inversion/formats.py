@@ -17,7 +17,7 @@ from torch import Tensor
 
 from textual_inversion.concept import LearnedEmbedding
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def to_diffusers(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -62,18 +62,12 @@ def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
 
 def dump_diffusers(embedding: LearnedEmbedding) -> bytes:
     """The content of `learned_embeds.safetensors`; the same embedding gives the same bytes."""
-    tensors, metadata = to_diffusers(embedding)
-    return _in_order(save(tensors, metadata=metadata))
+    return to_bytes(*to_diffusers(embedding))
 
 
 def parse_diffusers(data: bytes) -> LearnedEmbedding:
     """Read what `dump_diffusers`, diffusers or another tool wrote. Raises ValueError for anything else."""
-    try:
-        tensors = load(data)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"not a safetensors file ({error}); it was cut short or is of another format") from error
-    header, _ = _split_header(data)
-    return from_diffusers(tensors, header.get("__metadata__", {}))
+    return from_diffusers(*from_bytes(data))
 
 
 def check_written(data: bytes, embedding: LearnedEmbedding) -> None:
@@ -95,7 +89,7 @@ def _checked(rows: Tensor, token: str) -> Tensor:
     """[num_vectors, dim] float32 on the CPU, contiguous."""
     if not token or any(c.isspace() for c in token) or token == "__metadata__":
         raise ValueError(f"placeholder token {token!r} must be one word without spaces")
-    if rows.dtype not in _FLOATS:
+    if rows.dtype not in FLOATS:
         raise ValueError(f"embedding {token!r} has dtype {rows.dtype}; floating-point rows are needed")
     if rows.ndim not in (1, 2) or not rows.numel():
         raise ValueError(f"embedding {token!r} has shape {list(rows.shape)}; it must be [num_vectors, dim] or [dim]")
@@ -104,15 +98,25 @@ def _checked(rows: Tensor, token: str) -> Tensor:
     return rows.detach().cpu().float().reshape(-1, rows.shape[-1]).contiguous()
 
 
-def _in_order(data: bytes) -> bytes:
+def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """A safetensors file with its header sorted: the library writes metadata in an order that changes by the call."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # tensors stay aligned
-    return len(header).to_bytes(8, "little") + header + data[end:]
+    data = save(dict(tensors), metadata=dict(metadata))
+    header, rest = _split(data)
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + rest
 
 
-def _split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
+def from_bytes(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises ValueError for anything else."""
+    try:
+        tensors = load(data)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"not a safetensors file ({error}); it was cut short or is of another format") from error
+    return tensors, _split(data)[0].get("__metadata__", {})
+
+
+def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
     """A safetensors file's JSON header, which the library gives only for a path, and the tensors after it."""
     end = 8 + int.from_bytes(data[:8], "little")
     return json.loads(data[8:end]), data[end:]

@@ -1,0 +1,118 @@
+"""The adapter file: what goes in comes out, in diffusers' keys, and everything else is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from textual_inversion.adapter_formats import dump_adapter, from_peft, parse_adapter, to_peft
+from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
+
+Q, FC2 = "encoder.layers.0.self_attn.q_proj", "encoder.layers.0.mlp.fc2"
+A, B = f"text_encoder.text_model.{FC2}.lora_A.weight", f"text_encoder.text_model.{FC2}.lora_B.weight"
+
+
+def an_embedding(kind: Any = "lora", scale: float = 0.3, **changes: tuple[Tensor, Tensor]) -> LearnedEmbedding:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    tensors = {Q: (draw(2, 4), draw(4, 2)), FC2: (draw(2, 8), draw(4, 2))} | changes
+    return LearnedEmbedding(
+        placeholder_token="<cat-toy>",
+        vectors={"clip_l": torch.ones(1, 4)},
+        adapter=LearnedAdapter(kind=kind, scale=scale, tensors=tensors),
+        metadata={"step": "250"},
+    )
+
+
+@pytest.mark.parametrize("kind", ["lora", "causal"])
+def test_what_is_written_is_read_back(tmp_path: Path, kind: Any) -> None:
+    embedding = an_embedding(kind)
+    assert embedding.adapter is not None
+    data = dump_adapter(embedding)
+    found = parse_adapter(data)
+    assert (found.kind, found.scale) == (kind, 0.3)
+    assert found.tensors.keys() == {Q, FC2}
+    for name, (down, up) in embedding.adapter.tensors.items():
+        assert torch.equal(found.tensors[name][0], down)
+        assert torch.equal(found.tensors[name][1], up)
+
+    (tmp_path / "a.safetensors").write_bytes(data)
+    shapes = {key: list(tensor.shape) for key, tensor in load_file(tmp_path / "a.safetensors").items()}
+    assert (shapes[A], shapes[B]) == ([2, 8], [4, 2])
+    with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["kind"], metadata["rank"], metadata["scale"]) == (kind, "2", "0.3")
+    assert (metadata["step"], metadata["placeholder_token"]) == ("250", "<cat-toy>")
+    assert ("plain LoRA loader" in metadata.get("note", "")) == (kind == "causal")
+
+
+def test_equal_adapters_give_equal_bytes() -> None:
+    turned = an_embedding()
+    assert turned.adapter is not None
+    backwards = {name: (down.mT.contiguous().mT, up) for name, (down, up) in reversed(turned.adapter.tensors.items())}
+    other = LearnedEmbedding(
+        placeholder_token="<cat-toy>",
+        vectors={},
+        adapter=LearnedAdapter(kind="lora", scale=0.3, tensors=backwards),
+        metadata={"step": "250"},
+    )
+    assert {dump_adapter(other) for _ in range(5)} == {dump_adapter(an_embedding())}
+
+
+def test_a_file_that_diffusers_saved_is_read() -> None:
+    """Half precision; alpha and rank in diffusers' own header entry, or nowhere."""
+    tensors = {key.replace("text_model.", ""): t.half() for key, t in to_peft(an_embedding())[0].items()}
+    saved_by_diffusers = {"lora_adapter_metadata": json.dumps({"text_encoder.r": 2, "text_encoder.lora_alpha": 6})}
+    found = parse_adapter(save(tensors, metadata=saved_by_diffusers))
+    assert (found.kind, found.scale) == ("lora", 3.0)
+    assert found.tensors.keys() == {Q, FC2}
+    assert found.tensors[Q][0].dtype == torch.float32
+    assert parse_adapter(save(tensors)).scale == 1.0
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        ({A: torch.ones(2, 8)}, {}, rf"'{FC2}' has only lora_A; the file is not whole"),
+        ({A: torch.ones(2, 8), B: torch.ones(4, 3)}, {}, r"shapes \[2, 8\] and \[4, 3\]; they must be"),
+        ({A: torch.ones(8), B: torch.ones(4, 1)}, {}, r"shapes \[8\] and \[4, 1\]"),
+        ({A: torch.ones(1, 8).int(), B: torch.ones(4, 1)}, {}, "dtype torch.int32"),
+        ({A: torch.full((1, 8), torch.inf), B: torch.ones(4, 1)}, {}, "not finite"),
+        ({"unet.down.lora_A.weight": torch.ones(1, 8)}, {}, r"'unet.down.lora_A.weight' is not one of a text encoder"),
+        ({"text_encoder.x.alpha": torch.ones(1)}, {}, r"'text_encoder.x.alpha' is not one"),
+        ({A: torch.ones(1, 8), B: torch.ones(4, 1)}, {"kind": "hypernet"}, "kind 'hypernet'; known are 'lora', 'causa"),
+        ({A: torch.ones(1, 8), B: torch.ones(4, 1)}, {"scale": "much"}, "no readable scale"),
+        ({A: torch.ones(1, 8), B: torch.ones(4, 1)}, {"scale": "nan"}, "scale is nan"),
+    ],
+)
+def test_anything_else_is_refused(tensors: dict[str, Tensor], metadata: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_peft(tensors, metadata)
+    with pytest.raises(ValueError, match=message):
+        parse_adapter(save(tensors, metadata=metadata))
+
+
+def test_a_file_that_is_empty_or_cut_short_is_refused() -> None:
+    with pytest.raises(ValueError, match="changes no layer"):
+        from_peft({})
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        parse_adapter(dump_adapter(an_embedding())[:-1])
+
+
+def test_what_cannot_be_written_is_refused() -> None:
+    with pytest.raises(ValueError, match="'<x>' was learned without an adapter"):
+        dump_adapter(LearnedEmbedding(placeholder_token="<x>", vectors={"clip_l": torch.ones(1, 2)}))
+    with pytest.raises(ValueError, match="not finite"):
+        dump_adapter(an_embedding(fc2=(torch.full((2, 8), torch.nan), torch.ones(4, 2))))
+    with pytest.raises(ValueError, match=r"ranks \[1, 2\]; one rank for all"):
+        dump_adapter(an_embedding(fc2=(torch.ones(1, 8), torch.ones(4, 1))))

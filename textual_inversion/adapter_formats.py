@@ -1,0 +1,136 @@
+"""LearnedAdapter <-> the LoRA file that diffusers' `load_lora_weights` reads: tensors, header and bytes, no paths.
+
+The file (`adapter.safetensors`) lies beside `learned_embeds.safetensors`, with the keys of PEFT in diffusers:
+`text_encoder.text_model.<layer>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
+
+A `lora` adapter (TextBoost v1) is a plain LoRA. A `causal` one (v2) is not: it acts only from the placeholder token on,
+which no plain loader knows about. Its file says so, and in such a way that diffusers refuses it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, cast, get_args
+
+from torch import Tensor
+
+from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
+from textual_inversion.formats import FLOATS, from_bytes, to_bytes
+from textual_inversion.lora import layer_name
+
+Kind = Literal["lora", "causal"]
+
+_ENCODER = "text_encoder."
+_MODULE = "text_model."
+"""Where older transformers have CLIPTextModel's layers; diffusers knows to leave it out with newer ones."""
+_PEFT_KEY = "lora_adapter_metadata"
+"""Header entry that diffusers makes PEFT's LoraConfig from."""
+_CAUSAL_NOTE = (
+    "acts only from the placeholder token on, padding excepted (TextBoost v2): a plain LoRA loader would change every "
+    "position and draw other pictures"
+)
+
+
+def to_peft(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header metadata of an embedding's adapter. Raises ValueError if it has none or a broken one."""
+    adapter = embedding.adapter
+    if adapter is None:
+        raise ValueError(f"embedding {embedding.placeholder_token!r} was learned without an adapter")
+    _check(adapter)
+    tensors = {}
+    for name, (down, up) in adapter.tensors.items():
+        tensors[f"{_ENCODER}{_MODULE}{name}.lora_A.weight"] = down.detach().cpu().float().contiguous()
+        tensors[f"{_ENCODER}{_MODULE}{name}.lora_B.weight"] = up.detach().cpu().float().contiguous()
+    rank = len(next(iter(adapter.tensors.values()))[0])
+    # PEFT takes a layer for a target if its name ends like this: with and without the outer module
+    peft = {"r": rank, "lora_alpha": adapter.scale * rank, "target_modules": sorted(adapter.tensors)}
+    if adapter.kind == "causal":
+        peft["causal_mask_needed"] = True  # LoraConfig knows no such field, so diffusers raises an error
+    metadata = {
+        **embedding.metadata,
+        "format": "pt",
+        "placeholder_token": embedding.placeholder_token,
+        "kind": adapter.kind,
+        "rank": str(rank),
+        "scale": repr(adapter.scale),
+        _PEFT_KEY: json.dumps({f"{_ENCODER}{field}": value for field, value in peft.items()}, sort_keys=True),
+    }
+    return tensors, metadata | ({"note": _CAUSAL_NOTE} if adapter.kind == "causal" else {})
+
+
+def from_peft(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> LearnedAdapter:
+    """The adapter in such a file's tensors, ours or one that diffusers saved; without a scale in the header it is 1.
+
+    Raises ValueError for keys of another kind, a missing half, and tensors that are not finite or do not fit.
+    """
+    known = dict(metadata or {})
+    kind = known.get("kind", "lora")
+    if kind not in get_args(Kind):
+        raise ValueError(f"the adapter's header says kind {kind!r}; known are {', '.join(map(repr, get_args(Kind)))}")
+    halves: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        path, _, half = key.removesuffix(".weight").rpartition(".")
+        if not key.startswith(_ENCODER) or half not in ("lora_A", "lora_B"):
+            raise ValueError(f"the key {key!r} is not one of a text encoder's LoRA ('{_ENCODER}<layer>.lora_A.weight')")
+        halves.setdefault(layer_name(path.removeprefix(_ENCODER)), {})[half] = tensor
+    for name, pair in halves.items():
+        if len(pair) < 2:
+            raise ValueError(f"layer {name!r} has only {next(iter(pair))}; the file is not whole")
+    adapter = LearnedAdapter(
+        kind=cast(Kind, kind),
+        scale=_scale(known),
+        tensors={name: (pair["lora_A"], pair["lora_B"]) for name, pair in halves.items()},
+    )
+    _check(adapter)
+    return LearnedAdapter(
+        kind=adapter.kind,
+        scale=adapter.scale,
+        tensors={name: (down.float(), up.float()) for name, (down, up) in adapter.tensors.items()},
+    )
+
+
+def dump_adapter(embedding: LearnedEmbedding) -> bytes:
+    """The content of `adapter.safetensors`; the same adapter gives the same bytes."""
+    return to_bytes(*to_peft(embedding))
+
+
+def parse_adapter(data: bytes) -> LearnedAdapter:
+    """Read what `dump_adapter` or diffusers wrote. Raises ValueError for anything else."""
+    return from_peft(*from_bytes(data))
+
+
+def _scale(metadata: Mapping[str, str]) -> float:
+    """alpha / rank, from our own entry or PEFT's."""
+    try:
+        if "scale" in metadata:
+            return float(metadata["scale"])
+        peft: dict[str, Any] = json.loads(metadata.get(_PEFT_KEY, "{}"))
+        rank = float(peft.get(f"{_ENCODER}r", 1))
+        return float(peft.get(f"{_ENCODER}lora_alpha", rank)) / rank
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"the adapter's header has no readable scale: {error}") from error
+
+
+def _check(adapter: LearnedAdapter) -> None:
+    """Raises ValueError for an adapter that is empty or has tensors that cannot be used."""
+    if not adapter.tensors:
+        raise ValueError("the adapter changes no layer")
+    if not math.isfinite(adapter.scale):
+        raise ValueError(f"the adapter's scale is {adapter.scale}; it cannot be used")
+    ranks = {len(down) for down, _ in adapter.tensors.values()}
+    if len(ranks) > 1:
+        raise ValueError(f"the adapter's layers have ranks {sorted(ranks)}; one rank for all is needed")
+    for name, pair in adapter.tensors.items():
+        down, up = pair
+        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.numel() or not up.numel():
+            raise ValueError(
+                f"layer {name!r} of the adapter has shapes {list(down.shape)} and {list(up.shape)}; they must be "
+                "[rank, in] and [out, rank]"
+            )
+        for tensor in pair:
+            if tensor.dtype not in FLOATS:
+                raise ValueError(f"layer {name!r} of the adapter has dtype {tensor.dtype}; floating point is needed")
+            if not tensor.isfinite().all():
+                raise ValueError(f"layer {name!r} of the adapter has values that are not finite; it cannot be used")
