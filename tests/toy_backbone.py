@@ -49,6 +49,9 @@ class ToyBackbone:
     def tokenize(self, text: str) -> list[int]:
         return [2 + zlib.crc32(word.encode()) % (VOCAB_SIZE - 2) for word in text.split()]
 
+    def words(self) -> list[str]:
+        return ["animal", "cat", "clock", "dog", "toy", "tree"]
+
     def assemble(self, ids: Sequence[int]) -> list[int]:
         if len(ids) + 2 > self.max_length:
             raise ValueError(f"{len(ids)} tokens do not fit in {self.max_length - 2}")

@@ -53,6 +53,11 @@ class Backbone(Protocol):
         """The vocabulary ids of a text, without start, end or padding."""
         ...
 
+    def words(self) -> list[str]:
+        """The words of three lower-case letters a-z or more that are one token each, in alphabetic order; rare ends of
+        longer words are among them."""
+        ...
+
     def assemble(self, ids: Sequence[int]) -> list[int]:
         """Add start, end and padding: `max_length` ids. Raises ValueError if they do not fit."""
         ...

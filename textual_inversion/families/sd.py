@@ -6,6 +6,7 @@ next-to-last layer of its text encoder by having one layer less in its config; n
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,6 +80,11 @@ class StableDiffusion:
         with self._tokenizer_lock:
             encoded = self._tokenizer(text, add_special_tokens=False, padding=False, truncation=False, verbose=False)
         return list(encoded.input_ids)
+
+    def words(self) -> list[str]:
+        """Single-token words of letters a-z alone; a token that ends a word says so in CLIP's vocabulary."""
+        found = (re.fullmatch(r"([a-z]{3,})</w>", token) for token in self._tokenizer.get_vocab())
+        return sorted(match[1] for match in found if match)
 
     def assemble(self, ids: Sequence[int]) -> list[int]:
         """Add start, end and padding: `max_length` ids. Raises ValueError if they do not fit."""

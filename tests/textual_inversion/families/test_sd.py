@@ -181,3 +181,10 @@ def test_an_unknown_prediction_type_is_refused(a_copy: Path) -> None:
     edit(a_copy / "scheduler/scheduler_config.json", prediction_type="sample")
     with pytest.raises(ValueError, match="prediction_type 'sample'"):
         load(a_copy)
+
+
+def test_words_are_one_token_each(tiny_backbone: Backbone) -> None:
+    words = tiny_backbone.words()
+    assert {"cat", "photo", "style"} <= set(words)
+    assert words == sorted(set(words))
+    assert all(word.islower() and len(tiny_backbone.tokenize(word)) == 1 for word in words)
