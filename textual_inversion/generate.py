@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone, Conditioning
+from textual_inversion.lora import join, positions
 from textual_inversion.prompts import encode_prompt
 
 
@@ -34,20 +35,22 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRequest:
-    """A request found good, as token ids and the rows they read."""
+    """A request found good, as token ids, the rows they read and the adapters they are encoded with."""
 
     ids: tuple[int, ...]
     """[max_length]; id `vocab_size + i` means `rows[...][i]`."""
     rows: dict[str, Tensor]
     """Text encoder key -> [num_rows, dim] float32, this request's embeddings one after the other."""
     seed: int
+    adapters: tuple[tuple[LearnedAdapter, range], ...] = ()
+    """Those of its embeddings, each with the ids of its concept; their changes are added."""
 
 
 def encode_request(backbone: Backbone, request: ImageRequest) -> EncodedRequest:
     """Check one request and turn its prompt into ids, without drawing.
 
     Raises ValueError, naming the prompt, if it does not fit the text encoder, lacks the placeholder token of one of
-    its embeddings, names one twice, or if an embedding was learned for a model of another width.
+    its embeddings, names one twice, or if an embedding or its adapter was learned for another model.
     """
     words = [embedding.placeholder_token for embedding in request.embeddings]
     if len(set(words)) < len(words):
@@ -55,7 +58,7 @@ def encode_request(backbone: Backbone, request: ImageRequest) -> EncodedRequest:
     if not 0 <= request.seed < 2**63:
         raise ValueError(f"prompt {request.prompt!r}: seed {request.seed} must be at least 0 and below 2**63")
     for embedding in request.embeddings:
-        check_width(embedding, backbone)
+        check_fits(embedding, backbone)
     placeholders: dict[str, range] = {}
     num_rows = 0
     for embedding in request.embeddings:
@@ -75,11 +78,13 @@ def encode_request(backbone: Backbone, request: ImageRequest) -> EncodedRequest:
             if request.embeddings
         },
         seed=request.seed,
+        adapters=tuple((e.adapter, placeholders[e.placeholder_token]) for e in request.embeddings if e.adapter),
     )
 
 
-def check_width(embedding: LearnedEmbedding, backbone: Backbone) -> None:
-    """Raises ValueError unless the embedding has rows of the right width for every text encoder of the model."""
+def check_fits(embedding: LearnedEmbedding, backbone: Backbone) -> None:
+    """Raises ValueError unless the embedding has rows of the right width for every text encoder of the model, and its
+    adapter, if any, changes layers that the model has."""
     wanted = {key: table.dim for key, table in backbone.token_tables.items()}
     found = {key: rows.shape[-1] for key, rows in embedding.vectors.items()}
     if found != wanted:
@@ -87,6 +92,13 @@ def check_width(embedding: LearnedEmbedding, backbone: Backbone) -> None:
             f"embedding {embedding.placeholder_token!r} has widths {found} but the model's text encoders {wanted}; it "
             "was learned for another model"
         )
+    for name, (down, up) in embedding.adapter.tensors.items() if embedding.adapter else ():
+        if backbone.adapter_layers.get(name) != (down.shape[1], up.shape[0]):
+            raise ValueError(
+                f"the adapter of embedding {embedding.placeholder_token!r} changes a layer {name!r} with "
+                f"{down.shape[1]} inputs and {up.shape[0]} outputs, which the model's text encoder does not have; it "
+                "was learned for another model"
+            )
 
 
 def generate(backbone: Backbone, requests: Sequence[ImageRequest], config: SamplingConfig) -> list[Image.Image]:
@@ -138,17 +150,29 @@ def batches(requests: Sequence[EncodedRequest], size: int) -> Iterator[Sequence[
 
 
 def encode(backbone: Backbone, requests: Sequence[EncodedRequest]) -> Conditioning:
-    """All prompts in one pass of the text encoder, over the batch's rows laid end to end."""
-    ids, shift = [], 0
-    for request in requests:
-        ids.append([i if i < backbone.vocab_size else i + shift for i in request.ids])
-        shift += max((len(rows) for rows in request.rows.values()), default=0)
+    """[2 * batch]: the empty prompt once for each request, then the prompts, in one pass of the text encoder over the
+    batch's rows laid end to end.
+
+    A request's adapters act on its empty prompt too, as in a pipeline that has loaded them: `lora` ones everywhere,
+    `causal` ones nowhere, as it names no concept.
+    """
+    own_ids = torch.tensor([backbone.assemble([])] * len(requests) + [request.ids for request in requests])
+    adapters = [
+        [
+            (adapter, positions(adapter.kind, ids, (ids >= own.start) & (ids < own.stop), backbone.end_of_text))
+            for adapter, own in request.adapters
+        ]
+        for request, ids in zip([*requests, *requests], own_ids, strict=True)
+    ]
+    num_rows = [max((len(rows) for rows in request.rows.values()), default=0) for request in requests]
+    shifts = torch.tensor([0] * len(requests) + [sum(num_rows[:i]) for i in range(len(requests))])
+    ids = torch.where(own_ids >= backbone.vocab_size, own_ids + shifts[:, None], own_ids)
     rows = {
         key: torch.cat([request.rows[key] for request in requests if request.rows]).to(backbone.device)
         for key in backbone.token_tables
-        if shift
+        if any(num_rows)
     }
-    return backbone.encode_prompts(torch.tensor(ids, device=backbone.device), rows)
+    return backbone.encode_prompts(ids.to(backbone.device), rows, join(adapters, backbone.device))
 
 
 def _unchanged(latents: Tensor, _step: int) -> Tensor:
@@ -166,14 +190,14 @@ def denoise(
 ) -> Tensor:
     """Noisy latents [batch, *latent_shape] at the first of `timesteps` -> latents, by a diffusers scheduler.
 
-    `timesteps`: the scheduler's own, all or the last ones. `after_step` may change the latents after each of them and
-    is told its place, 0 first. Classifier-free guidance (Ho & Salimans 2022, Eq. 6, in diffusers' scaling): the output
-    for the empty prompt plus `guidance_scale` times the difference that the prompt makes.
+    `text`: from `encode`. `timesteps`: the scheduler's own, all or the last ones. `after_step` may change the latents
+    after each of them and is told its place, 0 first. Classifier-free guidance (Ho & Salimans 2022, Eq. 6, in
+    diffusers' scaling): the output for the empty prompt plus `guidance_scale` times the difference that the prompt
+    makes.
     """
     guided = guidance_scale > 1
-    if guided:
-        empty = backbone.encode_prompts(torch.tensor([backbone.assemble([])], device=backbone.device), {})
-        text = Conditioning(hidden=torch.cat([empty.hidden.expand_as(text.hidden), text.hidden]))
+    if not guided:
+        text = Conditioning(hidden=text.hidden[len(latents) :])
     for step, timestep in enumerate(timesteps):
         model_input = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
         output = backbone.predict(model_input, timestep.expand(len(model_input)), text)

@@ -94,19 +94,58 @@ def layer_name(path: str) -> str:
 
 
 def positions(kind: Literal["lora", "causal"], ids: Tensor, of_concept: Tensor, end_of_text: int) -> Tensor:
-    """[batch, length] bool: where a concept's adapter acts in prompts of these ids.
+    """[..., length] bool: where a concept's adapter acts in prompts of these ids.
 
     `lora` (TextBoost v1): everywhere. `causal` (v2): m_i = 1 iff i >= i* and i is not padding, where i* is the first
-    of the concept's positions, which `of_concept` [batch, length] marks. The end of the text is the last position that
-    is not padding: it sums up the prompt, and acts. What stands before i* sees only what stands before it, so its
-    states do not change; a prompt without the concept has no i* and does not change at all.
+    of the concept's positions, which `of_concept` [..., length] marks. The end of the text is the last position that
+    is not padding: it sums up the prompt, and is changed. What stands before i* sees only what stands before it, so
+    its states do not change; a prompt without the concept has no i* and does not change at all.
     """
     if kind == "lora":
         return torch.ones_like(ids, dtype=torch.bool)
-    begun = of_concept.cumsum(1) > 0
+    begun = of_concept.cumsum(-1) > 0
     is_end = ids == end_of_text
-    is_padding = is_end.cumsum(1) - is_end.int() > 0
+    is_padding = is_end.cumsum(-1) - is_end.int() > 0
     return begun & ~is_padding
+
+
+def join(adapters: Sequence[Sequence[tuple[LearnedAdapter, Tensor]]], device: torch.device) -> list[AdapterBatch]:
+    """The adapters that each prompt of a batch uses, with their positions [length], as batches of one shape each.
+
+    A prompt's own adapters stay in their order, and no two of different rank or layers share a product: so what is
+    computed for a prompt is the same whatever the others use.
+    """
+    alike: dict[tuple[object, ...], list[tuple[int, LearnedAdapter, Tensor]]] = {}
+    for order in range(max(map(len, adapters), default=0)):
+        for prompt, used in enumerate(adapters):
+            if order < len(used):
+                adapter, acts = used[order]
+                shapes = sorted((name, len(down)) for name, (down, _) in adapter.tensors.items())
+                alike.setdefault((order, *shapes), []).append((prompt, adapter, acts))
+    return [_stack(group, len(adapters), device) for group in alike.values()]
+
+
+def _stack(group: Sequence[tuple[int, LearnedAdapter, Tensor]], num_prompts: int, device: torch.device) -> AdapterBatch:
+    """(prompt, adapter, positions [length]) of one shape, at most one a prompt."""
+    distinct = list({id(adapter): adapter for _, adapter, _ in group}.values())
+    number = {id(adapter): i for i, adapter in enumerate(distinct)}
+    concept = torch.full((num_prompts,), -1)
+    acts = torch.zeros(num_prompts, len(group[0][2]), dtype=torch.bool)
+    for prompt, adapter, where in group:
+        concept[prompt] = number[id(adapter)]
+        acts[prompt] = where
+    return AdapterBatch(
+        tensors={
+            name: (
+                torch.stack([adapter.tensors[name][0] for adapter in distinct]).to(device),
+                torch.stack([adapter.tensors[name][1] for adapter in distinct]).to(device),
+            )
+            for name in distinct[0].tensors
+        },
+        concept=concept.to(device),
+        scale=torch.tensor([adapter.scale for adapter in distinct], device=device),
+        positions=acts.to(device),
+    )
 
 
 def initial_adapter(

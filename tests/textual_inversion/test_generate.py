@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from PIL import Image
 
 from tests.tiny_models import DIM, MAX_LENGTH, RESOLUTION
-from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone
-from textual_inversion.generate import ImageRequest, draw, encode_request, generate, initial_noise
+from textual_inversion.generate import ImageRequest, draw, encode, encode_request, generate, initial_noise
+from textual_inversion.lora import TARGETS, initial_adapter
 
 FAST = SamplingConfig(steps=2, batch_size=4)
 
@@ -23,6 +25,36 @@ FAST = SamplingConfig(steps=2, batch_size=4)
 def an_embedding(seed: int, word: str = "<c>", num_vectors: int = 1, dim: int = DIM) -> LearnedEmbedding:
     rows = torch.randn(num_vectors, dim, generator=torch.Generator().manual_seed(seed)) * 0.3
     return LearnedEmbedding(placeholder_token=word, vectors={"clip_l": rows})
+
+
+def an_adapter(
+    backbone: Backbone, seed: int, kind: Any = "lora", rank: int = 2, targets: tuple[str, ...] = TARGETS
+) -> LearnedAdapter:
+    generator = torch.Generator().manual_seed(seed)
+    start = initial_adapter(backbone.adapter_layers, targets, rank, generator)
+    tensors = {name: (down, 0.2 * torch.randn(up.shape, generator=generator)) for name, (down, up) in start.items()}
+    return LearnedAdapter(kind=kind, scale=1.5, tensors=tensors)
+
+
+def adapted_requests(backbone: Backbone) -> list[ImageRequest]:
+    """Adapted and plain ones: both kinds, several ranks and targets, and two adapted concepts in one prompt."""
+    embeddings = [
+        replace(an_embedding(1), adapter=an_adapter(backbone, 1)),
+        replace(an_embedding(2, num_vectors=2), adapter=an_adapter(backbone, 2, "causal", 1, ("fc2",))),
+        replace(an_embedding(3, "<d>"), adapter=an_adapter(backbone, 3, rank=5)),
+        replace(an_embedding(4, "<d>"), adapter=an_adapter(backbone, 4, "causal")),
+    ]
+    one, causal, of_rank_5, causal_of_rank_2 = embeddings
+    return [
+        ImageRequest("a photo of a <c>", 0, (one,)),
+        ImageRequest("a photo of a <c>", 0, (replace(one, adapter=None),)),
+        ImageRequest("a <c> on the moon", 2, (causal,)),
+        ImageRequest("a <d> and a <c>", 3, (one, of_rank_5)),
+        ImageRequest("a <d> and a <c>", 3, (causal_of_rank_2, causal)),
+        ImageRequest("a <d> and a <c>", 3, (one, causal_of_rank_2)),
+        ImageRequest("a photo of a cat", 4),
+        ImageRequest("a photo of a <d>", 5, (of_rank_5,)),
+    ]
 
 
 def requests() -> list[ImageRequest]:
@@ -59,6 +91,54 @@ def test_a_picture_depends_on_neither_place_nor_neighbours(tiny_backbone: Backbo
     backwards = generate(tiny_backbone, requests()[::-1], config)[::-1]
     assert all(same(together, alone))
     assert all(same(together, backwards))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_nor_do_pictures_with_adapters(tiny_backbone: Backbone, batch_size: int) -> None:
+    config = SamplingConfig(steps=2, batch_size=batch_size)
+    asked = adapted_requests(tiny_backbone)
+    together = generate(tiny_backbone, asked, config)
+    assert all(same(together, [generate(tiny_backbone, [request], config)[0] for request in asked]))
+    assert all(same(together, generate(tiny_backbone, asked[::-1], config)[::-1]))
+    assert not any(same(together[:-1], together[1:])), "other adapters: other pictures"
+
+
+def test_the_empty_prompt_is_adapted_as_the_prompt_is(tiny_backbone: Backbone) -> None:
+    """As in a pipeline that has loaded a LoRA; a causal adapter finds no concept there."""
+    asked = [encode_request(tiny_backbone, request) for request in adapted_requests(tiny_backbone)[:3]]
+    with torch.no_grad():
+        lora, plain, causal = encode(tiny_backbone, asked).hidden[:3]
+    assert torch.equal(causal, plain)
+    assert not torch.equal(lora, plain)
+
+
+def test_changes_of_two_concepts_in_a_prompt_add_up(tiny_backbone: Backbone) -> None:
+    """Two adapters equal one whose layers are both side by side."""
+    request = adapted_requests(tiny_backbone)[3]
+    first, second = (embedding.adapter for embedding in request.embeddings)
+    assert first is not None
+    assert second is not None
+    both = {
+        name: (torch.cat([down, second.tensors[name][0]]), torch.cat([up, second.tensors[name][1]], dim=1))
+        for name, (down, up) in first.tensors.items()
+    }
+    merged = replace(request.embeddings[0], adapter=replace(first, tensors=both))
+    other = replace(request, embeddings=(merged, replace(request.embeddings[1], adapter=None)))
+    with torch.no_grad():
+        hidden = [encode(tiny_backbone, [encode_request(tiny_backbone, r)]).hidden for r in (request, other)]
+    torch.testing.assert_close(hidden[0], hidden[1], rtol=0, atol=1e-5)
+
+
+def test_each_causal_adapter_begins_at_its_own_concept(tiny_backbone: Backbone) -> None:
+    """In "a <d> and a <c>": between the two only the adapter of <d> acts, whatever <c> comes with."""
+    causal = adapted_requests(tiny_backbone)[4]
+    d, c = causal.embeddings
+    place = encode_request(tiny_backbone, causal).ids.index(tiny_backbone.vocab_size + 1)  # <c> has the rows after <d>
+    without = replace(causal, embeddings=(d, replace(c, adapter=None)))
+    with torch.no_grad():
+        both, only_d = encode(tiny_backbone, [encode_request(tiny_backbone, r) for r in (causal, without)]).hidden[2:]
+    assert torch.equal(both[:place], only_d[:place])
+    assert (both[place:] != only_d[place:]).any(1).all()
 
 
 def test_another_batch_size_changes_rounding_only(tiny_backbone: Backbone) -> None:
@@ -124,6 +204,23 @@ def test_without_guidance_the_denoiser_runs_half_as_wide(
         (
             ImageRequest("a <c>", 0, (an_embedding(0, dim=16),)),
             r"'<c>' has widths \{'clip_l': 16\} but .* \{'clip_l': 32\}",
+        ),
+        (
+            ImageRequest(
+                "a <c>",
+                0,
+                (
+                    replace(
+                        an_embedding(0),
+                        adapter=LearnedAdapter(
+                            kind="lora",
+                            scale=1.0,
+                            tensors={"encoder.layers.0.mlp.fc2": (torch.ones(1, 5), torch.ones(32, 1))},
+                        ),
+                    ),
+                ),
+            ),
+            "adapter of embedding '<c>' changes a layer 'encoder.layers.0.mlp.fc2' with 5 inputs and 32 outputs",
         ),
     ],
 )
