@@ -13,17 +13,27 @@ from PIL import Image
 from torch import Tensor
 
 from textual_inversion.concept import Concept, LearnedEmbedding
-from textual_inversion.config import InversionConfig
+from textual_inversion.config import InversionConfig, PenaltyConfig
 from textual_inversion.families.base import Backbone
-from textual_inversion.initialise import initial_rows
-from textual_inversion.latents import encode_views, sample
-from textual_inversion.objective import Batch, objective, per_concept
-from textual_inversion.optim import RowState, adamw_, clip_scales, gradient_norms
-from textual_inversion.prompts import HOLE, encode_prompt, training_templates
+from textual_inversion.initialise import class_vectors
+from textual_inversion.latents import encode_views
+from textual_inversion.material import ImageFeatures, material
+from textual_inversion.objective import Batch, Trained, join, objective, per_concept
+from textual_inversion.optim import adamw_, clip_scales, control_norms, gradient_norms, riemannian_
+from textual_inversion.parameters import Layout, num_photos
 from textual_inversion.rng import generator_for
-from textual_inversion.slots import Assignment, Outcome, Slot, SlotState, curve_points, curve_tensor
-from textual_inversion.stopping import Budget, StopRule
-from textual_inversion.timesteps import uniform
+from textual_inversion.slots import (
+    Assignment,
+    Outcome,
+    Slot,
+    SlotState,
+    curve_points,
+    curve_tensor,
+    look_points,
+    look_tensor,
+)
+from textual_inversion.stopping import FrozenLoss, StopRule, looks, rule_of
+from textual_inversion.timesteps import sampler
 
 __all__ = ["Assignment", "Engine", "Outcome", "SlotState", "learn"]
 
@@ -35,8 +45,8 @@ OnCheckpoint = Callable[[Concept, SlotState], None]
 class Engine:
     """Textual Inversion (Gal et al. 2022, Eq. 2) of several concepts at once, on one frozen backbone.
 
-    Each slot holds one concept's rows, Adam moments and step. Samples of different concepts share forward and
-    backward passes; nothing else is shared:
+    Each slot holds one concept's parameters (`parameters.Layout`), Adam moments and step. Samples of different
+    concepts share forward and backward passes; nothing else is shared:
 
     - a loss is averaged over its concept's samples and summed over concepts, so gradients are those of the concept
       alone; clipping, Adam's bias correction and norm control are per slot;
@@ -65,25 +75,32 @@ class Engine:
         slots_per_pass: int | None = None,
         max_vectors: int = 16,
         read_every_steps: int | None = None,
+        image_features: ImageFeatures | None = None,
     ) -> None:
         """`slots`: concepts learned at a time. `slots_per_pass`: how many of them share a forward and backward pass;
-        None is 1 on a CPU, where sharing gains little, and all elsewhere. `max_vectors`: rows a slot has room for.
-        `read_every_steps`: losses fetched at a time; None is 1 on a CPU, else 16, so that the host can run ahead."""
+        None is 1 on a CPU, where sharing gains little, and all elsewhere. `max_vectors`: rows a placeholder may stand
+        for. `read_every_steps`: losses fetched at a time; None is 1 on a CPU, else 16, so that the host can run ahead.
+        `image_features`: what `penalties.clip` compares pictures by. Raises ValueError if the configuration does not
+        go with the model."""
         if slots < 1:
             raise ValueError(f"slots = {slots}: must be 1 or more")
+        if config.penalties.clip and image_features is None:
+            raise ValueError(f"penalties.clip = {config.penalties.clip}: needs a CLIP; name one as `extractor`")
         on_cpu = backbone.device.type == "cpu"
         self._backbone, self._config, self._seed = backbone, config, seed
-        self._stop_rule = stop_rule or Budget(config.steps)
+        self._stop_rule = stop_rule or rule_of(config)
         self._slots_per_pass = slots_per_pass or (1 if on_cpu else slots)
         self._read_every_steps = read_every_steps or (1 if on_cpu else 16)
-        self._max_vectors = max_vectors
+        self._image_features = image_features if config.penalties.clip else None
+        self._sampler = sampler(config.timesteps, backbone.alphas_cumprod)
+        self._layout = Layout.of(backbone, config, max_vectors)
         self._slots: list[Slot | None] = [None] * slots
         self._unread: list[tuple[list[Slot], Tensor]] = []
-        tables = backbone.token_tables
-        self._mean_norms = {key: table.mean_norm() for key, table in tables.items()}
-        self._rows = {
-            key: RowState.zeros(slots, max_vectors, table.dim, backbone.device) for key, table in tables.items()
-        }
+        self._groups = self._layout.groups(slots)
+        self._rows = {key: self._groups[key] for key in backbone.token_tables}
+        # what the penalties hold rows to
+        self._start = {key: torch.zeros_like(group.values) for key, group in self._rows.items()}
+        self._class_vector = {key: torch.zeros_like(group.values[:, :1]) for key, group in self._rows.items()}
 
     def run(
         self,
@@ -107,6 +124,7 @@ class Engine:
             losses, grads = self._losses_and_gradients(learning)
             self._step(learning, losses, grads)
             self._read_if_due(learning, checkpoint_steps)
+            self._look(learning)
             for slot in learning:
                 if slot.error or self._is_done(slot):
                     on_outcome(self._end(slot))
@@ -116,11 +134,10 @@ class Engine:
     # A step: for each pass sample, corrupt, predict, loss; then for all slots at once clip, step.
 
     def _losses_and_gradients(self, learning: list[Slot]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Each concept's loss [slots], and its gradient [slots, vectors, dim] per text encoder; zero where idle."""
+        """Each concept's loss [slots], and its gradient [slots, vectors, dim] per parameter; zero where idle."""
         losses = torch.zeros(len(self._slots), device=self._backbone.device)
-        grads = {key: torch.zeros_like(stack.rows) for key, stack in self._rows.items()}
-        for first in range(0, len(learning), self._slots_per_pass):
-            part = learning[first : first + self._slots_per_pass]
+        grads = {name: torch.zeros_like(group.values) for name, group in self._groups.items()}
+        for part in self._passes(learning):
             places = [slot.place for slot in part]
             loss, gradients = self._pass(part)
             losses[places] = loss[: len(part)]
@@ -128,66 +145,83 @@ class Engine:
                 grad[places] = gradient[: len(part)]
         return losses, grads
 
+    def _passes(self, slots: list[Slot]) -> list[list[Slot]]:
+        return [slots[first : first + self._slots_per_pass] for first in range(0, len(slots), self._slots_per_pass)]
+
     def _pass(self, part: list[Slot]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """One forward and backward pass, always of `slots_per_pass` concepts: this part's, made up with its first ->
-        losses [concepts], and a gradient [concepts, vectors, dim] per text encoder."""
-        missing = self._slots_per_pass - len(part)
-        places = [slot.place for slot in part] + [part[0].place] * missing
-        samples = [self._sample(slot) for slot in part]
-        batch = self._join(samples + samples[:1] * missing)
+        """One forward and backward pass -> losses [concepts], and a gradient [concepts, vectors, dim] per parameter."""
+        part = self._made_up(part)
+        values = {name: group.values[_places(part)].requires_grad_() for name, group in self._groups.items()}
+        loss = self._objective(part, values, "step", self._config.penalties)
+        return loss.detach(), torch.autograd.grad(loss.sum(), list(values.values()))
 
-        rows = {key: stack.rows[places].requires_grad_() for key, stack in self._rows.items()}
-        terms = objective(self._backbone, batch, {key: tensor.flatten(0, 1) for key, tensor in rows.items()})
-        loss = per_concept(terms, self._slots_per_pass)
-        return loss.detach(), torch.autograd.grad(loss.sum(), list(rows.values()))
+    def _made_up(self, part: list[Slot]) -> list[Slot]:
+        """Always `slots_per_pass` concepts: this part's, made up with its first."""
+        return part + part[:1] * (self._slots_per_pass - len(part))
 
-    def _sample(self, slot: Slot) -> Batch:
-        """One concept's samples for its next step. The order of the draws is part of every result: do not change."""
-        generator = generator_for(self._seed, slot.concept.concept_id, "step", slot.step)
+    def _objective(self, part: list[Slot], values: dict[str, Tensor], purpose: str, penalties: PenaltyConfig) -> Tensor:
+        """The loss of each concept [concepts] at these parameters, on the samples drawn for this purpose."""
+        batch = join([self._samples(slot, purpose) for slot in part], self._backbone.vocab_size, self._layout.max_rows)
+        places, own = _places(part), self._own(part)
+        trained = Trained(
+            rows={key: values[key] for key in self._rows},
+            start={key: stack[places] for key, stack in self._start.items()},
+            class_vector={key: stack[places] for key, stack in self._class_vector.items()},
+            own=own,
+            adapters=self._layout.adapters(values, batch.ids, own),
+        )
+        terms = objective(
+            self._backbone,
+            batch,
+            trained,
+            penalties,
+            min_snr_gamma=self._config.timesteps.min_snr_gamma,
+            image_features=self._image_features,
+        )
+        return per_concept(terms, len(part))
+
+    def _samples(self, slot: Slot, purpose: str) -> Batch:
+        """One concept's samples: for its next step, or those that stay the same at every look."""
+        step = slot.step if purpose == "step" else 0
+        generator = generator_for(self._seed, slot.concept.concept_id, purpose, step)
         size, shape = self._config.batch_size, self._backbone.latent_shape
-        view = torch.randint(len(slot.moments), (size,), generator=generator)
-        eps = torch.randn(size, *shape, generator=generator)
-        noise = torch.randn(size, *shape, generator=generator)
-        timesteps, weight = uniform(size, len(self._backbone.alphas_cumprod), generator)
-        template = torch.randint(len(slot.prompts), (size,), generator=generator)
-        return Batch(
-            latents=sample(slot.moments[self._put(view)], self._put(eps)),
-            noise=self._put(noise),
-            timesteps=self._put(timesteps),
-            weight=self._put(weight),
-            ids=slot.prompts[self._put(template)],
-        )
-
-    def _join(self, samples: Sequence[Batch]) -> Batch:
-        """One batch of several concepts' samples; the i-th concept's row ids move to where its rows lie in the pass."""
-        vocab_size = self._backbone.vocab_size
-        ids = [
-            torch.where(part.ids >= vocab_size, part.ids + i * self._max_vectors, part.ids)
-            for i, part in enumerate(samples)
-        ]
-        return Batch(
-            latents=torch.cat([part.latents for part in samples]),
-            noise=torch.cat([part.noise for part in samples]),
-            timesteps=torch.cat([part.timesteps for part in samples]),
-            weight=torch.cat([part.weight for part in samples]),
-            ids=torch.cat(ids),
-        )
+        return slot.material.draw(generator, size, slot.step, shape, self._sampler)
 
     @torch.no_grad()
     def _step(self, learning: list[Slot], losses: Tensor, grads: dict[str, Tensor]) -> None:
-        """Move the rows of every concept whose loss and gradient are finite; the others' stay as they are."""
-        steps = [0] * len(self._slots)
+        """Move the parameters of every concept whose loss and gradient are finite; the others' stay as they are."""
+        own = self._own(self._slots)
         for slot in learning:
             slot.step += 1
-            steps[slot.place] = slot.step
-        taken = self._put(torch.tensor(steps) > 0)
+        row_ages = [self._row_ages(slot) for slot in self._slots]
         grad_norms = gradient_norms(grads)
         sound = losses.isfinite() & grad_norms.isfinite()
         scale = clip_scales(grad_norms, self._config.max_grad_norm) if self._config.max_grad_norm else 1
-        for key, stack in self._rows.items():
-            adamw_(stack, grads[key] * scale, steps, taken & sound, self._mean_norms[key], self._config)
-        norms = torch.stack([stack.rows.norm(dim=2).sum(1) for stack in self._rows.values()]).mean(0)
-        self._unread.append((learning, torch.stack([losses, norms.where(sound, torch.nan)])))
+        for name, group in self._groups.items():
+            grad = grads[name] * scale
+            if name in self._rows and self._config.optimizer == "riemannian":
+                direction = control_norms(self._class_vector[name], "sphere", 1.0) * own[..., None]
+                riemannian_(group, grad, row_ages, sound, direction, self._config.direction_prior)
+            else:
+                ages = row_ages if name in self._rows else [[slot.step if slot else 0] for slot in self._slots]
+                adamw_(group, grad, ages, sound, self._config)
+        norms = torch.stack([(group.values.norm(dim=2) * own).sum(1) for group in self._rows.values()]).mean(0)
+        mean_norms = norms / own.sum(1).clamp(min=1)
+        self._unread.append((learning, torch.stack([losses, mean_norms.where(sound, torch.nan)])))
+
+    def _row_ages(self, slot: Slot | None) -> list[int]:
+        """`optim.Ages` of a slot's rows: one for all, unless they join one by one."""
+        step = slot.step if slot else 0
+        if slot is None or not self._config.progressive:
+            return [step] * (self._layout.max_rows if self._config.progressive else 1)
+        own = [max(0, step - joins) for joins in slot.material.joins]
+        return own + [step] * (self._layout.max_rows - len(own))
+
+    def _own(self, slots: Sequence[Slot | None]) -> Tensor:
+        """[slots, rows] 1 for the rows of each concept's placeholder that its prompts use, 0 for all others."""
+        active = [slot.material.active_vectors(slot.step) if slot else 0 for slot in slots]
+        rows = torch.arange(self._layout.max_rows)
+        return self._put((rows < torch.tensor(active)[:, None]).float())
 
     # The curve stays on the accelerator until somebody needs it.
 
@@ -202,11 +236,24 @@ class Engine:
         values = torch.stack([points for _, points in self._unread]).tolist()
         for (slots, _), (losses, norms) in zip(self._unread, values, strict=True):
             for slot in slots:
-                slot.note(losses[slot.place], norms[slot.place] / slot.concept.num_vectors)
+                slot.note(losses[slot.place], norms[slot.place])
         self._unread.clear()
 
+    @torch.no_grad()
+    def _look(self, learning: list[Slot]) -> None:
+        """Note the denoising loss on the frozen batch of each concept that is due, and keep what was best on it."""
+        due = [slot for slot in learning if looks(self._config, slot.step)]
+        for part in self._passes(due):
+            full = self._made_up(part)
+            values = {name: group.values[_places(full)] for name, group in self._groups.items()}
+            losses = self._objective(full, values, "frozen", PenaltyConfig()).tolist()
+            for slot, loss in zip(part, losses, strict=False):
+                if self._config.stop.keep_best and all(loss < look.loss for look in slot.frozen_losses):
+                    slot.best = self._parameters(slot)
+                slot.frozen_losses.append(FrozenLoss(slot.step, loss))
+
     def _is_done(self, slot: Slot) -> bool:
-        return self._stop_rule.due(slot.step) and self._stop_rule.stops(slot.curve)
+        return self._stop_rule.due(slot.step) and self._stop_rule.stops(slot.curve, slot.frozen_losses)
 
     # A slot's life: begin, save, end.
 
@@ -228,32 +275,35 @@ class Engine:
 
     def _begin(self, assignment: Assignment, place: int) -> Slot:
         """Put a concept in a slot. Raises ValueError, leaving the slot free, if the assignment cannot be learned."""
-        concept = assignment.concept
+        concept, views = assignment.concept, assignment.views
         self._check(assignment)
         state = assignment.state or SlotState.beginning(
-            initial_rows(
-                concept, self._backbone, noise=self._config.init.noise, seed=self._seed, start=assignment.start
-            )
+            self._layout.beginning(concept, num_photos(views), seed=self._seed, start=assignment.start)
         )
         slot = Slot(
             place=place,
             concept=concept,
-            moments=assignment.views.moments.to(self._backbone.device, torch.float32),
-            prompts=self._prompts(concept),
+            material=material(concept, views, self._config, self._backbone, self._image_features),
+            start=state.start,
             step=state.step,
             curve=curve_points(state.curve),
+            frozen_losses=look_points(state.frozen_losses),
+            best=state.best,
             started=time.perf_counter(),
         )
-        for key, stack in self._rows.items():
-            stack.put(place, state.rows[key], state.exp_avg[key], state.exp_avg_sq[key])
+        for name, group in self._groups.items():
+            group.put(place, state.parameters[name], state.exp_avg[name], state.exp_avg_sq[name])
+        for key, vector in class_vectors(concept, self._backbone).items():
+            self._class_vector[key][place] = vector
+            self._start[key][place] = 0
+            self._start[key][place, : len(state.start[key])] = state.start[key]
         self._slots[place] = slot
         return slot
 
     def _check(self, assignment: Assignment) -> None:
         """Raise ValueError for what would fail later, or fail the neighbours too."""
         concept, moments, state = assignment.concept, assignment.views.moments, assignment.state
-        if concept.num_vectors > self._max_vectors:
-            raise ValueError(f"num_vectors {concept.num_vectors} is more than the {self._max_vectors} a slot can hold")
+        shapes = self._layout.shapes(concept, num_photos(assignment.views))
         wanted = (2, *self._backbone.latent_shape)
         if moments.ndim != 5 or moments.shape[0] == 0 or moments.shape[1:] != wanted:
             raise ValueError(f"moments have shape {tuple(moments.shape)}; this model needs [views, {wanted}]")
@@ -263,45 +313,50 @@ class Engine:
             return
         if state.step != len(state.curve):
             raise ValueError(f"the checkpoint has {len(state.curve)} curve points for {state.step} steps; delete it")
-        shapes = {key: (concept.num_vectors, table.dim) for key, table in self._backbone.token_tables.items()}
-        for part in (state.rows, state.exp_avg, state.exp_avg_sq):
-            if {key: tensor.shape for key, tensor in part.items()} != shapes:
-                raise ValueError("the checkpoint's rows do not fit this concept and model; delete it to start anew")
+        for part in (state.parameters, state.exp_avg, state.exp_avg_sq, state.start, state.best or state.start):
+            if {name: tensor.shape for name, tensor in part.items()} != shapes:
+                raise ValueError("the checkpoint does not fit this concept and model; delete it to start anew")
 
-    def _prompts(self, concept: Concept) -> Tensor:
-        """All of a concept's training prompts -> [templates, max_length] ids, its rows from `vocab_size` up."""
-        ids = range(self._backbone.vocab_size, self._backbone.vocab_size + concept.num_vectors)
-        templates = training_templates(concept, class_cue=self._config.class_cue)
-        return self._put(torch.tensor([encode_prompt(text, {HOLE: ids}, self._backbone) for text in templates]))
+    def _parameters(self, slot: Slot) -> dict[str, Tensor]:
+        """Copies on the CPU of a slot's parameters."""
+        return {name: group.take(slot.place, len(slot.start[name]))[0] for name, group in self._groups.items()}
 
     def _state(self, slot: Slot) -> SlotState:
         """A copy of a slot on the CPU."""
-        parts = {key: stack.take(slot.place, slot.concept.num_vectors) for key, stack in self._rows.items()}
+        parts = {name: group.take(slot.place, len(slot.start[name])) for name, group in self._groups.items()}
         return SlotState(
             step=slot.step,
-            rows={key: rows for key, (rows, _, _) in parts.items()},
-            exp_avg={key: exp_avg for key, (_, exp_avg, _) in parts.items()},
-            exp_avg_sq={key: exp_avg_sq for key, (_, _, exp_avg_sq) in parts.items()},
+            parameters={name: values for name, (values, _, _) in parts.items()},
+            exp_avg={name: exp_avg for name, (_, exp_avg, _) in parts.items()},
+            exp_avg_sq={name: exp_avg_sq for name, (_, _, exp_avg_sq) in parts.items()},
+            start=slot.start,
+            best=slot.best,
             curve=curve_tensor(slot.curve),
+            frozen_losses=look_tensor(slot.frozen_losses),
         )
 
     def _end(self, slot: Slot) -> Outcome:
         """Free the slot; what it learned, or its error."""
         self._slots[slot.place] = None
         seconds = time.perf_counter() - slot.started
-        curve = curve_tensor(slot.curve)
+        curve, frozen_losses = curve_tensor(slot.curve), look_tensor(slot.frozen_losses)
         if slot.error:
-            return Outcome(slot.concept, None, len(curve), curve, seconds, slot.error)
-        embedding = LearnedEmbedding(
-            placeholder_token=slot.concept.placeholder_token,
-            vectors=self._state(slot).rows,
-            metadata={"step": str(slot.step), "initializer": slot.concept.initializer},
+            return Outcome(slot.concept, None, len(curve), curve, seconds, slot.error, frozen_losses)
+        step = min(slot.frozen_losses, key=lambda look: look.loss).step if slot.best else slot.step
+        embedding = self._layout.embedding(
+            slot.concept,
+            slot.best or self._parameters(slot),
+            {"step": str(step), "initializer": slot.concept.initializer},
         )
-        return Outcome(slot.concept, embedding, slot.step, curve, seconds)
+        return Outcome(slot.concept, embedding, slot.step, curve, seconds, frozen_losses=frozen_losses)
 
     def _put(self, tensor: Tensor) -> Tensor:
         """To the backbone's device."""
         return tensor.to(self._backbone.device, non_blocking=True)
+
+
+def _places(slots: Sequence[Slot]) -> list[int]:
+    return [slot.place for slot in slots]
 
 
 def learn(

@@ -45,6 +45,12 @@ def initial_rows(
     return rows
 
 
+def class_vectors(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
+    """Text encoder key -> [dim] float32 CPU: the mean of the initializer's vectors, or of the whole vocabulary's."""
+    ids = backbone.tokenize(concept.initializer)
+    return {key: _mean_vector(table, ids) for key, table in backbone.token_tables.items()}
+
+
 def augmentation_rows(backbone: Backbone) -> dict[str, Tensor]:
     """Where the rows of the augmentation tokens start, in the order of `AUGMENTATION_TOKENS`: text encoder key ->
     [tokens, dim] float32 CPU.

@@ -1,7 +1,7 @@
-"""AdamW over rows stacked [slots, vectors, dim], and control of their norms.
+"""How parameters stacked [slots, vectors, dim] move in a step, and control of the rows' norms.
 
-Every operation is element by element or within one slot, so a slot's result does not depend on its neighbours, and
-equals `torch.optim.AdamW` on that slot's rows alone, bit for bit.
+Every operation is element by element or within one slot, so a slot's result does not depend on its neighbours; AdamW
+equals `torch.optim.AdamW` on that slot's vectors alone, bit for bit.
 """
 
 from __future__ import annotations
@@ -16,70 +16,98 @@ from textual_inversion.config import InversionConfig, NormControl
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RowState:
-    """One text encoder's rows in all slots, with Adam's moments: each [slots, vectors, dim] float32, changed in place.
-    A concept with fewer vectors leaves the rest of its slot at zero."""
+class ParameterGroup:
+    """One of the parameters in all slots, with Adam's moments, each [slots, vectors, dim] float32 and changed in place,
+    and what is its own about its steps. A concept with fewer vectors leaves the rest of its slot at zero."""
 
-    rows: Tensor
+    values: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
+    learning_rate: float
+    weight_decay: float = 0.0
+    norm_control: NormControl = "none"
+    norm: float = 1.0
+    """Where norm control holds its vectors."""
 
     @classmethod
-    def zeros(cls, slots: int, vectors: int, dim: int, device: torch.device) -> RowState:
-        rows, exp_avg, exp_avg_sq = torch.zeros(3, slots, vectors, dim, device=device)
-        return cls(rows=rows, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+    def zeros(
+        cls, shape: tuple[int, int, int], device: torch.device, learning_rate: float, **options: object
+    ) -> ParameterGroup:
+        """`shape`: (slots, vectors, dim); `options`: the other fields."""
+        values, exp_avg, exp_avg_sq = torch.zeros(3, *shape, device=device)
+        return cls(values=values, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, learning_rate=learning_rate, **options)  # type: ignore[arg-type]
 
-    def put(self, slot: int, rows: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
-        """Fill a slot with one concept's: each [num_vectors, dim]."""
-        for stack, part in ((self.rows, rows), (self.exp_avg, exp_avg), (self.exp_avg_sq, exp_avg_sq)):
+    def put(self, slot: int, values: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
+        """Fill a slot with one concept's: each [vectors, dim]."""
+        for stack, part in ((self.values, values), (self.exp_avg, exp_avg), (self.exp_avg_sq, exp_avg_sq)):
             stack[slot] = 0
             stack[slot, : len(part)] = part
 
-    def take(self, slot: int, num_vectors: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Copies on the CPU of a slot's rows and moments: each [num_vectors, dim]."""
-        stacks = (self.rows, self.exp_avg, self.exp_avg_sq)
-        rows, exp_avg, exp_avg_sq = (stack[slot, :num_vectors].clone().cpu() for stack in stacks)
-        return rows, exp_avg, exp_avg_sq
+    def take(self, slot: int, vectors: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Copies on the CPU of a slot's values and moments: each [vectors, dim]."""
+        stacks = (self.values, self.exp_avg, self.exp_avg_sq)
+        values, exp_avg, exp_avg_sq = (stack[slot, :vectors].clone().cpu() for stack in stacks)
+        return values, exp_avg, exp_avg_sq
 
 
-def adamw_(
-    state: RowState, grad: Tensor, steps: Sequence[int], moving: Tensor, mean_norm: float, config: InversionConfig
-) -> None:
-    """One step of Loshchilov & Hutter 2019, Algorithm 2, then norm control, of the slots where `moving` [slots] holds.
+Ages = Sequence[Sequence[int]]
+"""Slot -> one number for all its vectors, or one for each: in how many steps it has been trained, this one included.
+0 leaves it as it is."""
 
-    `steps`: each slot's own count of steps, this one included, for Adam's bias correction.
+
+def adamw_(group: ParameterGroup, grad: Tensor, ages: Ages, sound: Tensor, config: InversionConfig) -> None:
+    """One step of Loshchilov & Hutter 2019, Algorithm 2, then norm control, of the slots where `sound` [slots] holds.
+
+    Bias is corrected by a vector's own age.
     """
     beta1, beta2 = config.adam_beta1, config.adam_beta2
     # Corrections are worked out in double precision on the host and rounded once, as torch.optim does.
-    counts = [max(step, 1) for step in steps]
-    scale = _column([-config.learning_rate / (1 - beta1**n) for n in counts], grad)
-    root = _column([(1 - beta2**n) ** 0.5 for n in counts], grad)
+    counts = [[max(age, 1) for age in slot] for slot in ages]
+    scale = _column([[-group.learning_rate / (1 - beta1**n) for n in slot] for slot in counts], grad)
+    root = _column([[(1 - beta2**n) ** 0.5 for n in slot] for slot in counts], grad)
 
-    exp_avg = state.exp_avg.lerp(grad, 1 - beta1)
-    exp_avg_sq = (state.exp_avg_sq * beta2).addcmul_(grad, grad, value=1 - beta2)
-    rows = state.rows * (1 - config.learning_rate * config.weight_decay)
-    rows = rows + scale * exp_avg / ((exp_avg_sq.sqrt() / root) + config.adam_epsilon)
-    rows = control_norms(rows, config.norm_control, mean_norm)
+    exp_avg = group.exp_avg.lerp(grad, 1 - beta1)
+    exp_avg_sq = (group.exp_avg_sq * beta2).addcmul_(grad, grad, value=1 - beta2)
+    values = group.values * (1 - group.learning_rate * group.weight_decay)
+    values = values + scale * exp_avg / ((exp_avg_sq.sqrt() / root) + config.adam_epsilon)
+    values = control_norms(values, group.norm_control, group.norm)
 
-    chosen = moving[:, None, None]
-    for old, new in ((state.rows, rows), (state.exp_avg, exp_avg), (state.exp_avg_sq, exp_avg_sq)):
-        old.copy_(torch.where(chosen, new, old))
+    moving = _moving(ages, sound)
+    for old, new in ((group.values, values), (group.exp_avg, exp_avg), (group.exp_avg_sq, exp_avg_sq)):
+        old.copy_(torch.where(moving, new, old))
 
 
-def control_norms(rows: Tensor, control: NormControl, mean_norm: float) -> Tensor:
+def riemannian_(
+    group: ParameterGroup, grad: Tensor, ages: Ages, sound: Tensor, direction: Tensor, direction_prior: float
+) -> None:
+    """One step of DTI (Kim et al. 2026, section 4): rows v = m u keep their magnitude m = `group.norm`; the direction
+    u moves by `learning_rate` radians on the unit sphere, down the gradient of the loss with a von Mises-Fisher prior.
+
+    `direction` [slots, vectors, dim] is the prior's mu, of norm 1, or zero for a vector without; `direction_prior` its
+    kappa. The released code's running mean of gradient norms is left out, as in its own experiments (beta = 0).
+    """
+    u = control_norms(group.values, "sphere", 1.0)
+    g = group.norm * grad - direction_prior * direction  # dL/du = m dL/dv
+    g = g - (g * u).sum(-1, keepdim=True) * u
+    u = control_norms(u - group.learning_rate * control_norms(g, "sphere", 1.0), "sphere", 1.0)
+    group.values.copy_(torch.where(_moving(ages, sound), group.norm * u, group.values))
+
+
+def control_norms(rows: Tensor, control: NormControl, norm: float) -> Tensor:
     """Keep rows [..., dim] where the text encoder knows vectors to be; without it learned norms run away.
 
-    `clamp`: at most the vocabulary's mean norm (TextBoost). `sphere`: exactly that norm.
+    `clamp`: at most `norm` (TextBoost, at the vocabulary's mean). `sphere`: exactly `norm`; zero stays zero.
     """
     if control == "none":
         return rows
-    scale: Tensor = mean_norm / rows.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    scale: Tensor = norm / rows.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
     return rows * (scale.clamp(max=1) if control == "clamp" else scale)
 
 
 def gradient_norms(grads: Mapping[str, Tensor]) -> Tensor:
-    """Each concept's own gradient norm over all its rows and text encoders: [slots, vectors, dim] each -> [slots]."""
-    squares = torch.cat([grad.square().sum(-1) for grad in grads.values()], dim=1)
+    """Each concept's own gradient norm over all its parameters: [slots, vectors, dim] each -> [slots]."""
+    # Vector by vector first: how one long sum is cut among threads would depend on the number of slots.
+    squares = torch.stack([grad.square().sum(-1).sum(-1) for grad in grads.values()], dim=1)
     return squares.sum(1).sqrt()
 
 
@@ -89,5 +117,17 @@ def clip_scales(norms: Tensor, max_norm: float) -> Tensor:
     return (max_norm / (norms + 1e-6)).clamp(max=1)[:, None, None]
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)[:, None, None]
+def join_steps(steps: int, num_vectors: int) -> tuple[int, ...]:
+    """Gal et al. 2022, section 5, "progressive": of k vectors the i-th (from 0) joins after i / k of the steps. (The
+    paper's second joins at 2,000 steps and its third at 4,000.)"""
+    return tuple(-(-vector * steps // num_vectors) for vector in range(num_vectors))
+
+
+def _column(values: Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    """[slots, vectors or 1, 1]"""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)[..., None]
+
+
+def _moving(ages: Ages, sound: Tensor) -> Tensor:
+    aged = torch.tensor(ages) > 0
+    return aged.to(sound.device, non_blocking=True)[..., None] & sound[:, None, None]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.latents import Views
-from textual_inversion.stopping import CurvePoint
+from textual_inversion.material import Material
+from textual_inversion.stopping import CurvePoint, FrozenLoss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,39 +22,51 @@ class SlotState:
     """All that is needed to continue a concept exactly. No random state: draws are seeded by the step's number."""
 
     step: int
-    rows: Mapping[str, Tensor]
-    """Text encoder key -> [num_vectors, dim] float32 CPU; so are Adam's moments."""
+    parameters: Mapping[str, Tensor]
+    """Name (`parameters.Layout`) -> [vectors, dim] float32 CPU; so are Adam's moments and the next two."""
     exp_avg: Mapping[str, Tensor]
     exp_avg_sq: Mapping[str, Tensor]
+    start: Mapping[str, Tensor]
+    """The parameters before the first step."""
+    best: Mapping[str, Tensor]
+    """The parameters when the loss on the frozen batch was least; empty unless `stop.keep_best`."""
     curve: Tensor
     """[step, 3] float32: step, loss, norm."""
+    frozen_losses: Tensor
+    """[looks, 2] float32: step, loss on the frozen batch."""
 
     @classmethod
-    def beginning(cls, rows: Mapping[str, Tensor]) -> SlotState:
-        """Before the first step, at these rows."""
-        zeros = {key: torch.zeros_like(tensor) for key, tensor in rows.items()}
-        return cls(step=0, rows=rows, exp_avg=zeros, exp_avg_sq=zeros, curve=curve_tensor([]))
+    def beginning(cls, parameters: Mapping[str, Tensor]) -> SlotState:
+        """Before the first step, with these parameters."""
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
+        return cls(
+            step=0, parameters=parameters, exp_avg=zeros, exp_avg_sq=zeros, start=parameters, best={},
+            curve=curve_tensor([]), frozen_losses=look_tensor([]),
+        )  # fmt: skip
 
     def to_bytes(self) -> bytes:
         """As safetensors; equal states give equal bytes."""
-        tensors = {"step": torch.tensor([self.step]), "curve": self.curve.contiguous()}
-        for name, by_key in (("rows", self.rows), ("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
-            tensors |= {f"{name}.{key}": tensor.contiguous() for key, tensor in by_key.items()}
-        return save(tensors)
+        tensors = {"step": torch.tensor([self.step]), "curve": self.curve, "frozen_losses": self.frozen_losses}
+        for part in _PARTS:
+            tensors |= {f"{part}.{name}": tensor for name, tensor in getattr(self, part).items()}
+        return save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SlotState:
         """Raises ValueError if these are not the bytes of a slot's state."""
+        parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
         try:
             tensors = load(data)
-            step, curve = int(tensors.pop("step")), tensors.pop("curve")
+            step, curve, looks = int(tensors.pop("step")), tensors.pop("curve"), tensors.pop("frozen_losses")
+            for name, tensor in tensors.items():
+                part, _, parameter = name.partition(".")
+                parts[part][parameter] = tensor
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"the checkpoint ({len(data)} bytes) is damaged: {error}; delete it") from error
-        parts: dict[str, dict[str, Tensor]] = {"rows": {}, "exp_avg": {}, "exp_avg_sq": {}}
-        for name, tensor in tensors.items():
-            part, _, key = name.partition(".")
-            parts[part][key] = tensor
-        return cls(step=step, curve=curve, **parts)
+        return cls(step=step, curve=curve, frozen_losses=looks, **parts)
+
+
+_PARTS = ("parameters", "exp_avg", "exp_avg_sq", "start", "best")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +79,7 @@ class Assignment:
     state: SlotState | None = None
     """Continue from here."""
     start: LearnedEmbedding | None = None
-    """Start from these rows, not from the concept's initializer."""
+    """Start from these rows, and their adapter, not from the concept's initializer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +95,8 @@ class Outcome:
     seconds: float
     """In the slot, since the last resume."""
     error: str | None = None
+    frozen_losses: Tensor = field(default_factory=lambda: look_tensor([]))
+    """[looks, 2] float32: step, loss on the frozen batch; empty where nobody looked."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -89,17 +104,20 @@ class Slot:
     """A concept that is being learned."""
 
     place: int
-    """Where in the stacked rows it is."""
+    """Where in the stacked parameters it is."""
     concept: Concept
-    moments: Tensor
-    """[views, 2, *latent_shape] on the backbone's device."""
-    prompts: Tensor
-    """[templates, max_length] ids on the backbone's device; id `vocab_size + j` is the concept's row j."""
+    material: Material
+    """What its samples are drawn from."""
+    start: Mapping[str, Tensor]
+    """Its parameters before the first step."""
     step: int
     """Optimizer steps taken."""
     started: float
     curve: list[CurvePoint] = field(default_factory=list)
     """One point a step; may lag behind, as points are fetched from the accelerator many at a time."""
+    frozen_losses: list[FrozenLoss] = field(default_factory=list)
+    best: Mapping[str, Tensor] = field(default_factory=dict)
+    """Its parameters when the loss on the frozen batch was least; empty unless they are to be kept."""
     error: str | None = None
 
     def note(self, loss: float, norm: float) -> None:
@@ -122,3 +140,12 @@ def curve_tensor(curve: Sequence[CurvePoint]) -> Tensor:
 
 def curve_points(curve: Tensor) -> list[CurvePoint]:
     return [CurvePoint(int(step), loss, norm) for step, loss, norm in curve.tolist()]
+
+
+def look_tensor(looks: Sequence[FrozenLoss]) -> Tensor:
+    """[n, 2] float32: step, loss on the frozen batch."""
+    return torch.tensor(looks, dtype=torch.float32).reshape(-1, 2)
+
+
+def look_points(looks: Tensor) -> list[FrozenLoss]:
+    return [FrozenLoss(int(step), loss) for step, loss in looks.tolist()]

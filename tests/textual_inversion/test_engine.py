@@ -16,7 +16,7 @@ from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState, learn
 from textual_inversion.families.base import Backbone
-from textual_inversion.stopping import CurvePoint
+from textual_inversion.stopping import CurvePoint, FrozenLoss
 
 BACKBONE = ToyBackbone()
 CONFIG = InversionConfig(steps=7, batch_size=2, learning_rate=0.02, max_grad_norm=0.05)
@@ -102,7 +102,7 @@ def test_company_that_comes_and_goes() -> None:
         def due(self, step: int) -> bool:
             return step >= 2
 
-        def stops(self, curve: Sequence[CurvePoint]) -> bool:
+        def stops(self, curve: Sequence[CurvePoint], _looks: Sequence[FrozenLoss]) -> bool:
             return len(curve) >= 2 + round(1e4 * curve[0].loss) % 6  # decided by the concept itself
 
     several = [assignment(number) for number in range(7)]
@@ -209,7 +209,7 @@ def test_rows_do_not_move_at_a_step_that_is_not_finite(monkeypatch: pytest.Monke
     predict = BACKBONE.predict
 
     def spy(*inputs: Tensor) -> Tensor:
-        steps.append(engine._rows["long"].rows.clone())
+        steps.append(engine._rows["long"].values.clone())
         return predict(*inputs) * (torch.nan if len(steps) == 2 else 1)
 
     monkeypatch.setattr(BACKBONE, "predict", spy)
@@ -223,7 +223,7 @@ def test_rows_do_not_move_at_a_step_that_is_not_finite(monkeypatch: pytest.Monke
 
 def bad_assignments() -> dict[str, Assignment]:
     good = assignment(1)
-    state = SlotState(step=1, rows={}, exp_avg={}, exp_avg_sq={}, curve=torch.ones(1, 3))
+    state = dataclasses.replace(SlotState.beginning({}), step=1, curve=torch.ones(1, 3))
     wrong_start = LearnedEmbedding(placeholder_token="<old>", vectors={})
     return {
         "too many vectors": assignment(1, num_vectors=17),

@@ -1,4 +1,5 @@
-"""Stacked AdamW against `torch.optim.AdamW` run for each concept by itself, bit for bit."""
+"""Stacked AdamW against `torch.optim.AdamW` run for each concept by itself, bit for bit; DTI's step against the
+released code's, written out for one row."""
 
 from __future__ import annotations
 
@@ -7,15 +8,26 @@ import torch
 from torch import Tensor
 
 from textual_inversion.config import InversionConfig, NormControl
-from textual_inversion.optim import RowState, adamw_, clip_scales, control_norms, gradient_norms
+from textual_inversion.optim import (
+    ParameterGroup,
+    adamw_,
+    clip_scales,
+    control_norms,
+    gradient_norms,
+    join_steps,
+    riemannian_,
+)
 
 SLOTS, VECTORS, DIM = 3, 4, 32
 
 
-def random_state(seed: int = 0) -> RowState:
-    state = RowState.zeros(SLOTS, VECTORS, DIM, torch.device("cpu"))
-    state.rows.copy_(torch.randn(SLOTS, VECTORS, DIM, generator=torch.Generator().manual_seed(seed)))
-    return state
+SOUND = torch.ones(SLOTS, dtype=torch.bool)
+
+
+def random_group(seed: int = 0, learning_rate: float = 5e-3, **options: object) -> ParameterGroup:
+    group = ParameterGroup.zeros((SLOTS, VECTORS, DIM), torch.device("cpu"), learning_rate, **options)
+    group.values.copy_(torch.randn(SLOTS, VECTORS, DIM, generator=torch.Generator().manual_seed(seed)))
+    return group
 
 
 def gradients(steps: int) -> Tensor:
@@ -28,44 +40,119 @@ def gradients(steps: int) -> Tensor:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
 def test_equals_torch_optim_for_every_concept(weight_decay: float, max_grad_norm: float) -> None:
-    config = InversionConfig(norm_control="none", weight_decay=weight_decay, max_grad_norm=max_grad_norm)
-    state, starts = random_state(), (0, 3, 11)  # the step at which each concept comes in
-    alone = [state.rows[slot].clone().requires_grad_() for slot in range(SLOTS)]
-    optimizers = [torch.optim.AdamW([rows], config.learning_rate, weight_decay=weight_decay) for rows in alone]
+    config = InversionConfig()
+    group, starts = random_group(weight_decay=weight_decay), (0, 3, 11)  # the step at which each concept comes in
+    alone = [group.values[slot].clone().requires_grad_() for slot in range(SLOTS)]
+    optimizers = [torch.optim.AdamW([rows], group.learning_rate, weight_decay=weight_decay) for rows in alone]
 
     for now, grad in enumerate(gradients(25)):
-        steps = [max(now + 1 - start, 0) for start in starts]
-        moving = torch.tensor(steps) > 0
-        for slot in range(SLOTS):
-            if moving[slot]:
+        ages = [[max(now + 1 - start, 0)] for start in starts]
+        for slot, (age,) in enumerate(ages):
+            if age:
                 alone[slot].grad = grad[slot].clone()
                 if max_grad_norm:
                     torch.nn.utils.clip_grad_norm_([alone[slot]], max_grad_norm)
                 optimizers[slot].step()
         if max_grad_norm:
             grad = grad * clip_scales(gradient_norms({"a": grad}), max_grad_norm)
-        adamw_(state, grad, steps, moving, 1.0, config)
+        adamw_(group, grad, ages, SOUND, config)
 
     for slot in range(SLOTS):
         if max_grad_norm:  # a norm over several rows may be summed in another order
-            torch.testing.assert_close(state.rows[slot], alone[slot].detach(), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(group.values[slot], alone[slot].detach(), rtol=1e-5, atol=1e-6)
             continue
-        assert torch.equal(state.rows[slot], alone[slot].detach())
+        assert torch.equal(group.values[slot], alone[slot].detach())
         adam = optimizers[slot].state[alone[slot]]
-        assert torch.equal(state.exp_avg[slot], adam["exp_avg"])
-        assert torch.equal(state.exp_avg_sq[slot], adam["exp_avg_sq"])
+        assert torch.equal(group.exp_avg[slot], adam["exp_avg"])
+        assert torch.equal(group.exp_avg_sq[slot], adam["exp_avg_sq"])
 
 
-def test_a_slot_that_does_not_move_keeps_its_bytes_whatever_its_gradient() -> None:
-    state, before = random_state(), random_state()
+def test_a_vector_that_joins_later_is_as_new_as_a_concept_that_does() -> None:
+    group, config, joins = random_group(norm_control="clamp", norm=0.5), InversionConfig(), (0, 2, 5, 9)
+    before = group.values.clone()
+    alone = [before[1, vector].clone().requires_grad_() for vector in range(VECTORS)]
+    optimizers = [torch.optim.AdamW([vector], group.learning_rate, weight_decay=0.0) for vector in alone]
+    for now, grad in enumerate(gradients(8)):
+        ages = [[0] * VECTORS, [max(now + 1 - joined, 0) for joined in joins], [now + 1] * VECTORS]
+        adamw_(group, grad, ages, SOUND, config)
+        for vector, age in enumerate(ages[1]):
+            if age:
+                alone[vector].grad = grad[1, vector].clone()
+                optimizers[vector].step()
+                alone[vector].data = control_norms(alone[vector].data, "clamp", 0.5)
+    for vector in range(3):
+        torch.testing.assert_close(group.values[1, vector], alone[vector].detach())
+    assert torch.equal(group.values[1, 3], before[1, 3])  # joins after step 9 and is not even clamped till then
+    assert torch.equal(group.values[0], before[0])
+
+
+@pytest.mark.parametrize("step", ["adamw", "riemannian"])
+def test_a_slot_that_does_not_move_keeps_its_bytes_whatever_its_gradient(step: str) -> None:
+    group, before = random_group(), random_group()
     grad = gradients(1)[0]
     grad[1] = torch.nan
-    adamw_(state, grad, [1, 1, 0], torch.tensor([True, False, False]), 1.0, InversionConfig())
-    assert not torch.equal(state.rows[0], before.rows[0])
+    ages, sound = [[1], [1], [0]], torch.tensor([True, False, True])
+    if step == "adamw":
+        adamw_(group, grad, ages, sound, InversionConfig())
+    else:
+        riemannian_(group, grad, ages, sound, torch.zeros(SLOTS, 1, DIM), 0.0)
+    assert not torch.equal(group.values[0], before.values[0])
     for slot in (1, 2):
-        assert torch.equal(state.rows[slot], before.rows[slot])
-        assert state.exp_avg[slot].abs().sum() == 0
-        assert state.exp_avg_sq[slot].abs().sum() == 0
+        assert torch.equal(group.values[slot], before.values[slot])
+        assert group.exp_avg[slot].abs().sum() == 0
+        assert group.exp_avg_sq[slot].abs().sum() == 0
+
+
+def spherical_sgd(row: Tensor, grad: Tensor, mu: Tensor, rate: float, kappa: float, norm: float) -> Tensor:
+    """Kim et al. 2026, Algorithm 1, for one row v = m u, in double precision."""
+    u = row.double() / row.double().norm()
+    g = norm * grad.double() - kappa * mu.double()
+    g = g - (g @ u) * u
+    g = g / g.norm()
+    u = u - rate * g
+    return norm * u / u.norm()
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.3])
+def test_riemannian_steps_equal_a_plain_reference(kappa: float) -> None:
+    group = random_group(learning_rate=0.04, norm=0.4)
+    expected = group.values.clone().double()
+    mu = torch.nn.functional.normalize(torch.randn(SLOTS, VECTORS, DIM), dim=-1)
+    mu[:, 2] = 0  # rows without a prior
+    for grad in gradients(20):
+        riemannian_(group, grad, [[1]] * SLOTS, SOUND, mu, kappa)
+        for slot in range(SLOTS):
+            for vector in range(VECTORS):
+                expected[slot, vector] = spherical_sgd(
+                    expected[slot, vector], grad[slot, vector], mu[slot, vector], 0.04, kappa, 0.4
+                )
+    torch.testing.assert_close(group.values.double(), expected, rtol=0, atol=2e-6)
+
+
+def test_riemannian_steps_keep_the_norm_and_turn_by_the_learning_rate() -> None:
+    group, rate = random_group(learning_rate=0.04, norm=0.4), 0.04
+    riemannian_(group, gradients(1)[0], [[1]] * SLOTS, SOUND, torch.zeros(SLOTS, 1, DIM), 0.0)
+    for grad in gradients(30):
+        before = group.values.clone()
+        riemannian_(group, grad, [[1]] * SLOTS, SOUND, torch.zeros(SLOTS, 1, DIM), 0.0)
+        assert (group.values.norm(dim=-1) - 0.4).abs().max() < 1e-6
+        turned = torch.cosine_similarity(before.double(), group.values.double(), dim=-1).acos()
+        torch.testing.assert_close(turned.tan(), torch.full_like(turned, rate), rtol=1e-3, atol=0)
+
+
+def test_the_prior_alone_turns_rows_to_the_class() -> None:
+    group = random_group(learning_rate=0.05, norm=0.4)
+    mu = torch.nn.functional.normalize(torch.randn(SLOTS, 1, DIM), dim=-1)
+    for _ in range(100):
+        riemannian_(group, torch.zeros(SLOTS, VECTORS, DIM), [[1]] * SLOTS, SOUND, mu, 1e-4)
+    assert torch.cosine_similarity(group.values, mu.expand_as(group.values), dim=-1).min() > 0.99
+
+
+def test_progressive_vectors_join_as_the_paper_says() -> None:
+    assert join_steps(6000, 3) == (0, 2000, 4000)
+    assert join_steps(7, 3) == (0, 3, 5)
+    assert join_steps(2, 4) == (0, 1, 1, 2)
+    assert join_steps(500, 1) == (0,)
 
 
 def test_gradient_norms_span_rows_and_text_encoders() -> None:

@@ -4,19 +4,20 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from textual_inversion.concept import Concept
-from textual_inversion.slots import Slot, SlotState, curve_points, curve_tensor
-from textual_inversion.stopping import CurvePoint
+from textual_inversion.material import Material
+from textual_inversion.slots import Slot, SlotState, curve_points, curve_tensor, look_points, look_tensor
+from textual_inversion.stopping import CurvePoint, FrozenLoss
+
+PARTS = ("parameters", "exp_avg", "exp_avg_sq", "start", "best")
 
 
 def state() -> SlotState:
-    rows = {"clip_l": torch.randn(2, 8), "clip_g": torch.randn(2, 4)}
     curve = curve_tensor([CurvePoint(1, 0.1, 0.4), CurvePoint(2, 0.3, 0.5)])
-    return SlotState(
-        step=2, rows=rows, exp_avg={k: -r for k, r in rows.items()}, exp_avg_sq={k: r * r for k, r in rows.items()},
-        curve=curve,
-    )  # fmt: skip
+    parts = {part: {"clip_l": torch.randn(2, 8), "clip_g": torch.randn(2, 4)} for part in PARTS}
+    return SlotState(step=2, curve=curve, frozen_losses=look_tensor([FrozenLoss(1, 0.25)]), **parts)
 
 
 def test_bytes_and_back() -> None:
@@ -24,10 +25,27 @@ def test_bytes_and_back() -> None:
     after = SlotState.from_bytes(before.to_bytes())
     assert after.step == 2
     assert torch.equal(after.curve, before.curve)
-    for name in ("rows", "exp_avg", "exp_avg_sq"):
+    assert look_points(after.frozen_losses) == [FrozenLoss(1, 0.25)]
+    for name in PARTS:
         parts = getattr(before, name)
         assert {k: v.tolist() for k, v in getattr(after, name).items()} == {k: v.tolist() for k, v in parts.items()}
     assert after.to_bytes() == before.to_bytes()
+
+
+def test_the_beginning_comes_back_too() -> None:
+    rows = {"clip_l": torch.randn(2, 8)}
+    after = SlotState.from_bytes(SlotState.beginning(rows).to_bytes())
+    assert torch.equal(after.start["clip_l"], rows["clip_l"])
+    assert torch.equal(after.parameters["clip_l"], rows["clip_l"])
+    assert after.exp_avg["clip_l"].abs().sum() == 0
+    assert after.best == {}
+    assert after.frozen_losses.shape == (0, 2)
+
+
+def test_another_versions_bytes() -> None:
+    tensors = {"step": torch.tensor([1]), "curve": torch.ones(1, 3), "frozen_losses": torch.ones(0, 2)}
+    with pytest.raises(ValueError, match=r"checkpoint .* is damaged: 'rows'"):
+        SlotState.from_bytes(save({**tensors, "rows.clip_l": torch.ones(1, 8)}))
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda _: b"", lambda _: b"{}" * 40])
@@ -43,7 +61,11 @@ def test_an_empty_curve() -> None:
 
 def test_the_first_point_that_is_not_finite_is_the_last() -> None:
     concept = Concept(concept_id="c", placeholder_token="<c>", images=("x",))
-    slot = Slot(place=0, concept=concept, moments=torch.empty(0), prompts=torch.empty(0), step=3, started=0.0)
+    material = Material(
+        moments=torch.empty(0), mask=None, features=None, prompts=torch.empty(0), plain=torch.empty(0), per_image=None,
+        joins=(0,),
+    )  # fmt: skip
+    slot = Slot(place=0, concept=concept, material=material, start={}, step=3, started=0.0)
     for loss in (0.5, math.inf, 0.5):
         slot.note(loss, 1.0)
     assert [point.step for point in slot.curve] == [1, 2]

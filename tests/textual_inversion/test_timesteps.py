@@ -1,19 +1,69 @@
 from __future__ import annotations
 
+import pytest
 import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
 
-from textual_inversion.timesteps import uniform
+from textual_inversion.config import TimestepConfig
+from textual_inversion.timesteps import sampler, snr_probabilities
+
+SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+"""Stable Diffusion's."""
+
+DRAWS = 50_000
+
+
+def draws(config: TimestepConfig, schedule: Tensor = SCHEDULE, n: int = DRAWS) -> Tensor:
+    return sampler(config, schedule)(n, torch.Generator().manual_seed(0))
+
+
+def assert_follows(t: Tensor, probabilities: Tensor) -> None:
+    """Counts within five standard deviations of what the probabilities say."""
+    expected = len(t) * probabilities
+    counts = torch.bincount(t, minlength=len(probabilities))
+    assert counts.shape == expected.shape
+    assert ((counts - expected).abs() <= 5 * expected.sqrt()).all()
 
 
 def test_uniform_covers_every_timestep_alike() -> None:
-    t, weight = uniform(50_000, 10, torch.Generator().manual_seed(0))
-    counts = torch.bincount(t, minlength=10)
-    assert counts.shape == (10,)
-    assert (counts - 5000).abs().max() < 5 * 5000**0.5
-    assert torch.equal(weight, torch.ones(50_000))
+    assert_follows(draws(TimestepConfig(), SCHEDULE[:10]), torch.full((10,), 0.1))
+
+
+def test_a_range_is_uniform_within_and_leaves_out_its_end() -> None:
+    probabilities = torch.zeros(20)
+    probabilities[5:17] = 1 / 12
+    assert_follows(draws(TimestepConfig(sampler="range", low=5, high=17), SCHEDULE[:20]), probabilities)
+
+
+def test_snr_weighted_sampling_follows_the_closed_form() -> None:
+    """TextBoost v1: p(t) proportional to max log SNR - log SNR(t); bins of ten timesteps."""
+    snr = SCHEDULE.double() / (1 - SCHEDULE.double())
+    weight = snr.log().max() - snr.log()
+    t = draws(TimestepConfig(sampler="snr"))
+    assert_follows(t // 10, (weight / weight.sum()).view(100, 10).sum(1))
+    assert t.float().mean() == pytest.approx(584, abs=4)  # as computed from the formula elsewhere
+    assert (t >= 500).float().mean() == pytest.approx(0.62, abs=0.01)
+
+
+def test_snr_probabilities_of_three_timesteps_by_hand() -> None:
+    abar = torch.tensor([0.5, 1 / (1 + torch.e), 1 / (1 + torch.e**3)])  # log SNR 0, -1, -3
+    torch.testing.assert_close(snr_probabilities(abar), torch.tensor([0, 0.25, 0.75], dtype=torch.float64))
 
 
 def test_draws_belong_to_the_generator() -> None:
-    first, _ = uniform(8, 1000, torch.Generator().manual_seed(3))
-    again, _ = uniform(8, 1000, torch.Generator().manual_seed(3))
-    assert torch.equal(first, again)
+    for name in ("uniform", "range", "snr"):
+        config = TimestepConfig(sampler=name)
+        assert torch.equal(draws(config, n=8), draws(config, n=8))
+        other = sampler(config, SCHEDULE)(8, torch.Generator().manual_seed(1))
+        assert not torch.equal(draws(config, n=8), other)
+
+
+def test_a_range_past_the_models_schedule() -> None:
+    with pytest.raises(ValueError, match=r"timesteps.high = 900: this model's schedule has 100 timesteps"):
+        sampler(TimestepConfig(sampler="range", low=50, high=900), SCHEDULE[:100])
+
+
+def test_a_schedule_without_signal_at_its_end() -> None:
+    with pytest.raises(ValueError, match="zero terminal SNR"):
+        sampler(TimestepConfig(sampler="snr"), torch.tensor([0.9, 0.5, 0.0]))

@@ -1,0 +1,199 @@
+"""What is trained for one concept: its rows in every text encoder, rows that only help (of a photo, of an augmentation)
+and are dropped at the end, and the adapter of the text encoder if it learns one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from textual_inversion.concept import Concept, LearnedAdapter, LearnedEmbedding
+from textual_inversion.config import AdapterConfig, InversionConfig
+from textual_inversion.families.base import Backbone
+from textual_inversion.initialise import augmentation_rows, initial_rows
+from textual_inversion.latents import Views
+from textual_inversion.lora import AdapterBatch, initial_adapter, positions
+from textual_inversion.optim import ParameterGroup, control_norms
+from textual_inversion.paired import AUGMENTATION_TOKENS
+from textual_inversion.rng import generator_for
+
+ADAPTER = "adapter"
+"""The adapter's name among the parameters; the others are named by their text encoder's key."""
+
+MAX_PHOTOS = 32
+"""Photos that can have a row of their own."""
+
+_PIECE = 1024
+
+
+class AdapterLayout:
+    """How the low-rank tensors of one concept lie in one block [pieces, 1024], which the optimizer handles at once.
+
+    The last piece is filled up with zeros, which have no gradient and stay zero.
+    """
+
+    def __init__(self, backbone: Backbone, config: AdapterConfig) -> None:
+        """Raises ValueError if the model has none of the layers."""
+        first = initial_adapter(backbone.adapter_layers, config.targets, config.rank, torch.Generator())
+        if not first:
+            raise ValueError(f"adapter.targets = {config.targets!r}: this model's text encoder has no such layers")
+        self.kind: Literal["lora", "causal"] = "causal" if config.kind == "causal" else "lora"
+        self.scale = config.alpha / config.rank
+        self._shapes = {name: (down.shape, up.shape) for name, (down, up) in first.items()}
+        self._sizes = [shape.numel() for shapes in self._shapes.values() for shape in shapes]
+        self.pieces = -(-sum(self._sizes) // _PIECE)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of one concept's block."""
+        return self.pieces, _PIECE
+
+    def join(self, tensors: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Layer name -> (down [rank, in], up [out, rank]) -> block. Raises ValueError if they do not fit."""
+        if {name: (down.shape, up.shape) for name, (down, up) in tensors.items()} != self._shapes:
+            raise ValueError("the adapter to start from does not fit the model or the adapter settings")
+        flat = torch.cat([tensor.flatten() for name in self._shapes for tensor in tensors[name]])
+        return F.pad(flat, (0, self.pieces * _PIECE - len(flat))).view(self.shape)
+
+    def split(self, blocks: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """[concepts, pieces, 1024] -> layer name -> (down [concepts, rank, in], up [concepts, out, rank])."""
+        flat = blocks.flatten(1)
+        parts = iter(flat.split([*self._sizes, flat.shape[1] - sum(self._sizes)], dim=1))
+        return {
+            name: (next(parts).unflatten(1, down), next(parts).unflatten(1, up))
+            for name, (down, up) in self._shapes.items()
+        }
+
+    def batch(self, blocks: Tensor, concept: Tensor, positions: Tensor) -> AdapterBatch:
+        """The adapters [concepts, ...] for a batch of prompts; `concept` and `positions` as in `AdapterBatch`."""
+        scale = blocks.new_full((len(blocks),), self.scale)
+        return AdapterBatch(tensors=self.split(blocks), concept=concept, scale=scale, positions=positions)
+
+    def learned(self, block: Tensor) -> LearnedAdapter:
+        tensors = {name: (down[0].clone(), up[0].clone()) for name, (down, up) in self.split(block[None]).items()}
+        return LearnedAdapter(kind=self.kind, scale=self.scale, tensors=tensors)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """The trained parameters of any concept under one configuration on one model."""
+
+    backbone: Backbone
+    config: InversionConfig
+    max_vectors: int
+    """Rows that a concept's placeholder may stand for."""
+    adapter: AdapterLayout | None
+
+    @classmethod
+    def of(cls, backbone: Backbone, config: InversionConfig, max_vectors: int) -> Layout:
+        adapter = None if config.adapter.kind == "none" else AdapterLayout(backbone, config.adapter)
+        return cls(backbone=backbone, config=config, max_vectors=max_vectors, adapter=adapter)
+
+    @property
+    def max_rows(self) -> int:
+        """Rows a slot has room for."""
+        return self.max_vectors + self.num_auxiliary(MAX_PHOTOS)
+
+    def num_auxiliary(self, num_photos: int) -> int:
+        """Rows of a concept that are dropped at the end; they come after its own."""
+        if self.config.per_image_tokens:
+            return num_photos
+        return len(AUGMENTATION_TOKENS) if self.config.augment.paired else 0
+
+    def groups(self, slots: int) -> dict[str, ParameterGroup]:
+        """Parameter name -> the stack of all slots, empty."""
+        config, backbone, device = self.config, self.backbone, self.backbone.device
+        groups = {
+            key: ParameterGroup.zeros(
+                (slots, self.max_rows, table.dim),
+                device,
+                learning_rate=config.learning_rate,
+                weight_decay=config.weight_decay,
+                norm_control=config.norm_control,
+                norm=config.norm_cap * table.mean_norm(),
+            )
+            for key, table in backbone.token_tables.items()
+        }
+        if self.adapter is not None:
+            shape = (slots, *self.adapter.shape)
+            groups[ADAPTER] = ParameterGroup.zeros(shape, device, learning_rate=config.adapter.learning_rate)
+        return groups
+
+    def shapes(self, concept: Concept, num_photos: int) -> dict[str, tuple[int, int]]:
+        """Parameter name -> [vectors, dim] of one concept. Raises ValueError if it is too large for a slot."""
+        if concept.num_vectors > self.max_vectors:
+            raise ValueError(f"num_vectors {concept.num_vectors} is more than the {self.max_vectors} a slot can hold")
+        if self.config.per_image_tokens and num_photos > MAX_PHOTOS:
+            raise ValueError(f"{num_photos} photos are more than the {MAX_PHOTOS} that can have a token of their own")
+        rows = concept.num_vectors + self.num_auxiliary(num_photos)
+        shapes = {key: (rows, table.dim) for key, table in self.backbone.token_tables.items()}
+        return shapes if self.adapter is None else {**shapes, ADAPTER: self.adapter.shape}
+
+    def beginning(
+        self, concept: Concept, num_photos: int, *, seed: int, start: LearnedEmbedding | None
+    ) -> dict[str, Tensor]:
+        """Parameter name -> [vectors, dim] float32 on the CPU before the first step, decided by the concept and the
+        seed alone. Raises ValueError if `start` does not fit the model or the concept."""
+        own = initial_rows(concept, self.backbone, noise=self.config.init.noise, seed=seed, start=start)
+        auxiliary = self._auxiliary_rows(concept, num_photos, seed)
+        parameters = {key: torch.cat([rows, auxiliary[key]]) if auxiliary else rows for key, rows in own.items()}
+        if self.config.optimizer == "riemannian":  # the first step is to begin on the sphere
+            for key, rows in parameters.items():
+                norm = self.config.norm_cap * self.backbone.token_tables[key].mean_norm()
+                parameters[key] = control_norms(rows, "sphere", norm)
+        if self.adapter is not None:
+            adapter, generator = self.config.adapter, generator_for(seed, concept.concept_id, "adapter")
+            first = initial_adapter(self.backbone.adapter_layers, adapter.targets, adapter.rank, generator)
+            parameters[ADAPTER] = self.adapter.join(start.adapter.tensors if start and start.adapter else first)
+        elif start and start.adapter:
+            raise ValueError(
+                f"embedding {start.placeholder_token!r} comes with an adapter, which its rows need; set adapter.kind "
+                f"to {start.adapter.kind!r} to start from both"
+            )
+        return parameters
+
+    def _auxiliary_rows(self, concept: Concept, num_photos: int, seed: int) -> dict[str, Tensor]:
+        """Augmentation tokens start at their words; a photo's row is a draw from the vocabulary's distribution,
+        coordinate by coordinate (the paper's code draws uniformly in [0, 1), far outside it)."""
+        if self.config.augment.paired:
+            return augmentation_rows(self.backbone)
+        if not self.config.per_image_tokens:
+            return {}
+        generator = generator_for(seed, concept.concept_id, "per-image")
+        rows = {}
+        for key, table in sorted(self.backbone.token_tables.items()):
+            weight = table.weight.float().cpu()
+            rows[key] = weight.mean(0) + weight.std(0) * torch.randn(num_photos, table.dim, generator=generator)
+        return rows
+
+    def adapters(self, values: Mapping[str, Tensor], ids: Tensor, own: Tensor) -> list[AdapterBatch]:
+        """What changes the text encoder for these prompts [batch, length], an equal number of each concept's, in
+        concept order. `values`: the parameters, [concepts, ...] each; `own` [concepts, rows] is 1 where a row is the
+        placeholder's."""
+        if self.adapter is None:
+            return []
+        row = (ids - self.backbone.vocab_size).clamp(min=0)
+        of_concept = (ids >= self.backbone.vocab_size) & (own.flatten()[row % own.numel()] > 0)
+        where = positions(self.adapter.kind, ids, of_concept, self.backbone.end_of_text)
+        concept = torch.arange(len(own), device=ids.device).repeat_interleave(len(ids) // len(own))
+        return [self.adapter.batch(values[ADAPTER], concept, where)]
+
+    def embedding(
+        self, concept: Concept, parameters: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> LearnedEmbedding:
+        """What is kept of the parameters."""
+        return LearnedEmbedding(
+            placeholder_token=concept.placeholder_token,
+            vectors={key: parameters[key][: concept.num_vectors].clone() for key in self.backbone.token_tables},
+            adapter=None if self.adapter is None else self.adapter.learned(parameters[ADAPTER]),
+            metadata=metadata,
+        )
+
+
+def num_photos(views: Views) -> int:
+    """How many photos the views show, were the last not left out."""
+    return max(views.photo, default=-1) + 1
