@@ -33,6 +33,7 @@ from pipeline.plan import ConceptTask
 from pipeline.records import ConceptRecord, StoredFile, from_json, now, put_record
 from pipeline.samples import draw_samples, score
 from pipeline.storage import RunStore, read_bytes
+from textual_inversion.adapter_formats import dump_adapter
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.extractors import ClipExtractor
@@ -238,6 +239,8 @@ class Learner:
             folder.grid: to_png(samples.sheet(photos)),
             folder.curve: curve_parquet(outcome.curve),
         }
+        if embedding.adapter:
+            payload[folder.adapter] = dump_adapter(embedding)
         files = {path.rpartition("/")[2]: self._put_checked(path, data) for path, data in payload.items()}
         if job.save is not None:
             concurrent.futures.wait([job.save])  # else it could land after the checkpoint is deleted

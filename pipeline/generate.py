@@ -27,6 +27,7 @@ from pipeline.prompts import Prompt
 from pipeline.records import ConceptRecord
 from pipeline.stage import Stage, finished_rows, first_errors, put_plan, run_stage
 from pipeline.storage import RunStore
+from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.config import SamplingConfig
 from textual_inversion.formats import parse_diffusers
@@ -175,7 +176,8 @@ class Drawer:
         return [request if isinstance(request, str) else next(pictures) for request in checked]
 
     def _load(self, path: str) -> LearnedEmbedding:
-        return parse_diffusers(self._store.get(path))
+        folder = path.rpartition("/")[0]
+        return with_adapter(parse_diffusers(self._store.get(path)), lambda name: self._store.get(f"{folder}/{name}"))
 
     def _check(self, row: Mapping[str, Any]) -> EncodedRequest | str:
         """The row as the model takes it, or what is wrong with it."""

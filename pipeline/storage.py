@@ -109,6 +109,11 @@ class ConceptFolder:
         return f"{self.root}/learned_embeds.safetensors"
 
     @property
+    def adapter(self) -> str:
+        """Of the text encoder; only if the concept was learned with one."""
+        return f"{self.root}/adapter.safetensors"
+
+    @property
     def grid(self) -> str:
         return f"{self.root}/grid.png"
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 from torch import Tensor
 
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
-from textual_inversion.formats import FLOATS, from_bytes, to_bytes
+from textual_inversion.formats import ADAPTER_FILE, FLOATS, from_bytes, to_bytes
 from textual_inversion.lora import layer_name
 
 Kind = Literal["lora", "causal"]
@@ -49,7 +50,7 @@ def to_peft(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, s
     if adapter.kind == "causal":
         peft["causal_mask_needed"] = True  # LoraConfig knows no such field, so diffusers raises an error
     metadata = {
-        **embedding.metadata,
+        **{name: value for name, value in embedding.metadata.items() if name != "adapter"},
         "format": "pt",
         "placeholder_token": embedding.placeholder_token,
         "kind": adapter.kind,
@@ -99,6 +100,14 @@ def dump_adapter(embedding: LearnedEmbedding) -> bytes:
 def parse_adapter(data: bytes) -> LearnedAdapter:
     """Read what `dump_adapter` or diffusers wrote. Raises ValueError for anything else."""
     return from_peft(*from_bytes(data))
+
+
+def with_adapter(embedding: LearnedEmbedding, read: Callable[[str], bytes]) -> LearnedEmbedding:
+    """An embedding just parsed, with the adapter it was learned with, if its header names one; without it, its rows
+    would draw something else. `read` gets the content of a file beside the embedding's, by name."""
+    if "adapter" not in embedding.metadata:
+        return embedding
+    return replace(embedding, adapter=parse_adapter(read(ADAPTER_FILE)))
 
 
 def _scale(metadata: Mapping[str, str]) -> float:

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from textual_inversion.concept import LearnedEmbedding
 
+ADAPTER_FILE = "adapter.safetensors"
+"""Beside the embedding's file, if it was learned with an adapter; the header of the embedding's file then names it."""
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -32,7 +35,8 @@ def to_diffusers(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[s
     rows = _checked(rows, embedding.placeholder_token)
     norms = ", ".join(f"{norm:.4f}" for norm in rows.norm(dim=1).tolist())
     metadata = {
-        **embedding.metadata,
+        **{name: value for name, value in embedding.metadata.items() if name != "adapter"},
+        **({"adapter": ADAPTER_FILE} if embedding.adapter else {}),
         "format": "pt",
         "placeholder_token": embedding.placeholder_token,
         "text_encoder": key,
@@ -43,7 +47,8 @@ def to_diffusers(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[s
 
 
 def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> LearnedEmbedding:
-    """The embedding in a diffusers file's tensors, ours or another tool's; [dim] counts as one vector.
+    """The embedding in a diffusers file's tensors, ours or another tool's; [dim] counts as one vector. Without its
+    adapter, which has a file of its own: see `adapter_formats.with_adapter`.
 
     Raises ValueError unless there is exactly one key with finite floating-point rows.
     """

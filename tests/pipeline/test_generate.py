@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ from pipeline.records import ConceptRecord
 from pipeline.storage import RunStore
 from tests.pipeline.runs import tiny_config
 from tests.tiny_models import DIM
-from textual_inversion.concept import LearnedEmbedding
-from textual_inversion.formats import dump_diffusers
+from textual_inversion.adapter_formats import dump_adapter
+from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
+from textual_inversion.families.base import Backbone
+from textual_inversion.formats import ADAPTER_FILE, dump_diffusers
+from textual_inversion.generate import ImageRequest, generate
+from textual_inversion.lora import initial_adapter
 
 PROMPTS = [Prompt("a photo of a {}"), Prompt("a rendering of a {}")]
 
@@ -28,12 +33,22 @@ def record(name: str) -> ConceptRecord:
     return ConceptRecord(concept_id=name, fingerprint=f"f-{name}", status="done", placeholder_token=f"<{name}>")
 
 
+def an_embedding(name: str, seed: int) -> LearnedEmbedding:
+    rows = torch.randn(1, DIM, generator=torch.Generator().manual_seed(seed))
+    return LearnedEmbedding(placeholder_token=f"<{name}>", vectors={"clip_l": rows})
+
+
 def learned(store: RunStore, name: str, seed: int) -> ConceptRecord:
     """A record whose embedding is in the store."""
-    rows = torch.randn(1, DIM, generator=torch.Generator().manual_seed(seed))
-    embedding = LearnedEmbedding(placeholder_token=f"<{name}>", vectors={"clip_l": rows})
-    store.put(record(name).folder.embedding, dump_diffusers(embedding))
+    store.put(record(name).folder.embedding, dump_diffusers(an_embedding(name, seed)))
     return record(name)
+
+
+def with_adapter(backbone: Backbone, embedding: LearnedEmbedding, kind: Any) -> LearnedEmbedding:
+    generator = torch.Generator().manual_seed(9)
+    start = initial_adapter(backbone.adapter_layers, ("fc2", "v_proj"), 2, generator)
+    tensors = {name: (down, 0.3 * torch.randn(up.shape, generator=generator)) for name, (down, up) in start.items()}
+    return replace(embedding, adapter=LearnedAdapter(kind=kind, scale=0.5, tensors=tensors))
 
 
 def rows_of(config: RunConfig, names: list[str], prompts: list[Prompt] = PROMPTS) -> list[dict[str, Any]]:
@@ -100,3 +115,34 @@ def test_a_batch_is_drawn_and_described(tiny_model: Path, tmp_path: Path, packed
 
     alone = drawer(pa.Table.from_pylist(rows[2:3], PLAN_SCHEMA)).to_pylist()[0]
     assert alone["sha256"] == results[2]["sha256"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "causal"])
+def test_a_concept_is_drawn_with_its_adapter(
+    tiny_backbone: Backbone, tiny_model: Path, tmp_path: Path, kind: Any
+) -> None:
+    config, store = tiny_config(tiny_model, tmp_path), RunStore(str(tmp_path))
+    plain, adapted, lost = record("plain"), record("adapted"), record("lost")
+    embeddings = [an_embedding("plain", 1), with_adapter(tiny_backbone, an_embedding("adapted", 1), kind)]
+    for one, embedding in ((plain, embeddings[0]), (adapted, embeddings[1]), (lost, embeddings[1])):
+        store.put(one.folder.embedding, dump_diffusers(embedding))
+    store.put(adapted.folder.adapter, dump_adapter(embeddings[1]))
+    assert adapted.folder.adapter == adapted.folder.file(ADAPTER_FILE)
+
+    requests = [
+        ImageRequest(f"a photo of a {embedding.placeholder_token}", 3, (embedding,))
+        for embedding in (embeddings[1], embeddings[0], replace(embeddings[1], adapter=None))
+    ]
+    expected = generate(tiny_backbone, requests, config.generation.sampling)
+    drawer = Drawer(config)
+    rows = [
+        {"embedding": one.folder.embedding, "prompt": f"a photo of a {word}", "seed": 3}
+        for one, word in ((adapted, "<adapted>"), (plain, "<plain>"), (lost, "<adapted>"))
+    ]
+    with_it, without, missing = drawer.draw(rows, config.generation.sampling)
+    assert not isinstance(with_it, str)
+    assert not isinstance(without, str)
+    assert with_it.tobytes() == expected[0].tobytes() != expected[2].tobytes()
+    assert without.tobytes() == expected[1].tobytes()
+    assert isinstance(missing, str), "an adapter that is named but not there must not be left out in silence"
+    assert ADAPTER_FILE in missing

@@ -6,6 +6,7 @@ All in float32 on one thread. The modules are called alike, so they agree to the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 from PIL import Image
 
 from tests.tiny_models import DIM, tiny_stable_diffusion
-from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.adapter_formats import dump_adapter
+from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.config import SamplingConfig, Solver
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone, Conditioning
 from textual_inversion.formats import dump_diffusers
 from textual_inversion.generate import ImageRequest, generate, initial_noise
+from textual_inversion.lora import TARGETS, initial_adapter, merged_state_dict
 from textual_inversion.prompts import encode_prompt
 
 WORD = "<cat-toy>"
@@ -55,6 +58,14 @@ def an_embedding(num_vectors: int, seed: int = 0, word: str = WORD) -> LearnedEm
 def load_into(pipeline: Any, embedding: LearnedEmbedding, folder: Path) -> None:
     (folder / "learned_embeds.safetensors").write_bytes(dump_diffusers(embedding))
     pipeline.load_textual_inversion(str(folder))
+
+
+def with_adapter(embedding: LearnedEmbedding, backbone: Backbone, kind: Any = "lora") -> LearnedEmbedding:
+    """With an adapter of rank 3 whose scale is neither 1 nor its rank."""
+    generator = torch.Generator().manual_seed(1)
+    start = initial_adapter(backbone.adapter_layers, TARGETS, 3, generator)
+    tensors = {name: (down, 0.3 * torch.randn(up.shape, generator=generator)) for name, (down, up) in start.items()}
+    return replace(embedding, adapter=LearnedAdapter(kind=kind, scale=0.7, tensors=tensors))
 
 
 def with_solver(pipeline: Any, solver: Solver) -> Any:
@@ -120,6 +131,40 @@ def test_a_mixed_batch_draws_what_diffusers_draws_one_by_one(
             (tmp_path / str(i)).mkdir()
             load_into(pipeline, embedding, tmp_path / str(i))
         assert_same_picture(ours, drawn_by_diffusers(pipeline, backbone, request, config))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_an_adapter_we_write_draws_the_same_picture_in_diffusers(
+    backbone: Backbone, pipeline: Any, tmp_path: Path, guidance_scale: float
+) -> None:
+    """Loaded by PEFT, and merged into the weights."""
+    embedding = with_adapter(an_embedding(2), backbone)
+    assert embedding.adapter is not None
+    config = SamplingConfig(solver="ddim", steps=4, guidance_scale=guidance_scale, batch_size=1)
+    request = ImageRequest(PROMPTS[0], 0, (embedding,))
+    (ours,) = generate(backbone, [request], config)
+    (without,) = generate(backbone, [replace(request, embeddings=(replace(embedding, adapter=None),))], config)
+    assert (np.asarray(ours) != np.asarray(without)).mean() > 0.5
+
+    with_solver(pipeline, "ddim")
+    load_into(pipeline, embedding, tmp_path)
+    pipeline.text_encoder.load_state_dict(merged_state_dict(pipeline.text_encoder.state_dict(), embedding.adapter))
+    assert_same_picture(ours, drawn_by_diffusers(pipeline, backbone, request, config))
+    pipeline.text_encoder.load_state_dict(
+        merged_state_dict(pipeline.text_encoder.state_dict(), replace(embedding.adapter, scale=-0.7))
+    )
+
+    (tmp_path / "adapter.safetensors").write_bytes(dump_adapter(embedding))
+    pipeline.load_lora_weights(str(tmp_path), weight_name="adapter.safetensors")
+    assert_same_picture(ours, drawn_by_diffusers(pipeline, backbone, request, config))
+
+
+def test_a_causal_adapter_is_refused_by_a_plain_loader(backbone: Backbone, pipeline: Any, tmp_path: Path) -> None:
+    """It would change the whole prompt, in silence."""
+    embedding = with_adapter(an_embedding(1), backbone, "causal")
+    (tmp_path / "adapter.safetensors").write_bytes(dump_adapter(embedding))
+    with pytest.raises(TypeError, match="LoraConfig"):
+        pipeline.load_lora_weights(str(tmp_path), weight_name="adapter.safetensors")
 
 
 @pytest.mark.parametrize("num_vectors", [1, 2, 4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from textual_inversion.adapter_formats import dump_adapter, from_peft, parse_adapter, to_peft
+from textual_inversion.adapter_formats import dump_adapter, from_peft, parse_adapter, to_peft, with_adapter
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
+from textual_inversion.formats import ADAPTER_FILE, dump_diffusers, parse_diffusers
 
 Q, FC2 = "encoder.layers.0.self_attn.q_proj", "encoder.layers.0.mlp.fc2"
 A, B = f"text_encoder.text_model.{FC2}.lora_A.weight", f"text_encoder.text_model.{FC2}.lora_B.weight"
@@ -100,6 +102,20 @@ def test_anything_else_is_refused(tensors: dict[str, Tensor], metadata: dict[str
         from_peft(tensors, metadata)
     with pytest.raises(ValueError, match=message):
         parse_adapter(save(tensors, metadata=metadata))
+
+
+def test_an_embedding_says_whether_it_comes_with_an_adapter() -> None:
+    embedding = an_embedding("causal")
+    beside = {ADAPTER_FILE: dump_adapter(embedding)}
+    found = with_adapter(parse_diffusers(dump_diffusers(embedding)), beside.__getitem__)
+    assert found.adapter is not None
+    assert embedding.adapter is not None
+    assert found.adapter.kind == "causal"
+    assert torch.equal(found.adapter.tensors[FC2][1], embedding.adapter.tensors[FC2][1])
+
+    plain = parse_diffusers(dump_diffusers(replace(found, adapter=None)))
+    assert "adapter" not in plain.metadata
+    assert with_adapter(plain, beside.__getitem__) is plain
 
 
 def test_a_file_that_is_empty_or_cut_short_is_refused() -> None:
