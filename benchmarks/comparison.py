@@ -1,0 +1,192 @@
+"""Rows of a comparison -> a table, and the distortion-editability plot of Gal et al. 2022 (Fig. 10)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, quantiles, stdev
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+REFERENCES = ("image-only", "prompt-only", "initializer", "human-captions")
+"""Nothing is learned in these; the plot shows them with another mark."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """Mean over concepts and its standard error; none of a single concept."""
+
+    mean: float
+    error: float | None
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Figure | None:
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        return cls(fmean(known), stdev(known) / len(known) ** 0.5 if len(known) > 1 else None)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + (f" ± {self.error:.3f}" if self.error is not None else "")
+
+
+def by_setup(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["setup"], []).append(row)
+    return found
+
+
+def table(rows: Sequence[Row], what: Mapping[str, str]) -> str:
+    """Markdown: for each setup mean and standard error over concepts, and what a concept took to learn."""
+    lines = ["| setup | CLIP-I | CLIP-T | row norm | steps | s per concept | concepts | |", "|---" * 8 + "|"]
+    for name, of_setup in by_setup(rows).items():
+        scores = [Figure.of(row[score] for row in of_setup) for score in ("clip_i", "clip_t", "norm")]
+        cells = [str(score or "-") for score in scores]
+        steps, seconds = (fmean(row[key] for row in of_setup) for key in ("steps", "seconds"))
+        cells += [f"{steps:.0f}", f"{seconds:.0f}"] if steps else ["-", "-"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(of_setup)} | {what.get(name, '')} |")
+    return "\n".join(lines) + "\n"
+
+
+def rows_parquet(rows: Sequence[Row]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows)), buffer)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A setup on the plot."""
+
+    name: str
+    across: Figure
+    up: Figure
+
+    @property
+    def is_reference(self) -> bool:
+        return self.name in REFERENCES
+
+
+def plot(rows: Sequence[Row]) -> bytes:
+    """PNG: CLIP-T across, CLIP-I up, a labelled point with error bars for each setup; where many crowd together, a
+    second panel shows that part larger. Needs matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Sheet
+
+    points = []
+    for name, of_setup in by_setup(rows).items():
+        across, up = (Figure.of(row[score] for row in of_setup) for score in ("clip_t", "clip_i"))
+        if across and up:
+            points.append(Point(name, across, up))
+    crowd = _crowd([point for point in points if not point.is_reference])
+    sheet = Sheet(figsize=(15, 7.5) if crowd else (9, 7), dpi=110, layout="tight")
+    canvas = FigureCanvasAgg(sheet)
+    panels = sheet.subplots(1, 2 if crowd else 1, squeeze=False)[0]
+    for axes in panels:
+        _draw(axes, points)
+    panels[0].set_title(
+        f"Mean and standard error over {len({row['concept_id'] for row in rows})} concepts", fontsize=10
+    )
+    if crowd:
+        panels[1].set_title("The learned setups, larger", fontsize=10)
+        panels[1].set(xlim=_range(point.across for point in crowd), ylim=_range(point.up for point in crowd))
+    canvas.draw()  # only now are the axes where they will be
+    sheet.set_layout_engine("none")
+    outside = [point for point in points if point not in crowd]
+    labelled = [outside, points] if crowd else [points]
+    for axes, names in zip(panels, labelled, strict=True):
+        _label(axes, names, points, canvas.get_renderer())
+    buffer = io.BytesIO()
+    sheet.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _crowd(points: Sequence[Point], at_least: int = 8) -> list[Point]:
+    """Those near the others: within three interquartile ranges of both medians; none of few."""
+    if len(points) < at_least:
+        return []
+    near = points
+    for values in ([point.across.mean for point in points], [point.up.mean for point in points]):
+        low, middle, high = quantiles(values, n=4)
+        allowed = {p.name for p, value in zip(points, values, strict=True) if abs(value - middle) <= 3 * (high - low)}
+        near = [point for point in near if point.name in allowed]
+    return list(near)
+
+
+def _range(figures: Iterable[Figure]) -> tuple[float, float]:
+    """Of the means, with room for labels."""
+    means = [figure.mean for figure in figures]
+    room = 0.15 * (max(means) - min(means)) + 1e-3
+    return min(means) - room, max(means) + room
+
+
+def _draw(axes: Any, points: Sequence[Point]) -> None:
+    for point in points:
+        axes.errorbar(
+            point.across.mean, point.up.mean, xerr=point.across.error, yerr=point.up.error, markersize=6,
+            fmt="s" if point.is_reference else "o", color="0.45" if point.is_reference else "C0", elinewidth=0.7,
+            ecolor="0.85", capsize=0, zorder=2,
+        )  # fmt: skip
+    axes.set_xlabel("CLIP-T (editability): follows the prompt")
+    axes.set_ylabel("CLIP-I (reconstruction): looks like the photos")
+    axes.grid(color="0.93")
+    axes.set_axisbelow(True)
+    axes.margins(0.08)
+
+
+def _label(axes: Any, labelled: Sequence[Point], points: Sequence[Point], renderer: Any) -> None:
+    """Write names beside their points, where they cover no other name and no point; farther off with a line."""
+    frame = axes.get_window_extent(renderer)
+    scale = axes.figure.dpi / 72
+    dots = {point.name: axes.transData.transform((point.across.mean, point.up.mean)) for point in points}
+    taken = [_box(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in dots.values()]
+    for point in sorted(labelled, key=lambda point: -point.up.mean):
+        x, y = dots[point.name]
+        if not (frame.x0 <= x <= frame.x1 and frame.y0 <= y <= frame.y1):
+            continue
+        at = (point.across.mean, point.up.mean)
+        text = axes.annotate(point.name, at, xytext=(0, 0), textcoords="offset points", fontsize=8, zorder=3,
+                             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3})  # fmt: skip
+        size = text.get_window_extent(renderer)
+        place = _place(x, y, size.width, size.height, scale, taken, frame)
+        left, bottom, distance = place
+        taken.append(_box(left, bottom, left + size.width, bottom + size.height))
+        text.set_position(((left - x) / scale, (bottom - y) / scale))
+        if distance > 12:
+            axes.annotate(
+                "", at, xytext=(left + size.width / 2, bottom + size.height / 2),
+                textcoords="figure pixels", zorder=1, arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6},
+            )  # fmt: skip
+
+
+Box = tuple[float, float, float, float]
+
+
+def _box(left: float, bottom: float, right: float, top: float) -> Box:
+    return left, bottom, right, top
+
+
+def _place(
+    x: float, y: float, width: float, height: float, scale: float, taken: Sequence[Box], frame: Any
+) -> tuple[float, float, float]:
+    """(left, bottom, distance in points) of the nearest free place around a point; of the nearest at all if none is."""
+    for distance in (8, 14, 22, 32, 44, 58, 74, 92, 112):
+        reach = distance * scale
+        for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7)):
+            left = x + dx * reach + (0 if dx > 0.1 else -width if dx < -0.1 else -width / 2)
+            bottom = y + dy * reach - height / 2
+            box = _box(left - 2, bottom - 2, left + width + 2, bottom + height + 2)
+            inside = frame.x0 <= box[0] and box[2] <= frame.x1 and frame.y0 <= box[1] and box[3] <= frame.y1
+            if inside and not any(_overlap(box, other) for other in taken):
+                return left, bottom, distance
+    return x + 8 * scale, y - height / 2, 8
+
+
+def _overlap(first: Box, second: Box) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]

@@ -1,0 +1,263 @@
+"""Methods side by side on the demo world: every setup learns the same concepts, and the judge scores what it draws.
+
+    python -m benchmarks.methods --concepts 8 --processes 2
+    python -m benchmarks.methods --setups textual-inversion,high-lr,low-lr --steps 300 --output output/rates
+
+Setups are those of `benchmarks/setups.py` and the recipes. Writes a row for each concept and setup as soon as it is
+there (`rows/`), then all (`rows.parquet`), a table (`table.md`) and the distortion-editability plot (`plot.png`;
+needs matplotlib). Run it again to continue: what is there is not done again. CLIP-I is taken from the prompt that says
+nothing but the concept, CLIP-T from all others (Gal et al. 2022, section 5). All setups draw from the same noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks.comparison import plot, rows_parquet, table
+from benchmarks.setups import CAPTIONS, SETUPS, Setup, find
+from pipeline.config import RunConfig, load_config
+from pipeline.evaluation import seeds_of
+from pipeline.faults import describe_error
+from pipeline.manifest import BadRow, read_manifest
+from pipeline.models import extractor_hash, load_model, locate, model_hash
+from pipeline.prompts import Prompt
+from pipeline.protocols import Protocol, choose
+from pipeline.storage import RunStore, absolute, read_bytes
+from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.config import InversionConfig
+from textual_inversion.engine import learn
+from textual_inversion.extractors import ClipExtractor
+from textual_inversion.families.base import Backbone
+from textual_inversion.formats import dump_diffusers
+from textual_inversion.generate import ImageRequest, generate
+from textual_inversion.metrics import clip_i_among, clip_i_each, clip_t_each, mean_and_error, without_placeholder
+from textual_inversion.photos import open_photo
+from textual_inversion.prompts import HOLE, fill
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One concept in one setup."""
+
+    name: str
+    setup: Setup
+    concept: Concept
+    """As the manifest has it."""
+    config: RunConfig
+    """With the setup's way of learning."""
+
+    @property
+    def path(self) -> str:
+        return f"rows/{self.name}/{self.concept.concept_id}"
+
+    def key(self) -> str:
+        """Of all that the row depends on."""
+        config = self.config
+        parts = [
+            asdict(self.setup.concept(self.concept)), self.setup.drawn, asdict(config.inversion),
+            asdict(choose(config)), config.seed, model_hash(config.model), extractor_hash(config.extractor),
+        ]  # fmt: skip
+        return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure what is missing, then write table and plot; returns 1 if anything failed."""
+    options = parse(arguments)
+    store = RunStore(absolute(options.output))
+    jobs = list(make_jobs(options))
+    rows = {job.path: row for job in jobs if (row := stored(store, job)) is not None}
+    todo = [job for job in jobs if job.path not in rows]
+    failures = {}
+    began = time.monotonic()
+    say(f"{len(jobs)} rows, {len(rows)} there already, {len(todo)} to measure\n")
+    for job, result in measured(todo, store.root, options.processes):
+        if isinstance(result, str):
+            failures[job.path] = result
+            say(f"FAILED {job.name} {job.concept.concept_id}: {result}\n")
+            continue
+        rows[job.path] = result
+        say(f"{job.name} {job.concept.concept_id}: {len(rows)} of {len(jobs)}, {time.monotonic() - began:.0f} s\n")
+    present = [rows[job.path] for job in jobs if job.path in rows]
+    if present:
+        what = {job.name: job.setup.what for job in jobs}
+        store.put("rows.parquet", rows_parquet(present))
+        store.put("table.md", table(present, what).encode())
+        store.put("plot.png", plot(present))
+        say(f"\n{table(present, what)}\n{store.uri('table.md')}, plot.png, rows.parquet\n")
+    return 1 if failures else 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--manifest", default="manifests/demo.parquet")
+    parser.add_argument("--concepts", type=int, default=8, help="the first so many objects of the manifest")
+    parser.add_argument("--setups", default=",".join(SETUPS), help="names, with commas between; default: all")
+    parser.add_argument("--steps", type=int, default=500, help="budget of plain Textual Inversion")
+    parser.add_argument("--samples", type=int, default=4, help="pictures per prompt")
+    parser.add_argument("--prompts", default="", metavar="URI", help="in place of the demo's")
+    parser.add_argument("--processes", type=int, default=1, help="concepts measured at a time, a torch thread each")
+    parser.add_argument("--output", default="output/methods")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="for every setup")
+    return parser.parse_args(arguments)
+
+
+def make_jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Every setup's concepts, setup by setup. Raises ValueError for an unknown setup or a bad manifest row."""
+    concepts = list(islice(objects(options.manifest), options.concepts))
+    setups = {name: find(name) for name in options.setups.split(",")}
+    base = load_config("", ["device=cpu", *options.set, f"evaluation.images_per_prompt={options.samples}"])
+    base = replace(base, evaluation=replace(base.evaluation, prompts=options.prompts))
+    for name, setup in setups.items():
+        config = replace(base, inversion=setup.inversion(options.steps, options.set))
+        for concept in concepts:
+            yield Job(name=name, setup=setup, concept=concept, config=config)
+
+
+def objects(manifest: str) -> Iterator[Concept]:
+    """The manifest's objects; a bad row ends the benchmark."""
+    for row in read_manifest(absolute(manifest)):
+        if isinstance(row, BadRow):
+            raise ValueError(f"{row.file}, row {row.row}: {row.reason}")
+        if row.concept.category == "object":
+            yield row.concept
+
+
+def stored(store: RunStore, job: Job) -> dict[str, Any] | None:
+    """The row, if it was measured with the same settings."""
+    try:
+        row: dict[str, Any] = json.loads(store.get(f"{job.path}.json"))
+    except FileNotFoundError:
+        return None
+    return row if row["key"] == job.key() else None
+
+
+def measured(jobs: list[Job], output: str, processes: int) -> Iterator[tuple[Job, dict[str, Any] | str]]:
+    """Each job with its row, or with what went wrong, as they end."""
+    if not jobs:
+        return
+    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=spawn) as pool:
+        waiting = {pool.submit(measure, job, output): job for job in jobs}
+        for future in as_completed(waiting):
+            error = future.exception()  # whatever it is: a night's comparison goes on without that row
+            yield waiting[future], describe_error(error) if error else future.result()
+
+
+def measure(job: Job, output: str) -> dict[str, Any]:
+    """Learn, draw and score one concept in one setup, and store its row. Raises ValueError for what cannot be done."""
+    backbone, extractor = models(replace(job.config, inversion=InversionConfig()))
+    began = time.perf_counter()
+    embedding = learned(job, backbone) if job.setup.drawn == "learned" else None
+    seconds = time.perf_counter() - began
+    protocol = choose(job.config)
+    row: dict[str, Any] = {
+        "key": job.key(),
+        "setup": job.name,
+        "concept_id": job.concept.concept_id,
+        "steps": int(embedding.metadata["step"]) if embedding else 0,
+        "seconds": seconds if embedding else 0.0,
+        "norm": mean_norm(embedding) if embedding else None,
+        **scores(job, protocol, embedding, backbone, extractor),
+    }
+    store = RunStore(output)
+    if embedding:
+        store.put(f"{job.path}.safetensors", dump_diffusers(embedding))
+    store.put(f"{job.path}.json", json.dumps(row, indent=1).encode())
+    return row
+
+
+@cache
+def models(config: RunConfig) -> tuple[Backbone, ClipExtractor]:
+    """Loaded once a process; `config` is the same for all jobs, without their ways of learning."""
+    torch.set_num_threads(1)
+    return load_model(config), ClipExtractor(locate(config.extractor), config.device)
+
+
+def learned(job: Job, backbone: Backbone) -> LearnedEmbedding:
+    concept = job.setup.concept(job.concept)
+    photos = [open_photo(read_bytes(uri)) for uri in concept.images]
+    return learn(backbone, [(concept, photos)], job.config.inversion, slots=1, seed=job.config.seed)[0]
+
+
+def scores(
+    job: Job, protocol: Protocol, embedding: LearnedEmbedding | None, backbone: Backbone, extractor: ClipExtractor
+) -> dict[str, Any]:
+    """`clip_i` of the prompts that say nothing but the concept, `clip_t` of the others, each with `_se` over pictures;
+    `clip_i_all` of all prompts. Photos are all of the concept's, also those a setup did not learn from."""
+    real = extractor.images([open_photo(read_bytes(uri)) for uri in job.concept.images])
+    telling, identity, everything = [], [], []
+    for prompt in prompts_of(job.concept, protocol):
+        text = without_placeholder(prompt.text, HOLE)
+        if job.setup.drawn == "photos":
+            seen, likeness = real, clip_i_among(real)
+        else:
+            seen = extractor.images(pictures(job, prompt, protocol, embedding, backbone))
+            likeness = clip_i_each(seen, real)
+        everything.append(likeness)
+        if prompt.text in protocol.reconstruction:
+            identity.append(likeness)
+        else:
+            telling.append(clip_t_each(seen, extractor.texts([text])))
+    found: dict[str, Any] = {"clip_i_all": float(torch.cat(everything).mean())}
+    for name, values in (("clip_i", identity or everything), ("clip_t", telling)):
+        found[name], found[f"{name}_se"] = mean_and_error(torch.cat(values)) if values else (None, None)
+    return found
+
+
+def prompts_of(concept: Concept, protocol: Protocol) -> list[Prompt]:
+    assert isinstance(protocol.prompts, tuple)
+    return [prompt for prompt in protocol.prompts if prompt.is_for(concept.concept_id, concept.category)]
+
+
+def pictures(
+    job: Job, prompt: Prompt, protocol: Protocol, embedding: LearnedEmbedding | None, backbone: Backbone
+) -> list[Image.Image]:
+    word = word_of(job)
+    text = fill(prompt.text, word) if word else without_placeholder(prompt.text, HOLE)
+    seeds = seeds_of(prompt, protocol.images_per_prompt, job.config.seed)
+    requests = [ImageRequest(text, seed, (embedding,) if embedding else ()) for seed in seeds]
+    return generate(backbone, requests, protocol.sampling)
+
+
+def word_of(job: Job) -> str:
+    """What stands in the prompts: with a class cue as the concept was learned, "S* cat"."""
+    concept = job.setup.concept(job.concept)
+    if job.setup.drawn == "initializer":
+        return concept.initializer
+    if job.setup.drawn == "prompt":
+        return ""
+    if job.setup.drawn == "caption":
+        if concept.concept_id not in CAPTIONS:
+            raise ValueError(f"no caption for {concept.concept_id!r}; add one to benchmarks/setups.py")
+        return CAPTIONS[concept.concept_id]
+    return f"{concept.placeholder_token} {concept.initializer if job.config.inversion.class_cue else ''}".strip()
+
+
+def mean_norm(embedding: LearnedEmbedding) -> float:
+    """Mean L2 norm of the rows."""
+    rows = torch.cat([rows.norm(dim=1) for rows in embedding.vectors.values()])
+    return float(rows.mean())
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Rows of a comparison as a table and as a plot whose labels can be read."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from benchmarks.comparison import Figure, _overlap, _place, plot, rows_parquet, table
+
+
+def row(setup: str, concept: str, clip_i: float, clip_t: float | None, steps: int = 10) -> dict[str, Any]:
+    return {"setup": setup, "concept_id": concept, "clip_i": clip_i, "clip_t": clip_t, "steps": steps, "seconds": 2.4,
+            "norm": 0.5 if steps else None}  # fmt: skip
+
+
+ROWS = [
+    row("textual-inversion", "a", 0.7, 0.3), row("textual-inversion", "b", 0.9, 0.5),
+    row("image-only", "a", 0.8, None, 0), row("image-only", "b", 0.8, 0.1, 0),
+]  # fmt: skip
+
+
+def test_mean_and_standard_error_over_concepts() -> None:
+    assert Figure.of([0.7, 0.9]) == Figure(pytest.approx(0.8), pytest.approx(0.1))
+    assert Figure.of([None, 0.5]) == Figure(0.5, None)
+    assert Figure.of([None]) is None
+
+
+def test_a_table() -> None:
+    assert table(ROWS, {"textual-inversion": "one vector"}) == (
+        "| setup | CLIP-I | CLIP-T | row norm | steps | s per concept | concepts | |\n"
+        "|---|---|---|---|---|---|---|---|\n"
+        "| textual-inversion | 0.800 ± 0.100 | 0.400 ± 0.100 | 0.500 ± 0.000 | 10 | 2 | 2 | one vector |\n"
+        "| image-only | 0.800 ± 0.000 | 0.100 | - | - | - | 2 |  |\n"
+    )
+
+
+def test_rows_survive_as_parquet() -> None:
+    assert pq.read_table(io.BytesIO(rows_parquet(ROWS))).to_pylist() == ROWS
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_a_plot(count: int) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [row(f"setup-{i}", name, 0.7 + i * i / 900, 0.4 + i / 500) for i in range(count) for name in "ab"]
+    picture = Image.open(io.BytesIO(plot(rows + ROWS)))
+    assert picture.format == "PNG"
+    assert (picture.width > 1200) == (count > 8)  # a second panel where points crowd
+
+
+def test_labels_find_free_places() -> None:
+    class Frame:
+        x0, y0, x1, y1 = 0.0, 0.0, 400.0, 300.0
+
+    taken = []
+    for _ in range(12):  # of twelve points at the same place
+        left, bottom, _distance = _place(200, 150, 60, 12, 1.0, taken, Frame)
+        box = (left, bottom, left + 60, bottom + 12)
+        assert not any(_overlap(box, other) for other in taken)
+        taken.append(box)
+    left, _, _ = _place(390, 150, 60, 12, 1.0, [], Frame)
+    assert left + 60 <= 400

@@ -1,0 +1,141 @@
+"""The comparison of methods: setups resolve, scores equal those made by hand, what is there is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import methods, setups
+from benchmarks.methods import Job, main, make_jobs, measure, parse, word_of
+from benchmarks.setups import SETUPS, Setup, find
+from pipeline.protocols import choose
+from tests.pipeline.runs import write_manifest
+from tests.tiny_models import tiny_judge
+from textual_inversion.concept import Concept
+from textual_inversion.extractors import ClipExtractor
+from textual_inversion.families.base import Backbone
+from textual_inversion.generate import ImageRequest, generate
+
+CONCEPT = Concept(
+    concept_id="tiger", placeholder_token="<t>", images=("0", "1", "2"), initializer="cat", captions=("a {}",) * 3
+)
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_every_setup_is_a_configuration(name: str) -> None:
+    setup = find(name)
+    learned = setup.inversion(200, ["inversion.batch_size=3"])
+    assert learned.steps == round(200 * setup.steps)
+    assert learned.batch_size == 3 or "batch_size" in str(setup.settings)
+    assert setup.concept(CONCEPT).concept_id == "tiger"
+
+
+def test_a_setup_changes_the_concept() -> None:
+    one = Setup(what="", num_photos=1, num_vectors=2, initializer="").concept(CONCEPT)
+    assert (one.images, one.captions, one.num_vectors, one.initializer) == (("0",), ("a {}",), 2, "")
+    assert Setup(what="").concept(CONCEPT) == CONCEPT
+
+
+def test_the_papers_learning_rates_keep_their_ratio() -> None:
+    high, base, low = (SETUPS[name].inversion(500, []) for name in ("high-lr", "paper", "low-lr"))
+    assert (high.learning_rate / base.learning_rate, base.learning_rate / low.learning_rate) == pytest.approx((4, 50))
+    assert {high.norm_control, base.norm_control, low.norm_control} == {"none"}
+
+
+def test_recipes_are_setups_under_their_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.toml").write_text('model = "some/other"\n[inversion]\nlearning_rate = 0.5\nsteps = 3\n')
+    monkeypatch.setattr(setups, "RECIPES", tmp_path)
+    assert find("mine").inversion(10, []).learning_rate == 0.5
+    assert find("mine").inversion(10, []).steps == 10
+    with pytest.raises(ValueError, match=r"no setup 'yours'; there are image-only, .* and the recipes mine"):
+        find("yours")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_judge("clip", tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def arguments(tiny_model: Path, clip: Path, tmp_path: Path) -> list[str]:
+    manifest, prompts = write_manifest(tmp_path, ["a", "b", "c"]), tmp_path / "prompts.txt"
+    prompts.write_text("a photo of a {}\na rendering of a {}\n")
+    values = [f"model={tiny_model}", f"extractor={clip}", "inversion.batch_size=2", "generation.sampling.batch_size=4"]
+    settings = [word for value in values for word in ("--set", value)]
+    files = ["--manifest", str(manifest), "--prompts", str(prompts), "--output", str(tmp_path / "out")]
+    return [*files, "--concepts", "2", "--steps", "2", "--samples", "2", *settings]
+
+
+def jobs_of(arguments: list[str], *names: str) -> list[Job]:
+    return list(make_jobs(parse([*arguments, "--setups", ",".join(names)])))
+
+
+def test_jobs_go_setup_by_setup(arguments: list[str]) -> None:
+    jobs = jobs_of(arguments, "textual-inversion", "prompt-only")
+    assert [(job.name, job.concept.concept_id) for job in jobs] == [
+        ("textual-inversion", "a"), ("textual-inversion", "b"), ("prompt-only", "a"), ("prompt-only", "b")
+    ]  # fmt: skip
+    assert len({job.key() for job in jobs}) == 4
+    assert [job.key() for job in jobs] == [job.key() for job in jobs_of(arguments, "textual-inversion", "prompt-only")]
+    more = jobs_of([*arguments, "--samples", "3"], "textual-inversion", "prompt-only")
+    assert not {job.key() for job in jobs} & {job.key() for job in more}
+
+
+def test_what_stands_in_the_prompts(arguments: list[str]) -> None:
+    names = ("textual-inversion", "class-cue", "initializer", "prompt-only")
+    words = [word_of(job) for job in jobs_of(arguments, *names) if job.concept.concept_id == "a"]
+    assert words == ["<a>", "<a> cat", "cat", ""]
+    with pytest.raises(ValueError, match="no caption for 'a'"):
+        word_of(jobs_of(arguments, "human-captions")[0])
+
+
+def test_a_row_by_hand(arguments: list[str], tiny_backbone: Backbone, clip: Path, tmp_path: Path) -> None:
+    job = jobs_of(arguments, "initializer")[0]
+    row = measure(job, str(tmp_path))
+    judge, protocol = ClipExtractor(str(clip), "cpu"), choose(job.config)
+    photos = judge.images([Image.open(path) for path in job.concept.images])
+
+    def drawn(prompt: str, template: str) -> torch.Tensor:
+        seeds = methods.seeds_of(next(p for p in protocol.prompts if p.text == template), 2, 0)
+        pictures = generate(tiny_backbone, [ImageRequest(prompt, seed) for seed in seeds], protocol.sampling)
+        return judge.images(pictures)
+
+    identity = drawn("a photo of a cat", "a photo of a {}") @ photos.T
+    text = judge.texts(["a rendering of a"])
+    assert row["clip_i"] == pytest.approx(identity.mean().item(), abs=1e-5)
+    rendering = drawn("a rendering of a cat", "a rendering of a {}")
+    assert row["clip_t"] == pytest.approx((rendering @ text.T).mean().item(), abs=1e-5)
+    assert row["clip_i_all"] == pytest.approx((identity.mean() + (rendering @ photos.T).mean()).item() / 2, abs=1e-5)
+    assert (row["steps"], row["norm"]) == (0, None)
+    assert json.loads((tmp_path / "rows/initializer/a.json").read_text()) == row
+
+
+def test_learning_from_one_photo_is_scored_against_all(arguments: list[str], tmp_path: Path) -> None:
+    job = jobs_of(arguments, "ti-one-photo")[0]
+    row = measure(job, str(tmp_path))
+    assert len(job.setup.concept(job.concept).images) == 1
+    assert row["steps"] == 2
+    assert row["norm"] > 0
+    assert (tmp_path / "rows/ti-one-photo/a.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_where_it_stopped(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*arguments, "--processes", "2", "--setups", "image-only,textual-inversion"]
+    assert main(command) == 0
+    assert "4 rows, 0 there already, 4 to measure" in capsys.readouterr().out
+    assert "| textual-inversion |" in (tmp_path / "out" / "table.md").read_text()
+    assert len(pq.read_table(tmp_path / "out" / "rows.parquet")) == 4
+
+    assert main([*command[:-1], "image-only,textual-inversion,human-captions"]) == 1
+    said = capsys.readouterr().out
+    assert "6 rows, 4 there already, 2 to measure" in said
+    assert "FAILED human-captions a: ValueError: no caption for 'a'" in said
+    assert len(pq.read_table(tmp_path / "out" / "rows.parquet")) == 4
