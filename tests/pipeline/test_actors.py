@@ -20,7 +20,9 @@ from pipeline.plan import ConceptTask
 from pipeline.records import from_json
 from pipeline.storage import RunStore
 from tests.pipeline.runs import task, tiny_config, write_photo
+from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.engine import Engine
+from textual_inversion.formats import parse_diffusers
 from textual_inversion.slots import SlotState
 
 
@@ -60,6 +62,28 @@ def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[
     (rows,) = load(store.get(one.folder.embedding)).values()
     assert rows.shape == (1, 32)
     assert pq.read_table(tmp_path / "out" / one.folder.curve).num_rows == 6
+
+
+@pytest.mark.parametrize("kind", ["lora", "causal"])
+def test_an_adapter_is_published_with_its_concept(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, kind: str
+) -> None:
+    inversion = {"steps": 4, "batch_size": 2, "adapter": {"kind": kind, "learning_rate": 0.01, "rank": 2, "alpha": 1.0}}
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion=inversion))
+    one = task("toy", photos)
+    (record,) = learn_all(learner, [one])
+    learner.close()
+
+    store = RunStore(str(tmp_path))
+    assert record.status == "done", record.error
+    assert "adapter.safetensors" in record.files
+    found = with_adapter(
+        parse_diffusers(store.get(one.folder.embedding)), lambda name: store.get(one.folder.file(name))
+    )
+    assert found.adapter is not None
+    assert (found.adapter.kind, found.adapter.scale) == (kind, 0.5)
+    assert found.metadata["fingerprint"] == one.fingerprint
+    assert all(up.any() for _, up in found.adapter.tensors.values())
 
 
 def test_bad_photos_fail_their_concept_alone(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
