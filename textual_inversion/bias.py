@@ -1,6 +1,6 @@
 """What a word stands for in a model, as shares of answers, and how that changes when the word is learned anew.
 
-Gal et al. 2022, section 4.4: a word's bias is reduced by learning a new word from a small diverse set. A judge model
+Gal et al. 2022, section 4.5: a word's bias is reduced by learning a new word from a small diverse set. A judge model
 gives each drawn picture to one of several captions; the functions here turn answers into shares with intervals.
 """
 
