@@ -65,9 +65,14 @@ class InitConfig:
 
     method: InitMethod = "words"
     """`words`: the mean of the initializer's vectors, of the whole vocabulary if it has none. `encoder_output`: the
-    text encoder's output for the initializer (Cross-Initialization, Pang et al. 2024). `auto`: the vocabulary word
-    whose text the extractor finds nearest to the photos. `amortised`: predicted from the photos' features by a
-    regression fitted on known words, or `words` where it is unsure."""
+    text encoder's output for the initializer (Cross-Initialization, Pang et al. 2024), which is many times longer.
+    `auto`: the word whose text the extractor finds nearest to the photos becomes the initializer. `amortised`: the
+    initializer's vectors, moved towards the photos by a regression fitted on known words; as `words` where that is
+    unsure."""
+
+    words: tuple[str, ...] = ()
+    """Words and phrases that `auto` chooses from and `amortised` is fitted on; none takes all single-token words of
+    the model's vocabulary, among them ends of longer words that mean nothing by themselves."""
 
     noise: float = 0.0
     """Standard deviation added to the start, in units of the vocabulary's per-coordinate deviation.
@@ -76,6 +81,7 @@ class InitConfig:
     def __post_init__(self) -> None:
         methods = ("words", "encoder_output", "auto", "amortised")
         check(self.method in methods, "init.method", self.method, f"one of {', '.join(methods)}")
+        check(all(word.strip() for word in self.words), "init.words", self.words, "words or phrases, none empty")
         check(self.noise >= 0, "init.noise", self.noise, "0 or more")
 
 
@@ -261,6 +267,8 @@ class InversionConfig:
               "0 unless optimizer is 'riemannian'")  # fmt: skip
         check(self.adapter.kind == "lora" or not self.penalties.knowledge, "inversion.penalties.knowledge",
               self.penalties.knowledge, "0 unless adapter.kind is 'lora': else other prompts keep")  # fmt: skip
+        check(self.init.method != "encoder_output" or self.norm_control == "none", "inversion.norm_control",
+              self.norm_control, "'none' with init.method 'encoder_output', whose length it would undo")  # fmt: skip
         check(not (self.per_image_tokens and self.augment.paired), "inversion.per_image_tokens", self.per_image_tokens,
               "false when augment.paired names each view's transform: a prompt holds one or the other")  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Where a concept's rows start: at a word, a phrase, the vocabulary's mean, or an embedding learned before.
+"""Where a concept's rows start: at a word, a phrase, the vocabulary's mean, or an embedding handed in, be it learned
+before or chosen by a look at the photos (`StartChooser`).
 
 A random start is the vocabulary's mean (no initializer) with `init.noise` 1: a draw from the vocabulary's own
 distribution, coordinate by coordinate.
@@ -6,16 +7,25 @@ distribution, coordinate by coordinate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from textual_inversion import amortise
 from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.config import InitConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.paired import AUGMENTATION_TOKENS
 from textual_inversion.rng import generator_for
 from textual_inversion.tokens import TokenTable
+
+if TYPE_CHECKING:
+    from textual_inversion.extractors import ClipExtractor
 
 MIN_NOISE_BETWEEN_ROWS = 0.1
 """Of rows after the first, in vocabulary deviations: equal rows get equal gradients and never part."""
@@ -27,7 +37,8 @@ def initial_rows(
     """Text encoder key -> [num_vectors, dim] float32 on the CPU, decided by the concept and the seed alone.
 
     `noise` is the standard deviation added, in vocabulary deviations per coordinate. `start` takes the place of the
-    initializer. Raises ValueError if `start` does not fit the model or the concept.
+    initializer; a single row of it is where all rows start. Raises ValueError if `start` does not fit the model or the
+    concept.
     """
     ids = backbone.tokenize(concept.initializer)
     generator = generator_for(seed, concept.concept_id, "init")
@@ -35,11 +46,9 @@ def initial_rows(
     for key, table in sorted(backbone.token_tables.items()):
         draw = torch.randn(concept.num_vectors, table.dim, generator=generator)
         amount = torch.full((concept.num_vectors, 1), noise)
-        if start is None:
-            mean = _mean_vector(table, ids).expand(concept.num_vectors, -1)
+        mean = _mean_vector(table, ids)[None] if start is None else _vectors(start, key, concept, table)
+        if len(mean) == 1:
             amount[1:].clamp_(min=MIN_NOISE_BETWEEN_ROWS)
-        else:
-            mean = _vectors(start, key, concept, table)
         deviation = table.weight.float().std(0).cpu()
         rows[key] = mean + amount * deviation * draw
     return rows
@@ -49,6 +58,32 @@ def class_vectors(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
     """Text encoder key -> [dim] float32 CPU: the mean of the initializer's vectors, or of the whole vocabulary's."""
     ids = backbone.tokenize(concept.initializer)
     return {key: _mean_vector(table, ids) for key, table in backbone.token_tables.items()}
+
+
+def encoder_output(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
+    """Cross-Initialization (Pang et al. 2024): what the text encoder makes of the initializer, alone in a prompt, at
+    the initializer's own place (the mean of its places if it has several tokens): key -> [dim] float32 CPU.
+
+    Raises ValueError without an initializer, and where the encoder's states cannot stand in for its vectors.
+    """
+    ids = backbone.tokenize(concept.initializer)
+    if not ids:
+        raise ValueError(
+            f"concept {concept.concept_id!r} has no initializer, which init.method 'encoder_output' starts from; give "
+            "it one, or set init.method to 'auto'"
+        )
+    with torch.no_grad():
+        prompt = backbone.assemble(ids)
+        states = backbone.encode_prompts(torch.tensor([prompt], device=backbone.device), {}).hidden[0].float().cpu()
+    first = prompt.index(ids[0])
+    hidden = states[first : first + len(ids)].mean(0)
+    dims = {key: table.dim for key, table in backbone.token_tables.items()}
+    if sum(dims.values()) != len(hidden):
+        raise ValueError(
+            f"init.method 'encoder_output': the text encoders' states are {len(hidden)} wide but their vectors {dims}; "
+            "on this model use another method"
+        )
+    return dict(zip(dims, hidden.split(list(dims.values())), strict=True))
 
 
 def augmentation_rows(backbone: Backbone) -> dict[str, Tensor]:
@@ -65,6 +100,107 @@ def augmentation_rows(backbone: Backbone) -> dict[str, Tensor]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a concept starts."""
+
+    concept: Concept
+    """With the initializer that was chosen, if one was."""
+    embedding: LearnedEmbedding | None
+    """For `Assignment.start`; None leaves it to the initializer."""
+    reason: str
+    """In words, for the record: the method, what it chose, and why it did not if it was unsure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A concept learned before, by the same model."""
+
+    embedding: LearnedEmbedding
+    photos: Sequence[Image.Image]
+
+
+class StartChooser:
+    """Decides by a look at each concept's photos where its rows start, as `init.method` says.
+
+    What all concepts share is computed here, once; decided by the model, the extractor, the settings and the seed
+    alone. Threads may share one chooser.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: InitConfig,
+        extractor: ClipExtractor | None = None,
+        *,
+        seed: int = 0,
+        examples: Sequence[Example] = (),
+    ) -> None:
+        """`extractor` is what `auto` and `amortised` see with; `examples` are fitted on by `amortised` beside words.
+        Raises ValueError without one where it is needed, or if the model knows too few words."""
+        self._backbone, self._method, self._extractor = backbone, config.method, extractor
+        if config.method not in ("auto", "amortised"):
+            return
+        if extractor is None:
+            raise ValueError(f"init.method {config.method!r} looks at the photos with a CLIP; set `extractor`")
+        self._words = list(config.words) or backbone.words()
+        if len(self._words) < 3:
+            raise ValueError(f"init.words = {self._words!r}: must be 3 words or more for init.method {config.method!r}")
+        self._texts = extractor.texts([amortise.WORD_PROMPT.format(word) for word in self._words])
+        if config.method == "amortised":
+            self._amortiser = self._fit(extractor, seed, examples)
+
+    def __call__(self, concept: Concept, photos: Sequence[Image.Image]) -> Start:
+        """Raises ValueError, naming the concept, if it lacks what the method needs."""
+        if self._method == "words":
+            return Start(concept, None, "words")
+        if self._method == "encoder_output":
+            return _started(concept, encoder_output(concept, self._backbone), "encoder_output")
+        assert self._extractor is not None
+        feature = F.normalize(self._extractor.images(photos).mean(0), dim=0)
+        return self._nearest(concept, feature) if self._method == "auto" else self._predicted(concept, feature)
+
+    def _nearest(self, concept: Concept, feature: Tensor) -> Start:
+        cosines = self._texts @ feature
+        best = int(cosines.argmax())
+        concept = replace(concept, initializer=self._words[best])
+        reason = f"auto: {concept.initializer} (cosine {float(cosines[best]):.2f})"
+        return _started(concept, class_vectors(concept, self._backbone), reason)
+
+    def _predicted(self, concept: Concept, feature: Tensor) -> Start:
+        assert self._extractor is not None
+        own = class_vectors(concept, self._backbone)
+        word = None
+        if concept.initializer:
+            word = self._extractor.texts([amortise.WORD_PROMPT.format(concept.initializer)])[0], own
+        prediction = self._amortiser.predict(feature, word)
+        if prediction.doubt:
+            return _started(concept, own, f"words, amortised was unsure: {prediction.doubt}")
+        return _started(concept, prediction.vectors, "amortised")
+
+    def _fit(self, extractor: ClipExtractor, seed: int, examples: Sequence[Example]) -> amortise.Amortiser:
+        backbone, words = self._backbone, self._words
+        ids = [backbone.tokenize(word) for word in words]
+        vectors = {
+            key: torch.stack([_mean_vector(table, tokens) for tokens in ids]
+                             + [example.embedding.vectors[key].float().mean(0) for example in examples])
+            for key, table in backbone.token_tables.items()
+        }  # fmt: skip
+        learned = [extractor.images(example.photos).mean(0) for example in examples]
+        drawn = amortise.spread(len(words))
+        pictures = amortise.draw_words(backbone, [words[i] for i in drawn], seed)
+        return amortise.fit(
+            self._texts, vectors, extractor.images(pictures), drawn,
+            F.normalize(torch.stack(learned), dim=1) if learned else None,
+        )  # fmt: skip
+
+
+def _started(concept: Concept, vectors: Mapping[str, Tensor], reason: str) -> Start:
+    """One row for all of the concept's."""
+    rows = {key: vector[None] for key, vector in vectors.items()}
+    return Start(concept, LearnedEmbedding(placeholder_token=concept.placeholder_token, vectors=rows), reason)
+
+
 def _mean_vector(table: TokenTable, ids: Sequence[int]) -> Tensor:
     """Mean of these tokens' vectors, or of the whole vocabulary's if there are none -> [dim] float32 CPU."""
     chosen = table.weight[list(ids)] if ids else table.weight
@@ -72,10 +208,10 @@ def _mean_vector(table: TokenTable, ids: Sequence[int]) -> Tensor:
 
 
 def _vectors(start: LearnedEmbedding, key: str, concept: Concept, table: TokenTable) -> Tensor:
-    """The start's own rows for one text encoder, checked."""
+    """The start's own rows for one text encoder, checked: one for each of the concept's, or one for all."""
     wanted = (concept.num_vectors, table.dim)
     found = tuple(start.vectors[key].shape) if key in start.vectors else None
-    if found != wanted:
+    if found not in (wanted, (1, table.dim)):
         raise ValueError(
             f"embedding {start.placeholder_token!r} holds {found or 'nothing'} for text encoder {key!r}, but concept "
             f"{concept.concept_id!r} on this model needs {wanted}; start from an embedding of the same model and "

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
 from tests.toy_backbone import DIMS, ToyBackbone
 from textual_inversion.concept import Concept, LearnedEmbedding
-from textual_inversion.initialise import initial_rows
+from textual_inversion.config import InitConfig, InversionConfig
+from textual_inversion.families.base import Backbone
+from textual_inversion.initialise import Example, StartChooser, class_vectors, encoder_output, initial_rows
 
 BACKBONE = ToyBackbone()
 WEIGHT = BACKBONE.token_tables["long"].weight
@@ -72,3 +79,134 @@ def test_decided_by_the_concept_and_the_seed() -> None:
     assert torch.equal(start, rows("cat", 2, noise=0.5)["long"])
     assert not torch.equal(start, rows("cat", 2, noise=0.5, seed=1)["long"])
     assert not torch.equal(start, rows("cat", 2, noise=0.5, concept_id="d")["long"])
+
+
+def test_one_row_of_a_start_is_where_all_begin() -> None:
+    learned = {key: torch.randn(1, dim) for key, dim in DIMS.items()}
+    first, second, third = rows("cat", 3, start=LearnedEmbedding(placeholder_token="<old>", vectors=learned))["long"]
+    assert torch.equal(first, learned["long"][0])
+    assert not torch.equal(second, third)
+    assert 0.05 < ((second - first) / WEIGHT.std(0)).std() < 0.2
+
+
+CONCEPT = Concept(concept_id="c", placeholder_token="<c>", images=("x",), initializer="dog toy")
+
+
+def test_encoder_output_is_the_encoders_state_at_the_words_place(tiny_backbone: Backbone) -> None:
+    start, dog, toy, end = 0, *(tiny_backbone.tokenize(word)[0] for word in ("dog", "toy")), 3
+    ids = tiny_backbone.assemble([dog, toy])
+    hidden = tiny_backbone.encode_prompts(torch.tensor([ids]), {}).hidden[0]
+    vector = encoder_output(CONCEPT, tiny_backbone)["clip_l"]
+    torch.testing.assert_close(vector, hidden[start + 1 : end].mean(0))
+    chosen = StartChooser(tiny_backbone, InitConfig(method="encoder_output"))(CONCEPT, [])
+    assert chosen.embedding is not None
+    assert torch.equal(chosen.embedding.vectors["clip_l"], vector[None])
+
+
+def test_encoder_output_needs_a_word_and_states_as_wide_as_vectors(tiny_backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match=r"'c' has no initializer, which init\.method 'encoder_output'"):
+        encoder_output(replace(CONCEPT, initializer=""), tiny_backbone)
+    with pytest.raises(ValueError, match=r"states are 32 wide but their vectors \{'long': 24, 'short': 16\}"):
+        encoder_output(CONCEPT, BACKBONE)
+    with pytest.raises(ValueError, match=r"norm_control = 'clamp'.*'none' with init.method 'encoder_output'"):
+        InversionConfig(init=InitConfig(method="encoder_output"))
+
+
+class ColourJudge:
+    """Sees a picture's mean colour, and knows three words for colours; others look grey."""
+
+    texts_asked = 0
+
+    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        colours = [picture.convert("RGB").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)) for picture in pictures]
+        return torch.nn.functional.normalize(torch.tensor(colours).float() + 1, dim=1)
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        self.texts_asked += len(texts)
+        known = {"red": [1, 0, 0], "tree": [0, 1, 0], "blue": [0, 0, 1]}
+        colours = [known.get(text.split()[-1], [1, 1, 1]) for text in texts]
+        return torch.nn.functional.normalize(torch.tensor(colours).float(), dim=1)
+
+
+def test_auto_takes_the_word_nearest_to_the_photos(tiny_backbone: Backbone) -> None:
+    judge = ColourJudge()
+    choose = StartChooser(tiny_backbone, InitConfig(method="auto"), judge)
+    asked = judge.texts_asked
+    for colour, word in (("red", "red"), ("green", "tree"), ("blue", "blue")):
+        start = choose(CONCEPT, [Image.new("RGB", (8, 8), colour), Image.new("RGB", (8, 8), colour)])
+        assert start.concept == replace(CONCEPT, initializer=word)
+        assert start.embedding is not None
+        expected = tiny_backbone.token_tables["clip_l"].weight[tiny_backbone.tokenize(word)]
+        assert torch.equal(start.embedding.vectors["clip_l"], expected)
+        assert start.reason.startswith(f"auto: {word} (cosine ")
+    assert asked == judge.texts_asked == len(tiny_backbone.words())
+
+
+def test_auto_from_a_list_of_ones_own(tiny_backbone: Backbone) -> None:
+    config = InitConfig(method="auto", words=("big cat", "red", "cat on snow"))
+    start = StartChooser(tiny_backbone, config, ColourJudge())(CONCEPT, [Image.new("RGB", (8, 8), "white")])
+    assert start.concept.initializer == "big cat"
+
+
+@pytest.mark.parametrize("method", ["auto", "amortised"])
+def test_looking_at_photos_needs_an_extractor_and_words(tiny_backbone: Backbone, method: str) -> None:
+    with pytest.raises(ValueError, match=f"init.method '{method}' looks at the photos with a CLIP"):
+        StartChooser(tiny_backbone, InitConfig(method=method))
+    with pytest.raises(ValueError, match=r"init.words = \['cat'\]: must be 3 words or more"):
+        StartChooser(tiny_backbone, InitConfig(method=method, words=("cat",)), ColourJudge())
+
+
+def test_amortised_is_the_word_where_it_is_unsure(tiny_backbone: Backbone) -> None:
+    """A random model draws the same grey whatever the word, so there is nothing to be learned from its words."""
+    words = ("red", "tree", "blue", "cat", "dog")
+    choose = StartChooser(tiny_backbone, InitConfig(method="amortised", words=words), ColourJudge())
+    start = choose(CONCEPT, [Image.new("RGB", (8, 8), "red")])
+    assert start.concept == CONCEPT
+    assert start.embedding is not None
+    assert torch.equal(start.embedding.vectors["clip_l"][0], class_vectors(CONCEPT, tiny_backbone)["clip_l"])
+    assert start.reason.startswith("words, amortised was unsure: ")
+
+
+def test_amortised_moves_the_word_towards_the_photos(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words whose vectors follow their colours, and a model that draws them so."""
+    shades = {f"w{i}": (i * 37 % 256, i * 91 % 256, i * 53 % 256) for i in range(40)}
+    slope = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)) / 256
+
+    class Judge(ColourJudge):
+        def texts(self, texts: Sequence[str]) -> Tensor:
+            colours = [shades[text.split()[-1]] for text in texts]
+            return torch.nn.functional.normalize(torch.tensor(colours).float() + 1, dim=1)
+
+    def vector(word: str) -> Tensor:
+        return Judge().texts([word])[0] @ slope * 256
+
+    ids = {word: 500 + i for i, word in enumerate(shades)}
+    table = tiny_backbone.token_tables["clip_l"]
+    changed = table.weight.clone()
+    for word, number in ids.items():
+        changed[number % len(changed)] = vector(word)
+    monkeypatch.setattr(table, "weight", changed)
+    monkeypatch.setattr(tiny_backbone, "tokenize", lambda text: [ids[text] % len(changed)])
+    drawn = lambda _backbone, words, _seed: [Image.new("RGB", (4, 4), shades[word]) for word in words]  # noqa: E731
+    monkeypatch.setattr("textual_inversion.amortise.draw_words", drawn)
+
+    choose = StartChooser(tiny_backbone, InitConfig(method="amortised", words=tuple(shades)), Judge())
+    concept = replace(CONCEPT, initializer="w3")
+    photo = Image.new("RGB", (4, 4), shades["w9"])
+    start = choose(concept, [photo])
+    assert start.reason == "amortised"
+    assert start.concept == concept
+    assert start.embedding is not None
+    found = start.embedding.vectors["clip_l"][0]
+    assert torch.cosine_similarity(found, vector("w9"), dim=0) > 0.99
+    assert torch.cosine_similarity(vector("w3"), vector("w9"), dim=0) < 0.97
+
+    learned = LearnedEmbedding(placeholder_token="<old>", vectors={"clip_l": torch.ones(1, 32)})
+    examples = [Example(learned, [photo])] * 50
+    persuaded = StartChooser(
+        tiny_backbone, InitConfig(method="amortised", words=tuple(shades)), Judge(), examples=examples
+    )(replace(concept, initializer="w9"), [Image.new("RGB", (4, 4), shades["w9"])])
+    assert persuaded.embedding is not None
+    again = choose(replace(concept, initializer="w9"), [photo])
+    assert again.embedding is not None
+    assert not torch.equal(persuaded.embedding.vectors["clip_l"], again.embedding.vectors["clip_l"])
