@@ -16,6 +16,7 @@ from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig, PenaltyConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors
+from textual_inversion.knowledge import KnowledgePreservation, read_captions
 from textual_inversion.latents import encode_views
 from textual_inversion.material import ImageFeatures, material
 from textual_inversion.objective import Batch, Trained, join, objective, per_concept
@@ -92,6 +93,9 @@ class Engine:
         self._slots_per_pass = slots_per_pass or (1 if on_cpu else slots)
         self._read_every_steps = read_every_steps or (1 if on_cpu else 16)
         self._image_features = image_features if config.penalties.clip else None
+        self._knowledge = None
+        if config.penalties.knowledge:
+            self._knowledge = KnowledgePreservation(backbone, read_captions(config.penalties.captions))
         self._sampler = sampler(config.timesteps, backbone.alphas_cumprod)
         self._layout = Layout.of(backbone, config, max_vectors)
         self._slots: list[Slot | None] = [None] * slots
@@ -129,7 +133,7 @@ class Engine:
                 if slot.error or self._is_done(slot):
                     on_outcome(self._end(slot))
                 elif on_checkpoint and checkpoint_steps and slot.step % checkpoint_steps == 0:
-                    on_checkpoint(slot.concept, self._state(slot))
+                    on_checkpoint(slot.concept, slot.state(self._groups))
 
     # A step: for each pass sample, corrupt, predict, loss; then for all slots at once clip, step.
 
@@ -138,7 +142,7 @@ class Engine:
         losses = torch.zeros(len(self._slots), device=self._backbone.device)
         grads = {name: torch.zeros_like(group.values) for name, group in self._groups.items()}
         for part in self._passes(learning):
-            places = [slot.place for slot in part]
+            places = _places(part)
             loss, gradients = self._pass(part)
             losses[places] = loss[: len(part)]
             for grad, gradient in zip(grads.values(), gradients, strict=True):
@@ -161,7 +165,8 @@ class Engine:
 
     def _objective(self, part: list[Slot], values: dict[str, Tensor], purpose: str, penalties: PenaltyConfig) -> Tensor:
         """The loss of each concept [concepts] at these parameters, on the samples drawn for this purpose."""
-        batch = join([self._samples(slot, purpose) for slot in part], self._backbone.vocab_size, self._layout.max_rows)
+        drawn = {slot: self._samples(slot, purpose) for slot in dict.fromkeys(part)}
+        batch = join([drawn[slot] for slot in part], self._backbone.vocab_size, self._layout.max_rows)
         places, own = _places(part), self._own(part)
         trained = Trained(
             rows={key: values[key] for key in self._rows},
@@ -248,8 +253,8 @@ class Engine:
             values = {name: group.values[_places(full)] for name, group in self._groups.items()}
             losses = self._objective(full, values, "frozen", PenaltyConfig()).tolist()
             for slot, loss in zip(part, losses, strict=False):
-                if self._config.stop.keep_best and all(loss < look.loss for look in slot.frozen_losses):
-                    slot.best = self._parameters(slot)
+                if self._config.stop.keep_best and loss < slot.best_look.loss:
+                    slot.best = slot.parameters(self._groups)
                 slot.frozen_losses.append(FrozenLoss(slot.step, loss))
 
     def _is_done(self, slot: Slot) -> bool:
@@ -283,7 +288,8 @@ class Engine:
         slot = Slot(
             place=place,
             concept=concept,
-            material=material(concept, views, self._config, self._backbone, self._image_features),
+            material=material(concept, views, self._config, self._backbone, self._image_features, self._knowledge),
+            num_vectors={name: len(tensor) for name, tensor in state.parameters.items()},
             start=state.start,
             step=state.step,
             curve=curve_points(state.curve),
@@ -313,27 +319,13 @@ class Engine:
             return
         if state.step != len(state.curve):
             raise ValueError(f"the checkpoint has {len(state.curve)} curve points for {state.step} steps; delete it")
-        for part in (state.parameters, state.exp_avg, state.exp_avg_sq, state.start, state.best or state.start):
-            if {name: tensor.shape for name, tensor in part.items()} != shapes:
+        rows = {name: shape for name, shape in shapes.items() if name in self._rows}
+        for part, expected in (
+            (state.parameters, shapes), (state.exp_avg, shapes), (state.exp_avg_sq, shapes), (state.start, rows),
+            (state.best, shapes if state.best else {}),
+        ):  # fmt: skip
+            if {name: tensor.shape for name, tensor in part.items()} != expected:
                 raise ValueError("the checkpoint does not fit this concept and model; delete it to start anew")
-
-    def _parameters(self, slot: Slot) -> dict[str, Tensor]:
-        """Copies on the CPU of a slot's parameters."""
-        return {name: group.take(slot.place, len(slot.start[name]))[0] for name, group in self._groups.items()}
-
-    def _state(self, slot: Slot) -> SlotState:
-        """A copy of a slot on the CPU."""
-        parts = {name: group.take(slot.place, len(slot.start[name])) for name, group in self._groups.items()}
-        return SlotState(
-            step=slot.step,
-            parameters={name: values for name, (values, _, _) in parts.items()},
-            exp_avg={name: exp_avg for name, (_, exp_avg, _) in parts.items()},
-            exp_avg_sq={name: exp_avg_sq for name, (_, _, exp_avg_sq) in parts.items()},
-            start=slot.start,
-            best=slot.best,
-            curve=curve_tensor(slot.curve),
-            frozen_losses=look_tensor(slot.frozen_losses),
-        )
 
     def _end(self, slot: Slot) -> Outcome:
         """Free the slot; what it learned, or its error."""
@@ -342,10 +334,10 @@ class Engine:
         curve, frozen_losses = curve_tensor(slot.curve), look_tensor(slot.frozen_losses)
         if slot.error:
             return Outcome(slot.concept, None, len(curve), curve, seconds, slot.error, frozen_losses)
-        step = min(slot.frozen_losses, key=lambda look: look.loss).step if slot.best else slot.step
+        step = slot.best_look.step if slot.best else slot.step
         embedding = self._layout.embedding(
             slot.concept,
-            slot.best or self._parameters(slot),
+            slot.best or slot.parameters(self._groups),
             {"step": str(step), "initializer": slot.concept.initializer},
         )
         return Outcome(slot.concept, embedding, slot.step, curve, seconds, frozen_losses=frozen_losses)
@@ -366,8 +358,10 @@ def learn(
     *,
     slots: int = 4,
     seed: int = 0,
+    image_features: ImageFeatures | None = None,
 ) -> list[LearnedEmbedding]:
-    """Learn every (concept, its pictures), in that order. Raises ValueError naming the first concept that failed."""
+    """Learn every (concept, its pictures), in that order; options as `Engine`'s. Raises ValueError naming the first
+    concept that failed."""
     outcomes: dict[str, Outcome] = {}
     waiting = iter(concepts)
 
@@ -381,5 +375,6 @@ def learn(
             raise ValueError(f"concept {outcome.concept.concept_id!r}: {outcome.error}")
         outcomes[outcome.concept.concept_id] = outcome
 
-    Engine(backbone, config, slots=min(slots, len(concepts)) or 1, seed=seed).run(next_assignment, on_outcome)
+    engine = Engine(backbone, config, slots=min(slots, len(concepts)) or 1, seed=seed, image_features=image_features)
+    engine.run(next_assignment, on_outcome)
     return [e for c, _ in concepts if (e := outcomes[c.concept_id].embedding)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from textual_inversion.concept import Concept
 from textual_inversion.config import InversionConfig
 from textual_inversion.families.base import Backbone
+from textual_inversion.knowledge import FrozenPrompts, KnowledgePreservation
 from textual_inversion.latents import VIEWS_PER_PASS, Views, sample
 from textual_inversion.objective import Batch
 from textual_inversion.optim import join_steps
@@ -49,6 +50,10 @@ class Material:
 
     joins: tuple[int, ...]
     """After how many steps each of the concept's vectors joins."""
+    knowledge: KnowledgePreservation | None = None
+    """Where the prompts come from at which the adapted text encoder is to stay as it was."""
+    of_class: FrozenPrompts | None = None
+    """Those of them that name the concept's class."""
 
     def active_vectors(self, step: int) -> int:
         """How many of the concept's vectors are in its prompts after this many steps."""
@@ -74,6 +79,7 @@ class Material:
             return tensor.to(device, non_blocking=True)
 
         view = put(view)
+        others = self.knowledge and self.knowledge.draw(size, self.of_class, generator)
         return Batch(
             latents=sample(self.moments[view], put(eps)),
             noise=put(noise),
@@ -81,6 +87,8 @@ class Material:
             ids=self.prompts[self.active_vectors(step) - len(self.joins) - 1][put(listed), put(number)],
             mask=None if self.mask is None else self.mask[view],
             features=None if self.features is None else self.features[view],
+            other_ids=others and others.ids,
+            other_states=others and others.states,
         )
 
 
@@ -90,6 +98,7 @@ def material(
     config: InversionConfig,
     backbone: Backbone,
     image_features: ImageFeatures | None = None,
+    knowledge: KnowledgePreservation | None = None,
 ) -> Material:
     """Raises ValueError if a prompt does not fit the model."""
     device = backbone.device
@@ -103,6 +112,8 @@ def material(
         plain=plain,
         per_image=per_image,
         joins=join_steps(config.steps, concept.num_vectors) if config.progressive else (0,) * concept.num_vectors,
+        knowledge=knowledge,
+        of_class=knowledge and knowledge.of_class(concept),
     )
 
 
@@ -124,7 +135,8 @@ def _prompts(
     plain, named = [], []
     for photo, augmentation in zip(views.photo, views.augmentation, strict=True):
         texts = [templates[photo]] if concept.captions else templates
-        plain.append(place([augmented(text, augmentation) for text in texts]))
+        names = augmentation if config.augment.paired else ()
+        plain.append(place([augmented(text, names) for text in texts]))
         named.append(place([f"{text} with {photo_word(photo)}" for text in texts]) if config.per_image_tokens else 0)
 
     first = backbone.vocab_size + concept.num_vectors

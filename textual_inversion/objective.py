@@ -11,6 +11,7 @@ from torch import Tensor
 
 from textual_inversion.config import PenaltyConfig
 from textual_inversion.families.base import Backbone
+from textual_inversion.knowledge import distance as knowledge_distance
 from textual_inversion.lora import AdapterBatch
 from textual_inversion.noise import corrupt, min_snr_weights, predicted_latents
 
@@ -31,6 +32,10 @@ class Batch:
     """[batch, 1, height, width] in [0, 1], where the denoising loss counts; None is everywhere"""
     features: Tensor | None = None
     """[batch, dim] image features of the views, if they are compared"""
+    other_ids: Tensor | None = None
+    """[batch, max_length] prompts without the concept, of knowledge preservation"""
+    other_states: Tensor | None = None
+    """[batch, max_length, dim] what the text encoder makes of them without adapters"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +88,10 @@ def objective(
     if penalties.clip and image_features is not None and batch.features is not None:
         x_0 = predicted_latents(prediction, x_t, abar, prediction_type)
         terms["clip"] = penalties.clip * unlike(image_features(backbone.decode(x_0)), batch.features)
+
+    if penalties.knowledge and batch.other_ids is not None and batch.other_states is not None:
+        states = backbone.encode_prompts(batch.other_ids, {}, trained.adapters).hidden
+        terms["knowledge"] = penalties.knowledge * knowledge_distance(states, batch.other_states)
 
     samples_each = len(batch.latents) // len(trained.own)
     if penalties.class_distance:

@@ -14,6 +14,8 @@ from torch import Tensor
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.latents import Views
 from textual_inversion.material import Material
+from textual_inversion.optim import ParameterGroup
+from textual_inversion.parameters import ADAPTER
 from textual_inversion.stopping import CurvePoint, FrozenLoss
 
 
@@ -27,7 +29,7 @@ class SlotState:
     exp_avg: Mapping[str, Tensor]
     exp_avg_sq: Mapping[str, Tensor]
     start: Mapping[str, Tensor]
-    """The parameters before the first step."""
+    """The rows before the first step."""
     best: Mapping[str, Tensor]
     """The parameters when the loss on the frozen batch was least; empty unless `stop.keep_best`."""
     curve: Tensor
@@ -40,7 +42,8 @@ class SlotState:
         """Before the first step, with these parameters."""
         zeros = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
         return cls(
-            step=0, parameters=parameters, exp_avg=zeros, exp_avg_sq=zeros, start=parameters, best={},
+            step=0, parameters=parameters, exp_avg=zeros, exp_avg_sq=zeros, best={},
+            start={name: tensor for name, tensor in parameters.items() if name != ADAPTER},
             curve=curve_tensor([]), frozen_losses=look_tensor([]),
         )  # fmt: skip
 
@@ -108,8 +111,10 @@ class Slot:
     concept: Concept
     material: Material
     """What its samples are drawn from."""
+    num_vectors: Mapping[str, int]
+    """Of each of its parameters, auxiliary rows included."""
     start: Mapping[str, Tensor]
-    """Its parameters before the first step."""
+    """Its rows before the first step."""
     step: int
     """Optimizer steps taken."""
     started: float
@@ -131,6 +136,30 @@ class Slot:
                 f"loss or gradient was not finite at step {step} (loss {loss}); lower inversion.learning_rate, "
                 "or check the photos and the model's precision"
             )
+
+    @property
+    def best_look(self) -> FrozenLoss:
+        """The look with the least finite loss; one at an infinite loss before the first."""
+        finite = [look for look in self.frozen_losses if math.isfinite(look.loss)]
+        return min(finite, key=lambda look: look.loss, default=FrozenLoss(0, math.inf))
+
+    def parameters(self, groups: Mapping[str, ParameterGroup]) -> dict[str, Tensor]:
+        """Copies on the CPU of its parameters: name -> [vectors, dim]."""
+        return {name: group.take(self.place, self.num_vectors[name])[0] for name, group in groups.items()}
+
+    def state(self, groups: Mapping[str, ParameterGroup]) -> SlotState:
+        """A copy of all it is, on the CPU."""
+        parts = {name: group.take(self.place, self.num_vectors[name]) for name, group in groups.items()}
+        return SlotState(
+            step=self.step,
+            parameters={name: values for name, (values, _, _) in parts.items()},
+            exp_avg={name: exp_avg for name, (_, exp_avg, _) in parts.items()},
+            exp_avg_sq={name: exp_avg_sq for name, (_, _, exp_avg_sq) in parts.items()},
+            start=self.start,
+            best=self.best,
+            curve=curve_tensor(self.curve),
+            frozen_losses=look_tensor(self.frozen_losses),
+        )
 
 
 def curve_tensor(curve: Sequence[CurvePoint]) -> Tensor:

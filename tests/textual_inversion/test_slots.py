@@ -65,7 +65,7 @@ def test_the_first_point_that_is_not_finite_is_the_last() -> None:
         moments=torch.empty(0), mask=None, features=None, prompts=torch.empty(0), plain=torch.empty(0), per_image=None,
         joins=(0,),
     )  # fmt: skip
-    slot = Slot(place=0, concept=concept, material=material, start={}, step=3, started=0.0)
+    slot = Slot(place=0, concept=concept, material=material, num_vectors={}, start={}, step=3, started=0.0)
     for loss in (0.5, math.inf, 0.5):
         slot.note(loss, 1.0)
     assert [point.step for point in slot.curve] == [1, 2]

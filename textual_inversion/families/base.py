@@ -80,7 +80,8 @@ class Backbone(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[batch, *latent_shape] -> pixels [batch, 3, resolution, resolution] in [-1, 1], float32."""
+        """[batch, *latent_shape] -> pixels [batch, 3, resolution, resolution] in [-1, 1], float32. Gradients reach the
+        latents."""
         ...
 
     def scheduler(self, solver: str) -> Any:

@@ -128,10 +128,10 @@ class StableDiffusion:
         return output.float()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[batch, *latent_shape] -> pixels [batch, 3, resolution, resolution] in [-1, 1], float32."""
-        with torch.no_grad():
-            unscaled = latents.to(self._vae.dtype) / self._vae.config.scaling_factor
-            pixels: Tensor = self._vae.decode(unscaled, return_dict=False)[0]
+        """[batch, *latent_shape] -> pixels [batch, 3, resolution, resolution] in [-1, 1], float32. Gradients reach the
+        latents."""
+        unscaled = latents.to(self._vae.dtype) / self._vae.config.scaling_factor
+        pixels: Tensor = self._vae.decode(unscaled, return_dict=False)[0]
         return pixels.float().clamp(-1, 1)
 
     def scheduler(self, solver: str) -> Any:
