@@ -39,6 +39,7 @@ from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
 from textual_inversion.formats import dump_diffusers
+from textual_inversion.initialise import Start, StartChooser
 from textual_inversion.latents import encode_views
 from textual_inversion.photos import open_mask, open_photo
 
@@ -63,6 +64,8 @@ class _Job:
     """One concept on its way through the actor."""
 
     task: ConceptTask
+    start: Start | None = None
+    """Chosen when its photos are there."""
     outcome: concurrent.futures.Future[Outcome] = field(default_factory=concurrent.futures.Future)
     save: concurrent.futures.Future[None] | None = None
     """Its last checkpoint on the way to storage."""
@@ -91,6 +94,7 @@ class Learner:
         self._store = RunStore(config.output)
         self._backbone = load_model(config)
         self._extractor = ClipExtractor(locate(config.extractor), config.device) if config.extractor else None
+        self._choose_start = StartChooser(self._backbone, config.inversion.init, self._extractor, seed=config.seed)
         self._slots = config.actors.slots or default_slots(self._backbone, config.inversion.batch_size)
         self._room = asyncio.Semaphore(self.ready())
         """Bounds the photos and latents held in memory."""
@@ -148,7 +152,7 @@ class Learner:
             # an earlier attempt had finished; only its answer was lost
             return from_json(await self._in_pool(lambda: self._store.get(task.folder.record)))
         pictures = await self._in_pool(lambda: self._fetch(task.concept))
-        assignment = await self._in_pool(lambda: self._encode(task, pictures))
+        assignment = await self._in_pool(lambda: self._encode(job, pictures))
         self._assignments.put(assignment)
         if self._broken:  # looked at after the job is known: the engine's end cannot have missed it
             raise ActorBroken(self._broken)
@@ -166,20 +170,23 @@ class Learner:
         masks = [_opened("mask", uri, partial(open_mask, photo=photo)) for uri, photo in pairs]
         return _Pictures(photos, masks)
 
-    def _encode(self, task: ConceptTask, pictures: _Pictures) -> Assignment:
-        """Encode the photos once, and take up the checkpoint that an earlier attempt may have left."""
-        concept, config = task.concept, self._config
+    def _encode(self, job: _Job, pictures: _Pictures) -> Assignment:
+        """Encode the photos once, see where to start, and take up the checkpoint that an earlier attempt may have left:
+        with one, the rows are as it says, and the start only has its initializer."""
+        config, folder = self._config, job.task.folder
+        job.start = self._choose_start(job.task.concept, pictures.photos)
+        concept = job.start.concept
         views = encode_views(
             self._backbone, pictures.photos, config.inversion.augment, concept.concept_id, config.seed, pictures.masks
         )
         state = None
         try:
-            state = SlotState.from_bytes(self._store.get(task.folder.checkpoint))
+            state = SlotState.from_bytes(self._store.get(folder.checkpoint))
         except FileNotFoundError:
             pass
         except ValueError as error:
             log.warning("concept %s starts anew: %s", concept.concept_id, error)
-        return Assignment(concept, views, state)
+        return Assignment(concept, views, state, job.start.embedding)
 
     def _run_engine(self) -> None:
         config = self._config
@@ -229,8 +236,13 @@ class Learner:
     def _publish(self, job: _Job, photos: list[Image.Image], outcome: Outcome, attempt: int) -> ConceptRecord:
         """Everything the concept produced, then its record. Draws the sample pictures on the way."""
         assert outcome.embedding is not None
-        task, folder, config = job.task, job.task.folder, self._config
-        provenance = {"model": config.model, "model_hash": self._backbone.model_hash(), "fingerprint": task.fingerprint}
+        assert job.start is not None
+        folder, config = job.task.folder, self._config
+        task = replace(job.task, concept=job.start.concept)
+        provenance = {
+            "model": config.model, "model_hash": self._backbone.model_hash(), "fingerprint": task.fingerprint,
+            "start": job.start.reason,
+        }  # fmt: skip
         embedding = replace(outcome.embedding, metadata={**outcome.embedding.metadata, **provenance})
         samples = draw_samples(self._backbone, task.concept, embedding, config.grid, config.seed)
         scores = score(self._extractor, photos, samples) if self._extractor else {}
@@ -247,8 +259,9 @@ class Learner:
         self._store.delete(folder.checkpoint)
         self._store.delete(folder.failure)
         record = _record(
-            task, "done", attempt, steps=outcome.steps, seconds=outcome.seconds, scores=scores, files=files
-        )
+            task, "done", attempt, start=job.start.reason, steps=outcome.steps, seconds=outcome.seconds, scores=scores,
+            files=files,
+        )  # fmt: skip
         put_record(self._store, record)
         return record
 

@@ -196,6 +196,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         check(bool(self.output), "output", self.output, "a folder or URI to write to")
         check(bool(self.model), "model", self.model, "a directory or hub id")
+        check(bool(self.extractor) or self.inversion.init.method not in ("auto", "amortised"), "extractor",
+              self.extractor, f"a CLIP for inversion.init.method {self.inversion.init.method!r}")  # fmt: skip
         check(0 <= self.seed < 2**63, "seed", self.seed, "a non-negative 63-bit integer")
 
 

@@ -39,6 +39,11 @@ class ConceptRecord:
     status: Literal["done", "failed"]
     placeholder_token: str
     initializer: str = ""
+    """From the manifest, or as `init.method` 'auto' chose it."""
+
+    start: str = ""
+    """Where its rows started, in words: the method, what it chose, and why it did not."""
+
     category: str = "object"
     num_vectors: int = 1
     images: tuple[str, ...] = ()

@@ -24,6 +24,7 @@ _SCHEMA = pa.schema(
         ("error", pa.string()),
         ("placeholder_token", pa.string()),
         ("initializer", pa.string()),
+        ("start", pa.string()),
         ("category", pa.string()),
         ("num_vectors", pa.int32()),
         ("images", pa.list_(pa.string())),

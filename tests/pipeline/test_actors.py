@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load
 
-from pipeline.actors import Learner
+from pipeline.actors import Learner, _Job
 from pipeline.faults import ActorBroken
 from pipeline.plan import ConceptTask
 from pipeline.records import from_json
@@ -52,6 +53,7 @@ def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[
 
     store = RunStore(str(tmp_path / "out"))
     assert record.status == "done"
+    assert (record.initializer, record.start) == ("cat", "words")
     assert record.steps == 6
     assert from_json(store.get(one.folder.record)) == record
     names = {path.rpartition("/")[2] for path in store.list(one.folder.root)}
@@ -109,7 +111,7 @@ def test_masks_and_captions_reach_the_engine(learner: Learner, photos: tuple[str
         return replace(plain, concept=replace(plain.concept, masks=masks, captions=("a {} on snow", "a {} in the sun")))
 
     good = masked("good", (str(tmp_path / "half.png"), str(tmp_path / "half.png")))
-    views = learner._encode(good, learner._fetch(good.concept)).views
+    views = learner._encode(_Job(good), learner._fetch(good.concept)).views
     assert views.mask is not None
     assert views.mask.shape == (4, 1, 8, 8)
     assert views.mask[0, 0, :, :3].min() == 1
@@ -117,6 +119,21 @@ def test_masks_and_captions_reach_the_engine(learner: Learner, photos: tuple[str
     records = learn_all(learner, [good, masked("bad", (str(tmp_path / "half.png"), str(tmp_path / "turned.png")))])
     assert [record.status for record in records] == ["done", "failed"]
     assert f"mask {tmp_path / 'turned.png'}: the mask is 18 x 20 px but its photo 40 x 36" in records[1].error
+
+
+def test_the_word_that_was_chosen_is_told(tiny_model: Path, photos: tuple[str, str], tmp_path: Path) -> None:
+    demo_clip = str(Path(__file__).parents[2] / "demo" / "clip")
+    init = {"method": "auto", "words": ["clock", "statue", "beach"]}
+    learner = Learner(tiny_config(tiny_model, tmp_path, extractor=demo_clip, inversion={"init": init}))
+    one = task("toy", photos)
+    (record,) = learn_all(learner, [one])
+    learner.close()
+    assert record.status == "done"
+    assert record.initializer in init["words"]
+    assert record.start.startswith(f"auto: {record.initializer} (cosine 0.")
+    with safe_open(tmp_path / one.folder.embedding, "pt") as file:
+        assert file.metadata()["initializer"] == record.initializer
+        assert file.metadata()["start"] == record.start
 
 
 def test_a_result_does_not_depend_on_company(tiny_model: Path, photos: tuple[str, str], tmp_path: Path) -> None:

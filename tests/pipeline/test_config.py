@@ -83,3 +83,11 @@ def test_a_base_is_changed_by_file_and_overrides_and_stays_itself() -> None:
     assert (config.seed, config.inversion.steps, config.inversion.batch_size) == (3, 20, 2)
     assert config.evaluation.protocol == "paper"
     assert base["evaluation"]["protocol"] == "quick"
+
+
+@pytest.mark.parametrize("method", ["auto", "amortised"])
+def test_a_start_chosen_by_the_photos_needs_an_extractor(method: str) -> None:
+    override = f"inversion.init.method={method}"
+    assert load_config(overrides=[override]).inversion.init.method == method
+    with pytest.raises(ValueError, match=f"extractor = '': must be a CLIP for inversion.init.method '{method}'"):
+        load_config(overrides=[override, "extractor=''"])
