@@ -42,17 +42,20 @@ class ConceptTask:
         return ConceptFolder(self.concept.concept_id, self.fingerprint)
 
 
-def settings_digest(config: RunConfig, *, model_hash: str, extractor_hash: str = "") -> str:
+def settings_digest(config: RunConfig, *, model_hash: str, extractor_hash: str = "", captions_hash: str = "") -> str:
     """Hash of all that every concept's result in a run depends on, apart from the concept itself.
 
     Where and how fast the work is done (actors, device, output, the size of a batch of sample pictures) is left out.
+    The file of knowledge preservation's captions counts by its content.
     """
+    inversion = dataclasses.asdict(config.inversion)
+    inversion["penalties"]["captions"] = captions_hash
     grid = dataclasses.asdict(config.grid)
     del grid["sampling"]["batch_size"]
     return _digest(
         {
             "format": FORMAT_VERSION,
-            "inversion": dataclasses.asdict(config.inversion),
+            "inversion": inversion,
             "grid": grid,
             "seed": config.seed,
             "precision": config.precision,

@@ -24,6 +24,7 @@ from typing import Any
 
 from pipeline.config import RunConfig, load_config, to_tree
 from pipeline.faults import RunAborted, describe_error
+from pipeline.identity import identify
 from pipeline.manifest import BadRow, count_rows, read_manifest
 from pipeline.models import extractor_hash, locate, model_hash, portable
 from pipeline.plan import ConceptTask, Plan, finished, settings_digest
@@ -100,8 +101,12 @@ def configure(options: argparse.Namespace) -> RunConfig:
         extractor = ""  # the demo's judge knows the demo's pictures only: scores of others would mean nothing
     if output == default.output:
         output = f"{output}/{PurePosixPath(config.manifest.rstrip('/')).stem}"
+    penalties = config.inversion.penalties
+    if penalties.captions:
+        penalties = dataclasses.replace(penalties, captions=absolute(penalties.captions))
     return dataclasses.replace(
         config,
+        inversion=dataclasses.replace(config.inversion, penalties=penalties),
         manifest=absolute(config.manifest),
         output=absolute(output),
         model=portable(config.model),
@@ -146,9 +151,21 @@ def run(config: RunConfig) -> int:
 
 def make_plan(config: RunConfig, store: RunStore) -> Plan:
     settings = settings_digest(
-        config, model_hash=model_hash(config.model), extractor_hash=extractor_hash(config.extractor)
+        config,
+        model_hash=model_hash(config.model),
+        extractor_hash=extractor_hash(config.extractor),
+        captions_hash=captions_hash(config.inversion.penalties.captions),
     )
     return Plan(settings, finished(store.scan("concepts")))
+
+
+def captions_hash(path: str) -> str:
+    """What is in the file of captions, nothing for those that come with the package. Raises ValueError if it cannot
+    be read."""
+    identity = identify([path])[path] if path else ""
+    if not isinstance(identity, str):
+        raise ValueError(f"inversion.penalties.captions = {path!r} cannot be read: {identity}")
+    return identity
 
 
 def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: Plan) -> None:

@@ -153,12 +153,14 @@ class PenaltyConfig:
     """Mean over tokens of 1 - cosine between adapted and frozen text states of unrelated captions (TextBoost: 0.1)."""
 
     captions: str = ""
-    """File of those captions, one a line; empty takes the list that comes with the package."""
+    """File of those captions, one a line, on a disk that every machine sees; empty takes the list that comes with the
+    package."""
 
     def __post_init__(self) -> None:
         for name in ("class_distance", "start_distance", "clip", "knowledge"):
             value = getattr(self, name)
             check(value >= 0, f"penalties.{name}", value, "0 (off) or positive")
+        check("://" not in self.captions, "penalties.captions", self.captions, "the path of a file on a disk")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -104,5 +104,5 @@ def freeze(backbone: Backbone, prompts: Sequence[str]) -> FrozenPrompts:
     longest = backbone.max_length - 2
     ids = torch.tensor([backbone.assemble(backbone.tokenize(prompt)[:longest]) for prompt in prompts])
     ids = ids.to(backbone.device)
-    states = [backbone.encode_prompts(part, {}).hidden for part in ids.split(_ENCODED_AT_A_TIME)]
+    states = [backbone.encode_prompts(part, {}).hidden for part in torch.split(ids, _ENCODED_AT_A_TIME)]
     return FrozenPrompts(ids=ids, states=torch.cat(states))

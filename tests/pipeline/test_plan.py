@@ -89,6 +89,14 @@ def test_the_models_content_matters() -> None:
     assert len({settings(), settings(model="m2"), settings(extractor="e2")}) == 3
 
 
+def test_captions_count_by_content_not_by_address() -> None:
+    here, there = (
+        load_config(overrides=[f"inversion.penalties.captions={path}"]) for path in ("/here.txt", "/there.txt")
+    )
+    digests = [settings_digest(c, model_hash="m", captions_hash=h) for c, h in ((here, "1"), (there, "1"), (here, "2"))]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def record(task: ConceptTask, status: Any = "done") -> ConceptRecord:
     return ConceptRecord(
         concept_id=task.concept.concept_id, fingerprint=task.fingerprint, status=status, placeholder_token="<x>"

@@ -44,6 +44,19 @@ def test_addresses_stay_what_workers_can_use(tmp_path: Path) -> None:
     assert configured("s3://bucket/night/*.parquet").output.startswith(os.path.abspath("output"))
 
 
+def test_captions_are_found_from_anywhere_and_known_by_content(tmp_path: Path) -> None:
+    config = configured("m.parquet", "--set", "inversion.penalties.captions=sets/captions.txt")
+    assert config.inversion.penalties.captions == os.path.abspath("sets/captions.txt")
+    assert configured("m.parquet").inversion.penalties.captions == run.captions_hash("") == ""
+    path = tmp_path / "captions.txt"
+    path.write_text("a cat\n")
+    first = run.captions_hash(str(path))
+    path.write_text("a dog\n")
+    assert run.captions_hash(str(path)) != first
+    with pytest.raises(ValueError, match=r"penalties.captions = '.*gone.txt' cannot be read"):
+        run.captions_hash(str(tmp_path / "gone.txt"))
+
+
 def test_the_demo_judge_scores_the_demo_model_only() -> None:
     assert configured("m.parquet").extractor == RunConfig().extractor
     assert configured("m.parquet", "--model", locate(RunConfig().model)).extractor == RunConfig().extractor
@@ -67,6 +80,7 @@ def test_models_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monk
         (["m.parquet", "--set", "inversion.stepz=3"], "did you mean inversion.steps"),
         (["m.parquet", "--model", "no/such/model/here"], "neither a directory here nor a hub id"),
         (["ssh://host/m.parquet"], "ssh"),
+        (["m.parquet", "--set", "inversion.penalties.captions=s3://b/c.txt"], "the path of a file on a disk"),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
