@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.records import ConceptRecord, latest, load_records
 from pipeline.storage import RunStore, absolute, read_bytes
+from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.concept import LearnedEmbedding, whole_word
 from textual_inversion.formats import parse_diffusers
 
@@ -38,9 +39,11 @@ class LearnedConcept:
 
 
 def read_embedding(uri: str) -> LearnedEmbedding:
-    """Raises ValueError naming the file if it cannot be had or is not an embedding."""
+    """With the adapter beside it, if it was learned with one. Raises ValueError naming the file if it cannot be had
+    or is not an embedding."""
+    folder = uri.rpartition("/")[0]
     try:
-        return parse_diffusers(read_bytes(uri))
+        return with_adapter(parse_diffusers(read_bytes(uri)), lambda name: read_bytes(f"{folder}/{name}"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{uri} cannot be used: {error}") from error
 

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = configure(options)
         options.use(options, config, open_library(options.learned))
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # what was asked for is wrong, or the store refuses
         sys.stderr.write(f"error: {error}\n")
         return USAGE
     sys.stdout.write(f"{RunStore(config.output).uri('sheet.png')}\n")

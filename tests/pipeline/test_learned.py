@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from pipeline.learned import Library, open_library
 from pipeline.records import ConceptRecord, put_record
 from pipeline.storage import RunStore
-from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.adapter_formats import dump_adapter
+from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.formats import dump_diffusers
 
 
@@ -56,6 +57,21 @@ def test_of_a_concept_learned_twice_the_later_counts(tmp_path: Path) -> None:
     put_learned(store, record("cat"))
     put_learned(store, record("cat", fingerprint="other", finished_at="2026-01-02"))
     assert open_library([str(tmp_path)]).named("cat").uri.endswith("/cat/other/learned_embeds.safetensors")
+
+
+def test_an_adapter_comes_with_its_embedding(root: str) -> None:
+    store, done = RunStore(root), record("cat")
+    adapter = LearnedAdapter(kind="causal", scale=0.5, tensors={"encoder.q_proj": (torch.ones(2, 8), torch.ones(8, 2))})
+    embedding = LearnedEmbedding(placeholder_token="<cat>", vectors={"clip_l": torch.ones(1, 8)}, adapter=adapter)
+    store.put(done.folder.embedding, dump_diffusers(embedding))
+    put_record(store, done)
+    cat = open_library([root]).named("cat")
+    with pytest.raises(ValueError, match=r"learned_embeds.safetensors cannot be used: .*adapter.safetensors"):
+        cat.read()
+    store.put(done.folder.adapter, dump_adapter(embedding))
+    found = cat.read().adapter
+    assert found is not None
+    assert (found.kind, found.scale) == ("causal", 0.5)
 
 
 def test_files_of_any_tool(tmp_path: Path) -> None:
