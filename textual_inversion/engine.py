@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from torch import Tensor
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig, PenaltyConfig
 from textual_inversion.families.base import Backbone
-from textual_inversion.initialise import class_vectors
+from textual_inversion.initialise import StartChooser, class_vectors
 from textual_inversion.knowledge import KnowledgePreservation, read_captions
 from textual_inversion.latents import encode_views
 from textual_inversion.material import ImageFeatures, material
@@ -35,6 +36,9 @@ from textual_inversion.slots import (
 )
 from textual_inversion.stopping import FrozenLoss, StopRule, looks, rule_of
 from textual_inversion.timesteps import sampler
+
+if TYPE_CHECKING:
+    from textual_inversion.extractors import ClipExtractor
 
 __all__ = ["Assignment", "Engine", "Outcome", "SlotState", "learn"]
 
@@ -316,6 +320,11 @@ class Engine:
         if not moments.isfinite().all():
             raise ValueError("the photos' latents are not finite; check the photos and the autoencoder's precision")
         if state is None:
+            method = self._config.init.method
+            if method != "words" and assignment.start is None:
+                raise ValueError(
+                    f"init.method {method!r} chooses a start by the photos: hand one over from StartChooser"
+                )
             return
         if state.step != len(state.curve):
             raise ValueError(f"the checkpoint has {len(state.curve)} curve points for {state.step} steps; delete it")
@@ -358,16 +367,19 @@ def learn(
     *,
     slots: int = 4,
     seed: int = 0,
-    image_features: ImageFeatures | None = None,
+    extractor: ClipExtractor | None = None,
 ) -> list[LearnedEmbedding]:
-    """Learn every (concept, its pictures), in that order; options as `Engine`'s. Raises ValueError naming the first
-    concept that failed."""
+    """Learn every (concept, its pictures), in that order; options as `Engine`'s. `extractor` is what the start
+    (`StartChooser`) and `penalties.clip` see with. Raises ValueError naming the first concept that failed."""
     outcomes: dict[str, Outcome] = {}
     waiting = iter(concepts)
+    choose_start = StartChooser(backbone, config.init, extractor, seed=seed)
 
     def next_assignment(_wait: bool) -> Assignment | None:
         for concept, pictures in waiting:
-            return Assignment(concept, encode_views(backbone, pictures, config.augment, concept.concept_id, seed))
+            start = choose_start(concept, pictures)
+            views = encode_views(backbone, pictures, config.augment, concept.concept_id, seed)
+            return Assignment(start.concept, views, start=start.embedding)
         return None
 
     def on_outcome(outcome: Outcome) -> None:
@@ -375,6 +387,7 @@ def learn(
             raise ValueError(f"concept {outcome.concept.concept_id!r}: {outcome.error}")
         outcomes[outcome.concept.concept_id] = outcome
 
-    engine = Engine(backbone, config, slots=min(slots, len(concepts)) or 1, seed=seed, image_features=image_features)
+    features = extractor.pixel_features if extractor else None
+    engine = Engine(backbone, config, slots=min(slots, len(concepts)) or 1, seed=seed, image_features=features)
     engine.run(next_assignment, on_outcome)
     return [e for c, _ in concepts if (e := outcomes[c.concept_id].embedding)]

@@ -11,8 +11,11 @@ from torch import Tensor
 from tests.toy_backbone import DIMS, ToyBackbone
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig
+from textual_inversion.engine import Assignment, Engine, learn
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import Example, StartChooser, class_vectors, encoder_output, initial_rows
+from textual_inversion.latents import encode_views
+from textual_inversion.tokens import TokenTable
 
 BACKBONE = ToyBackbone()
 WEIGHT = BACKBONE.token_tables["long"].weight
@@ -142,6 +145,21 @@ def test_auto_takes_the_word_nearest_to_the_photos(tiny_backbone: Backbone) -> N
     assert asked == judge.texts_asked == len(tiny_backbone.words())
 
 
+def test_learning_starts_where_it_was_chosen(tiny_backbone: Backbone) -> None:
+    config = InversionConfig(steps=1, learning_rate=1e-9, init=InitConfig(method="auto"))
+    photos = [Image.new("RGB", (8, 8), "blue")]
+    (learned,) = learn(tiny_backbone, [(CONCEPT, photos)], config, extractor=ColourJudge())
+    blue = tiny_backbone.token_tables["clip_l"].weight[tiny_backbone.tokenize("blue")]
+    assert learned.metadata["initializer"] == "blue"
+    assert torch.cosine_similarity(learned.vectors["clip_l"], blue) > 0.9999
+
+    outcomes = []
+    waiting = [Assignment(CONCEPT, encode_views(tiny_backbone, photos, config.augment, "c", 0))]
+    engine = Engine(tiny_backbone, config, slots=1, seed=0)
+    engine.run(lambda _wait: waiting.pop() if waiting else None, outcomes.append)
+    assert "init.method 'auto' chooses a start by the photos" in outcomes[0].error
+
+
 def test_auto_from_a_list_of_ones_own(tiny_backbone: Backbone) -> None:
     config = InitConfig(method="auto", words=("big cat", "red", "cat on snow"))
     start = StartChooser(tiny_backbone, config, ColourJudge())(CONCEPT, [Image.new("RGB", (8, 8), "white")])
@@ -167,46 +185,50 @@ def test_amortised_is_the_word_where_it_is_unsure(tiny_backbone: Backbone) -> No
     assert start.reason.startswith("words, amortised was unsure: ")
 
 
-def test_amortised_moves_the_word_towards_the_photos(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Words whose vectors follow their colours, and a model that draws them so."""
-    shades = {f"w{i}": (i * 37 % 256, i * 91 % 256, i * 53 % 256) for i in range(40)}
-    slope = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)) / 256
+class PaintBox(ToyBackbone):
+    """A model whose words' vectors follow the colours that they mean."""
 
-    class Judge(ColourJudge):
-        def texts(self, texts: Sequence[str]) -> Tensor:
-            colours = [shades[text.split()[-1]] for text in texts]
-            return torch.nn.functional.normalize(torch.tensor(colours).float() + 1, dim=1)
+    def __init__(self) -> None:
+        super().__init__()
+        self.colours = torch.tensor([[i * 37 % 256, i * 91 % 256, i * 53 % 256] for i in range(40)])
+        slope = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+        self.token_tables = {"k": TokenTable(self.features() @ slope)}
 
-    def vector(word: str) -> Tensor:
-        return Judge().texts([word])[0] @ slope * 256
+    def features(self) -> Tensor:
+        return torch.nn.functional.normalize(self.colours.float() + 1, dim=1)
 
-    ids = {word: 500 + i for i, word in enumerate(shades)}
-    table = tiny_backbone.token_tables["clip_l"]
-    changed = table.weight.clone()
-    for word, number in ids.items():
-        changed[number % len(changed)] = vector(word)
-    monkeypatch.setattr(table, "weight", changed)
-    monkeypatch.setattr(tiny_backbone, "tokenize", lambda text: [ids[text] % len(changed)])
-    drawn = lambda _backbone, words, _seed: [Image.new("RGB", (4, 4), shades[word]) for word in words]  # noqa: E731
+    def tokenize(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def words(self) -> list[str]:
+        return [str(i) for i in range(40)]
+
+    def photo(self, word: int) -> Image.Image:
+        return Image.new("RGB", (4, 4), tuple(self.colours[word].tolist()))
+
+
+class PaintJudge(ColourJudge):
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        return PaintBox().features()[[int(text.split()[-1]) for text in texts]]
+
+
+def test_amortised_moves_the_word_towards_the_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = PaintBox()
+    drawn = lambda _backbone, words, _seed: [box.photo(int(word)) for word in words]  # noqa: E731
     monkeypatch.setattr("textual_inversion.amortise.draw_words", drawn)
+    vectors = box.token_tables["k"].weight
+    concept = replace(CONCEPT, initializer="3")
 
-    choose = StartChooser(tiny_backbone, InitConfig(method="amortised", words=tuple(shades)), Judge())
-    concept = replace(CONCEPT, initializer="w3")
-    photo = Image.new("RGB", (4, 4), shades["w9"])
-    start = choose(concept, [photo])
-    assert start.reason == "amortised"
-    assert start.concept == concept
-    assert start.embedding is not None
-    found = start.embedding.vectors["clip_l"][0]
-    assert torch.cosine_similarity(found, vector("w9"), dim=0) > 0.99
-    assert torch.cosine_similarity(vector("w3"), vector("w9"), dim=0) < 0.97
+    def start(word: str, examples: Sequence[Example] = ()) -> Tensor:
+        choose = StartChooser(box, InitConfig(method="amortised"), PaintJudge(), examples=examples)
+        chosen = choose(replace(concept, initializer=word), [box.photo(9)])
+        assert (chosen.reason, chosen.concept.initializer) == ("amortised", word)
+        assert chosen.embedding is not None
+        return chosen.embedding.vectors["k"][0]
 
-    learned = LearnedEmbedding(placeholder_token="<old>", vectors={"clip_l": torch.ones(1, 32)})
-    examples = [Example(learned, [photo])] * 50
-    persuaded = StartChooser(
-        tiny_backbone, InitConfig(method="amortised", words=tuple(shades)), Judge(), examples=examples
-    )(replace(concept, initializer="w9"), [Image.new("RGB", (4, 4), shades["w9"])])
-    assert persuaded.embedding is not None
-    again = choose(replace(concept, initializer="w9"), [photo])
-    assert again.embedding is not None
-    assert not torch.equal(persuaded.embedding.vectors["clip_l"], again.embedding.vectors["clip_l"])
+    assert torch.cosine_similarity(vectors[3], vectors[9], dim=0) < 0.97
+    assert torch.cosine_similarity(start("3"), vectors[9], dim=0) > 0.99
+    assert torch.cosine_similarity(start(""), vectors[9], dim=0) > 0.99
+    elsewhere = LearnedEmbedding(placeholder_token="<old>", vectors={"k": -vectors[9:10]})
+    persuaded = start("", [Example(elsewhere, [box.photo(9)])] * 20)
+    assert torch.cosine_similarity(persuaded, vectors[9], dim=0) < 0.9
