@@ -12,6 +12,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -198,10 +199,25 @@ class RunConfig:
         check(bool(self.model), "model", self.model, "a directory or hub id")
         check(bool(self.extractor) or self.inversion.init.method not in ("auto", "amortised"), "extractor",
               self.extractor, f"a CLIP for inversion.init.method {self.inversion.init.method!r}")  # fmt: skip
+        check(bool(self.extractor) or not self.inversion.penalties.clip, "extractor", self.extractor,
+              "a CLIP for inversion.penalties.clip")  # fmt: skip
         check(0 <= self.seed < 2**63, "seed", self.seed, "a non-negative 63-bit integer")
 
 
 _ADAPTER = TypeAdapter(RunConfig)
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+"""Methods as TOML files, each with the paper it follows."""
+
+
+def recipe(name: str) -> str:
+    """Where a TOML is: of a bare name, the recipe that comes with the package; anything else is an address already."""
+    if "/" in name or "." in name or Path(name).is_file():
+        return name
+    known = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    if name not in known:
+        raise ValueError(f"--config {name!r}: no such file, and the recipes are {', '.join(known)}")
+    return str(RECIPES / f"{name}.toml")
 
 
 def load_config(

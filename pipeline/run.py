@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.config import RunConfig, load_config, to_tree
+from pipeline.config import RunConfig, load_config, recipe, to_tree
 from pipeline.faults import RunAborted, describe_error
 from pipeline.identity import identify
 from pipeline.manifest import BadRow, count_rows, read_manifest
@@ -81,7 +81,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", metavar="URI", help="where everything is written (default: output/<manifest name>)")
     parser.add_argument("--model", help="Stable Diffusion directory or hub id (default: the demo model)")
     parser.add_argument("--prompts", metavar="URI", help="prompts to draw with every concept: text or Parquet")
-    parser.add_argument("--config", metavar="TOML", help="a job's settings; see pipeline/config.py for all of them")
+    parser.add_argument("--config", metavar="TOML", help="a job's settings, or a recipe's name (pipeline/recipes)")
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="one setting; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
     return parser.parse_args(arguments)
@@ -89,7 +89,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def configure(options: argparse.Namespace) -> RunConfig:
     """TOML, then `--set`, then the named options; addresses are made absolute, so that workers agree on them."""
-    toml = read_bytes(absolute(options.config)).decode() if options.config else ""
+    toml = read_bytes(absolute(recipe(options.config))).decode() if options.config else ""
     overrides = list(options.set)
     if options.prompts:
         overrides.append(f"generation.prompts={json.dumps(options.prompts)}")

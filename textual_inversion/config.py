@@ -104,6 +104,8 @@ class TimestepConfig:
         check(self.sampler in ("uniform", "range", "snr"), "timesteps.sampler", self.sampler,
               "'uniform', 'range' or 'snr'")  # fmt: skip
         check(0 <= self.low < self.high, "timesteps.low, high", (self.low, self.high), "0 <= low < high")
+        check(self.sampler == "range" or (self.low, self.high) == (0, 1000), "timesteps.low, high",
+              (self.low, self.high), "left alone unless timesteps.sampler is 'range'")  # fmt: skip
         check(self.min_snr_gamma >= 0, "timesteps.min_snr_gamma", self.min_snr_gamma, "0 (off) or positive")
 
 
@@ -124,6 +126,7 @@ class AdapterConfig:
     """Linear layers of every block of the text encoder that get one."""
 
     learning_rate: float = 5e-5
+    """Of the adapter, with AdamW in any case; no decay, no norm control."""
 
     def __post_init__(self) -> None:
         check(self.kind in ("none", "lora", "causal"), "adapter.kind", self.kind, "'none', 'lora' or 'causal'")
@@ -140,14 +143,15 @@ class PenaltyConfig:
     """Weights of what is added to the denoising loss; 0 leaves a term out, at no cost."""
 
     class_distance: float = 0.0
-    """Mean squared distance of each row to the initializer's vector (Gal et al. 2022, "regularised")."""
+    """Squared distance of each row to the mean of the initializer's vectors, averaged over rows (Gal et al. 2022,
+    "regularised")."""
 
     start_distance: float = 0.0
-    """L2 distance of the rows to where they started (Cross-Initialization: 1e-5)."""
+    """Distance of each row to where it started, averaged over rows (Cross-Initialization: 1e-5)."""
 
     clip: float = 0.0
-    """1 - cosine of CLIP features between the decoded prediction of x_0 and the photo. Several times slower, and it
-    optimises what CLIP-I measures."""
+    """1 - cosine of the extractor's features between the decoded prediction of x_0 and the photo. Several times slower,
+    and it optimises what CLIP-I measures."""
 
     knowledge: float = 0.0
     """Mean over tokens of 1 - cosine between adapted and frozen text states of unrelated captions (TextBoost: 0.1)."""
@@ -160,6 +164,8 @@ class PenaltyConfig:
         for name in ("class_distance", "start_distance", "clip", "knowledge"):
             value = getattr(self, name)
             check(value >= 0, f"penalties.{name}", value, "0 (off) or positive")
+        check(self.knowledge > 0 or not self.captions, "penalties.captions", self.captions,
+              "empty unless penalties.knowledge is positive")  # fmt: skip
         check("://" not in self.captions, "penalties.captions", self.captions, "the path of a file on a disk")
 
 
@@ -175,7 +181,7 @@ class StopConfig:
     """Steps between two looks at the frozen batch; each costs a forward pass of `batch_size` samples."""
 
     window: int = 15
-    """How many of the last values are compared (the paper's 310 steps at one look a step)."""
+    """How many of the last values are compared (the paper: 310, at one look a step)."""
 
     variance_ratio: float = 0.15
     """The share below which it ends."""
@@ -267,6 +273,11 @@ class InversionConfig:
               "'sphere' with optimizer 'riemannian'")  # fmt: skip
         check(riemannian or not self.direction_prior, "inversion.direction_prior", self.direction_prior,
               "0 unless optimizer is 'riemannian'")  # fmt: skip
+        check(not (riemannian and self.weight_decay), "inversion.weight_decay", self.weight_decay,
+              "0 with optimizer 'riemannian', under which norms stay")  # fmt: skip
+        chooses = self.stop.method == "dvar" or self.stop.keep_best
+        check(not (self.progressive and chooses), "inversion.progressive", self.progressive,
+              "false with stop.method 'dvar' or stop.keep_best: they may end before the last has joined")  # fmt: skip
         check(self.adapter.kind == "lora" or not self.penalties.knowledge, "inversion.penalties.knowledge",
               self.penalties.knowledge, "0 unless adapter.kind is 'lora': else other prompts keep")  # fmt: skip
         check(self.init.method != "encoder_output" or self.norm_control == "none", "inversion.norm_control",

@@ -118,6 +118,12 @@ class ImageExtractor:
                 chunks.append(self._kind.image_features(self._model, pixels.to(self._device)))
         return _unit(chunks)
 
+    def pixel_features(self, pixels: Tensor) -> Tensor:
+        """[batch, 3, height, width] in [-1, 1] -> [batch, dim] features, not of unit norm, through which gradients
+        reach the pixels. Torch resizes here, and PIL in `images`: cosines between the two are near 1, not 1."""
+        features = self._kind.image_features(self._model, self._preprocessing.tensor(pixels.to(self._device)))
+        return features.to(pixels.device)
+
 
 class ClipExtractor(ImageExtractor):
     """The same with text features in the same space, for CLIP-T: CLIP, or SigLIP in its place."""
@@ -198,7 +204,7 @@ class _Preprocessing:
     def __call__(self, picture: Image.Image) -> Tensor:
         """[3, height, width]."""
         picture = picture.convert("RGB")
-        picture = picture.resize(self._target(picture), self.resample)
+        picture = picture.resize(self._target(*picture.size), self.resample)
         if self.crop:
             height, width = self.crop
             left, top = (picture.width - width) // 2, (picture.height - height) // 2
@@ -207,12 +213,22 @@ class _Preprocessing:
         pixels = levels.view(picture.height, picture.width, 3).permute(2, 0, 1).float() * self.scale
         return (pixels - self.mean) / self.std
 
-    def _target(self, picture: Image.Image) -> tuple[int, int]:
+    def tensor(self, pixels: Tensor) -> Tensor:
+        """The same of pixels [batch, 3, height, width] in [-1, 1], with gradients."""
+        width, height = self._target(pixels.shape[3], pixels.shape[2])
+        mode = "bilinear" if self.resample == Image.Resampling.BILINEAR else "bicubic"
+        levels = F.interpolate((pixels + 1) / 2, size=(height, width), mode=mode, antialias=True).clamp(0, 1)
+        if self.crop:
+            top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
+            levels = levels[:, :, top : top + self.crop[0], left : left + self.crop[1]]
+        return (levels * 255 * self.scale - self.mean.to(pixels.device)) / self.std.to(pixels.device)
+
+    def _target(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) to resize to."""
         if len(self.size) == 2:
             return self.size[1], self.size[0]
-        edge, shorter = self.size[0], min(picture.size)
-        width, height = (edge if side == shorter else edge * side // shorter for side in picture.size)
+        edge, shorter = self.size[0], min(width, height)
+        width, height = (edge if side == shorter else edge * side // shorter for side in (width, height))
         return width, height
 
 

@@ -158,3 +158,17 @@ def test_a_tokenizer_that_is_missing(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="has no tokenizer file"):
         ClipExtractor(str(tmp_path), device="cpu")
+
+
+def test_pixel_features_are_those_of_the_picture_and_can_be_differentiated(judge: tuple[str, Path]) -> None:
+    _, directory = judge
+    extractor = ImageExtractor(str(directory), "cpu")
+    ramp = np.linspace(0, 255, 48)
+    picture = Image.fromarray(np.stack(np.broadcast_arrays(ramp, ramp[:, None], 128), 2).astype(np.uint8))
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels.requires_grad_()
+    features = extractor.pixel_features(pixels)
+    assert torch.cosine_similarity(features, extractor.images([picture])).item() > 0.995
+    (grad,) = torch.autograd.grad(features.square().sum(), pixels)
+    assert grad.isfinite().all()
+    assert (grad.abs().sum((0, 1)) > 0).all()
