@@ -105,7 +105,7 @@ def parse_adapter(data: bytes) -> LearnedAdapter:
 def with_adapter(embedding: LearnedEmbedding, read: Callable[[str], bytes]) -> LearnedEmbedding:
     """An embedding just parsed, with the adapter it was learned with, if its header names one; without it, its rows
     would draw something else. `read` gets the content of a file beside the embedding's, by name."""
-    if "adapter" not in embedding.metadata:
+    if embedding.metadata.get("adapter") != ADAPTER_FILE:
         return embedding
     return replace(embedding, adapter=parse_adapter(read(ADAPTER_FILE)))
 

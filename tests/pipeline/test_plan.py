@@ -90,8 +90,10 @@ def test_the_models_content_matters() -> None:
 
 
 def test_captions_count_by_content_not_by_address() -> None:
+    preserving = ["inversion.adapter.kind=lora", "inversion.penalties.knowledge=0.1"]
     here, there = (
-        load_config(overrides=[f"inversion.penalties.captions={path}"]) for path in ("/here.txt", "/there.txt")
+        load_config(overrides=[*preserving, f"inversion.penalties.captions={path}"])
+        for path in ("/here.txt", "/there.txt")
     )
     digests = [settings_digest(c, model_hash="m", captions_hash=h) for c, h in ((here, "1"), (there, "1"), (here, "2"))]
     assert digests[0] == digests[1] != digests[2]

@@ -45,7 +45,8 @@ def test_addresses_stay_what_workers_can_use(tmp_path: Path) -> None:
 
 
 def test_captions_are_found_from_anywhere_and_known_by_content(tmp_path: Path) -> None:
-    config = configured("m.parquet", "--set", "inversion.penalties.captions=sets/captions.txt")
+    given = ["inversion.penalties.captions=sets/captions.txt", "inversion.penalties.knowledge=0.1"]
+    config = configured("m.parquet", "--set", "inversion.adapter.kind=lora", *(f"--set={each}" for each in given))
     assert config.inversion.penalties.captions == os.path.abspath("sets/captions.txt")
     assert configured("m.parquet").inversion.penalties.captions == run.captions_hash("") == ""
     path = tmp_path / "captions.txt"
@@ -80,7 +81,10 @@ def test_models_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monk
         (["m.parquet", "--set", "inversion.stepz=3"], "did you mean inversion.steps"),
         (["m.parquet", "--model", "no/such/model/here"], "neither a directory here nor a hub id"),
         (["ssh://host/m.parquet"], "ssh"),
-        (["m.parquet", "--set", "inversion.penalties.captions=s3://b/c.txt"], "the path of a file on a disk"),
+        (
+            ["m.parquet", "--set=inversion.penalties.captions=s3://b/c.txt", "--set=inversion.penalties.knowledge=1"],
+            "the path of a file on a disk",
+        ),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.tiny_models import DIM, MAX_LENGTH
 from textual_inversion.concept import Concept
+from textual_inversion.config import AdapterConfig, AdapterKind, InversionConfig, PenaltyConfig
+from textual_inversion.engine import learn
+from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.knowledge import MAX_CAPTIONS, KnowledgePreservation, distance, freeze, read_captions
-from textual_inversion.lora import TARGETS, AdapterBatch, initial_adapter
+from textual_inversion.lora import TARGETS, AdapterBatch, initial_adapter, join, positions
 
 CAPTIONS = ("a cat on the beach", "a blue clock", "the moon and a tree", "snow", "a red toy")
 A_DOG = Concept(concept_id="dog", placeholder_token="<dog>", images=("a.png",), initializer="dog")
@@ -146,3 +150,35 @@ def test_captions_of_ones_own(tmp_path: Path, tiny_backbone: Backbone) -> None:
         read_captions("/nowhere")
     with pytest.raises(ValueError, match="1001 captions for knowledge preservation: 1 to 1000"):
         KnowledgePreservation(tiny_backbone, ["a cat"] * 1001)
+
+
+@pytest.mark.slow
+def test_on_the_demo_model_other_captions_stay_nearer(tmp_path: Path) -> None:
+    """Captions that were not among those preserved: the term generalises; a causal adapter needs none."""
+    torch.set_num_threads(1)
+    backbone = load_backbone("demo/model", device="cpu", precision="float32")
+    paths = sorted(Path("demo/images/teapot").glob("*.png"))
+    teapot = Concept(
+        concept_id="teapot", placeholder_token="<t>", images=tuple(map(str, paths)), initializer="coffee"
+    )  # fmt: skip
+    photos = [Image.open(path).convert("RGB") for path in paths]
+    captions = read_captions("")
+    (tmp_path / "kept.txt").write_text("\n".join(captions[::2]))
+    others = freeze(backbone, captions[1::8])
+
+    def strayed(kind: AdapterKind, weight: float) -> float:
+        config = InversionConfig(
+            steps=20,
+            adapter=AdapterConfig(kind=kind, learning_rate=1e-3),
+            penalties=PenaltyConfig(knowledge=weight, captions=str(tmp_path / "kept.txt") if weight else ""),
+        )
+        (embedding,) = learn(backbone, [(teapot, photos)], config)
+        assert embedding.adapter is not None
+        none_of_concept = torch.zeros_like(others.ids, dtype=torch.bool)
+        where = positions(embedding.adapter.kind, others.ids, none_of_concept, backbone.end_of_text)
+        adapters = join([[(embedding.adapter, acts)] for acts in where], backbone.device)
+        with torch.no_grad():
+            return float(distance(backbone.encode_prompts(others.ids, {}, adapters).hidden, others.states).mean())
+
+    assert 0 < strayed("lora", 1.0) < 0.5 * strayed("lora", 0.0)
+    assert strayed("causal", 0.0) < 1e-6
