@@ -191,7 +191,10 @@ class Learner:
     def _run_engine(self) -> None:
         config = self._config
         try:
-            engine = Engine(self._backbone, config.inversion, slots=self._slots, seed=config.seed)
+            features = self._extractor.pixel_features if self._extractor else None
+            engine = Engine(
+                self._backbone, config.inversion, slots=self._slots, seed=config.seed, image_features=features
+            )
             engine.run(self._next_assignment, self._ended, self._checkpoint, config.actors.checkpoint_steps)
             self._broken = "the engine was closed"
         except BaseException as error:
@@ -249,7 +252,7 @@ class Learner:
         payload = {
             folder.embedding: dump_diffusers(embedding),
             folder.grid: to_png(samples.sheet(photos)),
-            folder.curve: curve_parquet(outcome.curve),
+            folder.curve: curve_parquet(outcome.curve, outcome.frozen_losses),
         }
         if embedding.adapter:
             payload[folder.adapter] = dump_adapter(embedding)
@@ -305,10 +308,15 @@ def _record(task: ConceptTask, status: Literal["done", "failed"], attempts: int,
     )
 
 
-def curve_parquet(curve: Tensor) -> bytes:
-    """[n, 3] rows of (step, loss, norm) as a Parquet file."""
+def curve_parquet(curve: Tensor, frozen_losses: Tensor) -> bytes:
+    """[n, 3] rows of (step, loss, norm) as a Parquet file; [looks, 2] rows of (step, loss on the frozen batch), where
+    anybody looked, are one column more, null at the other steps."""
     steps, losses, norms = curve.unbind(1)
-    table = pa.table({"step": steps.int().numpy(), "loss": losses.numpy(), "norm": norms.numpy()})
+    columns = {"step": steps.int().numpy(), "loss": losses.numpy(), "norm": norms.numpy()}
+    if len(frozen_losses):
+        looks = dict(frozen_losses.tolist())
+        columns["frozen_loss"] = pa.array([looks.get(step) for step in steps.tolist()], pa.float32())
+    table = pa.table(columns)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()

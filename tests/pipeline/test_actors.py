@@ -22,6 +22,7 @@ from pipeline.records import from_json
 from pipeline.storage import RunStore
 from tests.pipeline.runs import task, tiny_config, write_photo
 from textual_inversion.adapter_formats import with_adapter
+from textual_inversion.config import StopConfig
 from textual_inversion.engine import Engine
 from textual_inversion.formats import parse_diffusers
 from textual_inversion.slots import SlotState
@@ -64,6 +65,23 @@ def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[
     (rows,) = load(store.get(one.folder.embedding)).values()
     assert rows.shape == (1, 32)
     assert pq.read_table(tmp_path / "out" / one.folder.curve).num_rows == 6
+
+
+def test_looks_at_the_frozen_batch_are_in_the_published_curve(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    stop = {"keep_best": True, "check_every_steps": 4}
+    settings = tiny_config(tiny_model, tmp_path / "out")
+    learner = Learner(replace(settings, inversion=replace(settings.inversion, stop=StopConfig(**stop))))
+    one = task("toy", photos)
+    (record,) = learn_all(learner, [one])
+    learner.close()
+    losses = pq.read_table(tmp_path / "out" / one.folder.curve)["frozen_loss"].to_pylist()
+    assert [loss is not None for loss in losses] == [False, False, False, True, False, True]
+    best = 4 if losses[3] <= losses[5] else 6
+    with safe_open(tmp_path / "out" / one.folder.embedding, "pt") as file:
+        assert file.metadata()["step"] == str(best)
+    assert record.steps == 6
 
 
 @pytest.mark.parametrize("kind", ["lora", "causal"])
