@@ -1,0 +1,221 @@
+"""Which start is nearest to where learning ends: every method of `init.method` on the demo's concepts.
+
+    python -m benchmarks.starts --concepts 8 --steps 100
+
+Prints a markdown table. The loss is the denoising loss on a frozen batch of each concept (its own views, noise, prompts
+and timesteps spread over the schedule, the same for all methods), averaged over concepts; "steps saved" is how much
+sooner the averaged loss reaches what the initializer's vector has reached after all steps. CLIP-I is of pictures drawn
+from the same noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import fmean
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.config import RunConfig, load_config
+from pipeline.manifest import BadRow, read_manifest
+from pipeline.models import load_model, locate
+from pipeline.storage import absolute, read_bytes
+from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.config import InitConfig, InversionConfig, SamplingConfig
+from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
+from textual_inversion.extractors import ClipExtractor
+from textual_inversion.families.base import Backbone
+from textual_inversion.generate import ImageRequest, generate
+from textual_inversion.initialise import Start, StartChooser
+from textual_inversion.latents import Views, encode_views, sample
+from textual_inversion.metrics import clip_i
+from textual_inversion.noise import corrupt
+from textual_inversion.objective import denoising
+from textual_inversion.photos import open_photo
+from textual_inversion.prompts import HOLE, encode_prompt, training_templates
+from textual_inversion.rng import generator_for, seed_for
+
+FROZEN_SAMPLES = 48
+PICTURES = 4
+
+METHODS = {
+    "words": InitConfig(),
+    "encoder_output": InitConfig(method="encoder_output"),
+    "auto": InitConfig(method="auto"),
+    "amortised": InitConfig(method="amortised"),
+    "words, none given": InitConfig(),
+    "amortised, none given": InitConfig(method="amortised"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One concept with all that does not depend on the method."""
+
+    concept: Concept
+    photos: list[Image.Image]
+    views: Views
+    frozen: Callable[[dict[str, Tensor]], float]
+    """Its rows -> their loss on the frozen batch."""
+
+
+@dataclass(slots=True)
+class Figures:
+    """Of one method, averaged over concepts."""
+
+    losses: dict[int, float]
+    """After so many steps."""
+    clip_i: dict[int, float]
+    seconds: float
+    """To choose all starts, what is done once an actor included."""
+    reasons: list[str]
+
+
+def main() -> None:
+    """Learn with every method in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", default="manifests/demo.parquet")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
+    parser.add_argument("--concepts", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--every", type=int, default=20, metavar="STEPS", help="between two looks at the loss")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
+    options = parser.parse_args()
+
+    config = load_config("", [*options.set, f"inversion.steps={options.steps}"])
+    backbone = load_model(config)
+    extractor = ClipExtractor(locate(config.extractor), "cpu")
+    cases = list(islice(read_cases(backbone, options.manifest, config), options.concepts))
+    say = sys.stdout.write
+    looks = range(0, options.steps + 1, options.every)
+    say(f"{len(cases)} concepts, {options.steps} steps of {config.inversion.batch_size}\n\n")
+    titles = ["start", *(f"loss at {step}" for step in looks), "steps saved", "CLIP-I at 0", f"CLIP-I at {looks[-1]}"]
+    say(f"| {' | '.join([*titles, 's to choose'])} |\n{'|---' * (len(titles) + 1)}|\n")
+    goal: tuple[int, float] | None = None
+    for name in options.methods:
+        init = dataclasses.replace(METHODS[name], words=config.inversion.init.words)
+        norm_control = "none" if init.method == "encoder_output" else config.inversion.norm_control
+        inversion = dataclasses.replace(config.inversion, init=init, norm_control=norm_control)
+        chosen = [drop_word(case) for case in cases] if name.endswith("none given") else cases
+        figures = measure(backbone, extractor, chosen, inversion, options.every, config.seed)
+        goal = goal or (looks[-1], figures.losses[looks[-1]])
+        cells = [name, *(f"{figures.losses[step]:.4f}" for step in looks), saved(figures.losses, *goal)]
+        cells += [f"{figures.clip_i[step]:.3f}" for step in (0, looks[-1])] + [f"{figures.seconds:.1f}"]
+        say("| " + " | ".join(cells) + " |\n")
+        sys.stdout.flush()
+        sys.stderr.write("".join(f"{case.concept.concept_id}: {reason}\n" for case, reason in
+                                 zip(chosen, figures.reasons, strict=True)))  # fmt: skip
+
+
+def read_cases(backbone: Backbone, manifest: str, config: RunConfig) -> Iterator[Case]:
+    """The manifest's objects; a bad row ends the benchmark."""
+    for row in read_manifest(absolute(manifest)):
+        if isinstance(row, BadRow):
+            raise ValueError(f"{row.file}, row {row.row}: {row.reason}")
+        if row.concept.category == "object":
+            photos = [open_photo(read_bytes(uri)) for uri in row.concept.images]
+            views = encode_views(backbone, photos, config.inversion.augment, row.concept.concept_id, config.seed)
+            yield Case(row.concept, photos, views, frozen_loss(backbone, row.concept, views))
+
+
+def drop_word(case: Case) -> Case:
+    return dataclasses.replace(case, concept=dataclasses.replace(case.concept, initializer=""))
+
+
+def frozen_loss(backbone: Backbone, concept: Concept, views: Views) -> Callable[[dict[str, Tensor]], float]:
+    """The mean denoising loss on samples that stay the same, as a function of the rows."""
+    generator, size = generator_for(0, concept.concept_id, "benchmark"), FROZEN_SAMPLES
+    view = torch.randint(len(views), (size,), generator=generator)
+    eps, noise = torch.randn(2, size, *backbone.latent_shape, generator=generator)
+    within = torch.rand(size, generator=generator)
+    timesteps = ((torch.arange(size) + within) / size * len(backbone.alphas_cumprod)).long()
+    templates = training_templates(concept, class_cue=False)
+    rows_of = {HOLE: range(backbone.vocab_size, backbone.vocab_size + concept.num_vectors)}
+    ids = torch.tensor([encode_prompt(templates[i % len(templates)], rows_of, backbone) for i in range(size)])
+    latents = sample(views.moments[view], eps)
+    x_t, target = corrupt(latents, noise, backbone.alphas_cumprod[timesteps], backbone.prediction_type)
+
+    def loss(rows: dict[str, Tensor]) -> float:
+        with torch.no_grad():
+            prediction = backbone.predict(x_t, timesteps, backbone.encode_prompts(ids, rows))
+        return float(denoising(prediction, target).mean())
+
+    return loss
+
+
+def measure(
+    backbone: Backbone,
+    extractor: ClipExtractor,
+    cases: Sequence[Case],
+    inversion: InversionConfig,
+    every: int,
+    seed: int,
+) -> Figures:
+    """Choose, learn and look at every concept."""
+    began = time.perf_counter()
+    choose = StartChooser(backbone, inversion.init, extractor, seed=seed)
+    starts = [choose(case.concept, case.photos) for case in cases]
+    seconds = time.perf_counter() - began
+    looks = [learn(backbone, case, start, inversion, every, seed) for case, start in zip(cases, starts, strict=True)]
+    losses = {
+        step: fmean(case.frozen(rows[step]) for case, rows in zip(cases, looks, strict=True)) for step in looks[0]
+    }
+    alike = {
+        step: fmean(likeness(backbone, extractor, case, rows[step]) for case, rows in zip(cases, looks, strict=True))
+        for step in (0, max(losses))
+    }
+    return Figures(losses, alike, seconds, [start.reason for start in starts])
+
+
+def learn(
+    backbone: Backbone, case: Case, start: Start, inversion: InversionConfig, every: int, seed: int
+) -> dict[int, dict[str, Tensor]]:
+    """The concept's rows before the first step and after every so many."""
+    looks: dict[int, dict[str, Tensor]] = {}
+
+    def look(_concept: Concept, state: SlotState) -> None:
+        looks.setdefault(0, dict(state.start))
+        looks[state.step] = {key: state.parameters[key] for key in state.start}
+
+    def end(outcome: Outcome) -> None:
+        if outcome.embedding is None:
+            raise ValueError(f"concept {outcome.concept.concept_id!r}: {outcome.error}")
+        looks[outcome.steps] = dict(outcome.embedding.vectors)
+
+    waiting = [Assignment(start.concept, case.views, start=start.embedding)]
+    engine = Engine(backbone, inversion, slots=1, seed=seed)
+    engine.run(lambda _wait: waiting.pop() if waiting else None, end, look, every)
+    return looks
+
+
+def likeness(backbone: Backbone, extractor: ClipExtractor, case: Case, rows: dict[str, Tensor]) -> float:
+    """CLIP-I of some pictures of the concept with these rows."""
+    embedding = LearnedEmbedding(placeholder_token=case.concept.placeholder_token, vectors=rows)
+    prompt = f"a photo of a {case.concept.placeholder_token}"
+    seeds = [seed_for(0, case.concept.concept_id, "benchmark", i) for i in range(PICTURES)]
+    requests = [ImageRequest(prompt, each, (embedding,)) for each in seeds]
+    pictures = generate(backbone, requests, SamplingConfig(steps=12, batch_size=PICTURES))
+    return clip_i(extractor.images(pictures), extractor.images(case.photos))
+
+
+def saved(losses: dict[int, float], end: int, goal: float) -> str:
+    """How many steps before the end the loss is at the goal, read off straight lines between looks."""
+    before, above = 0, losses[0]
+    if above <= goal:
+        return str(end)
+    for step, loss in list(losses.items())[1:]:
+        if loss <= goal:
+            return f"{end - (before + (above - goal) / (above - loss) * (step - before)):.0f}"
+        before, above = step, loss
+    return f"none; {losses[end] / goal - 1:+.1%} loss at {end}"
+
+
+if __name__ == "__main__":
+    main()
