@@ -149,11 +149,12 @@ def test_another_batch_size_changes_rounding_only(tiny_backbone: Backbone) -> No
 
 
 def test_threads_may_share_a_model(tiny_backbone: Backbone) -> None:
-    """Each thread reads its own rows: one may draw a grid while another draws, or learns, something else."""
+    """Each thread has its own rows and adapters in use: one may draw a grid while another draws, or learns, something else."""
     config = SamplingConfig(steps=2, batch_size=1)
+    asked = [*requests(), *adapted_requests(tiny_backbone)]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda request: generate(tiny_backbone, [request], config)[0], requests()))
-    assert all(same(together, generate(tiny_backbone, requests(), config)))
+        together = list(pool.map(lambda request: generate(tiny_backbone, [request], config)[0], asked))
+    assert all(same(together, generate(tiny_backbone, asked, config)))
 
 
 def test_the_noise_comes_from_the_seed_alone(tiny_backbone: Backbone) -> None:
