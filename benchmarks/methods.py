@@ -3,10 +3,11 @@
     python -m benchmarks.methods --concepts 8 --processes 2
     python -m benchmarks.methods --setups textual-inversion,high-lr,low-lr --steps 300 --output output/rates
 
-Setups are those of `benchmarks/setups.py` and the recipes. Writes a row for each concept and setup as soon as it is
-there (`rows/`), then all (`rows.parquet`), a table (`table.md`) and the distortion-editability plot (`plot.png`;
-needs matplotlib). Run it again to continue: what is there is not done again. CLIP-I is taken from the prompt that says
-nothing but the concept, CLIP-T from all others (Gal et al. 2022, section 5). All setups draw from the same noise.
+Setups are those of `benchmarks/setups.py` and the recipes. As soon as a concept is done in a setup, its row and its
+pictures are in `rows/` of the output; at the end come all rows (`rows.parquet`), a table (`table.md`) and the
+distortion-editability plot (`plot.png`; needs matplotlib). Run it again to continue: what is there is not done again.
+CLIP-I is taken from the prompt that says nothing but the concept, CLIP-T from all others (Gal et al. 2022, section 5).
+All setups draw from the same noise.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -29,6 +30,7 @@ from PIL import Image
 
 from benchmarks.comparison import plot, rows_parquet, table
 from benchmarks.setups import CAPTIONS, SETUPS, Setup, find
+from pipeline.actors import to_png
 from pipeline.config import RunConfig, load_config
 from pipeline.evaluation import seeds_of
 from pipeline.faults import describe_error
@@ -42,8 +44,8 @@ from textual_inversion.config import InversionConfig
 from textual_inversion.engine import learn
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
-from textual_inversion.formats import dump_diffusers
 from textual_inversion.generate import ImageRequest, generate
+from textual_inversion.grids import grid
 from textual_inversion.metrics import clip_i_among, clip_i_each, clip_t_each, mean_and_error, without_placeholder
 from textual_inversion.photos import open_photo
 from textual_inversion.prompts import HOLE, fill
@@ -107,7 +109,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--manifest", default="manifests/demo.parquet")
     parser.add_argument("--concepts", type=int, default=8, help="the first so many objects of the manifest")
     parser.add_argument("--setups", default=",".join(SETUPS), help="names, with commas between; default: all")
-    parser.add_argument("--steps", type=int, default=500, help="budget of plain Textual Inversion")
+    parser.add_argument("--steps", type=int, default=500, help="of 4 samples; others get as many samples in all")
     parser.add_argument("--samples", type=int, default=4, help="pictures per prompt")
     parser.add_argument("--prompts", default="", metavar="URI", help="in place of the demo's")
     parser.add_argument("--processes", type=int, default=1, help="concepts measured at a time, a torch thread each")
@@ -162,9 +164,11 @@ def measure(job: Job, output: str) -> dict[str, Any]:
     """Learn, draw and score one concept in one setup, and store its row. Raises ValueError for what cannot be done."""
     backbone, extractor = models(replace(job.config, inversion=InversionConfig()))
     began = time.perf_counter()
-    embedding = learned(job, backbone) if job.setup.drawn == "learned" else None
+    embedding = learned(job, backbone, extractor) if job.setup.drawn == "learned" else None
     seconds = time.perf_counter() - began
     protocol = choose(job.config)
+    photos = [open_photo(read_bytes(uri)) for uri in job.concept.images]
+    shown = pictures(job, protocol, embedding, backbone)
     row: dict[str, Any] = {
         "key": job.key(),
         "setup": job.name,
@@ -172,11 +176,11 @@ def measure(job: Job, output: str) -> dict[str, Any]:
         "steps": int(embedding.metadata["step"]) if embedding else 0,
         "seconds": seconds if embedding else 0.0,
         "norm": mean_norm(embedding) if embedding else None,
-        **scores(job, protocol, embedding, backbone, extractor),
+        **scores(photos, shown, prompts_of(job, protocol), protocol.reconstruction, extractor),
     }
     store = RunStore(output)
-    if embedding:
-        store.put(f"{job.path}.safetensors", dump_diffusers(embedding))
+    if shown:
+        store.put(f"{job.path}.png", to_png(grid(photos, list(shown.items()))))
     store.put(f"{job.path}.json", json.dumps(row, indent=1).encode())
     return row
 
@@ -188,50 +192,59 @@ def models(config: RunConfig) -> tuple[Backbone, ClipExtractor]:
     return load_model(config), ClipExtractor(locate(config.extractor), config.device)
 
 
-def learned(job: Job, backbone: Backbone) -> LearnedEmbedding:
+def learned(job: Job, backbone: Backbone, extractor: ClipExtractor) -> LearnedEmbedding:
     concept = job.setup.concept(job.concept)
     photos = [open_photo(read_bytes(uri)) for uri in concept.images]
-    return learn(backbone, [(concept, photos)], job.config.inversion, slots=1, seed=job.config.seed)[0]
+    return learn(
+        backbone, [(concept, photos)], job.config.inversion, slots=1, seed=job.config.seed, extractor=extractor
+    )[0]
 
 
 def scores(
-    job: Job, protocol: Protocol, embedding: LearnedEmbedding | None, backbone: Backbone, extractor: ClipExtractor
+    photos: list[Image.Image],
+    shown: Mapping[str, list[Image.Image]],
+    prompts: Sequence[Prompt],
+    reconstruction: Sequence[str],
+    extractor: ClipExtractor,
 ) -> dict[str, Any]:
     """`clip_i` of the prompts that say nothing but the concept, `clip_t` of the others, each with `_se` over pictures;
-    `clip_i_all` of all prompts. Photos are all of the concept's, also those a setup did not learn from."""
-    real = extractor.images([open_photo(read_bytes(uri)) for uri in job.concept.images])
+    `clip_i_all` of all prompts. `photos` are all of the concept's, also those a setup did not learn from; with nothing
+    `shown`, they are scored themselves."""
+    real = extractor.images(photos)
     telling, identity, everything = [], [], []
-    for prompt in prompts_of(job.concept, protocol):
-        text = without_placeholder(prompt.text, HOLE)
-        if job.setup.drawn == "photos":
-            seen, likeness = real, clip_i_among(real)
-        else:
-            seen = extractor.images(pictures(job, prompt, protocol, embedding, backbone))
-            likeness = clip_i_each(seen, real)
+    for prompt in prompts:
+        seen = extractor.images(shown[prompt.text]) if shown else real
+        likeness = clip_i_each(seen, real) if shown else clip_i_among(real)
         everything.append(likeness)
-        if prompt.text in protocol.reconstruction:
+        if prompt.text in reconstruction:
             identity.append(likeness)
         else:
-            telling.append(clip_t_each(seen, extractor.texts([text])))
+            telling.append(clip_t_each(seen, extractor.texts([without_placeholder(prompt.text, HOLE)])))
     found: dict[str, Any] = {"clip_i_all": float(torch.cat(everything).mean())}
     for name, values in (("clip_i", identity or everything), ("clip_t", telling)):
         found[name], found[f"{name}_se"] = mean_and_error(torch.cat(values)) if values else (None, None)
     return found
 
 
-def prompts_of(concept: Concept, protocol: Protocol) -> list[Prompt]:
+def prompts_of(job: Job, protocol: Protocol) -> list[Prompt]:
     assert isinstance(protocol.prompts, tuple)
-    return [prompt for prompt in protocol.prompts if prompt.is_for(concept.concept_id, concept.category)]
+    return [prompt for prompt in protocol.prompts if prompt.is_for(job.concept.concept_id, job.concept.category)]
 
 
 def pictures(
-    job: Job, prompt: Prompt, protocol: Protocol, embedding: LearnedEmbedding | None, backbone: Backbone
-) -> list[Image.Image]:
-    word = word_of(job)
-    text = fill(prompt.text, word) if word else without_placeholder(prompt.text, HOLE)
-    seeds = seeds_of(prompt, protocol.images_per_prompt, job.config.seed)
-    requests = [ImageRequest(text, seed, (embedding,) if embedding else ()) for seed in seeds]
-    return generate(backbone, requests, protocol.sampling)
+    job: Job, protocol: Protocol, embedding: LearnedEmbedding | None, backbone: Backbone
+) -> dict[str, list[Image.Image]]:
+    """Prompt -> its pictures, all drawn together so that batches are full; none where the photos are what is scored."""
+    if job.setup.drawn == "photos":
+        return {}
+    word, count, prompts = word_of(job), protocol.images_per_prompt, prompts_of(job, protocol)
+    requests = []
+    for prompt in prompts:
+        text = fill(prompt.text, word) if word else without_placeholder(prompt.text, HOLE)
+        seeds = seeds_of(prompt, count, job.config.seed)
+        requests += [ImageRequest(text, seed, (embedding,) if embedding else ()) for seed in seeds]
+    drawn = generate(backbone, requests, protocol.sampling)
+    return {prompt.text: drawn[i * count : (i + 1) * count] for i, prompt in enumerate(prompts)}
 
 
 def word_of(job: Job) -> str:

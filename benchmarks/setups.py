@@ -1,25 +1,23 @@
 """The setups that `benchmarks.methods` compares: those of Gal et al. 2022, section 5, and what came after.
 
-A setup changes the settings of learning, the concept, or both. Besides these names, every recipe in `pipeline/recipes`
-is a setup under its own (its `[inversion]` section is taken).
+A setup is a recipe of `pipeline/recipes`, further settings, a change of the concept, or several of these. Besides the
+names below, every recipe is a setup under its own.
 
-Scale. The paper learns for 5,000 steps on LDM; `--steps` (500) is what the demo's small model needs. Its base learning
-rate of 5e-3 is the project's default, so its "High-LR" 2e-2 and "Low-LR" 1e-4 are taken as they stand: four times and
-a fiftieth of the base. All three are without norm control, which the paper has not: under a clamp the embedding could
-not leave the region of real words, and the learning rate could not move it along the curve.
+Scale. The papers' budgets are for large models; here all setups see the same number of samples, `--steps` times the
+default batch of 4, or fewer where a recipe asks for fewer. Rates stay as the recipes have them: the paper's 2e-2 and
+1e-4 ("High-LR" and "Low-LR") keep their ratio to its 5e-3, all times its 2 GPUs x batch 4, and like all its setups go
+without norm control: under a clamp the learning rate could not move an embedding along the curve.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from pipeline.config import load_config
-from pipeline.models import ROOT
+from pipeline.config import RECIPES, load_config
 from textual_inversion.concept import Concept
 from textual_inversion.config import InversionConfig
-
-RECIPES = ROOT / "pipeline/recipes"
 
 CAPTIONS = {
     "tiger": "orange cat with black stripes",
@@ -45,9 +43,7 @@ class Setup:
     settings: tuple[str, ...] = ()
     """`a.b=c` overrides."""
     recipe: str = ""
-    """Name of a recipe that comes before the settings."""
-    steps: float = 1.0
-    """Of the budget `--steps`: less where a step has more samples."""
+    """Name of a recipe that comes before the settings; its `[inversion]` section is taken."""
     num_vectors: int = 0
     """0 is the manifest's."""
     num_photos: int = 0
@@ -71,77 +67,53 @@ class Setup:
         )
 
     def inversion(self, steps: int, overrides: Iterable[str]) -> InversionConfig:
-        """How it learns: its recipe, then `overrides` and the budget, then what it sets itself."""
+        """How it learns: its recipe, then `overrides`, then what it sets itself, with the number of samples that
+        `steps` of the default batch have."""
         toml = (RECIPES / f"{self.recipe}.toml").read_text() if self.recipe else ""
-        budget = f"inversion.steps={max(1, round(self.steps * steps))}"
-        return load_config(toml, [*overrides, budget, *self.settings]).inversion
+        config = load_config(toml, [*overrides, *self.settings]).inversion
+        affordable = max(1, round(steps * InversionConfig().batch_size / config.batch_size))
+        asked_for = tomllib.loads(toml).get("inversion", {}).get("steps", affordable)
+        return replace(config, steps=min(asked_for, affordable))
 
 
 def _settings(*pairs: str) -> tuple[str, ...]:
     return tuple(f"inversion.{pair}" for pair in pairs)
 
 
-_FREE = _settings("norm_control=none")
-
 SETUPS: dict[str, Setup] = {
-    # Gal et al. 2022, section 5
     "image-only": Setup(what="the photos among themselves", drawn="photos"),
     "prompt-only": Setup(what="the prompt without the word", drawn="prompt"),
     "initializer": Setup(what="the initializer in the word's place", drawn="initializer"),
     "human-captions": Setup(what="a person's words in the word's place", drawn="caption"),
     "textual-inversion": Setup(what="the project's default: one vector, norm clamped"),
-    "paper": Setup(what="one vector, no norm control, as in the paper", settings=_FREE),
-    "high-lr": Setup(what="the paper's learning rate 2e-2", settings=_FREE + _settings("learning_rate=2e-2")),
-    "low-lr": Setup(what="the paper's learning rate 1e-4", settings=_FREE + _settings("learning_rate=1e-4")),
-    "2-word": Setup(what="two vectors", num_vectors=2),
-    "3-word": Setup(what="three vectors", num_vectors=3),
-    "progressive": Setup(
-        what="three vectors, one joining after the other", num_vectors=3, settings=_settings("progressive=true")
-    ),
-    "regularised": Setup(
-        what="held near the initializer's vector", settings=_FREE + _settings("penalties.class_distance=1.0")
-    ),
-    "per-image-tokens": Setup(what="a further row for every photo", settings=_settings("per_image_tokens=true")),
+    # Gal et al. 2022, section 5
+    "ti-paper": Setup(what="one vector, as in the paper", recipe="ti-paper"),
+    "high-lr": Setup(what="the paper's High-LR", recipe="high-lr"),
+    "low-lr": Setup(what="the paper's Low-LR", recipe="low-lr"),
+    "2-word": Setup(what="two vectors", recipe="ti-paper", num_vectors=2),
+    "3-word": Setup(what="three vectors", recipe="ti-paper", num_vectors=3),
+    "progressive": Setup(what="three vectors, one joining after the other", recipe="progressive", num_vectors=3),
+    "regularised": Setup(what="held near the initializer's vector", recipe="regularised"),
+    "per-image": Setup(what="a further vector for every photo", recipe="per-image"),
     # one photo
-    "ti-one-photo": Setup(what="textual-inversion from one photo", num_photos=1),
-    "textboost-v1": Setup(
-        what="one photo; LoRA, paired augmentation, preservation, SNR timesteps", num_photos=1, steps=0.5,
-        settings=_settings(
-            "batch_size=8", "learning_rate=1e-3", "weight_decay=0.01", "max_grad_norm=1.0", "class_cue=true",
-            "adapter.kind=lora", "augment.paired=8", "penalties.knowledge=0.1", "timesteps.sampler=snr",
-        ),
-    ),
-    "textboost-v2": Setup(
-        what="one photo; causal rank-1 adapter on fc2", num_photos=1, steps=0.2,
-        settings=_settings(
-            "batch_size=8", "learning_rate=1e-3", "class_cue=true", "adapter.kind=causal", "adapter.rank=1",
-            "adapter.alpha=1.0", "adapter.targets=['fc2']", "adapter.learning_rate=1e-4",
-        ),
-    ),
-    # start, direction, timesteps, end
+    "ti-one-photo": Setup(what="the default, from one photo", num_photos=1),
+    "textboost-v1": Setup(what="one photo; LoRA, augmentation tokens", recipe="textboost-v1", num_photos=1),
+    "textboost-v2": Setup(what="one photo; causal adapter", recipe="textboost-v2", num_photos=1),
+    # start, direction, norm
     "class-cue": Setup(what='"S* cat" in the prompts', settings=_settings("class_cue=true")),
-    "sphere": Setup(what="norm fixed at the vocabulary's", settings=_settings("norm_control=sphere")),
-    "dti": Setup(
-        what="steps along the sphere, pulled toward the initializer",
-        settings=_settings("norm_control=sphere", "optimizer=riemannian", "direction_prior=1e-4"),
-    ),
     "no-initializer": Setup(what="from the vocabulary's mean", initializer=""),
-    "cross-init": Setup(
-        what="from the text encoder's output, held there", settings=_FREE + _settings(
-            "init.method=encoder_output", "penalties.start_distance=1e-5"
-        ),
-    ),
+    "cross-init": Setup(what="from the text encoder's output", recipe="cross-init"),
     "auto-init": Setup(what="from the word nearest to the photos", settings=_settings("init.method=auto")),
     "amortised": Setup(what="from rows predicted from the photos", settings=_settings("init.method=amortised")),
-    "dvar": Setup(what="until the loss on a frozen batch settles", settings=_settings("stop.method=dvar")),
-    "keep-best": Setup(what="the rows best on a frozen batch", settings=_settings("stop.keep_best=true")),
-    "timesteps-500-900": Setup(
-        what="timesteps from 500 to 900",
-        settings=_settings("timesteps.sampler=range", "timesteps.low=500", "timesteps.high=900"),
-    ),
+    "sphere": Setup(what="norm fixed at the vocabulary's", settings=_settings("norm_control=sphere")),
+    "dti": Setup(what="direction alone is learned", recipe="dti"),
+    # timesteps, end
+    "range-500-900": Setup(what="timesteps from 500 to 900", recipe="range-500-900"),
     "snr-timesteps": Setup(what="noisy timesteps more often", settings=_settings("timesteps.sampler=snr")),
-    "min-snr": Setup(what="losses weighted by min-SNR, gamma 5", settings=_settings("timesteps.min_snr_gamma=5.0")),
-}  # fmt: skip
+    "min-snr": Setup(what="losses weighted by min-SNR", recipe="min-snr"),
+    "dvar": Setup(what="until the loss on a frozen batch settles", recipe="dvar"),
+    "keep-best": Setup(what="the rows best on a frozen batch", settings=_settings("stop.keep_best=true")),
+}
 
 
 def find(name: str) -> Setup:

@@ -18,7 +18,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pipeline import run
-from pipeline.config import RunConfig, load_config
+from pipeline.config import RunConfig, load_config, recipe
 from pipeline.evaluation import (
     PARTS,
     PLAN,
@@ -64,7 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", metavar="URI", help="prompts in place of the protocol's: text or Parquet")
     parser.add_argument("--output", metavar="URI", help="of a manifest's run (default: output/<manifest name>)")
     parser.add_argument("--model", help="of a manifest's run (default: the demo model)")
-    parser.add_argument("--config", metavar="TOML", help="a job's settings; see pipeline/config.py for all of them")
+    parser.add_argument("--config", metavar="TOML", help="a job's settings, or a recipe's name (pipeline/recipes)")
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="one setting; may be repeated")
     return parser.parse_args(arguments)
 
@@ -79,7 +79,7 @@ def prepare(options: argparse.Namespace) -> tuple[RunConfig, int]:
     store = RunStore(absolute(options.run))
     if store.exists("run.json"):
         made_with = json.loads(store.get("run.json"))["config"]
-        toml = read_bytes(absolute(options.config)).decode() if options.config else ""
+        toml = read_bytes(absolute(recipe(options.config))).decode() if options.config else ""
         config = load_config(toml, overrides, base=made_with, output=store.root, model=options.model)
         config = dataclasses.replace(config, model=portable(config.model), extractor=portable(config.extractor))
         code = run.OK
