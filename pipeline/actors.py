@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.config import RunConfig
+from pipeline.earlier import read_examples
 from pipeline.faults import ActorBroken
 from pipeline.models import load_model, locate
 from pipeline.plan import ConceptTask
@@ -94,7 +95,9 @@ class Learner:
         self._store = RunStore(config.output)
         self._backbone = load_model(config)
         self._extractor = ClipExtractor(locate(config.extractor), config.device) if config.extractor else None
-        self._choose_start = StartChooser(self._backbone, config.inversion.init, self._extractor, seed=config.seed)
+        init = config.inversion.init
+        examples = read_examples(init.earlier_run, self._backbone.model_hash()) if init.earlier_run else []
+        self._choose_start = StartChooser(self._backbone, init, self._extractor, seed=config.seed, examples=examples)
         self._slots = config.actors.slots or default_slots(self._backbone, config.inversion.batch_size)
         self._room = asyncio.Semaphore(self.ready())
         """Bounds the photos and latents held in memory."""

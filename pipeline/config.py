@@ -201,6 +201,9 @@ class RunConfig:
               self.extractor, f"a CLIP for inversion.init.method {self.inversion.init.method!r}")  # fmt: skip
         check(bool(self.extractor) or not self.inversion.penalties.clip, "extractor", self.extractor,
               "a CLIP for inversion.penalties.clip")  # fmt: skip
+        earlier = self.inversion.init.earlier_run
+        check(earlier != self.output or not earlier, "inversion.init.earlier_run", earlier,
+              "another run than this: what this one starts from may not change while it goes on")  # fmt: skip
         check(0 <= self.seed < 2**63, "seed", self.seed, "a non-negative 63-bit integer")
 
 

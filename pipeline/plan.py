@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.identity import identify
 from pipeline.manifest import BadRow, ManifestRow
-from pipeline.storage import ConceptFolder
+from pipeline.storage import ConceptFolder, RunStore
 from textual_inversion.concept import Concept
 
 FORMAT_VERSION = 1
@@ -42,14 +42,17 @@ class ConceptTask:
         return ConceptFolder(self.concept.concept_id, self.fingerprint)
 
 
-def settings_digest(config: RunConfig, *, model_hash: str, extractor_hash: str = "", captions_hash: str = "") -> str:
+def settings_digest(
+    config: RunConfig, *, model_hash: str, extractor_hash: str = "", captions_hash: str = "", earlier_hash: str = ""
+) -> str:
     """Hash of all that every concept's result in a run depends on, apart from the concept itself.
 
     Where and how fast the work is done (actors, device, output, the size of a batch of sample pictures) is left out.
-    The file of knowledge preservation's captions counts by its content.
+    The file of knowledge preservation's captions and the earlier run that starts are fitted on count by content.
     """
     inversion = dataclasses.asdict(config.inversion)
     inversion["penalties"]["captions"] = captions_hash
+    inversion["init"]["earlier_run"] = earlier_hash
     grid = dataclasses.asdict(config.grid)
     del grid["sampling"]["batch_size"]
     return _digest(
@@ -87,6 +90,16 @@ def finished(listing: Iterable[tuple[str, int]]) -> set[bytes]:
         if folder is not None and path == folder.record and size:
             done.add(folder.fingerprint.encode())
     return done
+
+
+def earlier_hash(output: str) -> str:
+    """What an earlier run has finished; nothing for no run. Raises ValueError if it has finished nothing."""
+    if not output:
+        return ""
+    done = finished(RunStore(output).scan("concepts"))
+    if not done:
+        raise ValueError(f"inversion.init.earlier_run = {output!r}: must be the output folder of a run with concepts")
+    return _digest(sorted(fingerprint.decode() for fingerprint in done))
 
 
 class Plan:

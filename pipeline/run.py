@@ -27,7 +27,7 @@ from pipeline.faults import RunAborted, describe_error
 from pipeline.identity import identify
 from pipeline.manifest import BadRow, count_rows, read_manifest
 from pipeline.models import extractor_hash, locate, model_hash, portable
-from pipeline.plan import ConceptTask, Plan, finished, settings_digest
+from pipeline.plan import ConceptTask, Plan, earlier_hash, finished, settings_digest
 from pipeline.progress import Progress, format_seconds
 from pipeline.prompts import Prompt, read_prompts
 from pipeline.records import load_records, put_record
@@ -101,12 +101,14 @@ def configure(options: argparse.Namespace) -> RunConfig:
         extractor = ""  # the demo's judge knows the demo's pictures only: scores of others would mean nothing
     if output == default.output:
         output = f"{output}/{PurePosixPath(config.manifest.rstrip('/')).stem}"
-    penalties = config.inversion.penalties
+    penalties, init = config.inversion.penalties, config.inversion.init
     if penalties.captions:
         penalties = dataclasses.replace(penalties, captions=absolute(penalties.captions))
+    if init.earlier_run:
+        init = dataclasses.replace(init, earlier_run=absolute(init.earlier_run))
     return dataclasses.replace(
         config,
-        inversion=dataclasses.replace(config.inversion, penalties=penalties),
+        inversion=dataclasses.replace(config.inversion, penalties=penalties, init=init),
         manifest=absolute(config.manifest),
         output=absolute(output),
         model=portable(config.model),
@@ -155,6 +157,7 @@ def make_plan(config: RunConfig, store: RunStore) -> Plan:
         model_hash=model_hash(config.model),
         extractor_hash=extractor_hash(config.extractor),
         captions_hash=captions_hash(config.inversion.penalties.captions),
+        earlier_hash=earlier_hash(config.inversion.init.earlier_run),
     )
     return Plan(settings, finished(store.scan("concepts")))
 

@@ -74,6 +74,9 @@ class InitConfig:
     """Words and phrases that `auto` chooses from and `amortised` is fitted on; none takes all single-token words of
     the model's vocabulary, among them ends of longer words that mean nothing by themselves."""
 
+    earlier_run: str = ""
+    """Output folder of a finished run of the same model: `amortised` is fitted on its concepts, too."""
+
     noise: float = 0.0
     """Standard deviation added to the start, in units of the vocabulary's per-coordinate deviation.
     With several vectors, rows after the first always get at least 0.1, else they would stay equal."""
@@ -82,6 +85,8 @@ class InitConfig:
         methods = ("words", "encoder_output", "auto", "amortised")
         check(self.method in methods, "init.method", self.method, f"one of {', '.join(methods)}")
         check(all(word.strip() for word in self.words), "init.words", self.words, "words or phrases, none empty")
+        check(self.method == "amortised" or not self.earlier_run, "init.earlier_run", self.earlier_run,
+              "empty unless init.method is 'amortised'")  # fmt: skip
         check(self.noise >= 0, "init.noise", self.noise, "0 or more")
 
 

@@ -91,3 +91,10 @@ def test_a_start_chosen_by_the_photos_needs_an_extractor(method: str) -> None:
     assert load_config(overrides=[override]).inversion.init.method == method
     with pytest.raises(ValueError, match=f"extractor = '': must be a CLIP for inversion.init.method '{method}'"):
         load_config(overrides=[override, "extractor=''"])
+
+
+def test_an_earlier_run_is_another_and_for_amortised_starts() -> None:
+    with pytest.raises(ValueError, match=r"init\.earlier_run = 'a': must be empty unless init.method is 'amortised'"):
+        load_config(overrides=["inversion.init.earlier_run=a"])
+    with pytest.raises(ValueError, match=r"init\.earlier_run = 'a': must be another run than this"):
+        load_config(overrides=["inversion.init.earlier_run=a", "inversion.init.method=amortised"], output="a")

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import RunConfig, load_config
 from pipeline.manifest import BadRow, ManifestRow, read_manifest
-from pipeline.plan import ConceptTask, Plan, fingerprint, finished, settings_digest
+from pipeline.plan import ConceptTask, Plan, earlier_hash, fingerprint, finished, settings_digest
 from pipeline.records import ConceptRecord, put_record
 from pipeline.storage import RunStore
 from textual_inversion.concept import Concept
@@ -103,6 +103,21 @@ def record(task: ConceptTask, status: Any = "done") -> ConceptRecord:
     return ConceptRecord(
         concept_id=task.concept.concept_id, fingerprint=task.fingerprint, status=status, placeholder_token="<x>"
     )
+
+
+def test_an_earlier_run_counts_by_what_it_finished(root: str) -> None:
+    store = RunStore(root)
+    task = ConceptTask(concept=CONCEPT, fingerprint="f" * 32)
+    with pytest.raises(ValueError, match="must be the output folder of a run with concepts"):
+        earlier_hash(root)
+    put_record(store, record(task))
+    first = earlier_hash(root)
+    assert first == earlier_hash(root)
+    put_record(store, record(dataclasses.replace(task, fingerprint="e" * 32)))
+    assert earlier_hash(root) != first
+    assert earlier_hash("") == ""
+    digests = {settings_digest(RunConfig(), model_hash="m", earlier_hash=value) for value in ("", first)}
+    assert len(digests) == 2
 
 
 def make_run(store: RunStore, num_concepts: int) -> str:
