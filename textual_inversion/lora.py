@@ -42,7 +42,8 @@ class AdapterBatch:
     """[batch, length] true where the change is added, false where the layer stays as it is; see `positions`."""
 
     def change(self, name: str, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """y = W x + m scale up down x (TextBoost v2, section 4; m = 1 in v1), given x [batch, length, in] and W x.
+        """y = W x + m scale up down x, given x [batch, length, in] and W x (TextBoost v2's causality-preserved
+        adaptation; with m = 1 it is LoRA, as in v1).
 
         Where m is 0, or a prompt uses no adapter, the outputs are the layer's own to the bit.
         """
