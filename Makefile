@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+IMAGE ?= textual-inversion-ray
+IMAGE_TARGET ?= cpu
 
 export RAY_AUTH_MODE ?= disabled
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-fast check format clean
+.PHONY: demo test test-fast check format image clean
 
 demo: $(STAMP)
 	$(BIN)/python -m pipeline.run manifests/demo.parquet --prompts manifests/demo_prompts.parquet --output output/demo
@@ -30,6 +32,10 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+image:  # of the last commit's name; IMAGE_TARGET: cpu, with the demo model, or cuda
+	docker build --file k8s/image/Dockerfile --target $(IMAGE_TARGET) \
+		--tag $(IMAGE):$(IMAGE_TARGET)-$(shell git rev-parse --short HEAD) .
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
