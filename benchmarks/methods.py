@@ -227,7 +227,6 @@ def scores(
 
 
 def prompts_of(job: Job, protocol: Protocol) -> list[Prompt]:
-    assert isinstance(protocol.prompts, tuple)
     return [prompt for prompt in protocol.prompts if prompt.is_for(job.concept.concept_id, job.concept.category)]
 
 

@@ -14,8 +14,9 @@ from textual_inversion.config import SamplingConfig
 class Protocol:
     """What is drawn of every concept, and which prompt stands for what in a summary."""
 
-    prompts: tuple[Prompt, ...] | str
-    """Or a file of the repository that holds them."""
+    prompts: tuple[Prompt, ...] = ()
+    prompts_file: str = ""
+    """Of the repository, that holds them instead."""
     images_per_prompt: int
     sampling: SamplingConfig
     reconstruction: tuple[str, ...] = ()
@@ -25,7 +26,7 @@ class Protocol:
 
 PROTOCOLS = {
     "quick": Protocol(
-        prompts="manifests/demo_prompts.parquet",
+        prompts_file="manifests/demo_prompts.parquet",
         images_per_prompt=4,
         sampling=SamplingConfig(solver="dpm++", steps=20, guidance_scale=5.0),
         reconstruction=("a photo of a {}", "a painting in the style of {}"),
@@ -51,7 +52,7 @@ PROTOCOLS = {
     # Ruiz et al. 2023, section 4. The sampler is not stated there; guidance 7.5 is Stable Diffusion's own. For cats and
     # dogs the data set has a list of its own: `benchmarks/dreambench.py` puts both together.
     "dreambench": Protocol(
-        prompts="manifests/dreambench/object_prompts.txt",
+        prompts_file="manifests/dreambench/object_prompts.txt",
         images_per_prompt=4,
         sampling=SamplingConfig(solver="ddim", steps=50, guidance_scale=7.5),
     ),
@@ -65,14 +66,10 @@ def choose(config: RunConfig) -> Protocol:
     """
     settings: EvaluationConfig = config.evaluation
     named = PROTOCOLS[settings.protocol]
-    prompts = named.prompts
-    if settings.prompts:
-        prompts = tuple(read_prompts(settings.prompts))
-    elif isinstance(prompts, str):
-        prompts = tuple(read_prompts(str(ROOT / prompts)))
+    file = settings.prompts or (named.prompts_file and str(ROOT / named.prompts_file))
     return replace(
         named,
-        prompts=prompts,
+        prompts=tuple(read_prompts(file)) if file else named.prompts,
         images_per_prompt=settings.images_per_prompt or named.images_per_prompt,
         sampling=replace(named.sampling, batch_size=config.generation.sampling.batch_size),
     )

@@ -239,7 +239,7 @@ def _kind_of(model: str) -> _Kind:
         raise _cannot_load(model, error) from error
     if config is None:
         raise _cannot_load(model, "no config.json")
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if model_type not in _KINDS:
         raise ValueError(f"{model!r} is a {model_type!r} model; a judge is one of {', '.join(_KINDS)}")
     return _KINDS[model_type]

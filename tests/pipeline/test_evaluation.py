@@ -168,9 +168,9 @@ def test_protocols_by_name(config: RunConfig, tmp_path: Path) -> None:
     assert (paper.images_per_prompt, paper.sampling.steps, paper.sampling.solver) == (64, 50, "ddim")
     assert paper.sampling.guidance_scale == 5.0
     assert paper.sampling.batch_size == config.generation.sampling.batch_size
-    assert set(paper.reconstruction) <= {prompt.text for prompt in paper.prompts if isinstance(prompt, Prompt)}
+    assert set(paper.reconstruction) <= {prompt.text for prompt in paper.prompts}
     quick = chosen()
-    assert set(quick.reconstruction) <= {prompt.text for prompt in quick.prompts if isinstance(prompt, Prompt)}
+    assert set(quick.reconstruction) <= {prompt.text for prompt in quick.prompts}
     assert len(chosen(protocol="dreambench").prompts) == 25
     file = tmp_path / "p.txt"
     file.write_text("{} in the rain\n")
