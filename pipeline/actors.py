@@ -96,7 +96,7 @@ class Learner:
         self._backbone = load_model(config)
         self._extractor = ClipExtractor(locate(config.extractor), config.device) if config.extractor else None
         init = config.inversion.init
-        examples = read_examples(init.earlier_run, self._backbone.model_hash()) if init.earlier_run else []
+        examples = read_examples(init.earlier_run, self._backbone.model_hash()) if init.earlier_run else ()
         self._choose_start = StartChooser(self._backbone, init, self._extractor, seed=config.seed, examples=examples)
         self._slots = config.actors.slots or default_slots(self._backbone, config.inversion.batch_size)
         self._room = asyncio.Semaphore(self.ready())

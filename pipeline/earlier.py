@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 from pipeline.learned import LearnedConcept, open_library
 from pipeline.storage import read_bytes
@@ -15,22 +16,26 @@ MAX_EXAMPLES = 500
 """Every actor reads them before its first concept; a regression gains little from more."""
 
 
-def read_examples(output: str, model_hash: str) -> list[Example]:
+def read_examples(output: str, model_hash: str) -> Iterator[Example]:
     """Of the run's finished concepts those learned by this model without an adapter, at most `MAX_EXAMPLES`, spread
-    evenly over their ids. One whose photos are no longer there is left out.
+    evenly over their ids. One whose photos are no longer there is left out. One after the other, as their photos
+    together may not fit in memory.
 
-    Raises ValueError if there is none.
+    Raises ValueError at the end if there was none.
     """
     concepts = sorted(open_library([output]).concepts, key=lambda concept: concept.name)
     count = min(MAX_EXAMPLES, len(concepts))
-    found = [_read(concepts[i * len(concepts) // count], model_hash) for i in range(count)]
-    examples = [example for example in found if example]
-    if not examples:
+    found = 0
+    for i in range(count):
+        example = _read(concepts[i * len(concepts) // count], model_hash)
+        if example is not None:
+            found += 1
+            yield example
+    if not found:
         raise ValueError(
             f"inversion.init.earlier_run = {output!r}: none of its {len(concepts)} concepts was learned by this model "
             "without an adapter from photos that are still there; name another run, or none"
         )
-    return examples
 
 
 def _read(concept: LearnedConcept, model_hash: str) -> Example | None:

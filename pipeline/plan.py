@@ -133,7 +133,8 @@ class Plan:
         if isinstance(row, BadRow):
             self.bad.append(row)
             return None
-        concept, known = row.concept, []
+        concept = row.concept
+        known: list[str] = []
         for uri in (*concept.images, *concept.masks):
             identity = identities[uri]
             if not isinstance(identity, str):

@@ -7,7 +7,7 @@ distribution, coordinate by coordinate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,7 @@ def encoder_output(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
             f"init.method 'encoder_output': the text encoders' states are {len(hidden)} wide but their vectors {dims}; "
             "on this model use another method"
         )
-    return dict(zip(dims, hidden.split(list(dims.values())), strict=True))
+    return dict(zip(dims, torch.split(hidden, list(dims.values())), strict=True))
 
 
 def augmentation_rows(backbone: Backbone) -> dict[str, Tensor]:
@@ -134,9 +134,10 @@ class StartChooser:
         extractor: ClipExtractor | None = None,
         *,
         seed: int = 0,
-        examples: Sequence[Example] = (),
+        examples: Iterable[Example] = (),
     ) -> None:
-        """`extractor` is what `auto` and `amortised` see with; `examples` are fitted on by `amortised` beside words.
+        """`extractor` is what `auto` and `amortised` see with; `examples` are fitted on by `amortised` beside words,
+        and taken one by one.
         Raises ValueError without one where it is needed, or if the model knows too few words."""
         self._backbone, self._method, self._extractor = backbone, config.method, extractor
         if config.method not in ("auto", "amortised"):
@@ -178,21 +179,25 @@ class StartChooser:
             return _started(concept, own, f"words, amortised was unsure: {prediction.doubt}")
         return _started(concept, prediction.vectors, "amortised")
 
-    def _fit(self, extractor: ClipExtractor, seed: int, examples: Sequence[Example]) -> amortise.Amortiser:
+    def _fit(self, extractor: ClipExtractor, seed: int, examples: Iterable[Example]) -> amortise.Amortiser:
         backbone, words = self._backbone, self._words
         ids = [backbone.tokenize(word) for word in words]
-        vectors = {
-            key: torch.stack([_mean_vector(table, tokens) for tokens in ids]
-                             + [example.embedding.vectors[key].float().mean(0) for example in examples])
-            for key, table in backbone.token_tables.items()
-        }  # fmt: skip
-        learned = [extractor.images(example.photos).mean(0) for example in examples]
+        tables = backbone.token_tables
+        vectors = {key: [_mean_vector(table, tokens) for tokens in ids] for key, table in tables.items()}
+        learned = []
+        for example in examples:
+            learned.append(F.normalize(extractor.images(example.photos).mean(0), dim=0))
+            for key in tables:
+                vectors[key].append(example.embedding.vectors[key].float().mean(0))
         drawn = amortise.spread(len(words))
         pictures = amortise.draw_words(backbone, [words[i] for i in drawn], seed)
         return amortise.fit(
-            self._texts, vectors, extractor.images(pictures), drawn,
-            F.normalize(torch.stack(learned), dim=1) if learned else None,
-        )  # fmt: skip
+            self._texts,
+            {key: torch.stack(rows) for key, rows in vectors.items()},
+            extractor.images(pictures),
+            drawn,
+            torch.stack(learned) if learned else None,
+        )
 
 
 def _started(concept: Concept, vectors: Mapping[str, Tensor], reason: str) -> Start:

@@ -34,7 +34,7 @@ def open_mask(data: bytes, photo: Image.Image) -> Image.Image:
             f"the mask is {width} x {height} px but its photo {across} x {down} (upright); draw the mask on the photo "
             "as it is seen, at any scale"
         )
-    if (brightest := mask.getextrema()[1]) < 128:
+    if (brightest := int(np.asarray(mask).max())) < 128:
         raise ValueError(
             f"the mask is all black (its brightest value is {brightest} of 255); white says where the concept is"
         )

@@ -42,7 +42,7 @@ def test_what_an_earlier_run_learned_and_from_what(tmp_path: Path) -> None:
     assert torch.equal(clock.embedding.vectors["clip_l"], torch.full((1, 4), 5.0))
     assert (len(clock.photos), len(toy.photos)) == (1, 2)
     with pytest.raises(ValueError, match="none of its 4 concepts was learned by this model"):
-        read_examples(str(tmp_path / "before"), "a third")
+        list(read_examples(str(tmp_path / "before"), "a third"))
 
 
 def test_many_are_thinned_out_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

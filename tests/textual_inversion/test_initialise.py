@@ -119,6 +119,7 @@ class ColourJudge:
     """Sees a picture's mean colour, and knows three words for colours; others look grey."""
 
     texts_asked = 0
+    pixel_features = None
 
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
         colours = [picture.convert("RGB").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)) for picture in pictures]
