@@ -82,14 +82,16 @@ class Page:
         ]
 
     def sheet(self, rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = ()) -> Image.Image:
-        """The given pictures and the first dozen of every row, under its prompt or another label."""
+        """The first dozen of the given pictures and of every row, under its prompt or another label."""
         shown = [list(row[:_SHEET_COLUMNS]) for row in rows]
-        return grid(self.given, list(zip(labels or self.prompts, shown, strict=True)), title=self.title)
+        return grid(
+            self.given[:_SHEET_COLUMNS], list(zip(labels or self.prompts, shown, strict=True)), title=self.title
+        )
 
 
-def own_photos(concepts: Sequence[LearnedConcept]) -> list[Image.Image]:
-    """The photos the concepts were learned from, opened; ValueError naming one that cannot be."""
-    return [opened(uri, open_photo) for concept in concepts for uri in concept.images]
+def own_photos(concepts: Sequence[LearnedConcept], most: int | None = None) -> list[Image.Image]:
+    """The photos the concepts were learned from, all or so many of each; ValueError naming one that cannot be had."""
+    return [opened(uri, open_photo) for concept in concepts for uri in concept.images[:most]]
 
 
 def opened(uri: str, decode: Callable[[bytes], T]) -> T:

@@ -150,7 +150,7 @@ def compose(options: argparse.Namespace, config: RunConfig, library: Library) ->
     if together.count("{}") != 2:
         raise ValueError(f"--prompt {together!r} must have {{}} twice, for the two concepts")
     prompts = [together.format(*(concept.placeholder_token for concept in pair)), *map(_alone, pair)]
-    _finish(Page.of(library, prompts, _seeds(options), given=own_photos(pair)), config, options)
+    _finish(Page.of(library, prompts, _seeds(options), given=own_photos(pair, most=2)), config, options)
 
 
 def bias(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
