@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Sheet
 
 REFERENCES = ("image-only", "prompt-only", "initializer", "human-captions")
 """Nothing is learned in these; the plot shows them with another mark."""
@@ -75,10 +77,7 @@ class Point:
 
 def plot(rows: Sequence[Row]) -> bytes:
     """PNG: CLIP-T across, CLIP-I up, a labelled point with error bars for each setup; where many crowd together, a
-    second panel shows that part larger. Needs matplotlib."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Sheet
-
+    second panel shows that part larger."""
     points = []
     for name, of_setup in by_setup(rows).items():
         across, up = (Figure.of(row[score] for row in of_setup) for score in ("clip_t", "clip_i"))

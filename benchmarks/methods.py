@@ -5,7 +5,7 @@
 
 Setups are those of `benchmarks/setups.py` and the recipes. As soon as a concept is done in a setup, its row and its
 pictures are in `rows/` of the output; at the end come all rows (`rows.parquet`), a table (`table.md`) and the
-distortion-editability plot (`plot.png`; needs matplotlib). Run it again to continue: what is there is not done again.
+distortion-editability plot (`plot.png`, by matplotlib). Run it again to continue: what is there is not done again.
 CLIP-I is taken from the prompt that says nothing but the concept, CLIP-T from all others (Gal et al. 2022, section 5).
 All setups draw from the same noise.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import sys
 import time
@@ -34,6 +35,7 @@ from pipeline.actors import to_png
 from pipeline.config import RunConfig, load_config
 from pipeline.evaluation import seeds_of
 from pipeline.faults import describe_error
+from pipeline.identity import identify
 from pipeline.manifest import BadRow, read_manifest
 from pipeline.models import extractor_hash, load_model, locate, model_hash
 from pipeline.prompts import Prompt
@@ -67,11 +69,13 @@ class Job:
         return f"rows/{self.name}/{self.concept.concept_id}"
 
     def key(self) -> str:
-        """Of all that the row depends on."""
-        config = self.config
+        """Of all that the row depends on; the photos count by their content."""
+        config, concept = self.config, self.setup.concept(self.concept)
+        photos = [str(identity) for identity in identify(self.concept.images).values()]
         parts = [
-            asdict(self.setup.concept(self.concept)), self.setup.drawn, asdict(config.inversion),
-            asdict(choose(config)), config.seed, model_hash(config.model), extractor_hash(config.extractor),
+            asdict(replace(concept, images=("",) * len(concept.images))), photos, self.setup.drawn,
+            asdict(config.inversion), asdict(choose(config)), config.seed, model_hash(config.model),
+            extractor_hash(config.extractor),
         ]  # fmt: skip
         return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -242,7 +246,9 @@ def pictures(
         text = fill(prompt.text, word) if word else without_placeholder(prompt.text, HOLE)
         seeds = seeds_of(prompt, count, job.config.seed)
         requests += [ImageRequest(text, seed, (embedding,) if embedding else ()) for seed in seeds]
-    drawn = generate(backbone, requests, protocol.sampling)
+    num_batches = math.ceil(len(requests) / protocol.sampling.batch_size)
+    sampling = replace(protocol.sampling, batch_size=math.ceil(len(requests) / num_batches))  # else the last is padded
+    drawn = generate(backbone, requests, sampling)
     return {prompt.text: drawn[i * count : (i + 1) * count] for i, prompt in enumerate(prompts)}
 
 

@@ -44,7 +44,6 @@ def test_rows_survive_as_parquet() -> None:
 
 @pytest.mark.parametrize("count", [1, 12])
 def test_a_plot(count: int) -> None:
-    pytest.importorskip("matplotlib")
     rows = [row(f"setup-{i}", name, 0.7 + i * i / 900, 0.4 + i / 500) for i in range(count) for name in "ab"]
     picture = Image.open(io.BytesIO(plot(rows + ROWS)))
     assert picture.format == "PNG"

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from itertools import islice
+from statistics import fmean
+
+import pytest
+
+from benchmarks.starts import METHODS, read_cases, saved
+from pipeline.config import load_config
+from pipeline.models import load_model, locate
+from textual_inversion.extractors import ClipExtractor
+from textual_inversion.initialise import StartChooser, initial_rows
+
+
+def test_steps_saved_are_read_off_straight_lines() -> None:
+    losses = {0: 1.0, 10: 0.6, 20: 0.5}
+    assert saved(losses, 20, 0.5) == "0"
+    assert saved(losses, 20, 0.8) == "15"
+    assert saved(losses, 20, 1.2) == "20"
+    assert saved(losses, 20, 0.4) == "none; +25.0% loss at 20"
+
+
+@pytest.mark.slow
+def test_amortised_starts_are_nearer_than_the_word_on_the_demo_model() -> None:
+    config = load_config("", ["device=cpu"])
+    backbone = load_model(config)
+    extractor = ClipExtractor(locate(config.extractor), "cpu")
+    cases = list(islice(read_cases(backbone, "manifests/demo.parquet", config), 8))
+    choose = StartChooser(backbone, METHODS["amortised"], extractor)
+
+    def loss(amortised: bool) -> float:
+        losses = []
+        for case in cases:
+            start = choose(case.concept, case.photos) if amortised else None
+            rows = initial_rows(case.concept, backbone, noise=0.0, seed=0, start=start and start.embedding)
+            losses.append(case.frozen(rows))
+        return fmean(losses)
+
+    assert loss(amortised=True) < 0.97 * loss(amortised=False)
