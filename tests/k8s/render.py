@@ -22,7 +22,7 @@ Manifest = dict[str, Any]
 
 def render(folder: str) -> list[Manifest]:
     """The objects of a kustomization below `k8s/`, made anew for every caller to change; skips without kustomize."""
-    objects: list[Manifest] = list(yaml.load_all(_rendered(folder), Loader=_loader()))
+    objects: list[Manifest] = list(yaml.load_all(_rendered(folder), Loader=loader()))
     return objects
 
 
@@ -33,7 +33,7 @@ def only(objects: list[Manifest], kind: str, name: str = "") -> Manifest:
     return found[0]
 
 
-def _loader() -> Any:
+def loader() -> Any:
     return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

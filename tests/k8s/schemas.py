@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.k8s.render import Manifest, _loader, yaml
+from tests.k8s.render import Manifest, loader, yaml
 
 _PREFIX = {"RayJob": "rayjobs", "RayCluster": "rayclusters"}
 
@@ -110,7 +110,7 @@ def _ray_schema(kind: str, version: str) -> dict[str, Any]:
     folder = os.environ.get("KUBERAY_CRDS", "")
     if not folder:
         pytest.skip("KUBERAY_CRDS names no folder with KubeRay's custom resource definitions")
-    definition = yaml.load((Path(folder) / f"ray.io_{_PREFIX[kind]}.yaml").read_text(), Loader=_loader())
+    definition = yaml.load((Path(folder) / f"ray.io_{_PREFIX[kind]}.yaml").read_text(), Loader=loader())
     (schema,) = [v["schema"]["openAPIV3Schema"] for v in definition["spec"]["versions"] if v["name"] == version]
     schema["properties"]["metadata"] = {"type": "object"}
     closed: dict[str, Any] = _strict(schema)

@@ -106,6 +106,8 @@ def test_nightly_copies_a_suspended_template() -> None:
     assert environment["TIME_ZONE"] == spec["timeZone"]
     assert environment["TEMPLATE"] == job["metadata"]["name"]
     assert only(objects, "ConfigMap", "nightly")["data"]["start_run.py"]
+    job["metadata"]["name"] += "-20261121"
+    assert operator_problems(job) == []
 
 
 def test_runbook_names_what_exists() -> None:

@@ -168,7 +168,3 @@ def test_no_template(start_run: ModuleType, cluster: Cluster, tmp_path: Path) ->
     cluster.jobs.clear()
     with pytest.raises(start_run.urllib.error.HTTPError, match="404"):
         night(start_run, cluster, tmp_path)
-
-
-def test_name_fits() -> None:
-    assert len("concepts-20261121") <= 47
