@@ -28,7 +28,7 @@ ImageFeatures = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Material:
-    """One concept's, on the backbone's device, but for the two indices, which are used on the CPU.
+    """One concept's, on the backbone's device, but for `plain` and `per_image`, which are used on the CPU.
 
     A view's samples take their prompt from one of several lists of prompts: the templates, its photo's caption, the
     templates with its augmentation, the templates with its photo's token.
@@ -47,7 +47,6 @@ class Material:
     """[views] which list each view's samples take."""
     per_image: Tensor | None
     """[views] the list that names the view's photo, taken with `PER_IMAGE_PROBABILITY`."""
-
     joins: tuple[int, ...]
     """After how many steps each of the concept's vectors joins."""
     knowledge: KnowledgePreservation | None = None
@@ -79,7 +78,7 @@ class Material:
             return tensor.to(device, non_blocking=True)
 
         view = put(view)
-        others = self.knowledge and self.knowledge.draw(size, self.of_class, generator)
+        others = None if self.knowledge is None else self.knowledge.draw(size, self.of_class, generator)
         return Batch(
             latents=sample(self.moments[view], put(eps)),
             noise=put(noise),
@@ -87,8 +86,8 @@ class Material:
             ids=self.prompts[self.active_vectors(step) - len(self.joins) - 1][put(listed), put(number)],
             mask=None if self.mask is None else self.mask[view],
             features=None if self.features is None else self.features[view],
-            other_ids=others and others.ids,
-            other_states=others and others.states,
+            other_ids=None if others is None else others.ids,
+            other_states=None if others is None else others.states,
         )
 
 
@@ -113,7 +112,7 @@ def material(
         per_image=per_image,
         joins=join_steps(config.steps, concept.num_vectors) if config.progressive else (0,) * concept.num_vectors,
         knowledge=knowledge,
-        of_class=knowledge and knowledge.of_class(concept),
+        of_class=None if knowledge is None else knowledge.of_class(concept),
     )
 
 

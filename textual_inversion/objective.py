@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,8 +63,11 @@ def join(samples: Sequence[Batch], vocab_size: int, rows_per_concept: int) -> Ba
     if any(part.mask is not None for part in shifted):
         whole = shifted[0].latents[:, :1]
         shifted = [part if part.mask is not None else replace(part, mask=torch.ones_like(whole)) for part in shifted]
-    parts = {entry.name: [getattr(part, entry.name) for part in shifted] for entry in fields(Batch)}
-    return Batch(**{name: None if values[0] is None else torch.cat(values) for name, values in parts.items()})
+    joined: dict[str, Any] = {}
+    for entry in fields(Batch):
+        values = [getattr(part, entry.name) for part in shifted]
+        joined[entry.name] = None if values[0] is None else torch.cat(values)
+    return Batch(**joined)
 
 
 def objective(

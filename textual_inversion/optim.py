@@ -24,18 +24,28 @@ class ParameterGroup:
     exp_avg: Tensor
     exp_avg_sq: Tensor
     learning_rate: float
-    weight_decay: float = 0.0
-    norm_control: NormControl = "none"
-    norm: float = 1.0
+    weight_decay: float
+    norm_control: NormControl
+    norm: float
     """Where norm control holds its vectors."""
 
     @classmethod
     def zeros(
-        cls, shape: tuple[int, int, int], device: torch.device, learning_rate: float, **options: object
+        cls,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        *,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        norm_control: NormControl = "none",
+        norm: float = 1.0,
     ) -> ParameterGroup:
-        """`shape`: (slots, vectors, dim); `options`: the other fields."""
+        """`shape`: (slots, vectors, dim)."""
         values, exp_avg, exp_avg_sq = torch.zeros(3, *shape, device=device)
-        return cls(values=values, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, learning_rate=learning_rate, **options)  # type: ignore[arg-type]
+        return cls(
+            values=values, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, learning_rate=learning_rate,
+            weight_decay=weight_decay, norm_control=norm_control, norm=norm,
+        )  # fmt: skip
 
     def put(self, slot: int, values: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
         """Fill a slot with one concept's: each [vectors, dim]."""

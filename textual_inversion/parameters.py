@@ -28,6 +28,8 @@ MAX_PHOTOS = 32
 """Photos that can have a row of their own."""
 
 _PIECE = 1024
+"""Numbers an adapter's gradient is summed over at a time: one long sum would be cut among threads, and how would depend
+on the number of slots."""
 
 
 class AdapterLayout:
@@ -62,9 +64,9 @@ class AdapterLayout:
     def split(self, blocks: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """[concepts, pieces, 1024] -> layer name -> (down [concepts, rank, in], up [concepts, out, rank])."""
         flat = blocks.flatten(1)
-        parts = iter(flat.split([*self._sizes, flat.shape[1] - sum(self._sizes)], dim=1))
+        parts = iter(torch.split(flat, [*self._sizes, flat.shape[1] - sum(self._sizes)], dim=1))
         return {
-            name: (next(parts).unflatten(1, down), next(parts).unflatten(1, up))
+            name: (next(parts).reshape(-1, *down), next(parts).reshape(-1, *up))
             for name, (down, up) in self._shapes.items()
         }
 
@@ -195,5 +197,5 @@ class Layout:
 
 
 def num_photos(views: Views) -> int:
-    """How many photos the views show, were the last not left out."""
+    """One more than the highest number of a photo: those whose views were all left out have numbers, too."""
     return max(views.photo, default=-1) + 1

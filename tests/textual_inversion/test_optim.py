@@ -25,7 +25,7 @@ SOUND = torch.ones(SLOTS, dtype=torch.bool)
 
 
 def random_group(seed: int = 0, learning_rate: float = 5e-3, **options: object) -> ParameterGroup:
-    group = ParameterGroup.zeros((SLOTS, VECTORS, DIM), torch.device("cpu"), learning_rate, **options)
+    group = ParameterGroup.zeros((SLOTS, VECTORS, DIM), torch.device("cpu"), learning_rate=learning_rate, **options)
     group.values.copy_(torch.randn(SLOTS, VECTORS, DIM, generator=torch.Generator().manual_seed(seed)))
     return group
 
