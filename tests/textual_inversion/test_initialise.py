@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.toy_backbone import DIMS, ToyBackbone
+from tests.toy_backbone import DIMS, ToyBackbone, plain_views
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig
 from textual_inversion.engine import Assignment, Engine, learn
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import Example, StartChooser, class_vectors, encoder_output, initial_rows
 from textual_inversion.latents import encode_views
+from textual_inversion.slots import SlotState
 from textual_inversion.tokens import TokenTable
 
 BACKBONE = ToyBackbone()
@@ -159,6 +160,25 @@ def test_learning_starts_where_it_was_chosen(tiny_backbone: Backbone) -> None:
     engine = Engine(tiny_backbone, config, slots=1, seed=0)
     engine.run(lambda _wait: waiting.pop() if waiting else None, outcomes.append)
     assert "init.method 'auto' chooses a start by the photos" in outcomes[0].error
+
+
+def test_a_resumed_concept_needs_no_start() -> None:
+    """What it had learned counts, not where it would start now."""
+    config = InversionConfig(steps=4, batch_size=2, init=InitConfig(method="amortised"))
+    views = plain_views(torch.rand(3, 2, *BACKBONE.latent_shape))
+    start = LearnedEmbedding(placeholder_token="<c>", vectors={key: torch.randn(1, dim) for key, dim in DIMS.items()})
+    states: list[SlotState] = []
+
+    def finish(assignment: Assignment) -> LearnedEmbedding:
+        waiting, outcomes = [assignment], []
+        engine = Engine(BACKBONE, config, slots=1, seed=0)
+        keep = lambda _concept, state: states.append(state)  # noqa: E731
+        engine.run(lambda _wait: waiting.pop() if waiting else None, outcomes.append, keep, 2)
+        return outcomes[0].embedding
+
+    calm = finish(Assignment(CONCEPT, views, start=start))
+    resumed = finish(Assignment(CONCEPT, views, states[0]))
+    assert all(torch.equal(resumed.vectors[key], calm.vectors[key]) for key in DIMS)
 
 
 def test_auto_from_a_list_of_ones_own(tiny_backbone: Backbone) -> None:
