@@ -1,8 +1,10 @@
 """Draw the concept pictures and write the demo's manifests: `python -m demo.make_manifests`.
 
 `demo/images/<concept_id>/` gets the pictures of every held-out object and of the style concept (OpenMoji's line art,
-which the model never saw). `manifests/demo.parquet` lists the concepts of the demo run and
-`manifests/demo_prompts.parquet` the prompts to draw them with. Same art, same files.
+which the model never saw), and of what `python -m demo.examples` learns besides: a known style as if it had no name,
+and a known word from a diverse set. `manifests/demo.parquet` lists the concepts of the demo run,
+`manifests/demo_prompts.parquet` the prompts to draw them with, and `manifests/examples.parquet` the concepts of the
+examples. Same art, same files.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from demo.art import Atlas, load_atlas
+from demo.captions import TINTS
 from demo.objects import HELD_OUT, TRAINING, HeldOutObject, WorldObject
 from demo.world import Scene, draw
 
@@ -23,6 +26,11 @@ HERE = Path(__file__).parent
 STYLE_CONCEPT = "line-art"
 STYLE_INITIALIZER = "sketch"
 _STYLE_OBJECTS = ("lion", "apple", "car", "owl", "hammer")
+DIVERSE_CONCEPT, DIVERSE_WORD = "any-colour-car", "car"
+"""The word and the set for bias reduction: the world draws an unqualified car red."""
+PENCIL_CONCEPT, PENCIL_INITIALIZER = "pencil-strokes", "painting"
+"""A style the model can draw, to be learned from pictures alone, as if it had no name."""
+EXAMPLE_CONCEPTS = ("tiger", "taxi", "tomato")
 PHOTO_BACKGROUNDS = ("white", "white", "wood", "white", "blue")
 """One picture each: a plain ground first, then two places, as people photograph a thing they own."""
 DEMO_CONCEPTS = (
@@ -66,10 +74,16 @@ def concept_scenes(thing: WorldObject) -> list[Scene]:
     return [Scene(thing, background=background) for background in PHOTO_BACKGROUNDS]
 
 
-def style_scenes() -> list[Scene]:
-    """Known objects, to be drawn in the unknown style."""
+def style_scenes(style: str = "plain") -> list[Scene]:
+    """Known objects, to be drawn in a style: one of the world's, or another art set over the plain look."""
     by_name = {thing.name: thing for thing in TRAINING}
-    return [Scene(by_name[name]) for name in _STYLE_OBJECTS]
+    return [Scene(by_name[name], style=style) for name in _STYLE_OBJECTS]
+
+
+def diverse_scenes() -> list[Scene]:
+    """One known object in every colour there is a word for."""
+    (thing,) = (thing for thing in TRAINING if thing.name == DIVERSE_WORD)
+    return [Scene(thing, tint=tint) for tint in TINTS]
 
 
 def _draw_concept(concept_id: str, scenes: list[Scene], atlas: Atlas, folder: Path, art_set: str = "") -> None:
@@ -80,14 +94,14 @@ def _draw_concept(concept_id: str, scenes: list[Scene], atlas: Atlas, folder: Pa
         draw(scene, atlas, rng, art_set=art_set).save(target / f"{index}.png", optimize=True)
 
 
-def _row(concept_id: str, initializer: str, category: str, count: int) -> dict:
+def _row(concept_id: str, initializer: str, category: str, count: int, num_vectors: int = 1) -> dict:
     return {
         "concept_id": concept_id,
         "images": [f"../demo/images/{concept_id}/{index}.png" for index in range(count)],
         "initializer": initializer,
         "category": category,
         "placeholder": f"<{concept_id}>",
-        "num_vectors": 1,
+        "num_vectors": num_vectors,
     }
 
 
@@ -96,6 +110,15 @@ def manifest(concept_ids: tuple[str, ...] = DEMO_CONCEPTS) -> pa.Table:
     held_out: dict[str, HeldOutObject] = {held.concept_id: held for held in HELD_OUT}
     rows = [_row(key, held_out[key].initializer, "object", len(PHOTO_BACKGROUNDS)) for key in concept_ids]
     rows.append(_row(STYLE_CONCEPT, STYLE_INITIALIZER, "style", len(_STYLE_OBJECTS)))
+    return pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+
+
+def examples_manifest() -> pa.Table:
+    """The concepts of `demo.examples`: some of the demo's, a style that the model can draw, and a known word from its
+    diverse set. That one has two vectors: one alone settled on a single muddy colour."""
+    rows = manifest(EXAMPLE_CONCEPTS).to_pylist()
+    rows.append(_row(PENCIL_CONCEPT, PENCIL_INITIALIZER, "style", len(_STYLE_OBJECTS)))
+    rows.append(_row(DIVERSE_CONCEPT, DIVERSE_WORD, "object", len(TINTS), num_vectors=2))
     return pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
 
 
@@ -117,8 +140,11 @@ def main() -> None:
     for held in HELD_OUT:
         _draw_concept(held.concept_id, concept_scenes(held.object), atlas, options.images)
     _draw_concept(STYLE_CONCEPT, style_scenes(), atlas, options.images, art_set="openmoji")
+    _draw_concept(PENCIL_CONCEPT, style_scenes("sketch"), atlas, options.images)
+    _draw_concept(DIVERSE_CONCEPT, diverse_scenes(), atlas, options.images)
     options.manifests.mkdir(exist_ok=True)
     pq.write_table(manifest(), options.manifests / "demo.parquet")
+    pq.write_table(examples_manifest(), options.manifests / "examples.parquet")
     pq.write_table(prompts(), options.manifests / "demo_prompts.parquet")
 
 
