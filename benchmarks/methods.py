@@ -13,7 +13,6 @@ All setups draw from the same noise.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import multiprocessing
@@ -33,7 +32,7 @@ from benchmarks.comparison import plot, rows_parquet, table
 from benchmarks.setups import CAPTIONS, SETUPS, Setup, find
 from pipeline.actors import to_png
 from pipeline.config import RunConfig, load_config
-from pipeline.evaluation import seeds_of
+from pipeline.evaluation import digest, seeds_of
 from pipeline.faults import describe_error
 from pipeline.identity import identify
 from pipeline.manifest import BadRow, read_manifest
@@ -63,6 +62,8 @@ class Job:
     """As the manifest has it."""
     config: RunConfig
     """With the setup's way of learning."""
+    shared: str
+    """Digest of what all jobs depend on: the frozen models, the prompts, the sampler, the seed."""
 
     @property
     def path(self) -> str:
@@ -70,14 +71,13 @@ class Job:
 
     def key(self) -> str:
         """Of all that the row depends on; the photos count by their content."""
-        config, concept = self.config, self.setup.concept(self.concept)
+        concept = self.setup.concept(self.concept)
         photos = [str(identity) for identity in identify(self.concept.images).values()]
         parts = [
             asdict(replace(concept, images=("",) * len(concept.images))), photos, self.setup.drawn,
-            asdict(config.inversion), asdict(choose(config)), config.seed, model_hash(config.model),
-            extractor_hash(config.extractor),
+            asdict(self.config.inversion), self.shared,
         ]  # fmt: skip
-        return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+        return digest(parts)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -128,10 +128,11 @@ def make_jobs(options: argparse.Namespace) -> Iterator[Job]:
     setups = {name: find(name) for name in options.setups.split(",")}
     base = load_config("", ["device=cpu", *options.set, f"evaluation.images_per_prompt={options.samples}"])
     base = replace(base, evaluation=replace(base.evaluation, prompts=options.prompts))
+    shared = digest([asdict(choose(base)), base.seed, model_hash(base.model), extractor_hash(base.extractor)])
     for name, setup in setups.items():
         config = replace(base, inversion=setup.inversion(options.steps, options.set))
         for concept in concepts:
-            yield Job(name=name, setup=setup, concept=concept, config=config)
+            yield Job(name=name, setup=setup, concept=concept, config=config, shared=shared)
 
 
 def objects(manifest: str) -> Iterator[Concept]:

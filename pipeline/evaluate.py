@@ -82,21 +82,17 @@ def prepare(options: argparse.Namespace) -> tuple[RunConfig, int]:
         toml = read_bytes(absolute(recipe(options.config))).decode() if options.config else ""
         config = load_config(toml, overrides, base=made_with, output=store.root, model=options.model)
         config = dataclasses.replace(config, model=portable(config.model), extractor=portable(config.extractor))
-        code = run.OK
     else:
         config = run.configure(
             argparse.Namespace(manifest=options.run, output=options.output, model=options.model, prompts=None,
                                config=options.config, set=overrides)
         )  # fmt: skip
-        check_judges(config)
-        code = run.run(config)
-    check_judges(config)
-    return config, code
-
-
-def check_judges(config: RunConfig) -> None:
+    judges = dataclasses.replace(config.evaluation, dino=portable(config.evaluation.dino))
+    config = dataclasses.replace(config, evaluation=judges)
     if not config.extractor:
         raise ValueError("no judge: name a CLIP or SigLIP, for example --set extractor=openai/clip-vit-base-patch32")
+    choose(config)  # prompts that cannot be read are found now, not after a night of learning
+    return config, run.OK if store.exists("run.json") else run.run(config)
 
 
 def evaluate(config: RunConfig) -> int:

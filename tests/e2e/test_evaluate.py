@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.evaluate import main
-from pipeline.run import FAILED, OK, USAGE
+from pipeline.run import FAILED, OK
 from tests.pipeline.runs import tiny_toml, write_manifest
 from tests.tiny_models import tiny_judge
 
@@ -51,19 +51,3 @@ def test_a_run_is_made_evaluated_and_resumed(
     table = pq.read_table(output / "evaluation" / "quick.parquet").to_pylist()
     assert len(table) == 32
     assert [row for row in before.to_pylist() if row not in table] == []
-
-
-def test_what_cannot_be_evaluated_is_said_before_any_work(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    manifest = write_manifest(tmp_path, ["a"])
-    job = tmp_path / "job.toml"
-    job.write_text(tiny_toml(tiny_model))
-    command = [str(manifest), "--config", str(job), "--output", str(tmp_path / "out")]
-    assert main(command) == USAGE
-    assert "no judge: name a CLIP or SigLIP" in capsys.readouterr().err
-    assert main([str(tmp_path / "nothing.parquet"), "--set", "extractor=x/y"]) == USAGE
-    assert "no manifest at" in capsys.readouterr().err
-    assert main([*command, "--protocol", "slow"]) == USAGE
-    assert "evaluation.protocol" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
