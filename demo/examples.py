@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 EDITED = HERE / "images/koala/2.png"
 """A koala on a wooden table, of which the table is kept."""
 _QUALITY = 75
-"""Of the committed sheets (WebP): a third of a PNG's bytes, and true colours, which a palette lost."""
+"""Of the committed sheets (WebP): a quarter of a PNG's bytes, and true colours, which a palette lost."""
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "variations": ("variations", "tiger", "-n6"),

@@ -41,9 +41,16 @@ class LearnedConcept:
 def read_embedding(uri: str) -> LearnedEmbedding:
     """With the adapter beside it, if it was learned with one. Raises ValueError naming the file if it cannot be had
     or is not an embedding."""
-    folder = uri.rpartition("/")[0]
+
+    def beside(name: str) -> bytes:
+        address = f"{uri.rpartition('/')[0]}/{name}"
+        try:
+            return read_bytes(address)
+        except OSError as error:
+            raise ValueError(f"it was learned with an adapter, and {address} cannot be read ({error})") from error
+
     try:
-        return with_adapter(parse_diffusers(read_bytes(uri)), lambda name: read_bytes(f"{folder}/{name}"))
+        return with_adapter(parse_diffusers(read_bytes(uri)), beside)
     except (OSError, ValueError) as error:
         raise ValueError(f"{uri} cannot be used: {error}") from error
 
