@@ -130,7 +130,7 @@ def _draw(axes: Any, points: Sequence[Point]) -> None:
         axes.errorbar(
             point.across.mean, point.up.mean, xerr=point.across.error, yerr=point.up.error, markersize=6,
             fmt="s" if point.is_reference else "o", color="0.45" if point.is_reference else "C0", elinewidth=0.7,
-            ecolor="0.85", capsize=0, zorder=2,
+            ecolor="0.75", capsize=0, zorder=2,
         )  # fmt: skip
     axes.set_xlabel("CLIP-T (editability): follows the prompt")
     axes.set_ylabel("CLIP-I (reconstruction): looks like the photos")
