@@ -5,19 +5,19 @@ from statistics import fmean
 
 import pytest
 
-from benchmarks.starts import METHODS, read_cases, saved
+from benchmarks.starts import METHODS, reached, read_cases
 from pipeline.config import load_config
 from pipeline.models import load_model, locate
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.initialise import StartChooser, initial_rows
 
 
-def test_steps_saved_are_read_off_straight_lines() -> None:
+def test_when_a_loss_is_reached_is_read_off_straight_lines() -> None:
     losses = {0: 1.0, 10: 0.6, 20: 0.5}
-    assert saved(losses, 20, 0.5) == "0"
-    assert saved(losses, 20, 0.8) == "15"
-    assert saved(losses, 20, 1.2) == "20"
-    assert saved(losses, 20, 0.4) == "none; +25.0% loss at 20"
+    assert reached(losses, 0.5) == "20.0"
+    assert reached(losses, 0.8) == "5.0"
+    assert reached(losses, 1.2) == "0"
+    assert reached(losses, 0.4) == "not in 20"
 
 
 @pytest.mark.slow
