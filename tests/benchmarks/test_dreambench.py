@@ -72,6 +72,8 @@ def test_the_recipe_is_a_configuration() -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_command_on_the_demo_world(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # the longest prompts of objects are too long for the demo's model
+    (dataset / dreambench.CLASSES).write_text(LISTED.replace("stuffed animal", "dog"))
     small = ["model=demo/model", "extractor=demo/clip", "evaluation.dino=demo/clip", "device=cpu", "actors.count=1",
              "inversion.steps=2", "inversion.batch_size=1", "evaluation.images_per_prompt=1",
              "evaluation.references=false", "grid.prompts=['{}']", "grid.images_per_prompt=1",
