@@ -14,6 +14,7 @@ MAX_NAME = 47
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_GATED = ("networkPolicy", "tlsOptions", "historyServerOptions")
 _RESOURCE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
 
 
@@ -97,6 +98,9 @@ def _cluster_problems(cluster: Manifest, annotations: dict[str, str]) -> Iterato
         for field in ("idleTimeoutSeconds", "priority"):
             if group.get(field) and not v2:
                 yield f"group {name}: {field} needs autoscaler v2"
+    for field in _GATED:
+        if field in cluster:
+            yield f"{field} needs a feature gate that is off by default"
     environment = _environment(cluster["headGroupSpec"])
     if "RAY_enable_autoscaler_v2" in environment:
         yield "head: set autoscalerOptions.version, not RAY_enable_autoscaler_v2"

@@ -49,6 +49,8 @@ def image_problems(text: str) -> list[str]:
             found.append(f"{stage} runs as root")
         if any("demo" in rest for name, rest in body if name == "COPY") != (stage == "cpu"):
             found.append(f"{stage}: the demo belongs in the CPU image only")
+        if not any("/etc/profile.d/" in rest for name, rest in body if name == "RUN"):
+            found.append(f"{stage}: a login shell does not find the virtual environment")
     for name, rest in instructions(text):
         if name == "ADD":
             found.append("ADD fetches and unpacks unseen; use COPY")
@@ -76,6 +78,7 @@ def test_dockerfile() -> None:
         ("--constraint constraints.txt ", "", "without the constraints"),
         ("ENV PIP_NO_CACHE_DIR=1", "ENV AWS_SECRET_ACCESS_KEY=x", "a secret stays"),
         ("COPY textual_inversion", "ADD textual_inversion", "use COPY"),
+        ("/etc/profile.d/", "/root/", "a login shell"),
         ("ENV NVIDIA_VISIBLE_DEVICES", "COPY demo ./demo\nENV NVIDIA_VISIBLE_DEVICES", "in the CPU image only"),
     ],
 )

@@ -190,6 +190,7 @@ MISTAKES: list[tuple[str, Change]] = [
     ("labels belong in", lambda o: _worker(o)["rayStartParams"].update(labels="a=b")),
     ("has not the syntax", lambda o: _worker(o)["labels"].update({"ray.io/market-type": "on demand"})),
     ("does not hold", lambda o: _worker(o).update(maxReplicas=0)),
+    ("needs a feature gate", lambda o: _cluster(o).update(networkPolicy={"mode": "DenyAll"})),
     ("token needs Ray 2.52.0", lambda o: _cluster(o).update(rayVersion="2.51.9")),
     ("not for RayJobs", lambda o: _cluster(o)["authOptions"].update(enableK8sTokenAuth=True)),
     # What we refuse.
