@@ -89,9 +89,8 @@ def plot(rows: Sequence[Row]) -> bytes:
     panels = sheet.subplots(1, 2 if crowd else 1, squeeze=False)[0]
     for axes in panels:
         _draw(axes, points)
-    panels[0].set_title(
-        f"Mean and standard error over {len({row['concept_id'] for row in rows})} concepts", fontsize=10
-    )
+    count = len({row["concept_id"] for row in rows})
+    panels[0].set_title(f"Mean and standard error over {count} concept{'s' * (count > 1)}", fontsize=10)
     if crowd:
         panels[1].set_title("The learned setups, larger", fontsize=10)
         panels[1].set(xlim=_range(point.across for point in crowd), ylim=_range(point.up for point in crowd))
