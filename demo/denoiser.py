@@ -117,7 +117,7 @@ def velocity_loss(prediction: Tensor, latents: Tensor, noise: Tensor, alphas_cum
 def mixed_precision(device: torch.device) -> Iterator[None]:
     """bf16 autocast where the hardware multiplies in bf16; elsewhere it is emulated, 12 to 25 times slower than fp32.
 
-    On a CPU attention is spelled out in matrix products: the fused kernel's backward pass took six times as long in bf16.
+    On a CPU attention is spelled out in matrix products: the fused kernel's backward pass took six times as long.
     """
     is_cpu = device.type == "cpu"
     is_native = not is_cpu or bool(torch.cpu.get_capabilities().get("avx512_bf16"))

@@ -149,7 +149,7 @@ def test_another_batch_size_changes_rounding_only(tiny_backbone: Backbone) -> No
 
 
 def test_threads_may_share_a_model(tiny_backbone: Backbone) -> None:
-    """Each thread has its own rows and adapters in use: one may draw a grid while another draws, or learns, something else."""
+    """Each thread has its own rows and adapters in use: one may draw a grid while another draws or learns."""
     config = SamplingConfig(steps=2, batch_size=1)
     asked = [*requests(), *adapted_requests(tiny_backbone)]
     with ThreadPoolExecutor(4) as pool:
