@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from pipeline.config import parse_config
+from pipeline.learned import read_embedding
+from pipeline.models import load_model
 from pipeline.run import FAILED, OK, main
-from tests.pipeline.runs import tiny_toml, write_manifest, write_photo
+from tests.pipeline.runs import tiny_toml, tiny_tree, write_manifest, write_photo
+from textual_inversion.generate import ImageRequest, generate
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -60,7 +65,8 @@ def test_pictures_of_every_concept(tiny_model: Path, tmp_path: Path, capsys: pyt
     too_long = "a photo of a very " + "clean " * 40 + "{}"
     prompts.write_text(f"a photo of a {{}}\n\n# not a prompt\na rendering of a {{}}\n{too_long}\n")
     config = tmp_path / "job.toml"
-    config.write_text(tiny_toml(tiny_model, actors={"count": 1}))
+    inversion = {"steps": 6, "batch_size": 2, "adapter": {"kind": "causal", "rank": 1, "learning_rate": 0.1}}
+    config.write_text(tiny_toml(tiny_model, actors={"count": 1}, inversion=inversion))
     command = [str(manifest), "--config", str(config), "--output", str(output), "--prompts", str(prompts)]
 
     assert main(command) == FAILED
@@ -79,3 +85,14 @@ def test_pictures_of_every_concept(tiny_model: Path, tmp_path: Path, capsys: pyt
     ok = [row for row in rows if row["status"] == "ok"]
     assert len(ok) == len({row["row_id"] for row in ok}) == 6
     assert all((output / row["path"]).stat().st_size == row["bytes"] for row in ok)
+
+    (found,) = output.glob("concepts/b/*/learned_embeds.safetensors")
+    learned = read_embedding(str(found))
+    assert learned.adapter is not None
+    resolved = parse_config(tiny_tree(tiny_model))
+    for row in ok:
+        if row["concept_id"] == "b":
+            request = ImageRequest(row["prompt"], row["seed"], (learned,))
+            (expected,) = generate(load_model(resolved), [request], resolved.generation.sampling)
+            with Image.open(output / row["path"]) as drawn:
+                assert drawn.tobytes() == expected.tobytes(), "pictures in bulk are drawn with the adapter"
