@@ -307,6 +307,7 @@ def _record(task: ConceptTask, status: Literal["done", "failed"], attempts: int,
         attempts=attempts,
         finished_at=now(),
         carried=task.carried,
+        inputs=task.inputs,
         **facts,
     )
 

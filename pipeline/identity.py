@@ -93,7 +93,7 @@ def _sweep(fs: Any, bucket: str, wanted: dict[str, str]) -> dict[str, str | OSEr
         except OSError as error:  # no right to list, say; a missing bucket is told of photo by photo
             log.warning("cannot list s3://%s/%s (%s): photos there are read instead", bucket, prefix, error)
             return found
-        for key, _, tag in entries:
+        for key, _, tag, _ in entries:
             if key in wanted and len(tag) == 32:
                 found[wanted[key]] = tag
         if not entries or entries[-1][0] <= after:

@@ -61,6 +61,15 @@ def count_rows(uri: str) -> int:
     return sum(_open(file)[1] for file in _files(uri))
 
 
+def concept_ids(uri: str) -> Iterator[str]:
+    """The ids in a manifest's rows, good or bad, from that one column; ValueError if it cannot be a manifest."""
+    for file in _files(absolute(uri)):
+        _open(file)
+        with open_for_reading(file) as handle:
+            for batch in pq.ParquetFile(handle).iter_batches(_BATCH_ROWS, columns=["concept_id"], use_threads=False):
+                yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
+
+
 def read_manifest(uri: str) -> Iterator[ManifestRow | BadRow]:
     """Every row of every file, in the order of the files' names; a file, a folder or a glob at any fsspec URI.
 

@@ -36,16 +36,18 @@ class ConceptTask:
     fingerprint: str
     carried: Mapping[str, Any] = field(default_factory=dict)
     """The manifest's other columns, as JSON values."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """What the fingerprint is a digest of, see `fingerprint_inputs`."""
 
     @property
     def folder(self) -> ConceptFolder:
         return ConceptFolder(self.concept.concept_id, self.fingerprint)
 
 
-def settings_digest(
+def settings_of(
     config: RunConfig, *, model_hash: str, extractor_hash: str = "", captions_hash: str = "", earlier_hash: str = ""
-) -> str:
-    """Hash of all that every concept's result in a run depends on, apart from the concept itself.
+) -> dict[str, Any]:
+    """All that every concept's result in a run depends on, apart from the concept itself, as JSON values.
 
     Where and how fast the work is done (actors, device, output, the size of a batch of sample pictures) is left out.
     The file of knowledge preservation's captions and the earlier run that starts are fitted on count by content.
@@ -55,21 +57,31 @@ def settings_digest(
     inversion["init"]["earlier_run"] = earlier_hash
     grid = dataclasses.asdict(config.grid)
     del grid["sampling"]["batch_size"]
-    return _digest(
-        {
-            "format": FORMAT_VERSION,
-            "inversion": inversion,
-            "grid": grid,
-            "seed": config.seed,
-            "precision": config.precision,
-            "model": model_hash,
-            "extractor": extractor_hash,
-        }
-    )
+    return {
+        "format": FORMAT_VERSION,
+        "inversion": inversion,
+        "grid": grid,
+        "seed": config.seed,
+        "precision": config.precision,
+        "model": model_hash,
+        "extractor": extractor_hash,
+    }
+
+
+def settings_path(settings: str) -> str:
+    """Where a run keeps what `settings` is the digest of, so that a difference can be named later."""
+    return f"settings/{settings}.json"
 
 
 def fingerprint(concept: Concept, identities: Sequence[str], settings: str, masks: Sequence[str] = ()) -> str:
-    """32 hex digits that change with the photos' or masks' bytes or order, the concept's row, or the run's settings.
+    """32 hex digits that change with the photos' or masks' bytes or order, the concept's row, or the run's settings."""
+    return digest(fingerprint_inputs(concept, identities, settings, masks))
+
+
+def fingerprint_inputs(
+    concept: Concept, identities: Sequence[str], settings: str, masks: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What a fingerprint is the digest of: `concept`, the row; `images` and `masks`, hashes; `settings`, a digest.
 
     `identities` are the photos' content hashes in manifest order, `masks` those of their masks; addresses do not count.
     What is not given (masks, captions) does not count either, so that older fingerprints stay what they were.
@@ -79,7 +91,7 @@ def fingerprint(concept: Concept, identities: Sequence[str], settings: str, mask
     if not row["captions"]:
         del row["captions"]
     given = {"masks": list(masks)} if masks else {}
-    return _digest({"concept": row, "images": list(identities), "settings": settings, **given})
+    return {"concept": row, "images": list(identities), "settings": settings, **given}
 
 
 def finished(listing: Iterable[tuple[str, int]]) -> set[bytes]:
@@ -99,19 +111,50 @@ def earlier_hash(output: str) -> str:
     done = finished(RunStore(output).scan("concepts"))
     if not done:
         raise ValueError(f"inversion.init.earlier_run = {output!r}: must be the output folder of a run with concepts")
-    return _digest(sorted(fingerprint.decode() for fingerprint in done))
+    return digest(sorted(fingerprint.decode() for fingerprint in done))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Concepts to learn if they are not done; by default every one."""
+
+    only: frozenset[str] | None = None
+    """Ids; None for all."""
+    limit: int = 0
+    """At most so many, in the manifest's order; 0 for no limit."""
+    words: str = ""
+    """The options that say so, for messages."""
+
+    def takes(self, concept_id: str, taken: int) -> bool:
+        """Whether to learn this one, when `taken` are to be learned already."""
+        return self.names(concept_id) and (not self.limit or taken < self.limit)
+
+    def names(self, concept_id: str | None) -> bool:
+        return self.only is None or concept_id in self.only
+
+    def at_most(self, rows: int) -> int:
+        """Concepts to learn out of so many."""
+        return min([rows, *([] if self.only is None else [len(self.only)]), *([self.limit] if self.limit else [])])
+
+
+EVERY = Selection()
 
 
 class Plan:
     """Sorts the rows of a manifest into done, to do and bad while they stream by, and keeps the tally."""
 
-    def __init__(self, settings: str, done: Collection[bytes], identify: Identify = identify) -> None:
-        """`settings` from `settings_digest`, `done` from `finished`."""
+    def __init__(
+        self, settings: str, done: Collection[bytes], identify: Identify = identify, selection: Selection = EVERY
+    ) -> None:
+        """`settings` is the digest of `settings_of`, `done` from `finished`."""
         self._settings = settings
+        self._selection = selection
         self._finished = done
         self._identify = identify
         self.num_done = 0
         self.num_todo = 0
+        self.num_left = 0
+        """Not done, and not to be learned by this command."""
         self.bad: list[BadRow] = []
         self.current: dict[bytes, bytes] = {}
         """Fingerprint -> carried columns as JSON, of every good row so far: which records this run's results are of."""
@@ -126,6 +169,10 @@ class Plan:
                 task = self._sort(row, identities)
                 if task is not None:
                     yield task
+
+    def expected(self, rows: int) -> int:
+        """How many there will be to learn in a manifest of so many rows, as far as can be told by now."""
+        return self._selection.at_most(rows - self.num_done - self.num_left - len(self.bad))
 
     def _sort(
         self, row: ManifestRow | BadRow, identities: Mapping[str, str | OSError | ValueError]
@@ -144,18 +191,21 @@ class Plan:
                 return None
             known.append(identity)
         photos, masks = known[: len(concept.images)], known[len(concept.images) :]
-        task = ConceptTask(
-            concept=concept, fingerprint=fingerprint(concept, photos, self._settings, masks), carried=row.carried
-        )
+        inputs = fingerprint_inputs(concept, photos, self._settings, masks)
+        task = ConceptTask(concept=concept, fingerprint=digest(inputs), carried=row.carried, inputs=inputs)
         key = task.fingerprint.encode()
         self.current[key] = json.dumps(dict(row.carried)).encode() if row.carried else b"{}"
         if key in self._finished:
             self.num_done += 1
             return None
+        if not self._selection.takes(concept.concept_id, self.num_todo):
+            self.num_left += 1
+            return None
         self.num_todo += 1
         return task
 
 
-def _digest(value: object) -> str:
+def digest(value: object) -> str:
+    """32 hex digits of a JSON value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+_BEAT_S = 60.0
+
 
 class Progress:
     """Counts of one stage with rate and remaining time."""
@@ -19,10 +21,12 @@ class Progress:
         stream: TextIO | None = None,
         interval_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        beat: Callable[[], None] | None = None,
     ) -> None:
         """`total` is asked at every line, as the plan may still be read. `interval_s`: least time between two lines;
-        0.5 s in a terminal and 30 s elsewhere unless given."""
+        0.5 s in a terminal and 30 s elsewhere unless given. `beat` is called every minute of updates."""
         self._stage, self._total, self._clock = stage, total, clock
+        self._beat, self._last_beat = beat, clock()
         self._stream = sys.stderr if stream is None else stream
         self._rewrites = self._stream.isatty()
         self._interval_s = (0.5 if self._rewrites else 30.0) if interval_s is None else interval_s
@@ -33,6 +37,9 @@ class Progress:
     def update(self, *, done: int, failed: int = 0, running: str = "", final: bool = False) -> None:
         """Report the counts so far; says nothing if the last line is too recent and this is not the final one."""
         now = self._clock()
+        if self._beat is not None and now - self._last_beat >= _BEAT_S:
+            self._last_beat = now
+            self._beat()
         if not final and now - self._last_line < self._interval_s:
             return
         self._last_line = now

@@ -71,6 +71,10 @@ class ConceptRecord:
     carried: Mapping[str, Any] = field(default_factory=dict)
     """The manifest's other columns."""
 
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """What the fingerprint is the digest of (`plan.fingerprint_inputs`), so that a later change can be named; empty in
+    records of before this was kept."""
+
     @property
     def folder(self) -> ConceptFolder:
         return ConceptFolder(self.concept_id, self.fingerprint)

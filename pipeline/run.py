@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -27,11 +27,22 @@ from pipeline.faults import RunAborted, describe_error
 from pipeline.identity import identify
 from pipeline.manifest import BadRow, count_rows, read_manifest
 from pipeline.models import extractor_hash, locate, model_hash, portable
-from pipeline.plan import ConceptTask, Plan, earlier_hash, finished, settings_digest
+from pipeline.plan import (
+    EVERY,
+    ConceptTask,
+    Plan,
+    Selection,
+    digest,
+    earlier_hash,
+    finished,
+    settings_of,
+    settings_path,
+)
 from pipeline.progress import Progress, format_seconds
 from pipeline.prompts import Prompt, read_prompts
-from pipeline.records import load_records, put_record
+from pipeline.records import load_records, now, put_record
 from pipeline.report import RunFigures, build_report
+from pipeline.selection import select
 from pipeline.storage import RunStore, absolute, read_bytes
 
 # ray and torch are imported where they are first needed: --help and --dry-run answer at once.
@@ -58,6 +69,9 @@ class Tally:
     pictures: str = ""
     stopped: bool = False
     """By a signal."""
+    stage: str = "learning"
+    """What it is doing; at last `ended` or `stopped`."""
+    started_at: str = field(default_factory=now)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,7 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         config = configure(options)
-        return dry_run(config) if options.dry_run else run(config)
+        chosen = select(config.manifest, RunStore(config.output), options.only, options.retry, options.limit)
+        return dry_run(config, chosen) if options.dry_run else run(config, chosen)
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return USAGE
@@ -83,6 +98,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", metavar="URI", help="prompts to draw with every concept: text or Parquet")
     parser.add_argument("--config", metavar="TOML", help="a job's settings, or a recipe's name (pipeline/recipes)")
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="one setting; may be repeated")
+    parser.add_argument("--only", metavar="ID,ID", help="learn and draw these concepts alone, if they are not done")
+    parser.add_argument("--limit", metavar="N", type=int, help="learn at most N concepts, in the manifest's order")
+    parser.add_argument("--retry", choices=["failed"], help="learn only what failed before (without it: all not done)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
     return parser.parse_args(arguments)
 
@@ -116,50 +134,58 @@ def configure(options: argparse.Namespace) -> RunConfig:
     )
 
 
-def dry_run(config: RunConfig) -> int:
+def dry_run(config: RunConfig, chosen: Selection = EVERY) -> int:
     """Count what is done, to do and bad; name every bad row."""
-    plan = make_plan(config, RunStore(config.output))
+    plan, _ = make_plan(config, RunStore(config.output), chosen)
     for _ in plan.tasks(read_manifest(config.manifest)):
         pass
     num_prompts = len(read_prompts(config.generation.prompts)) if config.generation.prompts else 0
     for row in plan.bad:
         sys.stdout.write(f"bad row: {describe_bad(row)}\n")
     sys.stdout.write(
-        f"{plan.num_done} done, {plan.num_todo} to do, {len(plan.bad)} bad rows, {num_prompts} prompts; "
-        f"output {config.output}\n"
+        f"{plan.num_done} done, {plan.num_todo} to do, {left_out(plan, chosen)}{len(plan.bad)} bad rows, "
+        f"{num_prompts} prompts; output {config.output}\n"
     )
     return FAILED if plan.bad else OK
 
 
-def run(config: RunConfig) -> int:
+def run(config: RunConfig, chosen: Selection = EVERY) -> int:
     """The whole run. Raises ValueError for what is wrong before anything has begun."""
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     store = RunStore(config.output)
-    plan = make_plan(config, store)
+    plan, settings = make_plan(config, store, chosen)
     tally = Tally(count_rows(config.manifest))
     tasks = plan.tasks(read_manifest(config.manifest))
-    store.put("run.json", describe_run(config, tally, plan))
+    store.put(settings_path(digest(settings)), json.dumps(settings, indent=1).encode())
 
+    def note(stage: str = "learning") -> None:
+        tally.stage = stage
+        store.put("run.json", describe_run(config, tally, plan, settings))
+
+    note()
     first = next(tasks, None)  # nothing to do needs no cluster
     if first is not None:
-        learn(config, chain([first], tasks), tally, plan)
+        learn(config, chain([first], tasks), tally, plan, note)
     if prompts and not tally.stopped and not tally.problems:
-        draw(config, prompts, tally, plan)
+        note("drawing")
+        draw(config, prompts, tally, plan, chosen)
     if not tally.stopped:
-        report(config, tally, plan)
-    store.put("run.json", describe_run(config, tally, plan))
-    return conclude(config, tally, plan)
+        note("reporting")
+        report(config, tally, plan, chosen)
+    note("stopped" if tally.stopped else "ended")
+    return conclude(config, tally, plan, chosen)
 
 
-def make_plan(config: RunConfig, store: RunStore) -> Plan:
-    settings = settings_digest(
+def make_plan(config: RunConfig, store: RunStore, chosen: Selection = EVERY) -> tuple[Plan, dict[str, Any]]:
+    """The plan, and the settings it was made for."""
+    settings = settings_of(
         config,
         model_hash=model_hash(config.model),
         extractor_hash=extractor_hash(config.extractor),
         captions_hash=captions_hash(config.inversion.penalties.captions),
         earlier_hash=earlier_hash(config.inversion.init.earlier_run),
     )
-    return Plan(settings, finished(store.scan("concepts")))
+    return Plan(digest(settings), finished(store.scan("concepts")), selection=chosen), settings
 
 
 def captions_hash(path: str) -> str:
@@ -171,13 +197,20 @@ def captions_hash(path: str) -> str:
     return identity
 
 
-def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: Plan) -> None:
+def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: Plan, note: Callable[[], None]) -> None:
     """Learn every concept that is not done; each failure is recorded and the others go on."""
     gpus, cpus = connect(config)
     from pipeline.driver import drive, learner_actors, policy_of
 
     store = RunStore(config.output)
-    progress = Progress("learning", total=lambda: tally.rows - plan.num_done - len(plan.bad))
+
+    def beat() -> None:
+        try:
+            note()
+        except OSError as error:  # the next one may get through
+            log.warning("run.json was not brought up to date: %s", error)
+
+    progress = Progress("learning", total=lambda: plan.expected(tally.rows), beat=beat)
     with stopping_on_signals() as stop:
         try:
             for record in drive(tasks, learner_actors(config, gpus), policy_of(config, gpus, cpus), progress, stop):
@@ -191,15 +224,16 @@ def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: P
         tally.stopped = stop.is_set()
 
 
-def draw(config: RunConfig, prompts: list[Prompt], tally: Tally, plan: Plan) -> None:
-    """Draw every prompt with every finished concept."""
+def draw(config: RunConfig, prompts: list[Prompt], tally: Tally, plan: Plan, chosen: Selection) -> None:
+    """Draw every prompt with every finished concept, as far as they were named."""
     gpus, _ = connect(config)
     from ray.exceptions import RayError
 
     from pipeline.generate import generate_images
 
     store = RunStore(config.output)
-    done = (record for record in load_records(store, plan.current) if record.status == "done")
+    records = load_records(store, plan.current)
+    done = (record for record in records if record.status == "done" and chosen.names(record.concept_id))
     with _handling(signal.default_int_handler):
         try:
             counts = generate_images(config, done, prompts, gpus)
@@ -211,8 +245,10 @@ def draw(config: RunConfig, prompts: list[Prompt], tally: Tally, plan: Plan) -> 
         tally.problems["drawing"] = f"{counts.failed} pictures were not drawn: {'; '.join(counts.first_errors)}"
 
 
-def report(config: RunConfig, tally: Tally, plan: Plan) -> None:
+def report(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = EVERY) -> None:
     facts = {"pictures": tally.pictures} if tally.pictures else {}
+    if plan.num_left:
+        facts["left for another run"] = f"{plan.num_left:,} concepts ({chosen.words})"
     figures = RunFigures(
         learned=tally.learned,
         skipped=plan.num_done,
@@ -224,11 +260,17 @@ def report(config: RunConfig, tally: Tally, plan: Plan) -> None:
     build_report(RunStore(config.output), config, figures, plan.current, plan.bad)
 
 
-def conclude(config: RunConfig, tally: Tally, plan: Plan) -> int:
+def left_out(plan: Plan, chosen: Selection) -> str:
+    """What the options left undone, for a line of counts."""
+    return f"{plan.num_left} left out by {chosen.words}, " if plan.num_left else ""
+
+
+def conclude(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = EVERY) -> int:
     """The last lines: counts, where to look, and every failure with its cause."""
     say = sys.stdout.write
-    say(f"{tally.learned} learned, {plan.num_done} done before, {len(tally.failures)} failed, {len(plan.bad)} bad rows")
-    say(f" in {format_seconds(time.monotonic() - tally.began)}\n")
+    bad = [row for row in plan.bad if chosen.names(row.concept_id)]  # of others nobody asked
+    say(f"{tally.learned} learned, {plan.num_done} done before, {left_out(plan, chosen)}{len(tally.failures)} failed, ")
+    say(f"{len(bad)} bad rows in {format_seconds(time.monotonic() - tally.began)}\n")
     if tally.pictures:
         say(f"pictures: {tally.pictures}\n")
     if tally.stopped:
@@ -236,7 +278,7 @@ def conclude(config: RunConfig, tally: Tally, plan: Plan) -> int:
     else:
         say(f"report: {RunStore(config.output).uri('report.html')}\n")
     failures = [f"{name}: {cause}" for name, cause in (*tally.problems.items(), *tally.failures.items())]
-    failures += [f"bad row: {describe_bad(row)}" for row in plan.bad]
+    failures += [f"bad row: {describe_bad(row)}" for row in bad]
     for failure in failures[:_SHOWN_FAILURES]:
         say(f"FAILED {failure}\n")
     if len(failures) > _SHOWN_FAILURES:
@@ -290,7 +332,7 @@ def describe_bad(row: BadRow) -> str:
     return f"{row.file}, row {row.row}{f' ({row.concept_id})' if row.concept_id else ''}: {row.reason}"
 
 
-def describe_run(config: RunConfig, tally: Tally, plan: Plan) -> bytes:
+def describe_run(config: RunConfig, tally: Tally, plan: Plan, settings: dict[str, Any]) -> bytes:
     """`run.json`: what was run, with what, and how far it got."""
     counts = {
         "rows": tally.rows,
@@ -299,10 +341,16 @@ def describe_run(config: RunConfig, tally: Tally, plan: Plan) -> bytes:
         "failed": len(tally.failures),
         "problems": tally.problems,
         "bad_rows": len(plan.bad),
+        "left_out": plan.num_left,
+        "looked_at": plan.num_done + plan.num_todo + plan.num_left + len(plan.bad),
     }
     description = {
+        "stage": tally.stage,
+        "started_at": tally.started_at,
+        "written_at": now(),
         "config": to_tree(config),
-        "model_hash": model_hash(config.model),
+        "model_hash": settings["model"],
+        "settings": digest(settings),
         "versions": versions(),
         "counts": counts,
         "seconds": round(time.monotonic() - tally.began, 1),

@@ -7,10 +7,11 @@ Endpoints and credentials come from the environment or fsspec's own configuratio
 
 from __future__ import annotations
 
+import datetime
 import os
 import posixpath
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,16 +200,21 @@ class RunStore:
 
     def scan(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """(path, bytes) of everything under a folder, streamed; a request per 1,000 objects on S3, never one each."""
+        return ((path, size) for path, size, _ in self.scan_dated(prefix))
+
+    def scan_dated(self, prefix: str = "") -> Iterator[tuple[str, int, float]]:
+        """The same with the time of writing by the store's clock, in seconds since 1970; 0 where it tells none."""
         fs, full = self._locate(prefix)
         base = len(self._locate("")[1].rstrip("/")) + 1
         if is_s3(fs):
             bucket, _, key = full.partition("/")
-            found = ((f"{bucket}/{name}", size) for name, size, _ in _s3_scan(fs, bucket, f"{key}/" if key else ""))
+            entries = _s3_scan(fs, bucket, f"{key}/" if key else "")
+            found = ((f"{bucket}/{name}", size, written) for name, size, _, written in entries)
         else:
-            found = ((name, info["size"]) for name, info in _find(fs, full).items())
-        for name, size in found:
+            found = ((name, info["size"], _written(info)) for name, info in _find(fs, full).items())
+        for name, size, written in found:
             if not name.endswith("/") and _TEMPORARY not in name:
-                yield name[base:], size
+                yield name[base:], size, written
 
     def list(self, prefix: str = "") -> dict[str, int]:
         """The same, all at once: path -> bytes."""
@@ -221,22 +227,42 @@ class RunStore:
         return fs, full
 
 
-def s3_page(fs: Any, bucket: str, prefix: str, **start: str) -> tuple[list[tuple[str, int, str]], str]:
-    """One request: up to 1,000 (key, bytes, entity tag) in the order of their keys, and a token for more ("" for none).
+S3Entry = tuple[str, int, str, float]
+"""Key, bytes, entity tag, and the time of writing in seconds since 1970."""
+
+
+def s3_page(fs: Any, bucket: str, prefix: str, **start: str) -> tuple[list[S3Entry], str]:
+    """One request: up to 1,000 entries in the order of their keys, and a token for more ("" for none).
 
     `start` is the request's StartAfter or ContinuationToken. fsspec's own `find` keeps a dictionary of every object.
     """
     page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **start)
-    entries = [(entry["Key"], entry["Size"], entry.get("ETag", "").strip('"')) for entry in page.get("Contents", ())]
+    entries = [
+        (entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'), _written(entry))
+        for entry in page.get("Contents", ())
+    ]
     return entries, page.get("NextContinuationToken", "") if page.get("IsTruncated") else ""
 
 
-def _s3_scan(fs: Any, bucket: str, prefix: str) -> Iterator[tuple[str, int, str]]:
+def _s3_scan(fs: Any, bucket: str, prefix: str) -> Iterator[S3Entry]:
     entries, token = s3_page(fs, bucket, prefix)
     yield from entries
     while token:
         entries, token = s3_page(fs, bucket, prefix, ContinuationToken=token)
         yield from entries
+
+
+def _written(info: Mapping[str, Any]) -> float:
+    """When an object of a listing was written; every store has its own word for it."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(name)
+        if isinstance(value, str):
+            value = datetime.datetime.fromisoformat(value)
+        if isinstance(value, datetime.datetime):
+            return value.timestamp()
+        if value is not None:
+            return float(value)
+    return 0.0
 
 
 def _read_up_to(fs: Any, path: str, limit: int) -> bytes:

@@ -13,7 +13,16 @@ import pytest
 
 from pipeline.config import RunConfig, load_config
 from pipeline.manifest import BadRow, ManifestRow, read_manifest
-from pipeline.plan import ConceptTask, Plan, earlier_hash, fingerprint, finished, settings_digest
+from pipeline.plan import (
+    ConceptTask,
+    Plan,
+    Selection,
+    digest,
+    earlier_hash,
+    fingerprint,
+    finished,
+    settings_of,
+)
 from pipeline.records import ConceptRecord, put_record
 from pipeline.storage import RunStore
 from textual_inversion.concept import Concept
@@ -23,7 +32,7 @@ PHOTOS = ["0" * 32, "1" * 32]
 
 
 def settings(config: RunConfig | None = None, model: str = "m", extractor: str = "e") -> str:
-    return settings_digest(config or RunConfig(), model_hash=model, extractor_hash=extractor)
+    return digest(settings_of(config or RunConfig(), model_hash=model, extractor_hash=extractor))
 
 
 def test_a_fingerprint_is_the_same_in_every_process_and_release() -> None:
@@ -95,7 +104,7 @@ def test_captions_count_by_content_not_by_address() -> None:
         load_config(overrides=[*preserving, f"inversion.penalties.captions={path}"])
         for path in ("/here.txt", "/there.txt")
     )
-    digests = [settings_digest(c, model_hash="m", captions_hash=h) for c, h in ((here, "1"), (there, "1"), (here, "2"))]
+    digests = [settings_of(c, model_hash="m", captions_hash=h) for c, h in ((here, "1"), (there, "1"), (here, "2"))]
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -116,7 +125,7 @@ def test_an_earlier_run_counts_by_what_it_finished(root: str) -> None:
     put_record(store, record(dataclasses.replace(task, fingerprint="e" * 32)))
     assert earlier_hash(root) != first
     assert earlier_hash("") == ""
-    digests = {settings_digest(RunConfig(), model_hash="m", earlier_hash=value) for value in ("", first)}
+    digests = {digest(settings_of(RunConfig(), model_hash="m", earlier_hash=value)) for value in ("", first)}
     assert len(digests) == 2
 
 
@@ -164,6 +173,33 @@ def test_running_again_does_what_is_left(root: str) -> None:
     assert plan_again(store, manifest, "other settings")[1] == ["c0", "c1", "c2", "c3"]
     store.put("photos/2-1.png", b"photo 2 1")
     assert plan_again(store, manifest)[1] == []
+
+
+def test_a_selection_leaves_the_others_as_they_are_and_in_the_results(root: str) -> None:
+    store = RunStore(root)
+    manifest = make_run(store, 5)
+    everything = list(Plan("settings", set()).tasks(read_manifest(manifest)))
+    put_record(store, record(everything[0]))
+
+    def planned(selection: Selection) -> tuple[list[str], Plan]:
+        plan = Plan("settings", finished(store.scan("concepts")), selection=selection)
+        return [task.concept.concept_id for task in plan.tasks(read_manifest(manifest))], plan
+
+    names, plan = planned(Selection(only=frozenset({"c0", "c3", "c4"})))
+    assert names == ["c3", "c4"]
+    assert (plan.num_done, plan.num_todo, plan.num_left, plan.expected(5)) == (1, 2, 2, 2)
+    assert len(plan.current) == 5
+    names, plan = planned(Selection(limit=2))
+    assert (names, plan.num_left, plan.expected(5)) == (["c1", "c2"], 2, 2)
+    assert planned(Selection(only=frozenset({"c3", "c4"}), limit=1))[0] == ["c3"]
+
+
+def test_a_task_says_what_its_fingerprint_is_of(root: str) -> None:
+    store = RunStore(root)
+    (task,) = Plan("settings", set()).tasks(read_manifest(make_run(store, 1)))
+    assert digest(json.loads(json.dumps(task.inputs))) == task.fingerprint
+    assert len(task.inputs["images"]) == 2
+    assert task.inputs["settings"] == "settings"
 
 
 def test_a_missing_photo_is_a_bad_row(root: str) -> None:

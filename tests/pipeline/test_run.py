@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline import run
 from pipeline.config import RunConfig
 from pipeline.manifest import BadRow
 from pipeline.models import ROOT, locate, portable
-from pipeline.plan import Plan
+from pipeline.plan import Plan, digest
 from pipeline.run import FAILED, OK, STOPPED, USAGE, Tally, conclude, configure, main, parse, stopping_on_signals
 from pipeline.storage import RunStore
 from tests.pipeline.runs import tiny_toml, write_manifest
@@ -120,6 +121,31 @@ def test_a_run_with_nothing_to_do_needs_no_cluster(
     assert main([str(path), "--config", str(job), "--output", str(tmp_path / "out")]) == OK
     assert "report: " in capsys.readouterr().out
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_selection_is_counted_and_what_is_left_is_no_failure(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path, ["a", "b", "c"], category=["object", "thing", "style"])
+    job = tmp_path / "job.toml"
+    job.write_text(tiny_toml(tiny_model))
+    command = [str(manifest), "--config", str(job), "--output", str(tmp_path / "out")]
+    assert main([*command, "--dry-run", "--only", "c"]) == FAILED
+    assert capsys.readouterr().out.endswith(
+        f"0 done, 1 to do, 1 left out by --only c, 1 bad rows, 0 prompts; output {tmp_path / 'out'}\n"
+    )
+    assert main([*command, "--only", "d,a"]) == USAGE
+    assert "no concept 'd' in manifest" in capsys.readouterr().err
+
+    monkeypatch.setattr(run, "connect", lambda _: pytest.fail("a cluster was asked for"))
+    assert main([*command, "--retry", "failed"]) == OK
+    assert capsys.readouterr().out.startswith("0 learned, 0 done before, 2 left out by --retry failed, 0 failed, 0 bad")
+    written = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (written["stage"], written["counts"]["left_out"], written["counts"]["looked_at"]) == ("ended", 2, 3)
+    settings = json.loads((tmp_path / "out" / "settings" / f"{written['settings']}.json").read_text())
+    assert digest(settings) == written["settings"]
+    assert settings["model"] == written["model_hash"]
+    assert "2 concepts (--retry failed)" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_memory_is_refused() -> None:

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +35,14 @@ def test_objects_are_put_got_listed_and_deleted(root: str) -> None:
     assert store.exists("a/empty")
     with pytest.raises(FileNotFoundError):
         store.get("a/one.bin")
+
+
+def test_a_listing_says_when_things_were_written(root: str) -> None:
+    store, before = RunStore(root), time.time()
+    store.put("a/b.txt", b"123")
+    ((path, size, written),) = store.scan_dated("a")
+    assert (path, size) == ("a/b.txt", 3)
+    assert before - 2 <= written <= time.time() + 2
 
 
 def test_many_are_fetched_at_once_and_errors_stay_with_their_object(root: str) -> None:
