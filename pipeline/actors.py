@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -29,11 +28,13 @@ from torch import Tensor
 from pipeline.config import RunConfig
 from pipeline.earlier import read_examples
 from pipeline.faults import ActorBroken
+from pipeline.fetch import open_pictures
 from pipeline.models import load_model, locate
 from pipeline.plan import ConceptTask
 from pipeline.records import ConceptRecord, StoredFile, from_json, now, put_record
+from pipeline.redact import redact
 from pipeline.samples import draw_samples, score
-from pipeline.storage import RunStore, read_bytes
+from pipeline.storage import RunStore
 from textual_inversion.adapter_formats import dump_adapter
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
@@ -42,7 +43,6 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.formats import dump_diffusers
 from textual_inversion.initialise import Start, StartChooser
 from textual_inversion.latents import encode_views
-from textual_inversion.photos import open_mask, open_photo
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,9 @@ class Learner:
         self._backbone = load_model(config)
         self._extractor = ClipExtractor(locate(config.extractor), config.device) if config.extractor else None
         init = config.inversion.init
-        examples = read_examples(init.earlier_run, self._backbone.model_hash()) if init.earlier_run else ()
+        examples = (
+            read_examples(init.earlier_run, self._backbone.model_hash(), config.photos) if init.earlier_run else ()
+        )
         self._choose_start = StartChooser(self._backbone, init, self._extractor, seed=config.seed, examples=examples)
         self._slots = config.actors.slots or default_slots(self._backbone, config.inversion.batch_size)
         self._room = asyncio.Semaphore(self.ready())
@@ -168,9 +170,7 @@ class Learner:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def _fetch(self, concept: Concept) -> _Pictures:
-        photos = [_opened("photo", uri, open_photo) for uri in concept.images]
-        pairs = zip(concept.masks, photos, strict=False)  # as many masks as photos, or none
-        masks = [_opened("mask", uri, partial(open_mask, photo=photo)) for uri, photo in pairs]
+        photos, masks = open_pictures(concept, self._config.photos)
         return _Pictures(photos, masks)
 
     def _encode(self, job: _Job, pictures: _Pictures) -> Assignment:
@@ -280,17 +280,9 @@ class Learner:
         return StoredFile(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def _opened(kind: str, uri: str, decode: Callable[[bytes], Image.Image]) -> Image.Image:
-    """Fetched and decoded; ValueError saying which could not be, and why."""
-    try:
-        return decode(read_bytes(uri))
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        raise ValueError(f"{kind} {uri}: {error}") from error
-
-
 def failure_record(task: ConceptTask, error: str, attempts: int) -> ConceptRecord:
     """For a concept that cannot be learned: what was asked for and why it failed."""
-    return _record(task, "failed", attempts, error=error)
+    return _record(task, "failed", attempts, error=redact(error))
 
 
 def _record(task: ConceptTask, status: Literal["done", "failed"], attempts: int, **facts: Any) -> ConceptRecord:
@@ -303,7 +295,7 @@ def _record(task: ConceptTask, status: Literal["done", "failed"], attempts: int,
         initializer=concept.initializer,
         category=concept.category,
         num_vectors=concept.num_vectors,
-        images=concept.images,
+        images=tuple(redact(uri) for uri in concept.images),
         attempts=attempts,
         finished_at=now(),
         carried=task.carried,

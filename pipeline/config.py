@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import ipaddress
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from textual_inversion.config import InversionConfig, Precision, SamplingConfig, check
 
 Device = Literal["auto", "cpu", "cuda"]
+
+SCHEMES = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
+"""What an address may begin with; anything else (ssh, github, chained URLs) is refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +68,40 @@ class ActorConfig:
         check(self.checkpoint_steps >= 0, "actors.checkpoint_steps", self.checkpoint_steps, "0 (none) or more")
         check(self.drain_s >= 0, "actors.drain_s", self.drain_s, "0 or more seconds")
         check(self.stall_s >= 0, "actors.stall_s", self.stall_s, "0 (never) or more seconds")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhotoConfig:
+    """What the photos and masks that a manifest names may be, and where they may come from. Nothing here changes a
+    result."""
+
+    schemes: tuple[str, ...] = SCHEMES
+    """How their addresses may begin, redirects included; a plain path is `file`. ["s3"] keeps a manifest of others off
+    this machine's disks and the web."""
+
+    private_networks: tuple[str, ...] = ()
+    """Networks (CIDR, e.g. "10.1.0.0/16") that http and https may reach besides public addresses."""
+
+    max_bytes: int = 64 * 2**20
+    """Of one photo's file; it is not read further."""
+
+    max_pixels: int = 100_000_000
+    """Of one photo; told from its header, before it is decoded. Decoding takes some 8 bytes a pixel for a moment, and 3
+    from then on."""
+
+    max_concept_pixels: int = 500_000_000
+    """Of all photos of one concept; an actor holds them decoded, for its slots and `actors.calls_ahead` more."""
+
+    def __post_init__(self) -> None:
+        for scheme in self.schemes:
+            check(scheme in SCHEMES, "photos.schemes", scheme, f"among {', '.join(SCHEMES)}")
+        for network in self.private_networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                check(False, "photos.private_networks", network, "a network in CIDR form, for example 10.1.0.0/16")
+        for name in ("max_bytes", "max_pixels", "max_concept_pixels"):
+            check(getattr(self, name) >= 1, f"photos.{name}", getattr(self, name), "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +226,7 @@ class RunConfig:
     """Of the frozen networks; learned rows are always float32. `auto` is bfloat16 on a GPU, float32 on a CPU."""
 
     inversion: InversionConfig = field(default_factory=InversionConfig)
+    photos: PhotoConfig = field(default_factory=PhotoConfig)
     grid: GridConfig = field(default_factory=GridConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

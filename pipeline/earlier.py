@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+from pipeline.config import PhotoConfig
+from pipeline.fetch import fetch
 from pipeline.learned import LearnedConcept, open_library
-from pipeline.storage import read_bytes
 from textual_inversion.initialise import Example
 from textual_inversion.photos import open_photo
 
@@ -16,7 +17,7 @@ MAX_EXAMPLES = 500
 """Every actor reads them before its first concept; a regression gains little from more."""
 
 
-def read_examples(output: str, model_hash: str) -> Iterator[Example]:
+def read_examples(output: str, model_hash: str, photos: PhotoConfig) -> Iterator[Example]:
     """Of the run's finished concepts those learned by this model without an adapter, at most `MAX_EXAMPLES`, spread
     evenly over their ids. One whose photos are no longer there is left out. One after the other, as their photos
     together may not fit in memory.
@@ -27,7 +28,7 @@ def read_examples(output: str, model_hash: str) -> Iterator[Example]:
     count = min(MAX_EXAMPLES, len(concepts))
     found = 0
     for i in range(count):
-        example = _read(concepts[i * len(concepts) // count], model_hash)
+        example = _read(concepts[i * len(concepts) // count], model_hash, photos)
         if example is not None:
             found += 1
             yield example
@@ -38,12 +39,12 @@ def read_examples(output: str, model_hash: str) -> Iterator[Example]:
         )
 
 
-def _read(concept: LearnedConcept, model_hash: str) -> Example | None:
+def _read(concept: LearnedConcept, model_hash: str, photos: PhotoConfig) -> Example | None:
     embedding = concept.read()
     if embedding.metadata.get("model_hash") != model_hash or embedding.adapter:
         return None
     try:
-        return Example(embedding, [open_photo(read_bytes(uri)) for uri in concept.images])
+        return Example(embedding, [open_photo(fetch(uri, photos)) for uri in concept.images])
     except (OSError, ValueError) as error:
         log.warning("concept %s of an earlier run is no example: %s", concept.name, error)
         return None

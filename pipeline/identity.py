@@ -15,6 +15,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from pipeline.config import PhotoConfig
+from pipeline.fetch import check_scheme, fetch
+from pipeline.redact import redact
 from pipeline.storage import absolute, is_s3, match, open_for_reading, open_store, read_bytes, s3_page
 
 log = logging.getLogger(__name__)
@@ -23,18 +26,22 @@ _THREADS = 16
 _KEYS_PER_SWEEP = 1000
 
 
-def identify(uris: Iterable[str]) -> dict[str, str | OSError | ValueError]:
+def identify(uris: Iterable[str], photos: PhotoConfig | None = None) -> dict[str, str | OSError | ValueError]:
     """URI -> content identity (32 hex digits), or the error that says why there is none, as for a missing photo.
 
-    Hand over many photos at once: those of one bucket are looked up together, in as few listings as their keys allow.
+    `photos` bounds what is read; None reads anything, for addresses that no manifest named. Hand over many photos at
+    once: those of one bucket are looked up together, in as few listings as their keys allow.
     """
-    unique = sorted(set(uris))
     found: dict[str, str | OSError | ValueError] = {}
+    for uri in (wanted := sorted(set(uris))):
+        if refusal := _refusal(uri, photos):
+            found[uri] = refusal
+    unique = [uri for uri in wanted if uri not in found]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="identify") as pool:
         for sweep in pool.map(lambda job: _sweep(*job), _sweeps(unique)):
             found |= sweep
         rest = [uri for uri in unique if uri not in found]
-        found |= zip(rest, pool.map(_hash_bytes, rest), strict=True)
+        found |= zip(rest, pool.map(lambda uri: _hash_bytes(uri, photos), rest), strict=True)
     return found
 
 
@@ -91,7 +98,9 @@ def _sweep(fs: Any, bucket: str, wanted: dict[str, str]) -> dict[str, str | OSEr
         try:
             entries, _ = s3_page(fs, bucket, f"{prefix}/" if prefix else "", StartAfter=after)
         except OSError as error:  # no right to list, say; a missing bucket is told of photo by photo
-            log.warning("cannot list s3://%s/%s (%s): photos there are read instead", bucket, prefix, error)
+            log.warning(
+                "cannot list s3://%s/%s (%s): photos there are read instead", bucket, prefix, redact(str(error))
+            )
             return found
         for key, _, tag, _ in entries:
             if key in wanted and len(tag) == 32:
@@ -109,8 +118,18 @@ def _just_before(key: str) -> str:
     return key[:-1] + chr(ord(key[-1]) - 1) + "~" if "!" <= key[-1] <= "~" else key[:-1]
 
 
-def _hash_bytes(uri: str) -> str | OSError | ValueError:
+def _refusal(uri: str, photos: PhotoConfig | None) -> ValueError | None:
     try:
-        return hashlib.md5(read_bytes(uri), usedforsecurity=False).hexdigest()
+        if photos is not None:
+            check_scheme(uri, photos)
+    except ValueError as error:
+        return error
+    return None
+
+
+def _hash_bytes(uri: str, photos: PhotoConfig | None) -> str | OSError | ValueError:
+    try:
+        data = read_bytes(uri) if photos is None else fetch(uri, photos)
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
     except (OSError, ValueError) as error:
         return error

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pipeline.config import RunConfig
 from pipeline.evaluation import RESULT_SCHEMA
+from pipeline.fetch import fetch
 from pipeline.generate import Drawer
 from pipeline.models import locate
-from pipeline.storage import read_bytes
 from textual_inversion.extractors import ClipExtractor, ImageExtractor, load_extractor
 from textual_inversion.metrics import clip_i_among, clip_i_each, clip_t_each, mean_and_error
 from textual_inversion.photos import open_photo
@@ -31,7 +31,7 @@ class Judge:
     """A model and its judges on one device; called with a batch of plan rows, returns as many scored rows."""
 
     def __init__(self, config: RunConfig) -> None:
-        self._sampling = config.generation.sampling
+        self._sampling, self._limits = config.generation.sampling, config.photos
         self._drawer = Drawer(config)
         self._clip = ClipExtractor(locate(config.extractor), config.device)
         self._judges: dict[str, ImageExtractor] = {"clip": self._clip}
@@ -76,7 +76,7 @@ class Judge:
         photos = []
         for uri in images:
             try:
-                photos.append(open_photo(read_bytes(uri)))
+                photos.append(open_photo(fetch(uri, self._limits), max_pixels=self._limits.max_pixels))
             except (ValueError, OSError) as error:
                 raise ValueError(f"photo {uri}: {error}") from error
         return {name: judge.images(photos) for name, judge in self._judges.items()}

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.identity import identify
 from pipeline.manifest import BadRow, ManifestRow
+from pipeline.redact import redact
 from pipeline.storage import ConceptFolder, RunStore
 from textual_inversion.concept import Concept
 
@@ -186,7 +187,7 @@ class Plan:
             identity = identities[uri]
             if not isinstance(identity, str):
                 kind = "photo" if len(known) < len(concept.images) else "mask"
-                reason = f"{kind} {uri} cannot be read: {type(identity).__name__}: {identity}"
+                reason = redact(f"{kind} {uri} cannot be read: {type(identity).__name__}: {identity}")
                 self.bad.append(BadRow(file=row.file, row=row.row, concept_id=concept.concept_id, reason=reason))
                 return None
             known.append(identity)

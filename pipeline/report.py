@@ -22,12 +22,15 @@ import jinja2
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from pipeline.config import RunConfig, to_tree
+from pipeline.config import PhotoConfig, RunConfig, to_tree
 from pipeline.curves import Curve, read_curve
+from pipeline.fetch import fetch
 from pipeline.manifest import BadRow
 from pipeline.records import ConceptRecord, latest, load_records, now
+from pipeline.redact import redact, redacted
 from pipeline.results import write_results
-from pipeline.storage import ConceptFolder, RunStore, read_bytes
+from pipeline.storage import ConceptFolder, RunStore
+from textual_inversion.photos import opened
 
 log = logging.getLogger(__name__)
 
@@ -123,14 +126,14 @@ def write_page(
     done = sorted((record for record in records if record.status == "done"), key=_weakest_first)
     failures = _failures([record for record in records if record.status == "failed"], bad, figures.problems)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="report") as pool:
-        cards = list(pool.map(lambda record: _card(store, record), done[: config.report.embedded]))
+        cards = list(pool.map(lambda record: _card(store, record, config.photos), done[: config.report.embedded]))
     missing = sum(bool(picture.note) for card in cards for picture in (*card.photos, card.grid))
     if missing:
         log.warning("%d pictures of finished concepts cannot be shown; the page says which and why", missing)
     carried = list(dict.fromkeys(name for record in done[:_MAX_ROWS] for name in record.carried))[:_MAX_CARRIED]
     page = _JINJA.get_template("report.html").render(
         config=config,
-        settings=list(_flatten(to_tree(config))),
+        settings=list(_flatten(redacted(to_tree(config)))),
         figures=figures,
         made_at=now().replace("T", " ").replace("+00:00", " UTC"),
         failures=failures[:_MAX_CAUSES],
@@ -199,12 +202,12 @@ def _scale(name: str, done: Sequence[ConceptRecord]) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _card(store: RunStore, record: ConceptRecord) -> _Card:
+def _card(store: RunStore, record: ConceptRecord, limits: PhotoConfig) -> _Card:
     folder = record.folder
-    photos = tuple(_thumbnail(uri) for uri in islice(record.images, _MAX_PHOTOS))
+    photos = tuple(_thumbnail(uri, limits) for uri in islice(record.images, _MAX_PHOTOS))
     try:
-        grid = _embed(store.get(folder.grid), _GRID_PX)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        grid = _embed(store.get(folder.grid), _GRID_PX, limits.max_pixels)
+    except (OSError, ValueError) as error:
         grid = _Picture(note=f"no sample grid: {error}")
     try:
         curve = read_curve(store.get(folder.curve))
@@ -213,18 +216,18 @@ def _card(store: RunStore, record: ConceptRecord) -> _Card:
     return _Card(record, photos, grid, curve)
 
 
-def _thumbnail(uri: str) -> _Picture:
+def _thumbnail(uri: str, limits: PhotoConfig) -> _Picture:
     try:
-        return _embed(read_bytes(uri), _PHOTO_PX)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return _Picture(note=f"{uri}: {error}")
+        return _embed(fetch(uri, limits), _PHOTO_PX, limits.max_pixels)
+    except Exception as error:  # on damaged files PIL's readers raise nearly everything
+        return _Picture(note=redact(f"{uri}: {error}"))
 
 
-def _embed(data: bytes, side_px: int) -> _Picture:
+def _embed(data: bytes, side_px: int, max_pixels: int) -> _Picture:
     """A picture as a data URI, its longer side at most `side_px`; small drawings stay lossless."""
-    with Image.open(io.BytesIO(data)) as opened:
-        opened.draft("RGB", (side_px, side_px))  # JPEG: decode at a fraction of the size
-        picture: Image.Image = ImageOps.exif_transpose(opened).convert("RGBA")
+    with opened(data, "picture", max_pixels) as found:
+        found.draft("RGB", (side_px, side_px))  # JPEG: decode at a fraction of the size
+        picture: Image.Image = ImageOps.exif_transpose(found).convert("RGBA")
     paper = Image.new("RGB", picture.size, "white")
     paper.paste(picture, mask=picture.getchannel("A"))
     paper.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
@@ -185,7 +186,8 @@ def make_plan(config: RunConfig, store: RunStore, chosen: Selection = EVERY) -> 
         captions_hash=captions_hash(config.inversion.penalties.captions),
         earlier_hash=earlier_hash(config.inversion.init.earlier_run),
     )
-    return Plan(digest(settings), finished(store.scan("concepts")), selection=chosen), settings
+    known = partial(identify, photos=config.photos)
+    return Plan(digest(settings), finished(store.scan("concepts")), known, selection=chosen), settings
 
 
 def captions_hash(path: str) -> str:

@@ -19,11 +19,12 @@ from typing import IO, Any
 
 import fsspec
 
-SCHEMES = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
-"""What a manifest may name photos with; anything else (ssh, github, chained URLs) is refused."""
+from pipeline import web
+from pipeline.config import SCHEMES
+from pipeline.redact import redact
 
-PHOTO_BYTES = 64 * 2**20
-"""Largest photo that is read."""
+MAX_BYTES = 64 * 2**20
+"""Largest object that is read whole, unless said otherwise."""
 
 _TEMPORARY = ".partial-"
 
@@ -52,20 +53,20 @@ def resolve(uri: str, relative_to: str) -> str:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(base), uri))
     top = base.split("/")[0]  # bucket, container or host; empty where there is none
     if scheme not in ("file", "memory") and not path.startswith(f"{top}/"):
-        raise ValueError(f"{uri!r} leads out of {scheme}://{top}; write a full URI")
+        raise ValueError(f"{redact(uri)!r} leads out of {redact(f'{scheme}://{top}')}; write a full URI")
     return path if scheme == "file" else f"{scheme}://{path}"
 
 
-def read_bytes(uri: str, limit: int = PHOTO_BYTES) -> bytes:
+def read_bytes(uri: str, limit: int = MAX_BYTES) -> bytes:
     """A whole object. Raises OSError when it cannot be had, ValueError when it is larger than `limit` bytes."""
     fs, path = open_store(uri)
-    if _is_http(fs):  # streamed: a server may ignore a range and send everything
-        with fs.open(path, "rb", block_size=0) as file:
-            data: bytes = file.read(limit + 1)
-    else:
-        data = _read_up_to(fs, path, limit + 1)
+    if _is_http(fs):
+        return web.read(path, limit)
+    if _is_local(fs) and os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is a folder, or no plain file")  # a pipe or device might never end
+    data = _read_up_to(fs, path, limit + 1)
     if len(data) > limit:
-        raise ValueError(f"{uri} has more than {limit:,} bytes")
+        raise ValueError(f"{redact(uri)} has more than {limit:,} bytes")
     return data
 
 
@@ -304,7 +305,7 @@ def _find(fs: Any, path: str) -> dict[str, Any]:
 def open_store(uri: str) -> tuple[Any, str]:
     """The fsspec instance of this process and the path in its terms."""
     if "::" in uri:
-        raise ValueError(f"{uri!r} is a chained URL; name the object itself")
+        raise ValueError(f"{redact(uri)!r} is a chained URL; name the object itself")
     _scheme(uri)
     fs, path = fsspec.url_to_fs(uri, use_listings_cache=False)
     return fs, path
@@ -313,7 +314,7 @@ def open_store(uri: str) -> tuple[Any, str]:
 def _scheme(uri: str) -> str:
     scheme = uri.partition("://")[0] if "://" in uri else "file"
     if scheme not in SCHEMES:
-        raise ValueError(f"{uri!r} begins with {scheme}://; allowed are {', '.join(SCHEMES)}")
+        raise ValueError(f"{redact(uri)!r} begins with {scheme}://; allowed are {', '.join(SCHEMES)}")
     return scheme
 
 

@@ -1,8 +1,8 @@
-"""A photo or mask as bytes -> an upright picture, or a ValueError that says what was wrong with it."""
+"""A photo or mask as bytes -> an upright picture, or a ValueError that says what was wrong with it and what to do."""
 
 from __future__ import annotations
 
-import struct
+from functools import cache
 from io import BytesIO
 
 import numpy as np
@@ -11,23 +11,36 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded: a small file can claim any size."""
 
+MIN_SIDE_PX = 16
+"""Smaller photos are tracking pixels, spacers and broken thumbnails: nothing can be learned from them."""
 
-def open_photo(data: bytes) -> Image.Image:
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""What is decoded (AVIF where PIL can). PIL knows many more, and starts another program for one of them (EPS)."""
+
+
+def open_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one photo: turned as its EXIF orientation says, transparency laid over white, RGB, first frame only.
 
-    Raises ValueError for bytes that are not a picture, are cut short, or would take too much memory.
+    Raises ValueError for bytes that are not a picture in one of the `FORMATS`, are cut short, would take too much
+    memory, or are smaller than `MIN_SIDE_PX` on a side.
     """
-    return _open(data, "photo", behind="white")
+    photo = _open(data, "photo", max_pixels, behind="white")
+    if min(photo.size) < MIN_SIDE_PX:
+        raise ValueError(
+            f"the photo is {photo.width} x {photo.height} px; at least {MIN_SIDE_PX} on each side are needed. Is it a "
+            "placeholder or a tracking pixel?"
+        )
+    return photo
 
 
-def open_mask(data: bytes, photo: Image.Image) -> Image.Image:
+def open_mask(data: bytes, photo: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode the mask of an opened photo: grey, of the photo's size, white where the concept is, turned as its own EXIF
     orientation says; what is transparent is not the concept.
 
-    Raises ValueError as `open_photo` does, for another shape than the photo's, and for a mask that is all black
-    or holds 0 and 1 only.
+    Raises ValueError as `open_photo` does, of any size, for another shape than the photo's, and for a mask that is all
+    black or holds 0 and 1 only.
     """
-    mask = _open(data, "mask", behind="black").convert("L")
+    mask = _open(data, "mask", max_pixels, behind="black").convert("L")
     (width, height), (across, down) = mask.size, photo.size
     if abs(width - height * across / down) > 1 and abs(height - width * down / across) > 1:
         raise ValueError(
@@ -41,26 +54,63 @@ def open_mask(data: bytes, photo: Image.Image) -> Image.Image:
     return mask.resize(photo.size, Image.Resampling.BOX)
 
 
-def _open(data: bytes, kind: str, *, behind: str) -> Image.Image:
-    """Upright RGB."""
+def opened(data: bytes, kind: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture whose header alone was read, of one of the `FORMATS` and at most `max_pixels`; ValueError otherwise.
+    Decoding it may still raise."""
     if not data:
         raise ValueError(f"the {kind} is empty (0 bytes)")
     try:
-        picture = Image.open(BytesIO(data))
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(_too_large(f"{picture.width} x {picture.height} px"))
+        picture = Image.open(BytesIO(data), formats=_readable())
+    except UnidentifiedImageError:
+        raise ValueError(_unknown(data)) from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(_too_large(f"above {2 * (Image.MAX_IMAGE_PIXELS or 0):,} px", max_pixels)) from error
+    except Exception as error:  # on damaged files PIL's readers raise nearly everything
+        raise ValueError(_damaged(data, error)) from error
+    if picture.width * picture.height > max_pixels:
+        raise ValueError(_too_large(f"{picture.width} x {picture.height} px", max_pixels))
+    return picture
+
+
+@cache
+def _readable() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _open(data: bytes, kind: str, max_pixels: int, *, behind: str) -> Image.Image:
+    """Upright RGB."""
+    picture = opened(data, kind, max_pixels)
+    if picture.mode == "F":
+        raise ValueError(
+            f"the {kind} holds floating-point numbers, whose white nobody knows; save it with 8 or 16 bits"
+        )
+    try:
         picture.load()
         return _flatten(ImageOps.exif_transpose(picture), behind)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"not a picture in any known format ({len(data)} bytes, starting {data[:8]!r})") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(_too_large(str(error))) from error
-    except (OSError, SyntaxError, EOFError, IndexError, struct.error) as error:  # what PIL raises on damaged files
-        raise ValueError(f"the picture is damaged or cut short ({len(data)} bytes): {error}") from error
+    except Exception as error:
+        raise ValueError(_damaged(data, error)) from error
 
 
-def _too_large(size: str) -> str:
-    return f"the picture is too large: {size}; at most {MAX_PIXELS} px are decoded, scale it down first"
+def _unknown(data: bytes) -> str:
+    """What it is instead, where that can be told."""
+    start = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return (
+            f"not a picture but a web page (HTML, {len(data)} bytes): the address may lead to a page about the photo, "
+            "to a login or to an error"
+        )
+    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"):
+        return "HEIC pictures are not decoded; save it as JPEG, PNG or WebP"
+    return f"not a picture in any known format ({len(data)} bytes, starting {data[:8]!r}); known: {', '.join(FORMATS)}"
+
+
+def _damaged(data: bytes, error: Exception) -> str:
+    return f"the picture is damaged or cut short ({len(data)} bytes): {str(error) or type(error).__name__}"
+
+
+def _too_large(size: str, max_pixels: int) -> str:
+    return f"the picture is too large: {size}; at most {max_pixels:,} px are decoded, scale it down first"
 
 
 def _flatten(picture: Image.Image, behind: str) -> Image.Image:

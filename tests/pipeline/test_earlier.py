@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline import earlier
+from pipeline.config import PhotoConfig
 from pipeline.earlier import read_examples
 from pipeline.records import ConceptRecord, put_record
 from pipeline.storage import RunStore
@@ -38,11 +39,11 @@ def test_what_an_earlier_run_learned_and_from_what(tmp_path: Path) -> None:
     put_concept(store, "gone", (*photos, str(tmp_path / "gone.png")))
     put_concept(store, "other", photos, model="another")
     put_concept(store, "clock", photos[:1])
-    clock, toy = read_examples(str(tmp_path / "before"), "this")
+    clock, toy = read_examples(str(tmp_path / "before"), "this", PhotoConfig())
     assert torch.equal(clock.embedding.vectors["clip_l"], torch.full((1, 4), 5.0))
     assert (len(clock.photos), len(toy.photos)) == (1, 2)
     with pytest.raises(ValueError, match="none of its 4 concepts was learned by this model"):
-        list(read_examples(str(tmp_path / "before"), "a third"))
+        list(read_examples(str(tmp_path / "before"), "a third", PhotoConfig()))
 
 
 def test_many_are_thinned_out_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,5 +52,5 @@ def test_many_are_thinned_out_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for i in range(9):
         put_concept(store, f"c{i}", (photo,))
     monkeypatch.setattr(earlier, "MAX_EXAMPLES", 3)
-    examples = read_examples(str(tmp_path / "before"), "this")
+    examples = read_examples(str(tmp_path / "before"), "this", PhotoConfig())
     assert [example.embedding.placeholder_token for example in examples] == ["<c0>", "<c3>", "<c6>"]

@@ -212,6 +212,6 @@ def test_pictures_are_made_small_and_upright() -> None:
     exif[0x0112] = 6  # turned by 90 degrees
     buffer = io.BytesIO()
     wide.save(buffer, "JPEG", exif=exif)
-    picture = report._embed(buffer.getvalue(), 112)
+    picture = report._embed(buffer.getvalue(), 112, 6_000_000)
     assert (picture.width, picture.height) == (75, 112)
     assert len(picture.data_uri) < 4000

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
-from textual_inversion import photos
 from textual_inversion.photos import open_mask, open_photo
 
 
@@ -40,8 +44,8 @@ def test_exif_orientation_is_applied() -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_transparency_is_laid_over_white(mode: str) -> None:
-    picture = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    picture.paste((0, 0, 0, 255), (0, 0, 2, 4))
+    picture = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 255), (0, 0, 2, 16))
     opened = open_photo(encoded(picture.convert(mode), "TIFF" if mode == "PA" else "PNG"))
     assert opened.mode == "RGB"
     assert opened.getpixel((0, 0)) == (0, 0, 0)
@@ -49,7 +53,7 @@ def test_transparency_is_laid_over_white(mode: str) -> None:
 
 
 def test_a_palette_with_a_transparent_colour() -> None:
-    picture = Image.new("P", (4, 4), 1)
+    picture = Image.new("P", (16, 16), 1)
     picture.putpalette([10, 10, 10, 200, 0, 0])
     opened = open_photo(encoded(picture, "GIF", transparency=1))
     assert opened.getpixel((0, 0)) == (255, 255, 255)
@@ -61,7 +65,7 @@ def test_other_modes_become_rgb(mode: str, form: str) -> None:
 
 
 def test_sixteen_bit_grey_keeps_its_range() -> None:
-    grey = np.array([[0, 32896, 65535]], dtype=np.uint16)
+    grey = np.tile(np.array([0, 32896, 65535], dtype=np.uint16), (16, 6))
     opened = open_photo(encoded(Image.fromarray(grey)))
     assert [opened.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
 
@@ -74,17 +78,102 @@ def test_cut_short(form: str) -> None:
         open_photo(data[: len(data) // 2])
 
 
-def test_not_a_picture() -> None:
-    with pytest.raises(ValueError, match=r"not a picture in any known format \(15 bytes, starting b'<html>no'"):
-        open_photo(b"<html>no</html>")
-    with pytest.raises(ValueError, match="empty"):
-        open_photo(b"")
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the photo is empty"),
+        (b"nothing", r"not a picture in any known format \(7 bytes, starting b'nothing'\); known: JPEG, "),
+        (b"<html>no</html>", r"a web page \(HTML, 15 bytes\): the address may lead to"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><title>Log in</title>", "a web page"),
+        (b"\x00\x00\x00\x18ftypheic" + bytes(40), "HEIC pictures are not decoded; save it as JPEG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "not a picture in any known format"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a picture in any known format"),
+        (encoded(Image.new("RGB", (1, 1))), "the photo is 1 x 1 px; at least 16 on each side"),
+        (encoded(Image.new("RGB", (20_000, 2))), "the photo is 20000 x 2 px; at least 16"),
+        (encoded(Image.new("1", (20_000, 20_000))), "too large: above 178,956,970 px; at most 100,000,000 px"),
+        (encoded(Image.new("F", (30, 20)), "TIFF"), "floating-point numbers"),
+    ],
+)
+def test_what_is_no_usable_photo_is_told(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_photo(data)
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header says otherwise."""
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(bytes(1000))}
+    packed = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks.items())
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize("side", [11_000, 100_000, 2**31 - 1])
+def test_a_bomb_is_told_by_its_header(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PngImageFile, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="too large"):
+        open_photo(claiming(side, side))
+
+
+def test_a_long_photo_within_the_limit_is_opened() -> None:
+    assert open_photo(encoded(Image.new("1", (20_000, 20)))).size == (20_000, 20)
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame_counts(form: str) -> None:
+    frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue", "green")]
+    opened = open_photo(encoded(frames[0], form, save_all=True, append_images=frames[1:]))
+    assert opened.size == (30, 20)
+    red, green, blue = opened.getpixel((15, 10))
+    assert red > 240
+    assert max(green, blue) < 16
+
+
+def test_a_palette_with_alpha() -> None:
+    picture = Image.new("P", (16, 16), 0)
+    picture.putpalette([0, 0, 0, 200, 0, 0])
+    picture.putpixel((3, 3), 1)
+    opened = open_photo(encoded(picture, "PNG", transparency=bytes([0, 128])))
+    assert opened.getpixel((0, 0)) == (255, 255, 255)
+    assert opened.getpixel((3, 3)) == (227, 127, 127)
+
+
+_SEEDS = {
+    form: encoded(
+        Image.fromarray(np.random.default_rng(1).integers(0, 255, (20, 24, 3), dtype=np.uint8)), form, **options
+    )
+    for form, options in {
+        "PNG": {}, "JPEG": {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"},
+        "WEBP": {}, "GIF": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"},
+    }.items()
+}  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    form=st.sampled_from(sorted(_SEEDS)), cut=st.integers(0, 2000),
+    changes=st.lists(st.tuples(st.integers(0, 1999), st.integers(0, 255)), max_size=6),
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_was_done_to_a_file_it_is_a_picture_or_a_reason(
+    form: str, cut: int, changes: list[tuple[int, int]]
+) -> None:
+    data = bytearray(_SEEDS[form][: len(_SEEDS[form]) - cut // 4] if cut % 2 else _SEEDS[form])
+    for place, value in changes:
+        if data:
+            data[place % len(data)] = value
+    try:
+        opened = open_photo(bytes(data), max_pixels=100_000)
+    except ValueError as error:
+        reason = str(error)
+    else:
+        reason = "it is fine"
+        assert opened.mode == "RGB"
+        assert opened.width * opened.height <= 100_000
+    assert 10 <= len(reason) < 400
 
 
 def test_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photos, "MAX_PIXELS", 100)
-    with pytest.raises(ValueError, match="too large: 30 x 20 px"):
-        open_photo(encoded(wide()))
+    with pytest.raises(ValueError, match="too large: 30 x 20 px; at most 599 px"):
+        open_photo(encoded(wide()), max_pixels=599)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match="too large"):
         open_photo(encoded(wide()))
