@@ -10,7 +10,6 @@ import base64
 import io
 import logging
 import math
-import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +21,12 @@ import jinja2
 import pyarrow as pa
 from PIL import Image, ImageOps
 
+from pipeline.causes import Cause, by_cause
 from pipeline.config import PhotoConfig, RunConfig, to_tree
 from pipeline.curves import Curve, read_curve
 from pipeline.fetch import fetch
 from pipeline.manifest import BadRow
+from pipeline.progress import duration
 from pipeline.records import ConceptRecord, latest, load_records, now
 from pipeline.redact import redact, redacted
 from pipeline.results import write_results
@@ -41,7 +42,7 @@ _MAX_ROWS = 50_000
 _COLUMNS = ("Concept", "Placeholder", "Initializer", "CLIP-I", "gain", "CLIP-T", "Steps", "Seconds")
 _MAX_CARRIED = 4
 _ANY = ConceptFolder("", "")
-_MAX_CAUSES, _MAX_NAMES = 100, 200
+_MAX_CAUSES = 100
 _MAX_PHOTOS = 6
 _PHOTO_PX, _GRID_PX = 112, 640
 _THREADS = 8
@@ -94,15 +95,6 @@ class _Card:
     curve: Curve | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """All that failed for one cause, told in the words of the first."""
-
-    cause: str
-    names: tuple[str, ...]
-    count: int
-
-
 def build_report(
     store: RunStore,
     config: RunConfig,
@@ -147,24 +139,17 @@ def write_page(
         has_scores=any(record.scores for record in done),
         medians=_medians(done),
         scales={name: _scale(name, done) for name in ("clip_i", "clip_t")},
-        duration=_duration,
+        duration=duration,
     )
     store.put(PATH, page.encode())
 
 
-def _failures(failed: Iterable[ConceptRecord], bad: Iterable[BadRow], problems: Mapping[str, str]) -> list[_Failure]:
-    """Grouped by cause, most frequent first: two causes that differ only in numbers or in the concept are one."""
-    groups: dict[str, list[tuple[str, str]]] = {}
+def _failures(failed: Iterable[ConceptRecord], bad: Iterable[BadRow], problems: Mapping[str, str]) -> list[Cause]:
+    """What failed, grouped by cause."""
     single = [(name, "", cause) for name, cause in problems.items()]
     rows = [(f"{row.concept_id or 'unnamed'} (row {row.row} of {row.file.rpartition('/')[2]})", row.concept_id or "",
              row.reason) for row in bad]  # fmt: skip
-    for name, concept_id, cause in chain(single, rows, ((r.concept_id, r.concept_id, r.error) for r in failed)):
-        alike = re.sub(r"\d+", "#", cause.replace(concept_id, "…") if concept_id else cause)
-        groups.setdefault(alike, []).append((name, cause))
-    failures = [
-        _Failure(group[0][1], tuple(name for name, _ in group[:_MAX_NAMES]), len(group)) for group in groups.values()
-    ]
-    return sorted(failures, key=lambda failure: -failure.count)
+    return by_cause(chain(single, rows, ((r.concept_id, r.concept_id, r.error) for r in failed)))
 
 
 def _weakest_first(record: ConceptRecord) -> tuple[float, str]:
@@ -244,11 +229,3 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", " · ".join(value) if isinstance(value, list | tuple) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    """`4.2 s`, `3 min 05 s` or `2 h 10 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

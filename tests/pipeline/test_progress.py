@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 
-from pipeline.progress import Progress, format_seconds
+import pytest
+
+from pipeline.progress import Progress, duration, format_seconds
 
 
 class Clock:
@@ -62,3 +64,10 @@ def test_a_beat_every_minute_of_updates() -> None:
 
 def test_seconds() -> None:
     assert [format_seconds(s) for s in (0, 75.4, 3700)] == ["0:00", "1:15", "1:01:40"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
 from pipeline import report
@@ -197,13 +196,6 @@ def test_a_plan_decides_what_is_current() -> None:
     finish(store, "removed", 3)
     page = build(store, current={new.fingerprint.encode(): b'{"sku": 2}'})
     assert [(row[0], row[6], row[8]) for row in rows(page)] == [("duck", 7, 2)]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
-)
-def test_durations_read_well(seconds: float, text: str) -> None:
-    assert report._duration(seconds) == text
 
 
 def test_pictures_are_made_small_and_upright() -> None:
