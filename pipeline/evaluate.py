@@ -34,6 +34,7 @@ from pipeline.faults import describe_error
 from pipeline.models import portable
 from pipeline.protocols import Protocol, choose
 from pipeline.records import latest, load_records
+from pipeline.redact import redact, redact_logs
 from pipeline.stage import Stage, finished_rows, put_plan, run_stage
 from pipeline.storage import RunStore, absolute, read_bytes
 
@@ -44,12 +45,13 @@ _PICTURES_PER_CALL = 64
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    redact_logs()
     options = parse(arguments)
     try:
         config, code = prepare(options)
         return code if code == run.STOPPED else max(code, evaluate(config))
     except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(redact(f"error: {error}\n"))
         return run.USAGE
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again to continue\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.redact import redact
+
 
 class ActorBroken(RuntimeError):
     """Raised by an actor that can do nothing more and must be replaced."""
@@ -19,4 +21,4 @@ def describe_error(error: BaseException) -> str:
         return type(cause).__name__
     # Ray puts a remote traceback in the text; its last line is the error itself. Its own errors begin with the reason.
     is_traceback = any(line.startswith("Traceback") or "ray::" in line for line in lines)
-    return f"{type(cause).__name__}: {lines[-1] if is_traceback else lines[0]}"
+    return redact(f"{type(cause).__name__}: {lines[-1] if is_traceback else lines[0]}")

@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.redact import redact, redacted
 from pipeline.storage import absolute, match, open_for_reading, resolve
 from textual_inversion.concept import Concept, whole_word
 
@@ -29,8 +30,13 @@ CONCEPT_COLUMNS = (
 _LIST_COLUMNS = ("images", "masks", "captions")
 MAX_IMAGES = 1000
 MAX_CARRIED_BYTES = 64 * 2**10
+MAX_VECTORS = 512
+"""More fit no text encoder's prompt; how many fit a model's, its tokenizer says."""
+MAX_CHARACTERS = {"placeholder": 200, "initializer": 1000, "captions": 4000, "images": 4000, "masks": 4000}
+_MAX_REASON = 1000
 _BATCH_ROWS = 1024
 _CONCEPT_ID = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +44,7 @@ class ManifestRow:
     """A row that describes a concept."""
 
     file: str
+    """Its address, as it may be shown."""
     row: int
     """Counted from 1 within the file."""
     concept: Concept
@@ -67,7 +74,8 @@ def concept_ids(uri: str) -> Iterator[str]:
         _open(file)
         with open_for_reading(file) as handle:
             for batch in pq.ParquetFile(handle).iter_batches(_BATCH_ROWS, columns=["concept_id"], use_threads=False):
-                yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
+                ids = (row["concept_id"] for row in _values(batch) if isinstance(row, dict))
+                yield from (str(value) for value in ids if value is not None)
 
 
 def read_manifest(uri: str) -> Iterator[ManifestRow | BadRow]:
@@ -95,7 +103,7 @@ def read_manifest(uri: str) -> Iterator[ManifestRow | BadRow]:
 def _files(uri: str) -> list[str]:
     files = match(absolute(uri), ".parquet")
     if not files:
-        raise ValueError(f"no manifest at {uri}: give a Parquet file, a folder with *.parquet files, or a glob")
+        raise ValueError(f"no manifest at {redact(uri)}: give a Parquet file, a folder with *.parquet files, or a glob")
     return files
 
 
@@ -105,9 +113,11 @@ def _open(file: str) -> tuple[pa.Schema, int]:
         with open_for_reading(file) as handle:
             parquet = pq.ParquetFile(handle)
             schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"manifest {file} cannot be read as Parquet: {error}") from error
-    names = schema.names
+    except FileNotFoundError as error:
+        raise ValueError(f"manifest {redact(file)} is not there any more") from error
+    except Exception as error:  # on damaged files Arrow raises nearly everything
+        raise ValueError(f"manifest {redact(file)} cannot be read as Parquet: {redact(str(error))}") from error
+    file, names = redact(file), schema.names
     if len(set(names)) != len(names):
         raise ValueError(f"manifest {file} has two columns of the same name: {sorted(names)}")
     for name in ("concept_id", "images"):
@@ -139,26 +149,51 @@ def _read_file(file: str) -> Iterator[ManifestRow | BadRow]:
     try:
         with open_for_reading(file) as handle:
             for batch in pq.ParquetFile(handle).iter_batches(_BATCH_ROWS, use_threads=False):
-                for values in batch.to_pylist():
+                for values in _values(batch):
                     number += 1
                     yield _parse(file, number, values)
     except (pa.ArrowException, OSError) as error:
-        yield BadRow(file=file, row=number + 1, concept_id=None,
-                     reason=f"the file cannot be read from this row on: {error}")  # fmt: skip
+        reason = f"the file cannot be read from this row on: {redact(str(error))}"
+        yield BadRow(file=redact(file), row=number + 1, concept_id=None, reason=reason)
 
 
-def _parse(file: str, number: int, values: dict[str, Any]) -> ManifestRow | BadRow:
-    concept_id = values["concept_id"]
+def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | ValueError]:
+    """The rows; one with a value that Python cannot hold (text that is not UTF-8, a date beyond the year 9999) as an
+    error that names its column."""
     try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException):
+        rows = [_row(batch, index) for index in range(batch.num_rows)]
+    yield from rows
+
+
+def _row(batch: pa.RecordBatch, index: int) -> dict[str, Any] | ValueError:
+    values = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            values[name] = column[index].as_py()
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            return ValueError(f"column {name!r} holds a value that cannot be read: {error}")
+    return values
+
+
+def _parse(file: str, number: int, values: dict[str, Any] | ValueError) -> ManifestRow | BadRow:
+    concept_id = None if isinstance(values, ValueError) else values["concept_id"]
+    try:
+        if isinstance(values, ValueError):
+            raise values
         concept = _concept(file, values)
-        carried = {name: _jsonable(value) for name, value in values.items() if name not in CONCEPT_COLUMNS}
+        carried = {name: redacted(_jsonable(value)) for name, value in values.items() if name not in CONCEPT_COLUMNS}
         size = len(json.dumps(carried))
         if size > MAX_CARRIED_BYTES:
             raise ValueError(f"its other columns hold {size:,} bytes, more than {MAX_CARRIED_BYTES:,}; drop large ones")
     except ValueError as error:
-        named = str(concept_id) if isinstance(concept_id, str | int) else None
-        return BadRow(file=file, row=number, concept_id=named, reason=str(error))
-    return ManifestRow(file=file, row=number, concept=concept, carried=carried)
+        named = _printable(str(concept_id)) if isinstance(concept_id, str | int) else None
+        reason = redact(str(error))
+        if len(reason) > _MAX_REASON:
+            reason = f"{reason[:_MAX_REASON]} ..."
+        return BadRow(file=redact(file), row=number, concept_id=named, reason=reason)
+    return ManifestRow(file=redact(file), row=number, concept=concept, carried=carried)
 
 
 def _concept(file: str, values: dict[str, Any]) -> Concept:
@@ -167,8 +202,8 @@ def _concept(file: str, values: dict[str, Any]) -> Concept:
         concept_id = str(concept_id)  # catalog numbers
     if not isinstance(concept_id, str) or not _CONCEPT_ID.fullmatch(concept_id):
         raise ValueError(
-            f"concept_id {concept_id!r} must be 1 to 128 letters, digits, '.', '_' or '-', not beginning with '.'; "
-            "it names a folder"
+            f"concept_id {_short(concept_id)} must be 1 to 128 letters, digits, '.', '_' or '-', not beginning with "
+            "'.'; it names a folder"
         )
     images = _addresses(file, values, "images")
     if len(images) > MAX_IMAGES:
@@ -189,8 +224,10 @@ def _concept(file: str, values: dict[str, Any]) -> Concept:
 def _addresses(file: str, values: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """Absolute addresses from a column with relative ones."""
     addresses = values.get(name) or []
-    if not all(isinstance(address, str) and address for address in addresses):
+    if not all(isinstance(address, str) and address.strip() for address in addresses):
         raise ValueError(f"{name} holds an empty or missing address")
+    for address in addresses:
+        _check_text(name, address)
     return tuple(resolve(address, relative_to=file) for address in addresses)
 
 
@@ -199,6 +236,8 @@ def _captions(values: Mapping[str, Any], placeholder: str) -> tuple[str, ...]:
     captions = values.get("captions") or []
     if not all(isinstance(caption, str) and caption.strip() for caption in captions):
         raise ValueError("captions holds an empty or missing text")
+    for caption in captions:
+        _check_text("captions", caption)
     return tuple(re.sub(whole_word(placeholder), "{}", caption.strip()) for caption in captions)
 
 
@@ -207,8 +246,33 @@ def _text(values: Mapping[str, Any], name: str, default: str) -> str:
     if value is None or value == "":
         return default
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r}; it must be text")
-    return value.strip()
+        raise ValueError(f"{name} is {_short(value)}; it must be text")
+    value = value.strip()
+    if name != "category":
+        _check_text(name, value)
+        if "{}" in value:
+            raise ValueError(f"{name} {value!r} holds {{}}, which is the concept's place in a prompt; leave it out")
+    return value or default
+
+
+def _check_text(name: str, value: str) -> None:
+    """No control characters (a tab, a line's end, a terminal's commands), and no more than anybody would write."""
+    most = MAX_CHARACTERS[name]
+    if len(value) > most:
+        raise ValueError(f"{name} has {len(value):,} characters, more than {most:,}: {_short(value)}")
+    if found := _CONTROL.search(value):
+        raise ValueError(f"{name} {_short(value)} holds a control character ({found[0]!r}); take it out")
+
+
+def _short(value: Any) -> str:
+    """As Python writes it, within a line."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text):,} characters)"
+
+
+def _printable(text: str) -> str:
+    """What a terminal and a page can take."""
+    return text if text.isprintable() and len(text) <= 200 else _short(text)
 
 
 def _count(values: Mapping[str, Any], name: str, default: int) -> int:
@@ -216,7 +280,9 @@ def _count(values: Mapping[str, Any], name: str, default: int) -> int:
     if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes missing integers as NaN
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number")
+        raise ValueError(f"{name} is {_short(value)}; it must be a whole number")
+    if value > MAX_VECTORS:
+        raise ValueError(f"{name} is {value}; it must be at most {MAX_VECTORS}")
     return int(value)
 
 

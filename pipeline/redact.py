@@ -49,6 +49,13 @@ class RedactingFormatter(logging.Formatter):
         return redact(super().format(record))
 
 
+def redact_logs() -> None:
+    """From now on, in what this process's root logger writes."""
+    for handler in logging.getLogger().handlers:
+        before = handler.formatter
+        handler.setFormatter(RedactingFormatter(before._fmt if before else None))
+
+
 def _shown(match: re.Match[str]) -> str:
     scheme, rest = match.groups()
     place = re.match(r"[^/?#]*", rest)

@@ -42,6 +42,7 @@ from pipeline.plan import (
 from pipeline.progress import Progress, format_seconds
 from pipeline.prompts import Prompt, read_prompts
 from pipeline.records import load_records, now, put_record
+from pipeline.redact import redact, redact_logs, redacted
 from pipeline.report import RunFigures, build_report
 from pipeline.selection import select
 from pipeline.storage import RunStore, absolute, read_bytes
@@ -78,13 +79,14 @@ class Tally:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    redact_logs()
     options = parse(arguments)
     try:
         config = configure(options)
         chosen = select(config.manifest, RunStore(config.output), options.only, options.retry, options.limit)
         return dry_run(config, chosen) if options.dry_run else run(config, chosen)
     except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(redact(f"error: {error}\n"))
         return USAGE
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again to continue\n")
@@ -145,7 +147,7 @@ def dry_run(config: RunConfig, chosen: Selection = EVERY) -> int:
         sys.stdout.write(f"bad row: {describe_bad(row)}\n")
     sys.stdout.write(
         f"{plan.num_done} done, {plan.num_todo} to do, {left_out(plan, chosen)}{len(plan.bad)} bad rows, "
-        f"{num_prompts} prompts; output {config.output}\n"
+        f"{num_prompts} prompts; output {redact(config.output)}\n"
     )
     return FAILED if plan.bad else OK
 
@@ -278,7 +280,7 @@ def conclude(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = EV
     if tally.stopped:
         say("stopped before the end; run the same command again to continue\n")
     else:
-        say(f"report: {RunStore(config.output).uri('report.html')}\n")
+        say(redact(f"report: {RunStore(config.output).uri('report.html')}\n"))
     failures = [f"{name}: {cause}" for name, cause in (*tally.problems.items(), *tally.failures.items())]
     failures += [f"bad row: {describe_bad(row)}" for row in bad]
     for failure in failures[:_SHOWN_FAILURES]:
@@ -350,7 +352,7 @@ def describe_run(config: RunConfig, tally: Tally, plan: Plan, settings: dict[str
         "stage": tally.stage,
         "started_at": tally.started_at,
         "written_at": now(),
-        "config": to_tree(config),
+        "config": redacted(to_tree(config)),
         "model_hash": settings["model"],
         "settings": digest(settings),
         "versions": versions(),

@@ -42,6 +42,7 @@ def resolve(uri: str, relative_to: str) -> str:
 
     Raises ValueError for schemes that are not allowed and for local paths in a manifest that is not local.
     """
+    _refuse_chain(uri)
     if "://" in uri:
         _scheme(uri)
         return uri
@@ -304,11 +305,15 @@ def _find(fs: Any, path: str) -> dict[str, Any]:
 
 def open_store(uri: str) -> tuple[Any, str]:
     """The fsspec instance of this process and the path in its terms."""
-    if "::" in uri:
-        raise ValueError(f"{redact(uri)!r} is a chained URL; name the object itself")
+    _refuse_chain(uri)
     _scheme(uri)
     fs, path = fsspec.url_to_fs(uri, use_listings_cache=False)
     return fs, path
+
+
+def _refuse_chain(uri: str) -> None:
+    if "::" in uri:
+        raise ValueError(f"{redact(uri)!r} is a chained URL; name the object itself")
 
 
 def _scheme(uri: str) -> str:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import manifest
 from pipeline.manifest import BadRow, ManifestRow, count_rows, read_manifest
-from pipeline.storage import RunStore
+from pipeline.storage import ConceptFolder, RunStore
 
 
 def put_table(store: RunStore, path: str, table: pa.Table, **options: Any) -> str:
@@ -84,6 +84,30 @@ BASE = {"concept_id": "ok", "images": ["a.png"]}
         ({"num_vectors": 1.5}, "whole number"),
         ({"num_vectors": float("inf")}, "whole number"),
         ({"initializer": 3}, "initializer is 3"),
+        ({"concept_id": "/etc/passwd"}, "must be 1 to 128"),
+        ({"concept_id": "a/b"}, "must be 1 to 128"),
+        ({"concept_id": ".."}, "not beginning with '.'"),
+        ({"concept_id": ""}, "must be 1 to 128"),
+        ({"concept_id": "a\x1b[2Jb"}, "concept_id 'a\\x1b[2Jb' must be"),
+        ({"concept_id": "y" * 100_000}, "(100,002 characters) must be"),
+        ({"images": [" "]}, "empty or missing address"),
+        ({"images": ["a\n.png"]}, "images 'a\\n.png' holds a control character ('\\n')"),
+        ({"images": ["a\x00.png"]}, "control character"),
+        ({"images": ["a" * 4001]}, "images has 4,001 characters, more than 4,000"),
+        ({"images": ["file:///x::s3://b/y"]}, "is a chained URL"),
+        ({"placeholder": "<a\x07>"}, "control character"),
+        ({"placeholder": "<" + "a" * 300 + ">"}, "302 characters, more than 200"),
+        ({"placeholder": "{}"}, "placeholder '{}' holds {}, which is the concept's place"),
+        ({"placeholder": 3}, "placeholder is 3; it must be text"),
+        ({"placeholder": ["<a>"]}, "it must be text"),
+        ({"initializer": "a {} cat"}, "holds {}"),
+        ({"initializer": "cat " * 300}, "1,199 characters, more than 1,000"),
+        ({"category": 1.5}, "category is 1.5; it must be text"),
+        ({"num_vectors": "3"}, "num_vectors is '3'; it must be a whole number"),
+        ({"num_vectors": True}, "whole number"),
+        ({"num_vectors": 10**12}, "num_vectors is 1000000000000; it must be at most 512"),
+        ({"num_vectors": 1e300}, "at most 512"),
+        ({"captions": ["a {} \x9b cat"]}, "captions 'a {} \\x9b cat' holds a control"),
         ({"masks": ["a.png", "b.png"]}, "2 masks for 1 images"),
         ({"masks": [""]}, "masks holds an empty or missing address"),
         ({"captions": ["a cat"]}, "has no {}, as a word"),
@@ -105,7 +129,13 @@ def test_a_bad_row_is_reported_and_its_neighbours_live(tmp_path: Path, change: d
     (row,) = bad(found)
     assert row.row == 2
     assert reason in row.reason
-    assert row.concept_id == {**BASE, **change}["concept_id"]
+    assert len(row.reason) < 1100
+    shown = row.concept_id
+    if change.get("concept_id") is None or shown == change["concept_id"]:
+        assert shown == {**BASE, **change}["concept_id"]
+    else:  # as Python writes it: nothing that a terminal obeys, nothing of many lines
+        assert shown.isprintable()
+        assert len(shown) < 300
 
 
 def test_catalog_numbers_and_pandas_floats_are_understood(tmp_path: Path) -> None:
@@ -185,6 +215,104 @@ def test_a_table_that_is_no_manifest_is_refused_before_any_row(
     with pytest.raises(ValueError, match=message) as raised:
         next(read_manifest(str(tmp_path)))
     assert "2.parquet" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([1.5, 2.5, None]),
+        pa.array([["a"], ["b"], None]),
+        pa.array([True, False, None]),
+        pa.array([b"a", b"b", None]),
+        pa.array([datetime.date(2026, 1, 1)] * 3),
+        pa.array([{"x": 1}] * 3),
+        pa.nulls(3),
+    ],
+    ids=lambda ids: str(ids.type),
+)
+def test_ids_of_a_wrong_type_are_bad_rows(tmp_path: Path, ids: pa.Array) -> None:
+    pq.write_table(pa.table({"concept_id": ids, "images": [["a.png"]] * 3}), tmp_path / "m.parquet")
+    rows = list(read_manifest(str(tmp_path / "m.parquet")))
+    assert [type(row) for row in rows] == [BadRow] * 3
+    assert all("concept_id" in row.reason for row in bad(rows))
+
+
+def test_a_value_that_python_cannot_hold_costs_its_row_alone(tmp_path: Path) -> None:
+    not_text = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\3\0\0\0\4\0\0\0"), pa.py_buffer(b"x\xff\xfey")]
+    )
+    table = pa.table(
+        {
+            "concept_id": ["a", "b", "c"], "images": [["a.png"]] * 3, "initializer": not_text,
+            "day": pa.array([0, 0, 2**31 - 1], pa.int32()).cast(pa.date32()),
+        }
+    )  # fmt: skip
+    pq.write_table(table, tmp_path / "m.parquet")
+    first, second, third = read_manifest(str(tmp_path / "m.parquet"))
+    assert isinstance(first, ManifestRow)
+    assert isinstance(second, BadRow)
+    assert "column 'initializer' holds a value that cannot be read" in second.reason
+    assert isinstance(third, BadRow)
+    assert "column 'day'" in third.reason
+
+
+def test_no_credential_is_in_what_is_shown(tmp_path: Path) -> None:
+    secret = "https://me:SeCrEt@host/1.png?sig=SeCrEt"
+    rows = [
+        {**BASE, "images": [secret], "source": f"from {secret}"},
+        {**BASE, "concept_id": "b", "images": [secret, "ssh://me:SeCrEt@host/x"], "source": ""},
+    ]
+    found = list(read_manifest(put_rows(RunStore(str(tmp_path)), "m.parquet", rows)))
+    assert good(found)[0].concept.images == (secret,)  # it is needed to get the photo
+    assert "SeCrEt" not in str(good(found)[0].carried)
+    assert "SeCrEt" not in repr(bad(found))
+
+
+@settings(max_examples=80, deadline=None)
+@given(cut=st.integers(0, 2500), changes=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=5))
+def test_whatever_was_done_to_a_file_its_rows_or_a_reason_come(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, changes: list[tuple[int, int]]
+) -> None:
+    """Cut short or with bytes changed; nothing else may be raised, and no good row may be made up."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{**BASE, "concept_id": f"c{i}"} for i in range(20)]), buffer)
+    data = bytearray(buffer.getvalue())
+    data = data[: len(data) - cut] if cut % 3 == 0 else data
+    for place, value in changes:
+        if data:
+            data[place % len(data)] = value
+    path = tmp_path_factory.getbasetemp() / "fuzzed.parquet"
+    path.write_bytes(bytes(data))
+    try:
+        rows = list(read_manifest(str(path)))
+    except ValueError as error:
+        reason = str(error)
+    else:
+        reason = "manifest read"
+        assert len(good(rows)) <= 20
+    assert reason.startswith("manifest ")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.dictionaries(
+        st.sampled_from(["concept_id", "placeholder", "initializer", "category", "num_vectors"]),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.binary(max_size=5)
+        | st.lists(st.text(max_size=9), max_size=3) | st.dictionaries(st.text(), st.none(), max_size=1),
+    ),
+    lists=st.dictionaries(
+        st.sampled_from(["images", "masks", "captions"]),
+        st.none() | st.lists(st.none() | st.text(max_size=9), max_size=3),
+    ),
+)  # fmt: skip
+def test_whatever_is_in_a_row_it_is_a_concept_or_a_reason(values: dict[str, Any], lists: dict[str, Any]) -> None:
+    row = manifest._parse("/m.parquet", 1, {**BASE, **values, **lists})
+    if isinstance(row, BadRow):
+        assert row.reason
+        assert row.reason.isprintable()
+    else:
+        folder = ConceptFolder(row.concept.concept_id, "f" * 32)
+        assert ConceptFolder.of(folder.record) == folder
 
 
 def test_no_manifest_or_no_parquet_is_said_to_be(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_addresses_are_relative_to_the_manifest(uri: str, manifest: str, expecte
     ("uri", "manifest", "message"),
     [
         ("ssh://host/1.png", "/m.parquet", "ssh://"),
-        ("simplecache::s3://b/1.png", "/m.parquet", "allowed are"),
+        ("simplecache::s3://b/1.png", "/m.parquet", "is a chained URL"),
         ("/abs/1.png", "s3://bucket/m.parquet", "path on one machine"),
         ("../../1.png", "s3://bucket/a/m.parquet", "leads out of s3://bucket"),
         ("../../other/1.png", "s3://bucket/a/m.parquet", "leads out of s3://bucket"),
