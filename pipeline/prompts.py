@@ -65,7 +65,7 @@ def _read_lines(uri: str) -> dict[int, Prompt]:
 
 def _read_table(uri: str) -> dict[int, Prompt]:
     with open_for_reading(uri) as file:
-        table = pq.read_table(file)
+        table = pq.ParquetFile(file).read()  # pq.read_table would import pandas
     if "prompt" not in table.column_names:
         raise ValueError(f"prompts {uri} has no column 'prompt'; it has {', '.join(table.column_names)}")
     return {number: _checked(f"{uri}, row {number}", row) for number, row in enumerate(table.to_pylist(), 1)}

@@ -11,12 +11,14 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
 from fsspec.asyn import get_loop, sync
 
 from pipeline.redact import redact
+
+if TYPE_CHECKING:
+    import aiohttp  # where it is needed: most runs fetch nothing over HTTP, and a dry run is to answer at once
 
 ATTEMPTS = 3
 """Requests for one object that the server or the network fails; what a client asked wrongly is not asked again."""
@@ -24,7 +26,7 @@ ATTEMPTS = 3
 FIRST_WAIT_S = 0.5
 """Before the second attempt; twice as long before the third."""
 
-_TIMEOUT = aiohttp.ClientTimeout(total=300, sock_connect=20, sock_read=60)
+_TIMEOUT_S = {"total": 300, "sock_connect": 20, "sock_read": 60}
 _CHUNK_BYTES = 2**16
 _MAX_REDIRECTS = 5
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -80,6 +82,8 @@ async def _read_patiently(url: str, limit: int, bounds: Bounds | None) -> bytes:
 
 
 async def _read(url: str, limit: int, bounds: Bounds | None) -> bytes:
+    import aiohttp
+
     refused: list[str] = []
     """Why a connection or redirect was not made; aiohttp wraps what is raised inside it."""
 
@@ -100,8 +104,8 @@ async def _read(url: str, limit: int, bounds: Bounds | None) -> bytes:
     try:
         async with (
             aiohttp.ClientSession(
-                connector=connector, timeout=_TIMEOUT, middlewares=(within_bounds,), auto_decompress=False,
-                headers={"Accept-Encoding": "identity"},
+                connector=connector, timeout=aiohttp.ClientTimeout(**_TIMEOUT_S), middlewares=(within_bounds,),
+                auto_decompress=False, headers={"Accept-Encoding": "identity"},
             ) as session,
             session.get(url, max_redirects=_MAX_REDIRECTS) as response,
         ):  # fmt: skip

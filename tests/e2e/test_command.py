@@ -18,7 +18,7 @@ from tests.pipeline.s3_server import serve_s3
 ROOT = Path(__file__).resolve().parents[2]
 
 
-HEAVY = ("torch", "ray", "diffusers", "transformers", "pandas", "s3fs")
+HEAVY = ("torch", "ray", "diffusers", "transformers", "pandas", "aiohttp", "s3fs")
 
 RUN = """
 import runpy, sys
