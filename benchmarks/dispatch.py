@@ -1,0 +1,216 @@
+"""What the pipeline adds to learning: concepts a second through the real driver and Ray when nothing is learned, and
+the time and memory of planning.
+
+    python -m benchmarks.dispatch
+    python -m benchmarks.dispatch --concepts 0 --rows 1000000
+    python -m benchmarks.dispatch --run output/demo --actors 2
+
+Actors are stand-ins (`benchmarks/stand_ins.py`). `empty` ones answer at once; `storing` ones first write a concept's
+files and record to a local disk and read them back. The rate is that after the first fifth of the concepts, by when all
+actors have started. Planning is reading the manifest, checking rows and hashing fingerprints, in a fresh process each
+time; `known` is with the photos' hashes given, as a listing of S3 gives them for 1,000 photos a request, `hashed` reads
+small photos from the local disk (some hundred rows that share one read it once). `--run` looks at a finished run
+instead: the share of its actors' time in which their engines were learning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.stand_ins import FILES, NoLearning
+from benchmarks.timing import Spread, alternate, heading, peak_mb, say, table
+from pipeline.identity import identify
+from pipeline.manifest import read_manifest
+from pipeline.plan import ConceptTask, Plan
+from pipeline.records import ConceptRecord, load_records
+from pipeline.storage import RunStore, absolute
+
+PHOTOS = 512
+"""Different photos that a made-up manifest's rows name, three each."""
+
+ROWS_PER_GROUP = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Planning:
+    seconds: float
+    peak_mb: float
+    """Of the process."""
+    added_mb: float
+    """By planning."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
+    say(heading("Dispatch", "benchmarks.dispatch", arguments, actors=options.actors))
+    if options.run:
+        done = [record for record in load_records(RunStore(absolute(options.run))) if record.status == "done"]
+        share = engine_share(done, options.actors)
+        say(f"{len(done)} concepts: engines were learning {100 * share:.1f} % of the actors' time.\n")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        if options.concepts:
+            say(f"{options.concepts} concepts of {sum(FILES.values()):,} bytes, {options.repetitions} repetitions\n\n")
+            say(table(["actor", "calls in flight an actor", "concepts/s"], dispatched(options, Path(folder))) + "\n")
+        if options.rows:
+            titles = ["manifest rows", "photos", "s to plan", "rows/s", "peak MB", "of them for the plan"]
+            say(table(titles, planned(options, Path(folder))))
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dispatch", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--concepts", type=int, default=5000, help="through driver and actors; 0 leaves this out")
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--capacities", type=numbers, default=[3, 18, 100], metavar="N,N",
+                        help="calls an actor takes at a time: its slots and calls ahead")  # fmt: skip
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--rows", type=numbers, default=[1000, 10_000, 100_000, 1_000_000], metavar="N,N",
+                        help="manifests to plan; 0 leaves this out")  # fmt: skip
+    parser.add_argument(
+        "--hash-up-to", type=int, default=100_000, metavar="ROWS", help="larger ones: photos known only"
+    )
+    parser.add_argument("--run", default="", metavar="OUTPUT", help="a finished run to look at, in place of all this")
+    options = parser.parse_args(arguments)
+    options.rows = [rows for rows in options.rows if rows]
+    return options
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+# Driver and actors
+
+
+def dispatched(options: argparse.Namespace, folder: Path) -> list[list[object]]:
+    """Rows of the table."""
+    import ray
+
+    manifest = write_manifest(folder / "dispatch", options.concepts)
+    tasks = list(Plan("no settings", set(), known).tasks(read_manifest(str(manifest))))
+    works: dict[str, Callable[[], float]] = {}
+    for capacity in options.capacities:
+        for kind in ("empty", "storing"):
+            works[f"{kind} {capacity}"] = lambda kind=kind, capacity=capacity: rate(
+                tasks, options.actors, capacity, tempfile.mkdtemp(dir=folder) if kind == "storing" else ""
+            )
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address="local", num_cpus=options.actors, include_dashboard=False, logging_level="ERROR")
+    try:
+        rates = alternate(works, options.repetitions, warm_up=False)
+    finally:
+        if started:
+            ray.shutdown()
+    return [[*name.split(), Spread.of(each)] for name, each in rates.items()]
+
+
+def rate(tasks: list[ConceptTask], actors: int, capacity: int, output: str) -> float:
+    """Concepts a second, after the first fifth."""
+    import ray
+
+    from pipeline.driver import Policy, drive
+
+    actor_class = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1)(NoLearning)
+    times = [
+        time.perf_counter()
+        for _ in drive(tasks, lambda: actor_class.remote(capacity, output), Policy(max_actors=actors))
+    ]
+    if len(times) < len(tasks):
+        raise ValueError(f"{len(times)} records for {len(tasks)} concepts")
+    first = len(times) // 5
+    return (len(times) - 1 - first) / (times[-1] - times[first])
+
+
+# Planning
+
+
+def planned(options: argparse.Namespace, folder: Path) -> Iterable[list[object]]:
+    """Rows of the table."""
+    spawn = multiprocessing.get_context("spawn")
+    found: list[list[object]] = []
+    for rows in options.rows:
+        manifest = write_manifest(folder / f"plan-{rows}", rows)
+        for photos in ("known", "hashed"):
+            if photos == "hashed" and rows > options.hash_up_to:
+                continue
+            with ProcessPoolExecutor(1, spawn) as pool:
+                plan = pool.submit(plan_alone, str(manifest), rows, photos == "hashed").result()
+            found.append([f"{rows:,}", photos, plan.seconds, rows / plan.seconds, plan.peak_mb, plan.added_mb])
+    return found
+
+
+def plan_alone(manifest: str, rows: int, hashed: bool) -> Planning:
+    """Plan once, in this process, whose memory it is."""
+    before, began = peak_mb(), time.perf_counter()
+    plan = Plan("no settings", set(), identify if hashed else known)
+    for _ in plan.tasks(read_manifest(manifest)):
+        pass
+    seconds = time.perf_counter() - began
+    if plan.num_todo != rows:
+        raise ValueError(f"{plan.num_todo} of {rows} rows to do; first bad row: {plan.bad[:1]}")
+    return Planning(seconds, peak_mb(), peak_mb() - before)
+
+
+def known(uris: Iterable[str]) -> dict[str, Any]:
+    """Stands in for what a listing says of the photos' content."""
+    return {uri: hashlib.md5(uri.encode(), usedforsecurity=False).hexdigest() for uri in uris}
+
+
+def write_manifest(folder: Path, rows: int) -> Path:
+    """A made-up catalog: three photos a concept out of `PHOTOS` small files, and a column more."""
+    (folder / "photos").mkdir(parents=True)
+    for number in range(PHOTOS):
+        (folder / "photos" / f"{number}.png").write_bytes(number.to_bytes(2) * 5000)  # never decoded
+    schema = pa.schema(
+        [("concept_id", pa.string()), ("images", pa.list_(pa.string())), ("initializer", pa.string()),
+         ("price", pa.float64())]
+    )  # fmt: skip
+    path = folder / "manifest.parquet"
+    bounds = [*range(0, rows, ROWS_PER_GROUP), rows]
+    with pq.ParquetWriter(path, schema) as writer:
+        for first, end in pairwise(bounds):
+            some = range(first, end)
+            columns = {
+                "concept_id": [f"concept-{i:07d}" for i in some],
+                "images": [[f"photos/{(3 * i + k) % PHOTOS}.png" for k in range(3)] for i in some],
+                "initializer": ["cat"] * len(some),
+                "price": [i / 100 for i in some],
+            }
+            writer.write_table(pa.table(columns, schema))
+    return path
+
+
+# A finished run
+
+
+def engine_share(done: list[ConceptRecord], actors: int) -> float:
+    """Seconds in slots by the seconds of all actors, from when the first concept was begun to when the last was stored,
+    for actors of one slot. Raises ValueError if there is nothing to look at."""
+    if not done:
+        raise ValueError("the run has no finished concepts")
+    ends = [datetime.fromisoformat(record.finished_at).timestamp() for record in done]
+    began = min(end - record.seconds for end, record in zip(ends, done, strict=True))
+    return sum(record.seconds for record in done) / (actors * (max(ends) - began))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
