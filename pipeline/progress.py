@@ -80,3 +80,14 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def span(seconds: float) -> str:
+    """As `duration`, in whole seconds; days from the third on."""
+    days = int(seconds // 86400)
+    return f"{days} days" if days > 2 else duration(round(seconds)).replace(".0 s", " s")
+
+
+def moment(iso: str) -> str:
+    """ISO 8601 UTC as a person reads it."""
+    return iso.replace("T", " ").replace("+00:00", " UTC")

@@ -1,0 +1,83 @@
+"""What has changed between two fingerprints, part by part, in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_MAX_VALUE = 80
+
+
+def input_differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], addresses_before: Sequence[str], addresses: Sequence[str]
+) -> list[str]:
+    """Row, photos and masks that are not what they were; of two `plan.fingerprint_inputs` and the photos' addresses.
+    Settings are left to `settings_differences`."""
+    found = [f"row: {line}" for line in tree_differences(before["concept"], now["concept"])]
+    found += _photos(before["images"], now["images"], addresses_before, addresses)
+    masks_before, masks = before.get("masks", []), now.get("masks", [])
+    if masks_before != masks:
+        changed = f"{len(masks_before)} before, {len(masks)} now"
+        found.append(f"masks: {changed if len(masks) != len(masks_before) else 'other bytes, or another order'}")
+    return found
+
+
+def settings_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Of two `plan.settings_of`; hashes are named by what they are of."""
+    hashes = {"model": "the model's files", "extractor": "the scoring CLIP's files",
+              "inversion.penalties.captions": "the file of captions", "inversion.init.earlier_run": "the earlier run",
+              "format": "this program's own format"}  # fmt: skip
+    flat_before, flat_now = dict(flatten(before)), dict(flatten(now))
+    return [
+        f"{hashes[name]} ({name})" if name in hashes else _changed(name, flat_before, flat_now)
+        for name in dict.fromkeys((*flat_before, *flat_now))
+        if flat_before.get(name) != flat_now.get(name)
+    ]
+
+
+def tree_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`name: old -> new` for every field that differs."""
+    flat_before, flat_now = dict(flatten(before)), dict(flatten(now))
+    names = dict.fromkeys((*flat_before, *flat_now))
+    return [_changed(name, flat_before, flat_now) for name in names if flat_before.get(name) != flat_now.get(name)]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values; tuples as the lists that JSON makes of them."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+
+
+def _changed(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    old, new = (_short(tree[name]) if name in tree else "nothing" for tree in (before, now))
+    return f"{name}: {old} -> {new}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."
+
+
+def _photos(before: Sequence[str], now: Sequence[str], were: Sequence[str], are: Sequence[str]) -> Iterator[str]:
+    if before == now:
+        return
+    if sorted(before) == sorted(now):
+        yield "photos: the same in another order"
+        return
+    # by address where it stayed, so that a photo overwritten in place is told from one taken away
+    old = dict(zip(were, before, strict=False))
+    overwritten = {uri for uri, identity in zip(are, now, strict=False) if old.get(uri, identity) != identity}
+    for number, (uri, identity) in enumerate(zip(are, now, strict=False), 1):
+        if uri in overwritten:
+            yield f"photo {number} has other bytes: {uri}"
+        elif identity not in before:
+            yield f"photo {number} is new: {uri}"
+    for uri, identity in zip(were, before, strict=False):
+        if uri not in overwritten and identity not in now:
+            yield f"a photo is gone: {uri}"
+    if len(before) != len(now):
+        yield f"photos: {len(before)} before, {len(now)} now"

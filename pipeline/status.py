@@ -1,0 +1,128 @@
+"""`python -m pipeline.status OUTPUT`: how far a run is, how fast, and what failed, from its objects alone.
+
+For a run that goes on, has ended or has died, on any store, from any machine: it needs neither a cluster nor the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+from pipeline.progress import duration, moment, span
+from pipeline.storage import RunStore
+from pipeline.survey import Status, read_status
+
+OK, USAGE = 0, 2
+
+_SHOWN_CAUSES, _SHOWN_NAMES = 10, 4
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.status", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("output", metavar="OUTPUT", help="output of a run: folder or any fsspec URI")
+    parser.add_argument("--json", action="store_true", help="everything as one JSON object")
+    options = parser.parse_args(arguments)
+    try:
+        status = read_status(RunStore(options.output))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error or type(error).__name__}\n")
+        return USAGE
+    text = json.dumps(dataclasses.asdict(status), indent=1) if options.json else "\n".join(describe(status))
+    sys.stdout.write(text + "\n")
+    return OK
+
+
+def describe(status: Status) -> Iterator[str]:
+    """Lines for a person."""
+    yield status.output
+    yield f"  {_run_line(status)}"
+    if status.manifest and status.rows is not None:
+        yield f"  manifest {status.manifest}, {status.rows:,} rows"
+    yield ""
+    for count, name in _counts(status):
+        yield f"{count:>9,}  {name}"
+    for name, text in _paces(status):
+        yield f"{name:>9}  {text}"
+    for stage, problem in status.problems.items():
+        yield f"  PROBLEM  {stage}: {problem}"
+    if status.causes:
+        yield "\nfailures by cause"
+    for cause in islice(status.causes, _SHOWN_CAUSES):
+        names = ", ".join(cause.names[:_SHOWN_NAMES])
+        more = f" and {cause.count - _SHOWN_NAMES:,} more" if cause.count > _SHOWN_NAMES else ""
+        yield f"{cause.count:>9,}  {cause.cause}"
+        yield f"{'':>9}  {names}{more}"
+    if len(status.causes) > _SHOWN_CAUSES:
+        yield f"{'':>9}  {len(status.causes) - _SHOWN_CAUSES:,} more causes, all with --json"
+    if status.unread:
+        yield f"\n{status.unread:,} records were not read: the causes and the slowest are of the others"
+    yield from _advice(status)
+
+
+def _run_line(status: Status) -> str:
+    quiet = span(status.quiet_s)
+    began = f"; began {moment(status.started_at)}" if status.started_at else ""
+    if status.alive:
+        return f"{status.stage}, last wrote {quiet} ago{began}"
+    if status.stage in ("ended", "stopped"):
+        return f"{status.stage}{' by a signal' if status.stage == 'stopped' else ''} {quiet} ago{began}"
+    if status.stage:
+        return f"DEAD, or hung while {status.stage}: nothing was written for {quiet}{began}"
+    return f"last written {quiet} ago"
+
+
+def _counts(status: Status) -> Iterator[tuple[int, str]]:
+    in_run = status.done - status.done_before
+    before = f": {status.done_before:,} before, {in_run:,} by this run" if status.done_before else ""
+    yield status.done, "done" + before
+    yield status.failed, "failed"
+    more = {
+        "bad rows": status.bad_rows,
+        "failed in an earlier run, not tried since": status.failed_before,
+        "being learned": status.learning,
+        "interrupted, with a checkpoint to go on from": status.interrupted,
+        "waiting": status.waiting or 0,
+        "left out by options": status.left_out,
+        "with results of other photos, rows or settings than now" if status.stage == "ended" else
+        "with results of an earlier run, not looked at yet": status.other,
+        "pictures drawn": status.pictures,
+        "parts with pictures": 0 if status.pictures else status.packed_parts,
+    }  # fmt: skip
+    yield from ((count, name) for name, count in more.items() if count)
+
+
+def _paces(status: Status) -> Iterator[tuple[str, str]]:
+    if status.concepts_per_hour:
+        line = f"{status.concepts_per_hour:,.0f} concepts an hour"
+        if status.recent_per_hour is not None:
+            line += f", {status.recent_per_hour:,.0f} of late"
+        if status.seconds_left:
+            most = "about" if status.looked_at == status.rows else "at most"
+            line += f"; {most} {span(status.seconds_left)} left"
+        yield "rate", line
+    if status.median_s:
+        yield "median", f"{duration(status.median_s)} a concept"
+    for number, facts in enumerate(status.slowest):
+        tries = f", {facts.attempts} attempts" if facts.attempts > 1 else ""
+        text = f"{facts.concept_id}, {duration(facts.seconds)}, {facts.steps:,} steps{tries}"
+        yield "" if number else "slowest", text
+
+
+def _advice(status: Status) -> Iterable[str]:
+    names: Sequence[str] = status.causes[0].names if status.causes else ()
+    lines = []
+    if names and names[0] != "unnamed":
+        lines.append(f"why, and what there is of one: python -m pipeline.explain {status.output} {names[0]}")
+    if not status.alive and status.stage not in (None, "ended"):
+        lines.append("run the same command again: it goes on from the last checkpoints")
+    return ["", *lines] if lines else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

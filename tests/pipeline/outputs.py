@@ -1,0 +1,64 @@
+"""Outputs of runs as status and explain find them, made without running anything."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import RunConfig, to_tree
+from pipeline.manifest import ManifestRow, read_manifest
+from pipeline.plan import ConceptTask, Plan, digest, settings_of, settings_path
+from pipeline.records import ConceptRecord, now, put_record
+from pipeline.storage import RunStore
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return settings_of(RunConfig(**changes), model_hash="m" * 32)
+
+
+def put_manifest(store: RunStore, rows: list[dict[str, Any]]) -> str:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    store.put("m.parquet", buffer.getvalue())
+    return store.uri("m.parquet")
+
+
+def make_photos(store: RunStore, *names: str) -> list[dict[str, Any]]:
+    """Two photos each, and the manifest's rows."""
+    rows = []
+    for name in names:
+        images = [f"photos/{name}-{i}.png" for i in range(2)]
+        for path in images:
+            store.put(path, f"bytes of {path}".encode())
+        rows.append({"concept_id": name, "images": images, "initializer": "cat"})
+    return rows
+
+
+def put_run(store: RunStore, manifest: str, chosen: dict[str, Any], **changes: Any) -> None:
+    """`run.json` and the settings it names."""
+    counts = {"rows": 0, "done_before": 0, "bad_rows": 0, "left_out": 0, "looked_at": 0, "problems": {}}
+    counts |= changes.pop("counts", {})
+    run = {"stage": "ended", "started_at": now(), "config": to_tree(RunConfig(manifest=manifest)),
+           "settings": digest(chosen), "counts": counts}  # fmt: skip
+    store.put(settings_path(digest(chosen)), json.dumps(chosen).encode())
+    store.put("run.json", json.dumps(run | changes).encode())
+
+
+def tasks_of(manifest: str, chosen: dict[str, Any]) -> dict[str, ConceptTask]:
+    rows = (row for row in read_manifest(manifest) if isinstance(row, ManifestRow))
+    return {task.concept.concept_id: task for task in Plan(digest(chosen), set()).tasks(rows)}
+
+
+def end(store: RunStore, task: ConceptTask, **values: Any) -> ConceptRecord:
+    """Store a record of it; done unless said otherwise."""
+    defaults: dict[str, Any] = {"status": "done", "steps": 10, "seconds": 2.0, "finished_at": now()}
+    record = ConceptRecord(
+        concept_id=task.concept.concept_id, fingerprint=task.fingerprint, images=task.concept.images,
+        placeholder_token=task.concept.placeholder_token, inputs=task.inputs, **{**defaults, **values},
+    )  # fmt: skip
+    put_record(store, record)
+    return record
