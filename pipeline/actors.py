@@ -43,6 +43,7 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.formats import dump_diffusers
 from textual_inversion.initialise import Start, StartChooser
 from textual_inversion.latents import encode_views
+from textual_inversion.prompts import check_sample_prompts
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +180,7 @@ class Learner:
         config, folder = self._config, job.task.folder
         job.start = self._choose_start(job.task.concept, pictures.photos)
         concept = job.start.concept
+        check_sample_prompts(self._backbone, concept, config.grid.of(concept.category))
         views = encode_views(
             self._backbone, pictures.photos, config.inversion.augment, concept.concept_id, config.seed, pictures.masks
         )

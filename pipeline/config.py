@@ -128,6 +128,10 @@ class GridConfig:
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
+    def of(self, category: str) -> tuple[str, ...]:
+        """The prompts for concepts of a category."""
+        return self.style_prompts if category == "style" else self.prompts
+
     def __post_init__(self) -> None:
         for name, prompts in (("grid.prompts", self.prompts), ("grid.style_prompts", self.style_prompts)):
             check(len(prompts) > 0, name, prompts, "at least one prompt")

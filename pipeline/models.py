@@ -11,6 +11,7 @@ from textual_inversion import model_files
 
 if TYPE_CHECKING:
     from textual_inversion.families.base import Backbone
+    from textual_inversion.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,6 +39,13 @@ def extractor_hash(model: str) -> str:
     """The same for the CLIP that scores; a hub id stands for itself, no extractor for nothing."""
     directory = locate(model)
     return identify_folder(directory) if model and Path(directory).is_dir() else model
+
+
+def tokenizer_of(config: RunConfig) -> Tokenizer:
+    """The model's tokenizer alone, without torch. Raises ValueError if it cannot be read."""
+    from textual_inversion.tokenizer import load_tokenizer
+
+    return load_tokenizer(model_files.find(locate(config.model)).directory)
 
 
 def load_model(config: RunConfig) -> Backbone:

@@ -23,11 +23,12 @@ from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipeline.checks import examine
 from pipeline.config import RunConfig, load_config, recipe, to_tree
 from pipeline.faults import RunAborted, describe_error
 from pipeline.identity import identify
 from pipeline.manifest import BadRow, count_rows, read_manifest
-from pipeline.models import extractor_hash, locate, model_hash, portable
+from pipeline.models import extractor_hash, locate, model_hash, portable, tokenizer_of
 from pipeline.plan import (
     EVERY,
     ConceptTask,
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = configure(options)
         chosen = select(config.manifest, RunStore(config.output), options.only, options.retry, options.limit)
-        return dry_run(config, chosen) if options.dry_run else run(config, chosen)
+        return dry_run(config, chosen, photos=options.photos) if options.dry_run else run(config, chosen)
     except ValueError as error:
         sys.stderr.write(redact(f"error: {error}\n"))
         return USAGE
@@ -104,7 +105,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", metavar="ID,ID", help="learn and draw these concepts alone, if they are not done")
     parser.add_argument("--limit", metavar="N", type=int, help="learn at most N concepts, in the manifest's order")
     parser.add_argument("--retry", choices=["failed"], help="learn only what failed before (without it: all not done)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done or fail, write nothing")
+    parser.add_argument("--photos", action="store_true", help="with --dry-run, fetch and open every photo, too")
     return parser.parse_args(arguments)
 
 
@@ -137,19 +139,25 @@ def configure(options: argparse.Namespace) -> RunConfig:
     )
 
 
-def dry_run(config: RunConfig, chosen: Selection = EVERY) -> int:
-    """Count what is done, to do and bad; name every bad row."""
+def dry_run(config: RunConfig, chosen: Selection = EVERY, *, photos: bool = False) -> int:
+    """Count what is done, to do and bad; name every bad row, and what would fail or is worth a remark. `photos`: open
+    them, too."""
+    prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     plan, _ = make_plan(config, RunStore(config.output), chosen)
-    for _ in plan.tasks(read_manifest(config.manifest)):
-        pass
-    num_prompts = len(read_prompts(config.generation.prompts)) if config.generation.prompts else 0
+    failing = set()
+    tasks = plan.tasks(read_manifest(config.manifest))
+    for finding in examine(tasks, config, prompts, tokenizer_of(config), photos=photos):
+        sys.stdout.write(f"{finding}\n")
+        failing |= {finding.concept_id} if finding.fails else set()
     for row in plan.bad:
         sys.stdout.write(f"bad row: {describe_bad(row)}\n")
+    if failing:
+        sys.stdout.write(f"{len(failing)} of {plan.num_todo} concepts to do would fail, or pictures of them\n")
     sys.stdout.write(
         f"{plan.num_done} done, {plan.num_todo} to do, {left_out(plan, chosen)}{len(plan.bad)} bad rows, "
-        f"{num_prompts} prompts; output {redact(config.output)}\n"
+        f"{len(prompts)} prompts; output {redact(config.output)}\n"
     )
-    return FAILED if plan.bad else OK
+    return FAILED if plan.bad or failing else OK
 
 
 def run(config: RunConfig, chosen: Selection = EVERY) -> int:

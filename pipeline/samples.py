@@ -8,7 +8,7 @@ themselves are the ceiling.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 from torch import Tensor
@@ -42,11 +42,10 @@ def draw_samples(
     backbone: Backbone, concept: Concept, embedding: LearnedEmbedding, config: GridConfig, seed: int
 ) -> Samples:
     """Draw the sample grid of one concept; the same whatever else the actor is doing."""
-    prompts = config.style_prompts if concept.category == "style" else config.prompts
+    prompts = config.of(concept.category)
+    embedding = replace(embedding, placeholder_token=HOLE)  # it may be a word that a prompt has elsewhere, too
     seeds = [seed_for(seed, concept.concept_id, "grid", i) for i in range(config.images_per_prompt)]
-    requests = [
-        ImageRequest(fill(prompt, concept.placeholder_token), s, (embedding,)) for prompt in prompts for s in seeds
-    ]
+    requests = [ImageRequest(prompt, s, (embedding,)) for prompt in prompts for s in seeds]
     if concept.initializer:
         requests += [ImageRequest(fill(prompt, concept.initializer), s) for prompt in prompts for s in seeds]
     pictures = generate(backbone, requests, config.sampling)

@@ -21,6 +21,7 @@ from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.paired import AUGMENTATION_TOKENS
+from textual_inversion.prompts import initializer_ids
 from textual_inversion.rng import generator_for
 from textual_inversion.tokens import TokenTable
 
@@ -40,7 +41,7 @@ def initial_rows(
     initializer; a single row of it is where all rows start. Raises ValueError if `start` does not fit the model or the
     concept.
     """
-    ids = backbone.tokenize(concept.initializer)
+    ids = initializer_ids(concept.initializer, backbone)
     generator = generator_for(seed, concept.concept_id, "init")
     rows = {}
     for key, table in sorted(backbone.token_tables.items()):
@@ -56,7 +57,7 @@ def initial_rows(
 
 def class_vectors(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
     """Text encoder key -> [dim] float32 CPU: the mean of the initializer's vectors, or of the whole vocabulary's."""
-    ids = backbone.tokenize(concept.initializer)
+    ids = initializer_ids(concept.initializer, backbone)
     return {key: _mean_vector(table, ids) for key, table in backbone.token_tables.items()}
 
 
@@ -66,7 +67,7 @@ def encoder_output(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
 
     Raises ValueError without an initializer, and where the encoder's states cannot stand in for its vectors.
     """
-    ids = backbone.tokenize(concept.initializer)
+    ids = initializer_ids(concept.initializer, backbone)
     if not ids:
         raise ValueError(
             f"concept {concept.concept_id!r} has no initializer, which init.method 'encoder_output' starts from; give "

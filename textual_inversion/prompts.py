@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from textual_inversion.concept import Category, Concept, whole_word
-from textual_inversion.families.base import Backbone
 
 HOLE = "{}"
+
+
+UNUSED_ID = 2**30
+"""In no vocabulary; where only the number of a concept's rows matters, their ids begin here."""
+
+
+class Vocabulary(Protocol):
+    """What a prompt needs of a model: every `Backbone` is one, and so is a `tokenizer.Tokenizer` alone."""
+
+    @property
+    def end_of_text(self) -> int: ...
+
+    def tokenize(self, text: str) -> list[int]: ...
+
+    def assemble(self, ids: Sequence[int]) -> list[int]: ...
+
 
 # Gal et al. 2022, appendix D: the paper's 27. (Its repository later tripled the list; the paper prints each with a
 # full stop, its code has none.)
@@ -101,19 +117,55 @@ def augmented(template: str, augmentation: Sequence[str]) -> str:
     return f"{template[:place]}{words} {template[place:]}"
 
 
-def encode_prompt(prompt: str, placeholders: Mapping[str, Sequence[int]], backbone: Backbone) -> list[int]:
+def tokens_of(text: str, vocabulary: Vocabulary) -> list[int]:
+    """The text's ids. Raises ValueError if the tokenizer has none for a part of it: it puts the token there that ends a
+    prompt, and nothing behind that would be read. The same token can be written out."""
+    ids = vocabulary.tokenize(text)
+    if vocabulary.end_of_text in ids:
+        raise ValueError(f"the model's tokenizer has no token for something in {text.strip()!r}; leave it out")
+    return ids
+
+
+def initializer_ids(initializer: str, vocabulary: Vocabulary) -> list[int]:
+    """The ids of a concept's initializer, none for none. Raises ValueError if it is nothing to the tokenizer."""
+    try:
+        ids = tokens_of(initializer, vocabulary)
+    except ValueError as error:
+        raise ValueError(f"initializer: {error}") from error
+    if initializer and not ids:
+        raise ValueError(f"initializer {initializer!r} is nothing to the model's tokenizer; give a plain word, or none")
+    return ids
+
+
+def encode_prompt(prompt: str, placeholders: Mapping[str, Sequence[int]], backbone: Vocabulary) -> list[int]:
     """A prompt as `max_length` ids, each placeholder word replaced by its row ids.
 
     A placeholder counts only as a whole word: `cat` is not touched inside `catalog` or `<cat>`, and where two could
-    match (`<cat>`, `<cat>s`) the longer wins. Raises ValueError, naming the prompt, if it does not fit.
+    match (`<cat>`, `<cat>s`) the longer wins. Raises ValueError, naming the prompt, if it does not fit or holds what
+    the tokenizer does not know.
     """
     ids: list[int] = []
-    for piece in _split(prompt, placeholders):
-        ids += placeholders[piece] if piece in placeholders else backbone.tokenize(piece)
     try:
+        for piece in _split(prompt, placeholders):
+            ids += placeholders[piece] if piece in placeholders else tokens_of(piece, backbone)
         return backbone.assemble(ids)
     except ValueError as error:
         raise ValueError(f"prompt {prompt!r}: {error}") from error
+
+
+def standing_in(concept: Concept) -> dict[str, range]:
+    """`HOLE` -> as many ids as the concept has rows, to see whether prompts fit before there are any."""
+    return {HOLE: range(UNUSED_ID, UNUSED_ID + concept.num_vectors)}
+
+
+def check_sample_prompts(vocabulary: Vocabulary, concept: Concept, templates: Sequence[str]) -> None:
+    """Raises ValueError if a template will not fit the model with this concept or its initializer in it: better known
+    before the concept is learned."""
+    for template in templates:
+        if UNUSED_ID not in encode_prompt(template, standing_in(concept), vocabulary):
+            raise ValueError(f"prompt {template!r} does not have {HOLE} as a word of its own")
+        if concept.initializer:
+            encode_prompt(fill(template, concept.initializer), {}, vocabulary)
 
 
 def _split(prompt: str, words: Mapping[str, Sequence[int]]) -> list[str]:

@@ -4,13 +4,16 @@ import pytest
 
 from tests.toy_backbone import END, START, ToyBackbone
 from textual_inversion.concept import Category, Concept
+from textual_inversion.families.base import Backbone
 from textual_inversion.prompts import (
     HOLE,
     OBJECT_TEMPLATES,
     STYLE_TEMPLATES,
     augmented,
+    check_sample_prompts,
     encode_prompt,
     fill,
+    initializer_ids,
     training_templates,
 )
 
@@ -112,3 +115,28 @@ def test_captions_take_the_place_of_templates() -> None:
 def test_augmentation_tokens_stand_before_the_medium(template: str, prompt: str) -> None:
     assert augmented(template, ("crop", "dimmed")) == prompt
     assert augmented(template, ()) == template
+
+
+def test_an_initializer_must_be_something_to_the_tokenizer(tiny_backbone: Backbone) -> None:
+    assert initializer_ids("", tiny_backbone) == []
+    assert initializer_ids("cat", tiny_backbone) == tiny_backbone.tokenize("cat")
+    with pytest.raises(ValueError, match=r"initializer: the model's tokenizer has no token for something in '<\|end"):
+        initializer_ids("<|endoftext|>", tiny_backbone)
+    with pytest.raises(ValueError, match=r"initializer ' ' is nothing to the model's tokenizer; give a plain word"):
+        initializer_ids(" ", tiny_backbone)
+
+
+def test_a_prompt_that_ends_itself_is_refused(tiny_backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match=r"prompt 'a <\|endoftext\|> cat': .* no token for something"):
+        encode_prompt("a <|endoftext|> cat", {}, tiny_backbone)
+
+
+def test_sample_prompts_are_tried_with_the_rows_and_the_initializer(tiny_backbone: Backbone) -> None:
+    concept = Concept(concept_id="c", placeholder_token="photo", images=("a",), initializer="cat", num_vectors=4)
+    check_sample_prompts(tiny_backbone, concept, ["a photo of a {}"])
+    for template, message in (
+        ("a photo of {}s", "as a word of its own"),
+        ("a {} " + "on the " * 9, "more than the 22"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_sample_prompts(tiny_backbone, concept, [template])

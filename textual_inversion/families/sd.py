@@ -6,8 +6,6 @@ next-to-last layer of its text encoder by having one layer less in its config; n
 
 from __future__ import annotations
 
-import re
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,11 +18,12 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizerFast
+from transformers import CLIPTextModel
 
 from textual_inversion import model_files
 from textual_inversion.families.base import Conditioning
 from textual_inversion.lora import AdaptableLayers, AdapterBatch
+from textual_inversion.tokenizer import Tokenizer, read_tokenizer
 from textual_inversion.tokens import TokenTable
 
 TEXT_ENCODER_KEY = "clip_l"
@@ -48,11 +47,10 @@ class StableDiffusion:
         replaced by a token table, and its linear layers take adapters."""
         for module in (text_encoder, unet, vae):
             module.requires_grad_(False).eval()
-        self._tokenizer, self._text_encoder, self._unet, self._vae = tokenizer, text_encoder, unet, vae
+        self._text_encoder, self._unet, self._vae = text_encoder, unet, vae
+        self._tokenizer = Tokenizer(tokenizer, text_encoder.config.max_position_embeddings)
         self._scheduler_config = dict(scheduler_config)
         self._digest = digest
-        # a fast tokenizer is put into its padding mode and then used, in two steps, which threads may not interleave
-        self._tokenizer_lock = threading.Lock()
 
         self._table = TokenTable(text_encoder.get_input_embeddings().weight)
         text_encoder.set_input_embeddings(self._table)
@@ -60,8 +58,7 @@ class StableDiffusion:
         self.vocab_size = self._table.vocab_size
         self._adaptable = AdaptableLayers(text_encoder)
         self.adapter_layers: Mapping[str, tuple[int, int]] = self._adaptable.layers
-        self.end_of_text: int = tokenizer.eos_token_id
-        self.max_length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+        self.end_of_text, self.max_length = self._tokenizer.end_of_text, self._tokenizer.max_length
 
         self.device: torch.device = unet.device
         self.dtype: torch.dtype = unet.dtype
@@ -77,25 +74,15 @@ class StableDiffusion:
 
     def tokenize(self, text: str) -> list[int]:
         """The vocabulary ids of a text, without start, end or padding."""
-        with self._tokenizer_lock:
-            encoded = self._tokenizer(text, add_special_tokens=False, padding=False, truncation=False, verbose=False)
-        return list(encoded.input_ids)
+        return self._tokenizer.tokenize(text)
 
     def words(self) -> list[str]:
-        """Single-token words of letters a-z alone; a token that ends a word says so in CLIP's vocabulary."""
-        found = (re.fullmatch(r"([a-z]{3,})</w>", token) for token in self._tokenizer.get_vocab())
-        return sorted(match[1] for match in found if match)
+        """Single-token words of letters a-z alone."""
+        return self._tokenizer.words()
 
     def assemble(self, ids: Sequence[int]) -> list[int]:
         """Add start, end and padding: `max_length` ids. Raises ValueError if they do not fit."""
-        padding = self.max_length - len(ids) - 2
-        if padding < 0:
-            raise ValueError(
-                f"{len(ids)} tokens are {-padding} more than the {self.max_length - 2} that fit; shorten the prompt "
-                "or use fewer vectors"
-            )
-        tokenizer = self._tokenizer
-        return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] + [tokenizer.pad_token_id] * padding
+        return self._tokenizer.assemble(ids)
 
     def encode_prompts(
         self, ids: Tensor, rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
@@ -176,7 +163,7 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
     unet = read("unet", UNet2DConditionModel, torch_dtype=dtype)
     vae = read("vae", AutoencoderKL, torch_dtype=torch.float32 if dtype == torch.float16 else dtype)
     return StableDiffusion(
-        tokenizer=CLIPTokenizerFast.from_pretrained(where, subfolder="tokenizer", local_files_only=True),
+        tokenizer=read_tokenizer(where),
         text_encoder=text_encoder.to(place),
         unet=unet.to(place),
         vae=vae.to(place),
