@@ -1,0 +1,167 @@
+"""Pictures a second: one concept, and every row another concept, against plain diffusers batches of the same sampler.
+
+    python -m benchmarks.generation
+    python -m benchmarks.generation --model runwayml/stable-diffusion-v1-5 --device cuda --batch-sizes 4,8,16
+
+Ours is `textual_inversion.generate`, to decoded pictures. diffusers' is `StableDiffusionPipeline` with the concepts in
+its vocabulary, by `load_textual_inversion`, drawing lists of the same prompts with the same sampler. Loading concepts
+is not in its rate but in the last line; with ours there is none, as requests bring their rows. PNG encoding is in
+neither. A figure is the median of alternating repetitions, with the lowest and highest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers.utils.logging import disable_progress_bar
+
+from benchmarks.timing import Spread, alternate, heading, say, table
+from pipeline.config import load_config
+from pipeline.models import load_model, locate
+from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.config import SamplingConfig
+from textual_inversion.families.base import Backbone
+from textual_inversion.generate import ImageRequest, generate
+
+PROMPT = "a photo of a {} on the beach"
+WORDS_PER_LOAD = 8
+"""Concepts loaded to see what one costs."""
+
+
+class Drawing:
+    """The same pictures drawn by both; pictures a second."""
+
+    def __init__(self, model: str, device: str, sampling: SamplingConfig, threads: int) -> None:
+        config = load_config("", [f"device={device}"], model=model)
+        self.backbone: Backbone = load_model(config)
+        torch.set_num_threads(threads)
+        self._sampling, count = sampling, sampling.batch_size
+        self._embeddings = [an_embedding(self.backbone, f"<new-{i}>", seed=i) for i in range(count)]
+        self._plain = self.pipeline(locate(model))
+        load_into(self._plain, self._embeddings)
+
+    def pipeline(self, model: str) -> Any:
+        """diffusers' own, with our sampler and precision."""
+        solver = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}[self._sampling.solver]
+        plain = StableDiffusionPipeline.from_pretrained(
+            model, safety_checker=None, torch_dtype=self.backbone.dtype, local_files_only=True
+        ).to(self.backbone.device)
+        plain.scheduler = solver.from_config(plain.scheduler.config)
+        plain.set_progress_bar_config(disable=True)
+        return plain
+
+    def ours(self, several: bool, batches: int) -> float:
+        chosen = self._chosen(several)
+        requests = [
+            ImageRequest(PROMPT.format(embedding.placeholder_token), seed, (embedding,))
+            for seed, embedding in enumerate(chosen * batches)
+        ]
+        return len(requests) / self._seconds(lambda: generate(self.backbone, requests, self._sampling))
+
+    def theirs(self, several: bool, batches: int) -> float:
+        prompts = [PROMPT.format(embedding.placeholder_token) for embedding in self._chosen(several)]
+
+        def draw() -> None:
+            for batch in range(batches):
+                seeds = range(batch * len(prompts), (batch + 1) * len(prompts))
+                self._plain(
+                    prompts, num_inference_steps=self._sampling.steps, guidance_scale=self._sampling.guidance_scale,
+                    generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                )  # fmt: skip
+
+        return len(prompts) * batches / self._seconds(draw)
+
+    def _chosen(self, several: bool) -> list[LearnedEmbedding]:
+        return self._embeddings if several else self._embeddings[:1] * len(self._embeddings)
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        """Pictures are on the CPU at the end of both, so nothing is under way."""
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
+    disable_progress_bar()
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} threads"
+    sampler = f"{options.solver}, {options.steps} steps, guidance {options.guidance_scale:g}"
+    say(heading("Generation", "benchmarks.generation", arguments, model=options.model, device=device, sampler=sampler))
+    rows: list[list[object]] = []
+    loading = 0.0
+    for size in options.batch_sizes:
+        sampling = SamplingConfig(
+            solver=options.solver, steps=options.steps, guidance_scale=options.guidance_scale, batch_size=size
+        )
+        drawing = Drawing(options.model, options.device, sampling, options.threads)
+        works = {
+            (who, what): partial(draw, several, options.batches)
+            for what, several in (("one concept", False), ("every row another", True))
+            for who, draw in (("plain diffusers", drawing.theirs), ("ours", drawing.ours))
+        }
+        named = {f"{what}, {who}": work for (who, what), work in works.items()}
+        rates = alternate(named, options.repetitions)
+        for name, each in rates.items():
+            against = rates[name.replace("ours", "plain diffusers")]
+            rows.append([size, name, Spread.of(each), Spread.of(each).median / Spread.of(against).median])
+        loading = loading or seconds_to_load(drawing, options.model)
+    say(table(["batch", "", "pictures/s", "times plain diffusers"], rows) + "\n")
+    say(f"plain diffusers, to load one concept more: {1000 * loading:.1f} ms\n")
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.generation", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    default = SamplingConfig()
+    parser.add_argument("--model", default="demo/model")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--batch-sizes", type=numbers, default=[4, 16], metavar="N,N")
+    parser.add_argument("--batches", type=int, default=2, help="a repetition")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="torch's, on a CPU")
+    parser.add_argument("--solver", default=default.solver, choices=("ddim", "dpm++"))
+    parser.add_argument("--steps", type=int, default=default.steps)
+    parser.add_argument("--guidance-scale", type=float, default=default.guidance_scale)
+    return parser.parse_args(arguments)
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def an_embedding(backbone: Backbone, word: str, seed: int) -> LearnedEmbedding:
+    """A word with a random vector of the vocabulary's length."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = {}
+    for key, token_table in backbone.token_tables.items():
+        row = torch.randn(1, token_table.dim, generator=generator)
+        vectors[key] = row * (token_table.mean_norm() / row.norm())
+    return LearnedEmbedding(placeholder_token=word, vectors=vectors)
+
+
+def load_into(pipeline: Any, embeddings: list[LearnedEmbedding]) -> None:
+    """All at once, as is fastest."""
+    rows = [next(iter(embedding.vectors.values())) for embedding in embeddings]
+    pipeline.load_textual_inversion(rows, token=[embedding.placeholder_token for embedding in embeddings])
+
+
+def seconds_to_load(drawing: Drawing, model: str) -> float:
+    """One by one, as a service meets them; mean."""
+    plain = drawing.pipeline(locate(model))
+    began = time.perf_counter()
+    for number in range(WORDS_PER_LOAD):
+        load_into(plain, [an_embedding(drawing.backbone, f"<more-{number}>", number)])
+    return (time.perf_counter() - began) / WORDS_PER_LOAD
+
+
+if __name__ == "__main__":
+    sys.exit(main())
