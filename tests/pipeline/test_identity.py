@@ -7,6 +7,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from pipeline import identity
+from pipeline.config import PhotoConfig
 from pipeline.identity import identify, identify_folder
 from pipeline.storage import RunStore
 
@@ -48,6 +50,14 @@ def test_a_folder_is_known_by_its_files_names_and_content(root: str) -> None:
 def test_an_empty_folder_has_no_identity(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no files"):
         identify_folder(str(tmp_path))
+
+
+def test_what_may_not_be_fetched_is_not_looked_up_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "open_store", lambda uri: pytest.fail(f"{uri} was opened"))
+    (tmp_path / "a.png").write_bytes(b"cat")
+    found = identify([str(tmp_path / "a.png"), "s3://bucket/a.png"], PhotoConfig(schemes=("file",), max_bytes=2))
+    assert "may not come from s3://" in str(found["s3://bucket/a.png"])
+    assert "more than 2 bytes" in str(found[str(tmp_path / "a.png")])
 
 
 @pytest.mark.slow
