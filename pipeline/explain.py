@@ -25,7 +25,7 @@ from pipeline.progress import duration, moment, span
 from pipeline.records import ConceptRecord, from_json
 from pipeline.redact import redact
 from pipeline.selection import unknown
-from pipeline.storage import ConceptFolder, RunStore
+from pipeline.storage import ConceptFolder, RunStore, is_clients
 from pipeline.survey import no_run, read_run
 
 OK, USAGE = 0, 2
@@ -74,6 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {redact(str(error)) or type(error).__name__}\n")
         return USAGE
+    except Exception as error:
+        if not is_clients(error):
+            raise
+        sys.stderr.write(f"error: {redact(f'{options.output} cannot be reached: {error}')}\n")
+        return USAGE
     text = json.dumps(dataclasses.asdict(found), indent=1) if options.json else "\n".join(describe(found))
     sys.stdout.write(redact(text) + "\n")
     return OK
@@ -91,7 +96,7 @@ def explain(store: RunStore, concept_id: str, manifest: str | None = None) -> Ex
     listing = [] if _is_no_id(concept_id) else list(store.scan_dated(f"concepts/{concept_id}"))
     if row is None and not listing:
         _refuse(store, concept_id, manifest or run.get("config", {}).get("manifest"), run)
-    found.objects = [(store.uri(path), size, at) for path, size, at in listing]
+    found.objects = [(store.uri(path), size, at) for path, size, at in sorted(listing, key=lambda each: -each[2])]
     found.attempts = _records(store, [path for path, _, _ in listing])
     if not _is_no_id(concept_id):
         found.pictures = [store.uri(path) for path, _ in store.scan(f"images/{concept_id}")]
@@ -211,7 +216,8 @@ def _judge(
             found.verdict, found.reason = "failed", f"{present.error}; the next run tries it again"
         elif last is not None:
             found.verdict = "changed"
-            found.reason = "no record has the present fingerprint; the next run learns it"
+            failed = f"its last attempt failed ({last.error}), and what" if last.status == "failed" else "what"
+            found.reason = f"{failed} it is made of is not what it was; the next run learns it"
         else:
             found.verdict, found.reason = "not reached", "nothing has come of it yet; the next run learns it"
     elif not found.verdict or found.verdict == "unknown":

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from pipeline.progress import duration, moment, span
-from pipeline.storage import RunStore
+from pipeline.redact import redact
+from pipeline.storage import RunStore, is_clients
 from pipeline.survey import Status, read_status
 
 OK, USAGE = 0, 2
@@ -31,10 +32,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status = read_status(RunStore(options.output))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error or type(error).__name__}\n")
+        sys.stderr.write(f"error: {redact(str(error)) or type(error).__name__}\n")
+        return USAGE
+    except Exception as error:
+        if not is_clients(error):
+            raise
+        sys.stderr.write(f"error: {redact(f'{options.output} cannot be reached: {error}')}\n")
         return USAGE
     text = json.dumps(dataclasses.asdict(status), indent=1) if options.json else "\n".join(describe(status))
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(redact(text) + "\n")
     return OK
 
 
@@ -47,6 +53,8 @@ def describe(status: Status) -> Iterator[str]:
     yield ""
     for count, name in _counts(status):
         yield f"{count:>9,}  {name}"
+    for number, (count, name) in enumerate(_others(status)):
+        yield f"{'' if number else 'also':>9}  {count:,} {name}"
     for name, text in _paces(status):
         yield f"{name:>9}  {text}"
     for stage, problem in status.problems.items():
@@ -78,22 +86,30 @@ def _run_line(status: Status) -> str:
 
 
 def _counts(status: Status) -> Iterator[tuple[int, str]]:
+    """What became of every row: together they are all."""
     in_run = status.done - status.done_before
     before = f": {status.done_before:,} before, {in_run:,} by this run" if status.done_before else ""
     yield status.done, "done" + before
     yield status.failed, "failed"
     more = {
         "bad rows": status.bad_rows,
-        "failed in an earlier run, not tried since": status.failed_before,
         "being learned": status.learning,
-        "interrupted, with a checkpoint to go on from": status.interrupted,
         "waiting": status.waiting or 0,
         "left out by options": status.left_out,
-        "with results of other photos, rows or settings than now" if status.stage == "ended" else
-        "with results of an earlier run, not looked at yet": status.other,
+    }
+    yield from ((count, name) for name, count in more.items() if count)
+
+
+def _others(status: Status) -> Iterator[tuple[int, str]]:
+    """What else there is; concepts that the rows' counts hold already."""
+    others = "of other photos, rows or settings than now" if status.stage == "ended" else "of an earlier run so far"
+    more = {
+        "failed in an earlier run and were not tried since": status.failed_before,
+        "interrupted, with a checkpoint to go on from": status.interrupted,
+        f"with results {others}": status.other,
         "pictures drawn": status.pictures,
         "parts with pictures": 0 if status.pictures else status.packed_parts,
-    }  # fmt: skip
+    }
     yield from ((count, name) for name, count in more.items() if count)
 
 

@@ -233,6 +233,11 @@ S3Entry = tuple[str, int, str, float]
 """Key, bytes, entity tag, and the time of writing in seconds since 1970."""
 
 
+def is_clients(error: Exception) -> bool:
+    """Whether an S3 client raised it: no credentials, no such host. Those are no OSErrors, as others' are."""
+    return type(error).__module__.startswith("botocore.")
+
+
 def s3_page(fs: Any, bucket: str, prefix: str, **start: str) -> tuple[list[S3Entry], str]:
     """One request: up to 1,000 entries in the order of their keys, and a token for more ("" for none).
 

@@ -83,6 +83,20 @@ def test_a_store_of_no_known_kind_is_refused(capsys: pytest.CaptureFixture[str])
     assert "ssh" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["status"], ["explain", "cat"]])
+def test_a_store_without_credentials_is_named(arguments: list[str]) -> None:
+    nobody = {
+        "PATH": "",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "HOME": "/none",
+    }
+    command = [sys.executable, "-m", f"pipeline.{arguments[0]}", "s3://bucket/out", *arguments[1:]]
+    done = subprocess.run(command, cwd=ROOT, env=nobody, capture_output=True, text=True, check=False)
+    assert done.returncode == USAGE
+    assert done.stderr == "error: s3://bucket/out cannot be reached: Unable to locate credentials\n"
+
+
 @pytest.mark.parametrize("module", ["status", "explain"])
 def test_nothing_heavy_is_loaded(module: str) -> None:
     heavy = "{'ray', 'torch', 'transformers'} & set(sys.modules)"
