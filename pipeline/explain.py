@@ -216,8 +216,8 @@ def _judge(
             found.verdict, found.reason = "failed", f"{present.error}; the next run tries it again"
         elif last is not None:
             found.verdict = "changed"
-            failed = f"its last attempt failed ({last.error}), and what" if last.status == "failed" else "what"
-            found.reason = f"{failed} it is made of is not what it was; the next run learns it"
+            story = f"its last attempt failed ({last.error}), and what" if last.status == "failed" else "what"
+            found.reason = f"{story} it is made of is not what it was; the next run learns it"
         else:
             found.verdict, found.reason = "not reached", "nothing has come of it yet; the next run learns it"
     elif not found.verdict or found.verdict == "unknown":

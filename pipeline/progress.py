@@ -90,4 +90,4 @@ def span(seconds: float) -> str:
 
 def moment(iso: str) -> str:
     """ISO 8601 UTC as a person reads it."""
-    return iso.replace("T", " ").replace("+00:00", " UTC")
+    return f"{iso[:19].replace('T', ' ')} UTC" if iso else ""

@@ -83,9 +83,9 @@ class ConceptRecord:
 _ADAPTER = TypeAdapter(ConceptRecord)
 
 
-def now() -> str:
-    """The time as records write it."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def now(precision: str = "seconds") -> str:
+    """The time as records write it: UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec=precision)
 
 
 def to_json(record: ConceptRecord) -> bytes:

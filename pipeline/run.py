@@ -74,7 +74,7 @@ class Tally:
     """By a signal."""
     stage: str = "learning"
     """What it is doing; at last `ended` or `stopped`."""
-    started_at: str = field(default_factory=now)
+    started_at: str = field(default_factory=lambda: now("milliseconds"))
 
 
 def main(arguments: list[str] | None = None) -> int:

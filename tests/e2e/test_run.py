@@ -10,9 +10,12 @@ import pytest
 from PIL import Image
 
 from pipeline.config import parse_config
+from pipeline.explain import explain
 from pipeline.learned import read_embedding
 from pipeline.models import load_model
 from pipeline.run import FAILED, OK, main
+from pipeline.storage import RunStore
+from pipeline.survey import read_status
 from tests.pipeline.runs import tiny_toml, tiny_tree, write_manifest, write_photo
 from textual_inversion.generate import ImageRequest, generate
 
@@ -51,13 +54,19 @@ def test_learn_resume_change_and_fail(tiny_model: Path, tmp_path: Path, capsys: 
 
     write_photo(tmp_path / "photos" / "other-0.png", 99)
     write_photo(tmp_path / "photos" / "bad-1.png", 98)
+    found = explain(RunStore(str(output)), "other")
+    assert found.differences == [f"photo 1 has other bytes: {tmp_path / 'photos' / 'other-0.png'}"]
+    assert main([*command, "--retry", "failed"]) == OK
+    assert capsys.readouterr().out.startswith("1 learned, 1 done before, 1 left out by --retry failed, 0 failed")
     assert main(command) == OK
-    assert capsys.readouterr().out.startswith("2 learned, 1 done before, 0 failed")
+    assert capsys.readouterr().out.startswith("1 learned, 2 done before, 0 failed")
     assert files(output, "good") == before
     assert len(list((output / "concepts" / "other").iterdir())) == 2
 
     assert main(command) == OK
     assert capsys.readouterr().out.startswith("0 learned, 3 done before, 0 failed")
+    status = read_status(RunStore(str(output)))
+    assert (status.stage, status.done, status.done_before, status.failed, status.waiting) == ("ended", 3, 3, 0, 0)
 
 
 def test_pictures_of_every_concept(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
