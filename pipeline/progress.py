@@ -24,9 +24,10 @@ class Progress:
         beat: Callable[[], None] | None = None,
     ) -> None:
         """`total` is asked at every line, as the plan may still be read. `interval_s`: least time between two lines;
-        0.5 s in a terminal and 30 s elsewhere unless given. `beat` is called every minute of updates."""
+        0.5 s in a terminal and 30 s elsewhere unless given. `beat` is called with the first
+        update and every minute of them."""
         self._stage, self._total, self._clock = stage, total, clock
-        self._beat, self._last_beat = beat, clock()
+        self._beat, self._last_beat = beat, -float("inf")
         self._stream = sys.stderr if stream is None else stream
         self._rewrites = self._stream.isatty()
         self._interval_s = (0.5 if self._rewrites else 30.0) if interval_s is None else interval_s

@@ -104,7 +104,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="one setting; may be repeated")
     parser.add_argument("--only", metavar="ID,ID", help="learn and draw these concepts alone, if they are not done")
     parser.add_argument("--limit", metavar="N", type=int, help="learn at most N concepts, in the manifest's order")
-    parser.add_argument("--retry", choices=["failed"], help="learn only what failed before (without it: all not done)")
+    parser.add_argument("--retry", choices=["failed"], help="learn and draw only what failed before")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done or fail, write nothing")
     parser.add_argument("--photos", action="store_true", help="with --dry-run, fetch and open every photo, too")
     return parser.parse_args(arguments)

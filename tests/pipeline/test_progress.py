@@ -51,7 +51,7 @@ def test_a_terminal_line_is_rewritten() -> None:
     assert last.rstrip() == "learning: 2/2 done, 1:00 so far, 2.0/min"
 
 
-def test_a_beat_every_minute_of_updates() -> None:
+def test_a_beat_at_once_and_every_minute_of_updates() -> None:
     clock, beats = Clock(), list[float]()
     progress = Progress(
         "learning", total=lambda: 1, stream=io.StringIO(), clock=clock, beat=lambda: beats.append(clock.seconds)
@@ -59,7 +59,7 @@ def test_a_beat_every_minute_of_updates() -> None:
     for second in range(0, 200, 7):
         clock.seconds = float(second)
         progress.update(done=0)
-    assert beats == [63.0, 126.0, 189.0]
+    assert beats == [0.0, 63.0, 126.0, 189.0]
 
 
 def test_seconds() -> None:

@@ -64,6 +64,17 @@ def test_it_says_whether_anything_is_at_work(stage: str | None, line: str) -> No
     assert ("run the same command again" in lines[-1]) == (stage in ("learning", "stopped"))
 
 
+def test_problems_beside_concepts_and_what_was_not_read_are_told() -> None:
+    causes = [Cause(f"cause {i}", ("unnamed",), 1) for i in range(12)]
+    status = Status(
+        output="o", stage="ended", problems={"learning": "given up: no actor starts"}, causes=causes, unread=9
+    )
+    lines = list(describe(status))
+    assert "  PROBLEM  learning: given up: no actor starts" in lines
+    assert lines[-2].strip() == "2 more causes, all with --json"
+    assert lines[-1].startswith("\n9 records were not read")
+
+
 def test_the_command(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     store = RunStore(root)
     manifest = put_manifest(store, make_photos(store, "cat"))
