@@ -7,10 +7,11 @@ noise and timestep.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -162,6 +163,11 @@ class DenoiserTraining:
         return loss, {"loss": loss.item()}
 
 
+def without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's configuration less the folder it was loaded from, which is nobody's business elsewhere."""
+    return {key: value for key, value in config.items() if key != "_name_or_path"}
+
+
 def save_pipeline(
     folder: Path,
     *,
@@ -217,11 +223,11 @@ def train_denoiser(
     groups.append({"params": list(text_encoder.parameters()), "lr": _TEXT_ENCODER_LR, "is_matrix": False})
 
     def save(step: int) -> None:
-        averaged_unet = UNet2DConditionModel.from_config(unet.config)
+        averaged_unet = UNet2DConditionModel.from_config(without_origin(unet.config))
         averaged_text_encoder = CLIPTextModel(text_encoder.config)
         averages["unet"].copy_to(averaged_unet)
         averages["text_encoder"].copy_to(averaged_text_encoder)
-        copy = AutoencoderKL.from_config(vae.config)
+        copy = AutoencoderKL.from_config(without_origin(vae.config))
         copy.load_state_dict(vae.state_dict())
         save_pipeline(folder, unet=averaged_unet, text_encoder=averaged_text_encoder, vae=copy, tokenizer=tokenizer)
 
