@@ -167,7 +167,9 @@ def _describe_run(status: Status, run: Mapping[str, Any], newest: float, clock: 
     status.stage, status.started_at = run.get("stage"), run.get("started_at")
     status.manifest, status.rows = run.get("config", {}).get("manifest"), counts.get("rows")
     status.looked_at, status.left_out = counts.get("looked_at"), counts.get("left_out", 0)
-    status.done_before, status.bad_rows = counts.get("done_before", 0), counts.get("bad_rows", 0)
+    status.bad_rows = counts.get("bad_rows", 0)
+    if status.started_at:  # else this run's records cannot be told from those it found
+        status.done_before = counts.get("done_before", 0)
     status.problems = counts.get("problems", {})
     status.last_write_at = datetime.datetime.fromtimestamp(newest, datetime.UTC).isoformat(timespec="seconds")
     status.quiet_s = max(0.0, clock - newest)

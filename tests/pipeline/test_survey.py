@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -68,6 +69,17 @@ def test_what_an_earlier_run_left_is_not_counted_as_done_twice(root: str) -> Non
                                                                                     "done_before": 2})  # fmt: skip
     status = read_status(store)
     assert (status.done, status.done_before, status.other, status.waiting) == (2, 2, 1, 1)
+
+
+def test_a_run_json_of_an_older_release_counts_no_concept_twice(root: str) -> None:
+    store = RunStore(root)
+    manifest = put_manifest(store, make_photos(store, "cat", "dog"))
+    for task in tasks_of(manifest, settings()).values():
+        end(store, task)
+    counts = {"rows": 2, "done_before": 1, "learned": 1, "failed": 0, "problems": {}, "bad_rows": 0}
+    store.put("run.json", json.dumps({"config": {"manifest": manifest}, "counts": counts}).encode())
+    status = read_status(store)
+    assert (status.done, status.done_before, status.rows, status.stage, status.waiting) == (2, 0, 2, None, None)
 
 
 def test_the_newest_of_a_concept_counts(root: str) -> None:
