@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import functools
+import http.server
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +116,19 @@ def test_masks_are_opened_with_their_photos(tmp_path: Path) -> None:
     mask.write_bytes(b"<html>")
     with pytest.raises(ValueError, match=r"mask .*m\.png: not a picture but a web page"):
         open_pictures(concept(photo, masks=(str(mask),)), PhotoConfig())
+
+
+def test_a_private_web_server_is_reached_once_its_network_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "1.png")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/1.png"
+        allowed = PhotoConfig(private_networks=("127.0.0.0/8",))
+        (photo,), _ = open_pictures(concept(uri), allowed)
+        with pytest.raises(ValueError, match=r"photo http://.*1\.png: 127\.0\.0\.1 is no public address"):
+            open_pictures(concept(uri), PhotoConfig())
+        with pytest.raises(ValueError, match="more than 9 bytes"):
+            fetch(uri, PhotoConfig(private_networks=("127.0.0.0/8",), max_bytes=9))
+        server.shutdown()
+    assert photo.size == (30, 20)
