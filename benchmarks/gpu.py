@@ -39,7 +39,7 @@ from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.engine import Assignment, Engine, Outcome
 from textual_inversion.families.sd import StableDiffusion
 from textual_inversion.generate import ImageRequest, generate
-from textual_inversion.latents import encode_views
+from textual_inversion.latents import Views, encode_views
 
 BUDGET_SAMPLES = 475 * 2
 """Of one concept (Voronov et al. 2023: the mean number of steps until DVAR stops, in batches of 2)."""
@@ -98,7 +98,10 @@ class Parts:
         with torch.device(device):
             self.unet = UNet2DConditionModel(**shape.unet).to(dtype)
             self.vae = AutoencoderKL(latent_channels=4, **shape.vae).to(dtype)
-            self._text_encoder = CLIPTextModel(CLIPTextConfig(**shape.text))
+            last = shape.text["vocab_size"] - 1
+            self._text_encoder = CLIPTextModel(
+                CLIPTextConfig(bos_token_id=last - 1, eos_token_id=last, pad_token_id=last, **shape.text)
+            )
         self.scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         self._length = shape.text["max_position_embeddings"]
 
@@ -142,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         "model": f"{options.shape}, U-Net of {parts.parameters() / 1e6:,.1f} M, {dtype}, {backbone.resolution} px",
         "samples": f"{options.batch_size} a step and concept",
         "repetitions": f"{options.repetitions} of {options.steps} steps",
-        "model_TFLOP_a_sample_step": f"{number(tflop)}; peak {number(peak) if peak else 'unknown'} TFLOP/s",
+        "model_GFLOP_a_sample_step": f"{number(1000 * tflop)}; peak {number(peak) if peak else 'unknown'} TFLOP/s",
         "a_concept's_photos_encoded": f"{number(once)} s",
         "a_concept's_sample_grid": f"{number(grid)} s",
     }
@@ -223,7 +226,8 @@ def time_common(common: CommonAlgorithm, options: argparse.Namespace) -> Figures
 def time_engine(backbone: StableDiffusion, options: argparse.Namespace, slots: int) -> Figures:
     """All slots full for all steps."""
     config = InversionConfig(steps=options.steps, batch_size=options.batch_size)
-    waiting = [an_assignment(backbone, i) for i in range(slots)]
+    views = encode(backbone)
+    waiting = [Assignment(a_concept(number), views) for number in range(slots)]
     engine = Engine(backbone, config, slots=slots, seed=0)
 
     def end(outcome: Outcome) -> None:
@@ -261,10 +265,9 @@ def photos(side: int) -> list[Image.Image]:
     return [Image.fromarray(each) for each in pixels]
 
 
-def an_assignment(backbone: StableDiffusion, number: int) -> Assignment:
-    concept = a_concept(number)
-    augment = InversionConfig().augment
-    return Assignment(concept, encode_views(backbone, photos(backbone.resolution), augment, concept.concept_id, 0))
+def encode(backbone: StableDiffusion) -> Views:
+    """A concept's photos."""
+    return encode_views(backbone, photos(backbone.resolution), InversionConfig().augment, "any", 0)
 
 
 def count_flops(shape: str, device: str = "meta") -> float:
@@ -284,7 +287,7 @@ def count_flops(shape: str, device: str = "meta") -> float:
 
 def seconds_once(backbone: StableDiffusion, device: str) -> float:
     """To encode a concept's photos."""
-    return median(PHOTOS / timed(lambda: an_assignment(backbone, 0), PHOTOS, device).rate for _ in range(3))
+    return median(PHOTOS / timed(lambda: encode(backbone), PHOTOS, device).rate for _ in range(3))
 
 
 def seconds_of_grid(backbone: StableDiffusion, repetitions: int) -> float:
