@@ -2,8 +2,9 @@
 
     python -m benchmarks.norm_control --concepts 8 --learning-rates 0.005 0.02 --settings none clamp sphere clamp:2
 
-A setting is a norm control and its `norm_cap`. Prints a markdown table, averaged over concepts: CLIP-I (identity),
-CLIP-T (prompt following), the learned rows' norm and the seconds per concept. `--set` takes any of the job's settings.
+A setting is a norm control and its `norm_cap`, 1 where none is given. Prints a markdown table, averaged over concepts:
+CLIP-I (identity), CLIP-T (prompt following), the learned rows' norm and the seconds per concept. `--set` takes any of
+the job's settings.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ SETUPS: dict[str, Setup] = {
     "prompt-only": Setup(what="the prompt without the word", drawn="prompt"),
     "initializer": Setup(what="the initializer in the word's place", drawn="initializer"),
     "human-captions": Setup(what="a person's words in the word's place", drawn="caption"),
-    "textual-inversion": Setup(what="the project's default: one vector, norm clamped"),
+    "textual-inversion": Setup(what="the project's default: one vector, norm at most 4 x the vocabulary's"),
     # Gal et al. 2022, section 5
     "ti-paper": Setup(what="one vector, as in the paper", recipe="ti-paper"),
     "high-lr": Setup(what="the paper's High-LR", recipe="high-lr"),
@@ -105,6 +105,8 @@ SETUPS: dict[str, Setup] = {
     "cross-init": Setup(what="from the text encoder's output", recipe="cross-init"),
     "auto-init": Setup(what="from the word nearest to the photos", settings=_settings("init.method=auto")),
     "amortised": Setup(what="from rows predicted from the photos", settings=_settings("init.method=amortised")),
+    "clamp-1": Setup(what="norm at most the vocabulary's", settings=_settings("norm_cap=1.0")),
+    "no-norm-control": Setup(what="norm left alone", settings=_settings("norm_control=none")),
     "sphere": Setup(what="norm fixed at the vocabulary's", settings=_settings("norm_control=sphere")),
     "dti": Setup(what="direction alone is learned", recipe="dti"),
     # timesteps, end

@@ -234,8 +234,9 @@ class InversionConfig:
     """After each step: `none`; `clamp` rows to at most `norm_cap` times the vocabulary's mean norm (TextBoost);
     `sphere` rescales every row to exactly that norm."""
 
-    norm_cap: float = 1.0
-    """In units of the vocabulary's mean norm."""
+    norm_cap: float = 0.0
+    """In units of the vocabulary's mean norm; 0 is 4 for `clamp`, which stops only runaways (measured: see
+    benchmarks/), and 1 for `sphere`. TextBoost clamps at 1."""
 
     class_cue: bool = False
     """Append the initializer word after the placeholder in training prompts ("a photo of a <cat-toy> toy")."""
@@ -266,8 +267,13 @@ class InversionConfig:
         check(self.max_grad_norm >= 0, "inversion.max_grad_norm", self.max_grad_norm, "0 (off) or positive")
         check(self.norm_control in ("none", "clamp", "sphere"), "inversion.norm_control", self.norm_control,
                "'none', 'clamp' or 'sphere'")  # fmt: skip
-        check(self.norm_cap > 0, "inversion.norm_cap", self.norm_cap, "positive")
+        check(self.norm_cap >= 0, "inversion.norm_cap", self.norm_cap, "positive, or 0 for what suits the control")
         self._check_combinations()
+
+    @property
+    def norm_limit(self) -> float:
+        """What `norm_cap` comes to, in units of the vocabulary's mean norm."""
+        return self.norm_cap or (4.0 if self.norm_control == "clamp" else 1.0)
 
     def _check_combinations(self) -> None:
         """Settings that make no sense together are refused here, before any model is loaded."""

@@ -116,7 +116,7 @@ class Layout:
                 learning_rate=config.learning_rate,
                 weight_decay=config.weight_decay,
                 norm_control=config.norm_control,
-                norm=config.norm_cap * table.mean_norm(),
+                norm=config.norm_limit * table.mean_norm(),
             )
             for key, table in backbone.token_tables.items()
         }
@@ -145,7 +145,7 @@ class Layout:
         parameters = {key: torch.cat([rows, auxiliary[key]]) if auxiliary else rows for key, rows in own.items()}
         if self.config.optimizer == "riemannian":  # the first step is to begin on the sphere
             for key, rows in parameters.items():
-                norm = self.config.norm_cap * self.backbone.token_tables[key].mean_norm()
+                norm = self.config.norm_limit * self.backbone.token_tables[key].mean_norm()
                 parameters[key] = control_norms(rows, "sphere", norm)
         if self.adapter is not None:
             adapter, generator = self.config.adapter, generator_for(seed, concept.concept_id, "adapter")

@@ -53,7 +53,14 @@ def learned(name: str, directory: Path) -> Outcome:
     backbone = load_backbone(str(model), device="cpu", precision="float32")
     concept = Concept(concept_id="golden", placeholder_token="<g>", images=("x",), initializer="toy", num_vectors=2)
     moments = torch.rand(4, 2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
-    settings = {"steps": 10, "batch_size": 2, "learning_rate": 0.02, "class_cue": True, **METHODS.get(name, {})}
+    settings = {
+        "steps": 10,
+        "batch_size": 2,
+        "learning_rate": 0.02,
+        "class_cue": True,
+        "norm_cap": 1.0,
+        **METHODS.get(name, {}),
+    }
     config = InversionConfig(**settings)
     work, outcomes = iter([Assignment(concept, plain_views(moments))]), []
     Engine(backbone, config, slots=1, seed=0).run(lambda _: next(work, None), outcomes.append)
