@@ -1,13 +1,14 @@
-"""A judge from outside the demo world: `python -m demo.perceptual output/demo`.
+"""Judges from outside the demo world: `python -m demo.perceptual output/demo`.
 
-`demo/clip` was trained on the same drawings as the model and could share its blind spots. EfficientNet-Lite0 has seen
-ImageNet's photographs and none of this. For every object of a run with bulk pictures, a markdown table of cosines of
-its features: the photos among themselves (the most to hope for), what was drawn for "a photo of a S*" against the
-concept's own photos and against all other concepts' (the least to expect); and for how many of all its pictures,
-whatever the place or style, its own photos are the nearest of all concepts'.
+`demo/clip` was trained on the same drawings as the model and could share its blind spots. These two have seen
+photographs and none of this: EfficientNet-Lite0, ImageNet's (cosine of its features, more is nearer), and LPIPS in its
+shift-tolerant form (Ghildyal and Liu 2022, a distance, less is nearer), taught by people's judgements of 64 px patches.
+For every object of a run with bulk pictures, a markdown row: the photos among themselves (the most to hope for), what
+was drawn for "a photo of a S*" against the concept's own photos and against all other concepts' (the least to expect);
+and for how many of all its pictures, whatever the place or style, its own photos are the nearest of all concepts'.
 
-Needs the extra `perceptual`. LPIPS is not here: its package needs torchvision, and the one package that carries its
-trunk's weights states no licence.
+Needs the extra `perceptual`. LPIPS is the shift-tolerant one because that package holds its whole network, under a
+stated licence; the package named `lpips` downloads its trunk when it runs.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.learned import LearnedConcept, open_library
 from pipeline.storage import absolute, read_bytes
@@ -27,7 +30,9 @@ from textual_inversion.metrics import clip_i_among, clip_i_each
 from textual_inversion.photos import open_photo
 
 Features = Callable[[Sequence[Image.Image]], Tensor]
+Distance = Callable[[Sequence[Image.Image], Sequence[Image.Image]], Tensor]
 _SIDE_PX = 224
+_LPIPS_SIDE_PX = 64
 _RESTING = "a photo of a {}"
 
 
@@ -43,16 +48,62 @@ def efficientnet() -> Features:
 
     @torch.no_grad()
     def features(pictures: Sequence[Image.Image]) -> Tensor:
-        return torch.cat([model.extract_features(_pixels(picture)).mean((2, 3)) for picture in pictures])
+        scaled = [(_pixels(picture, _SIDE_PX) - 127) / 128 for picture in pictures]  # as the Lite models were trained
+        return torch.cat([model.extract_features(pixels).mean((2, 3)) for pixels in scaled])
 
     return features
 
 
-def _pixels(picture: Image.Image) -> Tensor:
-    """[1, 3, side, side], scaled as the Lite models were trained: (x - 127) / 128."""
-    scaled = picture.convert("RGB").resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BICUBIC)
-    values = torch.frombuffer(bytearray(scaled.tobytes()), dtype=torch.uint8).view(_SIDE_PX, _SIDE_PX, 3)
-    return ((values.float() - 127) / 128).permute(2, 0, 1)[None]
+def shift_tolerant_lpips() -> Distance:
+    """n and m pictures -> their [n, m] distances, 0 for the same picture. Raises ImportError without the extra.
+
+    Ghildyal and Liu 2022, "Shift-tolerant Perceptual Similarity Metric": LPIPS (Zhang et al. 2018, eq. 1) over an
+    AlexNet whose strides are taken after a blur. The network is spelled out here because the package's own modules import
+    torchvision; its weights are read as tensors, without code.
+    """
+    path = files("stlpips_pytorch") / "weights/vST0.0/alex_shift_tolerant.pth"
+    weights = torch.load(str(path), map_location="cpu", weights_only=True)
+
+    def convolved(values: Tensor, name: str, padding: int) -> Tensor:
+        return functional.conv2d(values, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=padding)
+
+    def halved(values: Tensor, name: str) -> Tensor:
+        blur = weights[f"{name}.filt"]
+        return functional.conv2d(functional.pad(values, (2, 2, 2, 2), "reflect"), blur, stride=2, groups=len(blur))
+
+    @torch.no_grad()
+    def layers(picture: Image.Image) -> list[Tensor]:
+        """Of the five stages' features [1, channels, h, w], every place's vector of length 1."""
+        values = 2 * _pixels(picture, _LPIPS_SIDE_PX) / 255 - 1
+        values = (values - weights["scaling_layer.shift"]) / weights["scaling_layer.scale"]
+        stages = [halved(convolved(values, "net.slice1.0", 2), "net.slice1.1").relu()]
+        pooled = halved(functional.max_pool2d(stages[-1], 3, 1), "net.slice2.4")
+        stages.append(convolved(pooled, "net.slice2.5", 2).relu())
+        pooled = halved(functional.max_pool2d(stages[-1], 3, 1), "net.slice3.8")
+        stages.append(convolved(pooled, "net.slice3.9", 1).relu())
+        stages.append(convolved(stages[-1], "net.slice4.11", 1).relu())
+        stages.append(convolved(stages[-1], "net.slice5.13", 1).relu())
+        return [functional.normalize(stage) for stage in stages]
+
+    def distances(left: Sequence[Image.Image], right: Sequence[Image.Image]) -> Tensor:
+        known = [layers(picture) for picture in right]
+        return torch.stack([torch.stack([_distance(one, other) for other in known]) for one in map(layers, left)])
+
+    def _distance(one: list[Tensor], other: list[Tensor]) -> Tensor:
+        heads = (weights[f"lin{index}.model.1.weight"] for index in range(len(one)))
+        return sum(
+            (functional.conv2d((a - b).square(), head).mean() for a, b, head in zip(one, other, heads, strict=True)),
+            start=torch.zeros(()),
+        )
+
+    return distances
+
+
+def _pixels(picture: Image.Image, side: int) -> Tensor:
+    """[1, 3, side, side], 0 to 255."""
+    scaled = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    values = torch.frombuffer(bytearray(scaled.tobytes()), dtype=torch.uint8).view(side, side, 3)
+    return values.float().permute(2, 0, 1)[None]
 
 
 def drawn_pictures(run: str, concept: LearnedConcept) -> dict[str, Image.Image]:
@@ -65,20 +116,35 @@ def drawn_pictures(run: str, concept: LearnedConcept) -> dict[str, Image.Image]:
     return pictures
 
 
-def compare(run: str, features: Features) -> str:
+def compare(run: str, features: Features, distance: Distance) -> str:
     """The table, an object a row."""
     concepts = [concept for concept in open_library([run]).concepts if concept.category == "object"]
-    photos = {c.name: features([open_photo(read_bytes(uri)) for uri in c.images]) for c in concepts}
-    lines = ["| concept | photos | drawn, own photos | drawn, other photos | own photos nearest |", "|---" * 5 + "|"]
+    photos = {c.name: [open_photo(read_bytes(uri)) for uri in c.images] for c in concepts}
+    known = {name: features(pictures) for name, pictures in photos.items()}
+    lines = [
+        "| concept | photos | drawn, own photos | drawn, other photos | own photos nearest "
+        "| LPIPS photos | LPIPS drawn, own | LPIPS drawn, others |",
+        "|---" * 8 + "|",
+    ]
     for concept in concepts:
+        name = concept.name
         pictures = drawn_pictures(run, concept)
-        likeness = {name: clip_i_each(features(list(pictures.values())), real) for name, real in photos.items()}
-        resting = list(pictures).index(_RESTING.format(concept.placeholder_token))
-        others = torch.stack([cosines for name, cosines in likeness.items() if name != concept.name])
-        nearest = int((likeness[concept.name] > others.max(0).values).sum())
-        cells = [clip_i_among(photos[concept.name]).mean(), likeness[concept.name][resting], others[:, resting].mean()]
-        shown = " | ".join(f"{cell:.3f}" for cell in cells)
-        lines.append(f"| {concept.name} | {shown} | {nearest} of {len(pictures)} |")
+        drawn = features(list(pictures.values()))
+        likeness = {other: clip_i_each(drawn, real) for other, real in known.items()}
+        resting = _RESTING.format(concept.placeholder_token)
+        row = list(pictures).index(resting)
+        others = torch.stack([cosines for other, cosines in likeness.items() if other != name])
+        nearest = int((likeness[name] > others.max(0).values).sum())
+        apart = {other: distance([pictures[resting]], real).mean() for other, real in photos.items()}
+        own = distance(photos[name], photos[name])
+        lpips = [
+            own.sum() / (own.numel() - len(own)),  # the diagonal is 0
+            apart[name],
+            torch.stack([value for other, value in apart.items() if other != name]).mean(),
+        ]
+        cosines = [clip_i_among(known[name]).mean(), likeness[name][row], others[:, row].mean()]
+        cells = [*(f"{c:.3f}" for c in cosines), f"{nearest} of {len(pictures)}", *(f"{c:.3f}" for c in lpips)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -86,7 +152,7 @@ def main() -> None:
     """Print the table of one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", default="output/demo", help="output of a run with bulk pictures, on a disk")
-    sys.stdout.write(compare(absolute(parser.parse_args().run), efficientnet()))
+    sys.stdout.write(compare(absolute(parser.parse_args().run), efficientnet(), shift_tolerant_lpips()))
 
 
 if __name__ == "__main__":
