@@ -58,8 +58,8 @@ def shift_tolerant_lpips() -> Distance:
     """n and m pictures -> their [n, m] distances, 0 for the same picture. Raises ImportError without the extra.
 
     Ghildyal and Liu 2022, "Shift-tolerant Perceptual Similarity Metric": LPIPS (Zhang et al. 2018, eq. 1) over an
-    AlexNet whose strides are taken after a blur. The network is spelled out here because the package's own modules import
-    torchvision; its weights are read as tensors, without code.
+    AlexNet whose strides are taken after a blur. The network is spelled out here because the package's own modules
+    import torchvision; its weights are read as tensors, without code.
     """
     path = files("stlpips_pytorch") / "weights/vST0.0/alex_shift_tolerant.pth"
     weights = torch.load(str(path), map_location="cpu", weights_only=True)
