@@ -109,7 +109,8 @@ SETUPS: dict[str, Setup] = {
     "no-norm-control": Setup(what="norm left alone", settings=_settings("norm_control=none")),
     "sphere": Setup(what="norm fixed at the vocabulary's", settings=_settings("norm_control=sphere")),
     "dti": Setup(what="direction alone is learned", recipe="dti"),
-    # timesteps, end
+    # what is minimised, timesteps, end
+    "clip-term": Setup(what="and 0.1 x the judge's own 1 - cosine", settings=_settings("penalties.clip=0.1")),
     "range-500-900": Setup(what="timesteps from 500 to 900", recipe="range-500-900"),
     "snr-timesteps": Setup(what="noisy timesteps more often", settings=_settings("timesteps.sampler=snr")),
     "min-snr": Setup(what="losses weighted by min-SNR", recipe="min-snr"),
