@@ -16,6 +16,9 @@ from matplotlib.figure import Figure as Sheet
 REFERENCES = ("image-only", "prompt-only", "initializer", "human-captions")
 """Nothing is learned in these; the plot shows them with another mark."""
 
+BASELINE = "textual-inversion"
+"""What the others are compared with, concept by concept."""
+
 Row = Mapping[str, Any]
 
 
@@ -34,7 +37,11 @@ class Figure:
         return cls(fmean(known), stdev(known) / len(known) ** 0.5 if len(known) > 1 else None)
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" + (f" ± {self.error:.3f}" if self.error is not None else "")
+        return format(self)
+
+    def __format__(self, sign: str) -> str:
+        """With `+` as format, a plus sign before what is not negative."""
+        return f"{self.mean:{sign}.3f}" + (f" ± {self.error:.3f}" if self.error is not None else "")
 
 
 def by_setup(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -44,12 +51,35 @@ def by_setup(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
+def against_baseline(rows: Sequence[Row], score: str) -> dict[str, Figure | None]:
+    """Setup -> mean over concepts of its score less the baseline's of the same concept. Concepts differ more among
+    themselves than setups do, and all setups draw from the same noise: the error of these differences is what tells
+    two setups apart."""
+    scores = {(row["setup"], row["concept_id"]): row[score] for row in rows}
+    base = {concept: value for (setup, concept), value in scores.items() if setup == BASELINE}
+    return {
+        name: Figure.of(
+            scores[name, row["concept_id"]] - base[row["concept_id"]]
+            for row in of_setup
+            if row[score] is not None and base.get(row["concept_id"]) is not None
+        )
+        for name, of_setup in by_setup(rows).items()
+    }
+
+
 def table(rows: Sequence[Row], what: Mapping[str, str]) -> str:
-    """Markdown: for each setup mean and standard error over concepts, and what a concept took to learn."""
-    lines = ["| setup | CLIP-I | CLIP-T | row norm | steps | s per concept | concepts | |", "|---" * 8 + "|"]
+    """Markdown: for each setup mean and standard error over concepts, the same of its difference to the baseline, and
+    what a concept took to learn."""
+    further = {score: against_baseline(rows, score) for score in ("clip_i", "clip_t")}
+    head = "setup | CLIP-I | more than the default | CLIP-T | more than the default | row norm | steps | s per concept"
+    lines = [f"| {head} | concepts | |", "|---" * 10 + "|"]
     for name, of_setup in by_setup(rows).items():
-        scores = [Figure.of(row[score] for row in of_setup) for score in ("clip_i", "clip_t", "norm")]
-        cells = [str(score or "-") for score in scores]
+        cells = []
+        for score in ("clip_i", "clip_t"):
+            cells.append(str(Figure.of(row[score] for row in of_setup) or "-"))
+            more = further[score][name] if name != BASELINE else None
+            cells.append(f"{more:+}" if more else "-")
+        cells.append(str(Figure.of(row["norm"] for row in of_setup) or "-"))
         steps, seconds = (fmean(row[key] for row in of_setup) for key in ("steps", "seconds"))
         cells += [f"{steps:.0f}", f"{seconds:.0f}"] if steps else ["-", "-"]
         lines.append(f"| {name} | {' | '.join(cells)} | {len(of_setup)} | {what.get(name, '')} |")

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from benchmarks.comparison import Figure, _overlap, _place, plot, rows_parquet, table
+from benchmarks.comparison import Figure, _overlap, _place, against_baseline, plot, rows_parquet, table
 
 
 def row(setup: str, concept: str, clip_i: float, clip_t: float | None, steps: int = 10) -> dict[str, Any]:
@@ -31,11 +31,18 @@ def test_mean_and_standard_error_over_concepts() -> None:
 
 def test_a_table() -> None:
     assert table(ROWS, {"textual-inversion": "one vector"}) == (
-        "| setup | CLIP-I | CLIP-T | row norm | steps | s per concept | concepts | |\n"
-        "|---|---|---|---|---|---|---|---|\n"
-        "| textual-inversion | 0.800 ± 0.100 | 0.400 ± 0.100 | 0.500 ± 0.000 | 10 | 2 | 2 | one vector |\n"
-        "| image-only | 0.800 ± 0.000 | 0.100 | - | - | - | 2 |  |\n"
+        "| setup | CLIP-I | more than the default | CLIP-T | more than the default | row norm | steps | s per concept "
+        "| concepts | |\n"
+        "|---|---|---|---|---|---|---|---|---|---|\n"
+        "| textual-inversion | 0.800 ± 0.100 | - | 0.400 ± 0.100 | - | 0.500 ± 0.000 | 10 | 2 | 2 | one vector |\n"
+        "| image-only | 0.800 ± 0.000 | +0.000 ± 0.100 | 0.100 | -0.400 | - | - | - | 2 |  |\n"
     )
+
+
+def test_differences_are_taken_concept_by_concept() -> None:
+    rows = [*ROWS, row("other", "a", 0.75, 0.2), row("other", "b", 0.95, 0.5), row("other", "c", 0.1, 0.1)]
+    assert against_baseline(rows, "clip_i")["other"] == Figure(pytest.approx(0.05), pytest.approx(0, abs=1e-9))
+    assert against_baseline(rows[2:], "clip_i")["other"] is None  # nothing to compare with
 
 
 def test_rows_survive_as_parquet() -> None:
