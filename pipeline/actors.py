@@ -12,6 +12,8 @@ import hashlib
 import io
 import logging
 import queue
+import resource
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -61,6 +63,22 @@ class _Pictures:
     """None, or one a photo and of its size."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vitals:
+    """How an actor does, for whoever watches it."""
+
+    steps: int
+    """Optimizer steps since it started, of all its concepts."""
+    slots: int
+    slots_used: int
+    losses: list[float]
+    """The last loss read of each concept in a slot."""
+    device_bytes: int
+    """That torch holds of its GPU's memory; 0 on a CPU."""
+    host_bytes: int
+    """The most main memory it has held."""
+
+
 @dataclass(eq=False, slots=True)
 class _Job:
     """One concept on its way through the actor."""
@@ -91,7 +109,8 @@ def default_slots(backbone: Backbone, batch_size: int) -> int:
 class Learner:
     """Learns concepts, several at a time, with one frozen model on one device."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, equip: Callable[[Learner], None] | None = None) -> None:
+        """`equip`: called with it at the end, in its own process."""
         self._config = config
         self._store = RunStore(config.output)
         self._backbone = load_model(config)
@@ -108,10 +127,13 @@ class Learner:
         self._assignments: queue.Queue[Assignment | None] = queue.Queue()
         self._jobs: dict[str, _Job] = {}
         """Concept id -> job, from the start of `learn` to its end."""
+        self._engine: Engine | None = None
         self._draining = False
         self._broken = ""
         """Why the engine is no more; empty while it runs."""
         threading.Thread(target=self._run_engine, name="engine", daemon=True).start()
+        if equip is not None:
+            equip(self)
 
     def ready(self) -> int:
         """How many concepts it takes at a time: its slots, and a few whose photos are prepared meanwhile."""
@@ -134,6 +156,19 @@ class Learner:
                 raise ActorBroken(f"{type(error).__name__}: {error}") from error
             finally:
                 del self._jobs[task.concept.concept_id]
+
+    def vitals(self) -> Vitals:
+        """May be asked on any thread."""
+        on_gpu = self._backbone.device.type == "cuda"
+        kilobyte = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
+        return Vitals(
+            steps=self._engine.steps_taken if self._engine else 0,
+            slots=self._slots,
+            slots_used=sum(job.in_slot for job in list(self._jobs.values())),
+            losses=self._engine.losses() if self._engine else [],
+            device_bytes=torch.cuda.memory_reserved(self._backbone.device) if on_gpu else 0,
+            host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte,
+        )
 
     async def drain(self, seconds: float) -> None:
         """Start no more concepts; return when each one in a slot has written a checkpoint or its record, or time is
@@ -197,10 +232,10 @@ class Learner:
         config = self._config
         try:
             features = self._extractor.pixel_features if self._extractor else None
-            engine = Engine(
+            self._engine = Engine(
                 self._backbone, config.inversion, slots=self._slots, seed=config.seed, image_features=features
             )
-            engine.run(self._next_assignment, self._ended, self._checkpoint, config.actors.checkpoint_steps)
+            self._engine.run(self._next_assignment, self._ended, self._checkpoint, config.actors.checkpoint_steps)
             self._broken = "the engine was closed"
         except BaseException as error:
             log.exception("the engine stopped")

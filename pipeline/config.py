@@ -21,6 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from textual_inversion.config import InversionConfig, Precision, SamplingConfig, check
 
 Device = Literal["auto", "cpu", "cuda"]
+LogFormat = Literal["text", "json"]
 
 SCHEMES = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
 """What an address may begin with; anything else (ssh, github, chained URLs) is refused."""
@@ -228,6 +229,9 @@ class RunConfig:
 
     precision: Literal["auto", Precision] = "auto"
     """Of the frozen networks; learned rows are always float32. `auto` is bfloat16 on a GPU, float32 on a CPU."""
+
+    log_format: LogFormat = "text"
+    """Of log and progress lines: for people, or `json`, one object a line for a log store."""
 
     inversion: InversionConfig = field(default_factory=InversionConfig)
     photos: PhotoConfig = field(default_factory=PhotoConfig)

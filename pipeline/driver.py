@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -20,8 +21,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.actors import Learner, failure_record
-from pipeline.config import RunConfig
+from pipeline.config import LogFormat, RunConfig
 from pipeline.faults import ActorBroken, RunAborted, describe_error
+from pipeline.logs import configure_logs
+from pipeline.metrics import export
 from pipeline.plan import ConceptTask
 from pipeline.progress import Progress
 from pipeline.records import ConceptRecord
@@ -92,11 +95,11 @@ def drive(
             yield from fleet.collect(timeout_s=1.0)
             yield from fleet.replace_stalled()
             if progress is not None:
-                progress.update(done=fleet.done, failed=fleet.failed, running=fleet.describe())
+                progress.update(done=fleet.done, failed=fleet.failed, running=fleet.describe(), counts=fleet.counts())
         if stop.is_set():
             yield from fleet.drain()
         if progress is not None:
-            progress.update(done=fleet.done, failed=fleet.failed, final=True)
+            progress.update(done=fleet.done, failed=fleet.failed, counts=fleet.counts(), final=True)
     finally:
         fleet.dismiss()
 
@@ -117,14 +120,28 @@ class _Fleet:
         self._next_start = 0.0
         self.done = 0
         self.failed = 0
+        self.retried = 0
+        """Calls lost with an actor, its node or storage, and made again."""
+        self.quarantined = 0
+        """Of the failed, those given up after `max_attempts` lost calls."""
 
     def has_work(self) -> bool:
         self._look_ahead()
         return bool(self._ahead or self._suspects or self._in_flight())
 
+    def counts(self) -> dict[str, int]:
+        ready = len(self._ready())
+        return {
+            "retried": self.retried,
+            "quarantined": self.quarantined,
+            "in_flight": self._in_flight(),
+            "ready": ready,
+            "starting": len(self._actors) - ready,
+        }
+
     def describe(self) -> str:
-        starting = sum(actor.starting is not None for actor in self._actors)
-        ready = len(self._actors) - starting
+        ready = len(self._ready())
+        starting = len(self._actors) - ready
         return f"{self._in_flight()} on {ready} actors" + (f" ({starting} starting)" if starting else "")
 
     def match_demand(self) -> None:
@@ -253,6 +270,7 @@ class _Fleet:
         lost, actor.calls = list(actor.calls.values()), {}
         for work in lost:
             if preempted:
+                self.retried += 1
                 self._ahead.appendleft(work)
             else:
                 yield from self._lost(work, self._suspects, error)
@@ -263,8 +281,10 @@ class _Fleet:
     def _lost(self, work: _Work, queue: deque[_Work], error: Exception) -> Iterator[ConceptRecord]:
         work.attempts += 1
         if work.attempts < self._policy.max_attempts:
+            self.retried += 1
             queue.append(work)
         else:
+            self.quarantined += 1
             yield self._settle(failure_record(work.task, describe_error(error), work.attempts))
 
     def _settle(self, record: ConceptRecord) -> ConceptRecord:
@@ -287,7 +307,13 @@ def learner_actors(config: RunConfig, gpus: float) -> Callable[[], Any]:
         num_cpus=config.actors.cpus,
         num_gpus=config.actors.gpus if gpus else 0,
     )(Learner)
-    return lambda: actor_class.remote(on_device)
+    return lambda: actor_class.remote(on_device, partial(_equip, config.log_format))
+
+
+def _equip(log_format: LogFormat, learner: Learner) -> None:
+    """An actor's process: its log lines as the run's, and its metrics."""
+    configure_logs(log_format, logging.WARNING)
+    export(learner.vitals)
 
 
 def policy_of(config: RunConfig, gpus: float, cpus: float) -> Policy:

@@ -27,6 +27,7 @@ from pipeline.checks import examine
 from pipeline.config import RunConfig, load_config, recipe, to_tree
 from pipeline.faults import RunAborted, describe_error
 from pipeline.identity import identify
+from pipeline.logs import configure_logs, say
 from pipeline.manifest import BadRow, count_rows, read_manifest
 from pipeline.models import extractor_hash, locate, model_hash, portable, tokenizer_of
 from pipeline.plan import (
@@ -43,7 +44,7 @@ from pipeline.plan import (
 from pipeline.progress import Progress, format_seconds
 from pipeline.prompts import Prompt, read_prompts
 from pipeline.records import load_records, now, put_record
-from pipeline.redact import redact, redact_logs, redacted
+from pipeline.redact import redact, redacted
 from pipeline.report import RunFigures, build_report
 from pipeline.selection import select
 from pipeline.storage import RunStore, absolute, read_bytes
@@ -79,11 +80,11 @@ class Tally:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    redact_logs()
+    configure_logs()
     options = parse(arguments)
     try:
         config = configure(options)
+        configure_logs(config.log_format)
         chosen = select(config.manifest, RunStore(config.output), options.only, options.retry, options.limit)
         return dry_run(config, chosen, photos=options.photos) if options.dry_run else run(config, chosen)
     except ValueError as error:
@@ -213,8 +214,9 @@ def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: P
     """Learn every concept that is not done; each failure is recorded and the others go on."""
     gpus, cpus = connect(config)
     from pipeline.driver import drive, learner_actors, policy_of
+    from pipeline.metrics import RunMetrics
 
-    store = RunStore(config.output)
+    store, metrics = RunStore(config.output), RunMetrics()
 
     def beat() -> None:
         try:
@@ -222,10 +224,13 @@ def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: P
         except OSError as error:  # the next one may get through
             log.warning("run.json was not brought up to date: %s", error)
 
-    progress = Progress("learning", total=lambda: plan.expected(tally.rows), beat=beat)
+    progress = Progress(
+        "learning", lambda: plan.expected(tally.rows), beat=beat, log_format=config.log_format, observe=metrics.observe
+    )
     with stopping_on_signals() as stop:
         try:
             for record in drive(tasks, learner_actors(config, gpus), policy_of(config, gpus, cpus), progress, stop):
+                metrics.settled(record)
                 if record.status == "done":
                     tally.learned += 1
                 else:
@@ -279,22 +284,24 @@ def left_out(plan: Plan, chosen: Selection) -> str:
 
 def conclude(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = EVERY) -> int:
     """The last lines: counts, where to look, and every failure with its cause."""
-    say = sys.stdout.write
+    tell = partial(say, config.log_format)
     bad = [row for row in plan.bad if chosen.names(row.concept_id)]  # of others nobody asked
-    say(f"{tally.learned} learned, {plan.num_done} done before, {left_out(plan, chosen)}{len(tally.failures)} failed, ")
-    say(f"{len(bad)} bad rows in {format_seconds(time.monotonic() - tally.began)}\n")
+    counts = (
+        f"{tally.learned} learned, {plan.num_done} done before, {left_out(plan, chosen)}{len(tally.failures)} failed, "
+    )
+    tell(f"{counts}{len(bad)} bad rows in {format_seconds(time.monotonic() - tally.began)}\n")
     if tally.pictures:
-        say(f"pictures: {tally.pictures}\n")
+        tell(f"pictures: {tally.pictures}\n")
     if tally.stopped:
-        say("stopped before the end; run the same command again to continue\n")
+        tell("stopped before the end; run the same command again to continue\n")
     else:
-        say(redact(f"report: {RunStore(config.output).uri('report.html')}\n"))
+        tell(redact(f"report: {RunStore(config.output).uri('report.html')}\n"))
     failures = [f"{name}: {cause}" for name, cause in (*tally.problems.items(), *tally.failures.items())]
     failures += [f"bad row: {describe_bad(row)}" for row in bad]
     for failure in failures[:_SHOWN_FAILURES]:
-        say(f"FAILED {failure}\n")
+        tell(f"FAILED {failure}\n")
     if len(failures) > _SHOWN_FAILURES:
-        say(f"FAILED {len(failures) - _SHOWN_FAILURES} more, all in results.parquet\n")
+        tell(f"FAILED {len(failures) - _SHOWN_FAILURES} more, all in results.parquet\n")
     return STOPPED if tally.stopped else FAILED if failures else OK
 
 
@@ -302,6 +309,8 @@ def connect(config: RunConfig) -> tuple[float, float]:
     """Join the cluster this runs in, or start one on this machine; returns its GPUs (0 if not to be used) and cores."""
     if config.output.startswith("memory:"):
         raise ValueError(f"output {config.output!r}: memory:// ends at a process's border; give a folder or a bucket")
+    if config.log_format == "json":
+        os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")  # what workers write is passed on as it is
     import ray
 
     if not ray.is_initialized():

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from pipeline.config import RunConfig
+from pipeline.config import LogFormat, RunConfig
 from pipeline.progress import Progress
 from pipeline.storage import RunStore, open_for_reading, open_store
 
@@ -75,7 +75,7 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
     actor_cpus = min(0.5, max(0, cpus - 1) / size)
     settings = replace(config, device="cuda" if gpus else "cpu")
     ray.data.DataContext.get_current().enable_progress_bars = False  # twenty lines every ten seconds in a job's log
-    with _reporting(store, stage, num_rows, rows_per_block):
+    with _reporting(store, stage, num_rows, rows_per_block, config.log_format):
         (
             ray.data.read_parquet(plan_path, filesystem=plan_fs, num_cpus=min(1, actor_cpus))
             .repartition(target_num_rows_per_block=rows_per_block)
@@ -96,9 +96,11 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
 
 
 @contextmanager
-def _reporting(store: RunStore, stage: Stage, num_rows: int, rows_per_part: int) -> Iterator[None]:
+def _reporting(
+    store: RunStore, stage: Stage, num_rows: int, rows_per_part: int, log_format: LogFormat
+) -> Iterator[None]:
     """Progress lines while the block runs, from the number of finished parts."""
-    progress = Progress(stage.name, total=lambda: num_rows)
+    progress = Progress(stage.name, total=lambda: num_rows, log_format=log_format)
     before = len(store.list(stage.results))
     is_over = threading.Event()
 

@@ -104,6 +104,8 @@ class Engine:
         self._layout = Layout.of(backbone, config, max_vectors)
         self._slots: list[Slot | None] = [None] * slots
         self._unread: list[tuple[list[Slot], Tensor]] = []
+        self.steps_taken = 0
+        """By all its concepts together."""
         self._groups = self._layout.groups(slots)
         self._rows = {key: self._groups[key] for key in backbone.token_tables}
         # what the penalties hold rows to
@@ -138,6 +140,10 @@ class Engine:
                     on_outcome(self._end(slot))
                 elif on_checkpoint and checkpoint_steps and slot.step % checkpoint_steps == 0:
                     on_checkpoint(slot.concept, slot.state(self._groups))
+
+    def losses(self) -> list[float]:
+        """The last loss read of each concept in a slot. May be asked on any thread."""
+        return [slot.curve[-1].loss for slot in self._slots if slot and slot.curve]
 
     # A step: for each pass sample, corrupt, predict, loss; then for all slots at once clip, step.
 
@@ -202,6 +208,7 @@ class Engine:
         own = self._own(self._slots)
         for slot in learning:
             slot.step += 1
+        self.steps_taken += len(learning)
         row_ages = [self._row_ages(slot) for slot in self._slots]
         grad_norms = gradient_norms(grads)
         sound = losses.isfinite() & grad_norms.isfinite()

@@ -51,6 +51,10 @@ def learn_all(learner: Learner, tasks: list[ConceptTask], attempt: int = 1) -> l
 def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
     one = task("toy", photos)
     (record,) = learn_all(learner, [one])
+    vitals = learner.vitals()
+    assert (vitals.steps, vitals.slots, vitals.slots_used, vitals.losses) == (6, 2, 0, [])
+    assert vitals.host_bytes > 2**26  # torch alone is more
+    assert vitals.device_bytes == 0
 
     store = RunStore(str(tmp_path / "out"))
     assert record.status == "done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pipeline.config import parse_config
 from pipeline.driver import Policy, drive, learner_actors, policy_of
 from pipeline.faults import RunAborted
 from pipeline.plan import ConceptTask
+from pipeline.progress import Facts, Progress
 from pipeline.records import ConceptRecord
 from tests.pipeline.runs import task
 from tests.pipeline.stand_ins import StandIn
@@ -28,9 +30,9 @@ def actors(notes: Path, capacity: int = 2) -> Callable[[], Any]:
     return lambda: actor_class.remote(str(notes), capacity)
 
 
-def settle(names: list[str], notes: Path, **policy: Any) -> dict[str, ConceptRecord]:
+def settle(names: list[str], notes: Path, progress: Progress | None = None, **policy: Any) -> dict[str, ConceptRecord]:
     limits = Policy(**{"max_actors": 2, "backoff_s": 0.01} | policy)
-    records = list(drive((task(name) for name in names), actors(notes), limits))
+    records = list(drive((task(name) for name in names), actors(notes), limits, progress))
     assert len({record.concept_id for record in records}) == len(records)
     return {record.concept_id: record for record in records}
 
@@ -43,7 +45,8 @@ def calls(notes: Path, name: str) -> list[tuple[int, set[str]]]:
 
 def test_every_way_to_end(tmp_path: Path) -> None:
     names = ["fine-0", "killer-0", "fine-1", "bad-0", "unlucky-0", "fine-2", "bug-0", "offline-0", "broken-0", "fine-3"]
-    records = settle(names, tmp_path)
+    told = list[Facts]()
+    records = settle(names, tmp_path, Progress("learning", lambda: 10, stream=io.StringIO(), observe=told.append))
 
     assert set(records) == set(names)
     failed = {name: record for name, record in records.items() if record.status == "failed"}
@@ -55,6 +58,9 @@ def test_every_way_to_end(tmp_path: Path) -> None:
     assert len(calls(tmp_path, "bug-0")) == len(calls(tmp_path, "bad-0")) == 1
     assert records["offline-0"].attempts == 3
     assert records["unlucky-0"].attempts >= 2
+    counts = told[-1]
+    assert (counts["done"], counts["failed"], counts["quarantined"], counts["in_flight"]) == (7, 3, 1, 0)
+    assert counts["retried"] >= 2 + 2 + 1 + 1  # of killer, offline, unlucky and broken; and of who was beside them
     # after its first death, the killer ran with nobody beside it
     assert [company for attempt, company in calls(tmp_path, "killer-0") if attempt > 1] == [{"killer-0"}] * 2
 
@@ -130,7 +136,7 @@ def test_actors_take_a_gpu_where_there_are_any(
 ) -> None:
     options: dict[str, Any] = {}
     started: list[Any] = []
-    stand_in = SimpleNamespace(remote=started.append)
+    stand_in = SimpleNamespace(remote=lambda config, _equip: started.append(config))
     monkeypatch.setattr("pipeline.driver.ray.remote", lambda **given: options.update(given) or (lambda _: stand_in))
     learner_actors(parse_config({"actors": {"gpus": 0.5, "cpus": 2}}), gpus)()
     assert options == {"max_restarts": 0, "max_task_retries": 0, "num_cpus": 2, "num_gpus": reserved}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 
@@ -60,6 +61,28 @@ def test_a_beat_at_once_and_every_minute_of_updates() -> None:
         clock.seconds = float(second)
         progress.update(done=0)
     assert beats == [0.0, 63.0, 126.0, 189.0]
+
+
+def test_numbers_for_log_stores_and_metrics() -> None:
+    clock, log, observed = Clock(), Terminal(), list[dict[str, float]]()
+    progress = Progress(
+        "learning",
+        lambda: 4,
+        stream=log,
+        clock=clock,
+        log_format="json",
+        observe=lambda facts: observed.append({**facts}),
+    )
+    for second in range(5):
+        clock.seconds = float(second)
+        progress.update(done=second // 2, running="1 on 1 actors", counts={"retried": second})
+    progress.update(done=3, failed=1, final=True)
+    first, last = (json.loads(line) for line in log.getvalue().splitlines())  # no line is rewritten
+    assert first["message"] == "learning: 0/4 done, 1 on 1 actors, 0:00 so far"
+    assert (first["stage"], first["retried"], first["total"]) == ("learning", 0, 4)
+    assert (last["done"], last["failed"], last["seconds_left"], last["per_minute"]) == (3, 1, 0, 60)
+    assert [facts["done"] for facts in observed] == [0, 0, 1, 1, 2, 3]  # more often than there are lines
+    assert [facts.get("seconds_left") for facts in observed] == [None, None, 6, 9, 4, 0]
 
 
 def test_seconds() -> None:
