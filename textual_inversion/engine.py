@@ -25,6 +25,7 @@ from textual_inversion.optim import adamw_, clip_scales, control_norms, gradient
 from textual_inversion.parameters import Layout, num_photos
 from textual_inversion.rng import generator_for
 from textual_inversion.slots import (
+    GOOD_EVERY_STEPS,
     Assignment,
     Outcome,
     Slot,
@@ -104,6 +105,7 @@ class Engine:
         self._layout = Layout.of(backbone, config, max_vectors)
         self._slots: list[Slot | None] = [None] * slots
         self._unread: list[tuple[list[Slot], Tensor]] = []
+        self._save_all = False
         self.steps_taken = 0
         """By all its concepts together."""
         self._groups = self._layout.groups(slots)
@@ -126,20 +128,28 @@ class Engine:
         on_outcome: called once for each assignment, in the order they end.
         on_checkpoint: called every `checkpoint_steps` of a concept's own steps, with a copy of its state.
 
-        A bad assignment or a loss that is not finite ends that concept alone, with an error in its outcome.
-        What the callbacks raise is raised here.
+        After a loss that is not finite its concept goes on from its last good state at a lower rate (`Slot.goes_back`);
+        if that is no help, or the assignment bad, it ends alone, with an error in its outcome. What the callbacks raise
+        is raised here.
         """
         while self._refill(next_assignment, on_outcome):
             learning = [slot for slot in self._slots if slot]
             losses, grads = self._losses_and_gradients(learning)
             self._step(learning, losses, grads)
-            self._read_if_due(learning, checkpoint_steps)
+            asked, self._save_all = self._save_all, False
+            self._read_if_due(learning, checkpoint_steps, asked)
             self._look(learning)
             for slot in learning:
+                if slot.goes_back(self._groups):
+                    continue
                 if slot.error or self._is_done(slot):
                     on_outcome(self._end(slot))
-                elif on_checkpoint and checkpoint_steps and slot.step % checkpoint_steps == 0:
+                elif on_checkpoint and (asked or (checkpoint_steps and slot.step % checkpoint_steps == 0)):
                     on_checkpoint(slot.concept, slot.state(self._groups))
+
+    def save_soon(self) -> None:
+        """Hand every concept's state to `on_checkpoint` after the step that is going on. On any thread."""
+        self._save_all = True
 
     def losses(self) -> list[float]:
         """The last loss read of each concept in a slot. May be asked on any thread."""
@@ -210,6 +220,7 @@ class Engine:
             slot.step += 1
         self.steps_taken += len(learning)
         row_ages = [self._row_ages(slot) for slot in self._slots]
+        rates = [slot.rate if slot else 1.0 for slot in self._slots]
         grad_norms = gradient_norms(grads)
         sound = losses.isfinite() & grad_norms.isfinite()
         scale = clip_scales(grad_norms, self._config.max_grad_norm) if self._config.max_grad_norm else 1
@@ -217,10 +228,10 @@ class Engine:
             grad = grads[name] * scale
             if name in self._rows and self._config.optimizer == "riemannian":
                 direction = control_norms(self._class_vector[name], "sphere", 1.0) * own[..., None]
-                riemannian_(group, grad, row_ages, sound, direction, self._config.direction_prior)
+                riemannian_(group, grad, row_ages, rates, sound, direction, self._config.direction_prior)
             else:
                 ages = row_ages if name in self._rows else [[slot.step if slot else 0] for slot in self._slots]
-                adamw_(group, grad, ages, sound, self._config)
+                adamw_(group, grad, ages, rates, sound, self._config)
         norms = torch.stack([(group.values.norm(dim=2) * own).sum(1) for group in self._rows.values()]).mean(0)
         mean_norms = norms / own.sum(1).clamp(min=1)
         self._unread.append((learning, torch.stack([losses, mean_norms.where(sound, torch.nan)])))
@@ -241,12 +252,11 @@ class Engine:
 
     # The curve stays on the accelerator until somebody needs it.
 
-    def _read_if_due(self, learning: list[Slot], checkpoint_steps: int) -> None:
+    def _read_if_due(self, learning: list[Slot], checkpoint_steps: int, at_once: bool) -> None:
         """Fetch the points not yet read, when there are many or when a slot is about to be judged or saved."""
-        due = any(
-            self._stop_rule.due(slot.step) or (checkpoint_steps and slot.step % checkpoint_steps == 0)
-            for slot in learning
-        )
+        every = [steps for steps in (GOOD_EVERY_STEPS, checkpoint_steps) if steps]
+        steps = [slot.step for slot in learning]
+        due = at_once or any(self._stop_rule.due(step) or any(step % n == 0 for n in every) for step in steps)
         if not due and len(self._unread) < self._read_every_steps:
             return
         values = torch.stack([points for _, points in self._unread]).tolist()
@@ -306,10 +316,11 @@ class Engine:
             curve=curve_points(state.curve),
             frozen_losses=look_points(state.frozen_losses),
             best=state.best,
+            setbacks=state.setbacks,
+            good=state.good or state,
             started=time.perf_counter(),
         )
-        for name, group in self._groups.items():
-            group.put(place, state.parameters[name], state.exp_avg[name], state.exp_avg_sq[name])
+        state.into(self._groups, place)
         for key, vector in class_vectors(concept, self._backbone).items():
             self._class_vector[key][place] = vector
             self._start[key][place] = 0
@@ -326,22 +337,10 @@ class Engine:
             raise ValueError(f"moments have shape {tuple(moments.shape)}; this model needs [views, {wanted}]")
         if not moments.isfinite().all():
             raise ValueError("the photos' latents are not finite; check the photos and the autoencoder's precision")
-        if state is None:
-            method = self._config.init.method
-            if method != "words" and assignment.start is None:
-                raise ValueError(
-                    f"init.method {method!r} chooses a start by the photos: hand one over from StartChooser"
-                )
-            return
-        if state.step != len(state.curve):
-            raise ValueError(f"the checkpoint has {len(state.curve)} curve points for {state.step} steps; delete it")
-        rows = {name: shape for name, shape in shapes.items() if name in self._rows}
-        for part, expected in (
-            (state.parameters, shapes), (state.exp_avg, shapes), (state.exp_avg_sq, shapes), (state.start, rows),
-            (state.best, shapes if state.best else {}),
-        ):  # fmt: skip
-            if {name: tensor.shape for name, tensor in part.items()} != expected:
-                raise ValueError("the checkpoint does not fit this concept and model; delete it to start anew")
+        if state is not None:
+            state.check(shapes, {name: shape for name, shape in shapes.items() if name in self._rows})
+        elif (method := self._config.init.method) != "words" and assignment.start is None:
+            raise ValueError(f"init.method {method!r} chooses a start by the photos: hand one over from StartChooser")
 
     def _end(self, slot: Slot) -> Outcome:
         """Free the slot; what it learned, or its error."""
@@ -349,14 +348,14 @@ class Engine:
         seconds = time.perf_counter() - slot.started
         curve, frozen_losses = curve_tensor(slot.curve), look_tensor(slot.frozen_losses)
         if slot.error:
-            return Outcome(slot.concept, None, len(curve), curve, seconds, slot.error, frozen_losses)
+            return Outcome(slot.concept, None, len(curve), curve, seconds, slot.error, frozen_losses, slot.setbacks)
         step = slot.best_look.step if slot.best else slot.step
         embedding = self._layout.embedding(
             slot.concept,
             slot.best or slot.parameters(self._groups),
             {"step": str(step), "initializer": slot.concept.initializer},
         )
-        return Outcome(slot.concept, embedding, slot.step, curve, seconds, frozen_losses=frozen_losses)
+        return Outcome(slot.concept, embedding, slot.step, curve, seconds, None, frozen_losses, slot.setbacks)
 
     def _put(self, tensor: Tensor) -> Tensor:
         """To the backbone's device."""

@@ -65,7 +65,13 @@ Ages = Sequence[Sequence[int]]
 0 leaves it as it is."""
 
 
-def adamw_(group: ParameterGroup, grad: Tensor, ages: Ages, sound: Tensor, config: InversionConfig) -> None:
+Rates = Sequence[float]
+"""Slot -> what its learning rate is multiplied by: 1, or less after a setback."""
+
+
+def adamw_(
+    group: ParameterGroup, grad: Tensor, ages: Ages, rates: Rates, sound: Tensor, config: InversionConfig
+) -> None:
     """One step of Loshchilov & Hutter 2019, Algorithm 2, then norm control, of the slots where `sound` [slots] holds.
 
     Bias is corrected by a vector's own age.
@@ -73,12 +79,13 @@ def adamw_(group: ParameterGroup, grad: Tensor, ages: Ages, sound: Tensor, confi
     beta1, beta2 = config.adam_beta1, config.adam_beta2
     # Corrections are worked out in double precision on the host and rounded once, as torch.optim does.
     counts = [[max(age, 1) for age in slot] for slot in ages]
-    scale = _column([[-group.learning_rate / (1 - beta1**n) for n in slot] for slot in counts], grad)
+    paces = [group.learning_rate * rate for rate in rates]
+    scale = _column([[-pace / (1 - beta1**n) for n in slot] for pace, slot in zip(paces, counts, strict=True)], grad)
     root = _column([[(1 - beta2**n) ** 0.5 for n in slot] for slot in counts], grad)
 
     exp_avg = group.exp_avg.lerp(grad, 1 - beta1)
     exp_avg_sq = (group.exp_avg_sq * beta2).addcmul_(grad, grad, value=1 - beta2)
-    values = group.values * (1 - group.learning_rate * group.weight_decay)
+    values = group.values * _column([[1 - pace * group.weight_decay] for pace in paces], grad)
     values = values + scale * exp_avg / ((exp_avg_sq.sqrt() / root) + config.adam_epsilon)
     values = control_norms(values, group.norm_control, group.norm)
 
@@ -88,7 +95,13 @@ def adamw_(group: ParameterGroup, grad: Tensor, ages: Ages, sound: Tensor, confi
 
 
 def riemannian_(
-    group: ParameterGroup, grad: Tensor, ages: Ages, sound: Tensor, direction: Tensor, direction_prior: float
+    group: ParameterGroup,
+    grad: Tensor,
+    ages: Ages,
+    rates: Rates,
+    sound: Tensor,
+    direction: Tensor,
+    direction_prior: float,
 ) -> None:
     """One step of DTI (Kim et al. 2026, section 4): rows v = m u keep their magnitude m = `group.norm`; the direction
     u moves by `learning_rate` radians on the unit sphere, down the gradient of the loss with a von Mises-Fisher prior.
@@ -99,7 +112,8 @@ def riemannian_(
     u = control_norms(group.values, "sphere", 1.0)
     g = group.norm * grad - direction_prior * direction  # dL/du = m dL/dv
     g = g - (g * u).sum(-1, keepdim=True) * u
-    u = control_norms(u - group.learning_rate * control_norms(g, "sphere", 1.0), "sphere", 1.0)
+    paces = _column([[group.learning_rate * rate] for rate in rates], grad)
+    u = control_norms(u - paces * control_norms(g, "sphere", 1.0), "sphere", 1.0)
     group.values.copy_(torch.where(_moving(ages, sound), group.norm * u, group.values))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +17,15 @@ from textual_inversion.material import Material
 from textual_inversion.optim import ParameterGroup
 from textual_inversion.parameters import ADAPTER
 from textual_inversion.stopping import CurvePoint, FrozenLoss
+
+GOOD_EVERY_STEPS = 100
+"""Steps between states that a concept can go back to. By its own steps, so that a resume changes nothing."""
+
+MAX_SETBACKS = 2
+"""Times a concept goes back to its last good state before a loss that is not finite ends it."""
+
+SETBACK_RATE = 0.1
+"""What a setback multiplies a concept's learning rates by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +45,10 @@ class SlotState:
     """[step, 3] float32: step, loss, norm."""
     frozen_losses: Tensor
     """[looks, 2] float32: step, loss on the frozen batch."""
+    setbacks: int = 0
+    """Times it went back to an earlier state, and learned more slowly from then on."""
+    good: SlotState | None = None
+    """Where it goes back to; None in a checkpoint of an older release, which then is that state itself."""
 
     @classmethod
     def beginning(cls, parameters: Mapping[str, Tensor]) -> SlotState:
@@ -50,26 +63,65 @@ class SlotState:
     def to_bytes(self) -> bytes:
         """As safetensors; equal states give equal bytes."""
         tensors = {"step": torch.tensor([self.step]), "curve": self.curve, "frozen_losses": self.frozen_losses}
-        for part in _PARTS:
-            tensors |= {f"{part}.{name}": tensor for name, tensor in getattr(self, part).items()}
+        tensors |= {f"{part}.{name}": tensor for part in _PARTS for name, tensor in getattr(self, part).items()}
+        if self.setbacks:
+            tensors["setbacks"] = torch.tensor([self.setbacks])
+        if self.good is not None:  # its curve and start are part of this one's
+            tensors["good.step"] = torch.tensor([self.good.step])
+            parts = {part: getattr(self.good, part) for part in _OWN_PARTS}
+            tensors |= {f"good.{part}.{name}": t for part, named in parts.items() for name, t in named.items()}
         return save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SlotState:
         """Raises ValueError if these are not the bytes of a slot's state."""
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+        good: dict[str, dict[str, Tensor]] = {part: {} for part in _OWN_PARTS}
         try:
             tensors = load(data)
             step, curve, looks = int(tensors.pop("step")), tensors.pop("curve"), tensors.pop("frozen_losses")
+            setbacks, good_step = tensors.pop("setbacks", None), tensors.pop("good.step", None)
             for name, tensor in tensors.items():
-                part, _, parameter = name.partition(".")
-                parts[part][parameter] = tensor
+                into = parts if good_step is None or not name.startswith("good.") else good
+                part, _, parameter = name.removeprefix("good." if into is good else "").partition(".")
+                into[part][parameter] = tensor
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"the checkpoint ({len(data)} bytes) is damaged: {error}; delete it") from error
-        return cls(step=step, curve=curve, frozen_losses=looks, **parts)
+        state = cls(
+            step=step, parameters=parts["parameters"], exp_avg=parts["exp_avg"], exp_avg_sq=parts["exp_avg_sq"],
+            start=parts["start"], best=parts["best"], curve=curve, frozen_losses=looks, setbacks=int(setbacks or 0),
+        )  # fmt: skip
+        return state if good_step is None else replace(state, good=state.back_at(int(good_step), good))
+
+    def into(self, groups: Mapping[str, ParameterGroup], place: int) -> None:
+        """Put its parameters and moments in a slot."""
+        for name, group in groups.items():
+            group.put(place, self.parameters[name], self.exp_avg[name], self.exp_avg_sq[name])
+
+    def back_at(self, step: int, parts: Mapping[str, Mapping[str, Tensor]]) -> SlotState:
+        """What this was after an earlier step, given what has changed since: parameters, moments, the best."""
+        return replace(
+            self, step=step, curve=self.curve[:step], frozen_losses=self.frozen_losses[self.frozen_losses[:, 0] <= step],
+            parameters=parts["parameters"], exp_avg=parts["exp_avg"], exp_avg_sq=parts["exp_avg_sq"],
+            best=parts["best"], good=None,
+        )  # fmt: skip
+
+    def check(self, shapes: Mapping[str, tuple[int, int]], rows: Mapping[str, tuple[int, int]]) -> None:
+        """Raises ValueError unless it is of a concept whose parameters have these shapes, `rows` those of its rows."""
+        if self.step != len(self.curve):
+            raise ValueError(f"the checkpoint has {len(self.curve)} curve points for {self.step} steps; delete it")
+        for part, expected in (
+            (self.parameters, shapes), (self.exp_avg, shapes), (self.exp_avg_sq, shapes), (self.start, rows),
+            (self.best, shapes if self.best else {}),
+        ):  # fmt: skip
+            if {name: tensor.shape for name, tensor in part.items()} != expected:
+                raise ValueError("the checkpoint does not fit this concept and model; delete it to start anew")
+        if self.good is not None:
+            self.good.check(shapes, rows)
 
 
-_PARTS = ("parameters", "exp_avg", "exp_avg_sq", "start", "best")
+_OWN_PARTS = ("parameters", "exp_avg", "exp_avg_sq", "best")
+_PARTS = (*_OWN_PARTS, "start")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +152,8 @@ class Outcome:
     error: str | None = None
     frozen_losses: Tensor = field(default_factory=lambda: look_tensor([]))
     """[looks, 2] float32: step, loss on the frozen batch; empty where nobody looked."""
+    setbacks: int = 0
+    """Times its loss was not finite, and it went on from an earlier state at a lower rate."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -123,7 +177,31 @@ class Slot:
     frozen_losses: list[FrozenLoss] = field(default_factory=list)
     best: Mapping[str, Tensor] = field(default_factory=dict)
     """Its parameters when the loss on the frozen batch was least; empty unless they are to be kept."""
+    setbacks: int = 0
+    good: SlotState | None = None
+    """Where it goes back to if its loss is not finite."""
     error: str | None = None
+
+    @property
+    def rate(self) -> float:
+        """What its learning rates are multiplied by."""
+        return SETBACK_RATE**self.setbacks
+
+    def goes_back(self, groups: Mapping[str, ParameterGroup]) -> bool:
+        """After a step: true if its last loss was not finite and it is now what it was at the last good state, with
+        lower rates; false if all is well, or that has been tried, or would be the same again."""
+        if not self.error:
+            if self.step % GOOD_EVERY_STEPS == 0:
+                self.good = replace(self.state(groups), good=None)
+            return False
+        good = self.good
+        if good is None or self.setbacks == MAX_SETBACKS or len(self.curve) <= good.step + 1:
+            return False
+        good.into(groups, self.place)
+        self.step, self.best, self.error = good.step, good.best, None
+        self.curve, self.frozen_losses = curve_points(good.curve), look_points(good.frozen_losses)
+        self.setbacks += 1
+        return True
 
     def note(self, loss: float, norm: float) -> None:
         """Add the next point; a point that is not finite is the concept's last, and its error."""
@@ -132,8 +210,9 @@ class Slot:
         step = len(self.curve) + 1
         self.curve.append(CurvePoint(step, loss, norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            again = f", {self.setbacks} times at a lower rate" if self.setbacks else ""
             self.error = (
-                f"loss or gradient was not finite at step {step} (loss {loss}); lower inversion.learning_rate, "
+                f"loss or gradient was not finite at step {step} (loss {loss}{again}); lower inversion.learning_rate, "
                 "or check the photos and the model's precision"
             )
 
@@ -159,6 +238,8 @@ class Slot:
             best=self.best,
             curve=curve_tensor(self.curve),
             frozen_losses=look_tensor(self.frozen_losses),
+            setbacks=self.setbacks,
+            good=self.good,
         )
 
 

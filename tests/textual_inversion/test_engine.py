@@ -16,6 +16,7 @@ from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState, learn
 from textual_inversion.families.base import Backbone
+from textual_inversion.slots import Slot
 from textual_inversion.stopping import CurvePoint, FrozenLoss
 
 BACKBONE = ToyBackbone()
@@ -218,7 +219,83 @@ def test_rows_do_not_move_at_a_step_that_is_not_finite(monkeypatch: pytest.Monke
     engine.run(lambda _: next(work, None), outcomes.append)
     assert not torch.equal(steps[0], steps[1])
     assert torch.equal(steps[1], steps[2])
-    assert outcomes[0].steps == 2
+
+
+def late_fault(monkeypatch: pytest.MonkeyPatch, *, above_rate: float, at_step: int) -> None:
+    """Concept c1's loss is not finite at a step, as long as its learning rate is multiplied by more than this."""
+    passes = Engine._pass
+
+    def faulty(self: Engine, part: list[Slot]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss, gradients = passes(self, part)
+        for index, slot in enumerate(part):
+            if slot.concept.concept_id == "c1" and slot.step + 1 == at_step and slot.rate > above_rate:
+                loss[index] = torch.nan
+        return loss, gradients
+
+    monkeypatch.setattr(Engine, "_pass", faulty)
+
+
+@pytest.mark.parametrize("read_every_steps", [1, 3, 100])
+def test_after_a_loss_that_is_not_finite_the_last_good_state_is_gone_on_from_more_slowly(
+    alone: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch, read_every_steps: int
+) -> None:
+    monkeypatch.setattr("textual_inversion.slots.GOOD_EVERY_STEPS", 2)
+    monkeypatch.setattr("textual_inversion.engine.GOOD_EVERY_STEPS", 2)
+    late_fault(monkeypatch, above_rate=0.02, at_step=6)
+    outcomes = run([assignment(number) for number in range(3)], slots=3, read_every_steps=read_every_steps)
+    assert all(same(outcomes[name], alone[name]) for name in ("c0", "c2"))
+    slower = outcomes["c1"]
+    assert slower.setbacks == 2
+    assert slower.steps == len(slower.curve) == CONFIG.steps
+    assert torch.equal(slower.curve[:4], alone["c1"].curve[:4])  # up to the last good state nothing is lost
+    assert slower.curve.isfinite().all()
+    assert vectors(slower) != vectors(alone["c1"])
+    assert {outcome.setbacks for outcome in (outcomes["c0"], alone["c1"])} == {0}
+
+
+def test_setbacks_come_out_the_same_after_a_resume_at_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textual_inversion.slots.GOOD_EVERY_STEPS", 2)
+    monkeypatch.setattr("textual_inversion.engine.GOOD_EVERY_STEPS", 2)
+    late_fault(monkeypatch, above_rate=0.2, at_step=6)
+    saved: list[bytes] = []
+    whole = run([assignment(1)], slots=1, on_checkpoint=lambda _, s: saved.append(s.to_bytes()), checkpoint_steps=1)
+    assert whole["c1"].setbacks == 1
+    for data in saved:
+        resumed = Assignment(assignment(1).concept, assignment(1).views, SlotState.from_bytes(data))
+        assert same(run([resumed], slots=1)["c1"], whole["c1"])
+
+
+def test_setbacks_are_bounded_and_then_the_concept_fails_alone(
+    alone: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late_fault(monkeypatch, above_rate=0.0, at_step=3)
+    outcomes = run([assignment(number) for number in range(3)], slots=2)
+    assert all(same(outcomes[name], alone[name]) for name in ("c0", "c2"))
+    assert outcomes["c1"].embedding is None
+    assert outcomes["c1"].setbacks == 2
+    assert "not finite at step 3" in (outcomes["c1"].error or "")
+    assert "at a lower rate" in (outcomes["c1"].error or "")
+
+
+def test_states_are_handed_over_at_once_when_asked_for(alone: dict[str, Outcome]) -> None:
+    work, states, outcomes = iter([assignment(0), assignment(1)]), [], {}
+    engine = Engine(BACKBONE, CONFIG, slots=2, seed=5, read_every_steps=100)
+
+    def save(concept: Concept, state: SlotState) -> None:
+        states.append((concept.concept_id, state.step))
+        resumed = Assignment(
+            assignment(int(concept.concept_id[1])).concept, assignment(int(concept.concept_id[1])).views
+        )
+        again = run([dataclasses.replace(resumed, state=SlotState.from_bytes(state.to_bytes()))], slots=1)
+        assert same(again[concept.concept_id], alone[concept.concept_id])
+
+    def next_assignment(_wait: bool) -> Assignment | None:
+        engine.save_soon()
+        return next(work, None)
+
+    engine.run(next_assignment, lambda outcome: outcomes.update({outcome.concept.concept_id: outcome}), save)
+    assert states == [("c0", 1), ("c1", 1)]
+    assert all(same(outcomes[name], alone[name]) for name in ("c0", "c1"))
 
 
 def bad_assignments() -> dict[str, Assignment]:

@@ -22,6 +22,7 @@ SLOTS, VECTORS, DIM = 3, 4, 32
 
 
 SOUND = torch.ones(SLOTS, dtype=torch.bool)
+RATES = [1.0] * SLOTS
 
 
 def random_group(seed: int = 0, learning_rate: float = 5e-3, **options: object) -> ParameterGroup:
@@ -55,7 +56,7 @@ def test_equals_torch_optim_for_every_concept(weight_decay: float, max_grad_norm
                 optimizers[slot].step()
         if max_grad_norm:
             grad = grad * clip_scales(gradient_norms({"a": grad}), max_grad_norm)
-        adamw_(group, grad, ages, SOUND, config)
+        adamw_(group, grad, ages, RATES, SOUND, config)
 
     for slot in range(SLOTS):
         if max_grad_norm:  # a norm over several rows may be summed in another order
@@ -74,7 +75,7 @@ def test_a_vector_that_joins_later_is_as_new_as_a_concept_that_does() -> None:
     optimizers = [torch.optim.AdamW([vector], group.learning_rate, weight_decay=0.0) for vector in alone]
     for now, grad in enumerate(gradients(8)):
         ages = [[0] * VECTORS, [max(now + 1 - joined, 0) for joined in joins], [now + 1] * VECTORS]
-        adamw_(group, grad, ages, SOUND, config)
+        adamw_(group, grad, ages, RATES, SOUND, config)
         for vector, age in enumerate(ages[1]):
             if age:
                 alone[vector].grad = grad[1, vector].clone()
@@ -87,15 +88,31 @@ def test_a_vector_that_joins_later_is_as_new_as_a_concept_that_does() -> None:
 
 
 @pytest.mark.parametrize("step", ["adamw", "riemannian"])
+def test_a_slower_slot_moves_as_at_a_lower_learning_rate_and_no_other_does(step: str) -> None:
+    def moved(learning_rate: float, rates: list[float]) -> Tensor:
+        group = random_group(learning_rate=learning_rate, weight_decay=0.1)
+        for now, grad in enumerate(gradients(3)):
+            if step == "adamw":
+                adamw_(group, grad, [[now + 1]] * SLOTS, rates, SOUND, InversionConfig())
+            else:
+                riemannian_(group, grad, [[1]] * SLOTS, rates, SOUND, torch.zeros(SLOTS, 1, DIM), 0.0)
+        return group.values
+
+    mixed, all_slow, all_fast = moved(0.04, [1.0, 0.25, 1.0]), moved(0.01, RATES), moved(0.04, RATES)
+    assert torch.equal(mixed[1], all_slow[1])
+    assert torch.equal(mixed[[0, 2]], all_fast[[0, 2]])
+
+
+@pytest.mark.parametrize("step", ["adamw", "riemannian"])
 def test_a_slot_that_does_not_move_keeps_its_bytes_whatever_its_gradient(step: str) -> None:
     group, before = random_group(), random_group()
     grad = gradients(1)[0]
     grad[1] = torch.nan
     ages, sound = [[1], [1], [0]], torch.tensor([True, False, True])
     if step == "adamw":
-        adamw_(group, grad, ages, sound, InversionConfig())
+        adamw_(group, grad, ages, RATES, sound, InversionConfig())
     else:
-        riemannian_(group, grad, ages, sound, torch.zeros(SLOTS, 1, DIM), 0.0)
+        riemannian_(group, grad, ages, RATES, sound, torch.zeros(SLOTS, 1, DIM), 0.0)
     assert not torch.equal(group.values[0], before.values[0])
     for slot in (1, 2):
         assert torch.equal(group.values[slot], before.values[slot])
@@ -120,7 +137,7 @@ def test_riemannian_steps_equal_a_plain_reference(kappa: float) -> None:
     mu = torch.nn.functional.normalize(torch.randn(SLOTS, VECTORS, DIM), dim=-1)
     mu[:, 2] = 0  # rows without a prior
     for grad in gradients(20):
-        riemannian_(group, grad, [[1]] * SLOTS, SOUND, mu, kappa)
+        riemannian_(group, grad, [[1]] * SLOTS, RATES, SOUND, mu, kappa)
         for slot in range(SLOTS):
             for vector in range(VECTORS):
                 expected[slot, vector] = spherical_sgd(
@@ -131,10 +148,10 @@ def test_riemannian_steps_equal_a_plain_reference(kappa: float) -> None:
 
 def test_riemannian_steps_keep_the_norm_and_turn_by_the_learning_rate() -> None:
     group, rate = random_group(learning_rate=0.04, norm=0.4), 0.04
-    riemannian_(group, gradients(1)[0], [[1]] * SLOTS, SOUND, torch.zeros(SLOTS, 1, DIM), 0.0)
+    riemannian_(group, gradients(1)[0], [[1]] * SLOTS, RATES, SOUND, torch.zeros(SLOTS, 1, DIM), 0.0)
     for grad in gradients(30):
         before = group.values.clone()
-        riemannian_(group, grad, [[1]] * SLOTS, SOUND, torch.zeros(SLOTS, 1, DIM), 0.0)
+        riemannian_(group, grad, [[1]] * SLOTS, RATES, SOUND, torch.zeros(SLOTS, 1, DIM), 0.0)
         assert (group.values.norm(dim=-1) - 0.4).abs().max() < 1e-6
         turned = torch.cosine_similarity(before.double(), group.values.double(), dim=-1).acos()
         torch.testing.assert_close(turned.tan(), torch.full_like(turned, rate), rtol=1e-3, atol=0)
@@ -144,7 +161,7 @@ def test_the_prior_alone_turns_rows_to_the_class() -> None:
     group = random_group(learning_rate=0.05, norm=0.4)
     mu = torch.nn.functional.normalize(torch.randn(SLOTS, 1, DIM), dim=-1)
     for _ in range(100):
-        riemannian_(group, torch.zeros(SLOTS, VECTORS, DIM), [[1]] * SLOTS, SOUND, mu, 1e-4)
+        riemannian_(group, torch.zeros(SLOTS, VECTORS, DIM), [[1]] * SLOTS, RATES, SOUND, mu, 1e-4)
     assert torch.cosine_similarity(group.values, mu.expand_as(group.values), dim=-1).min() > 0.99
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,6 +41,20 @@ def test_the_beginning_comes_back_too() -> None:
     assert after.exp_avg["clip_l"].abs().sum() == 0
     assert after.best == {}
     assert after.frozen_losses.shape == (0, 2)
+
+
+def test_the_last_good_state_comes_back_too() -> None:
+    now = replace(state(), setbacks=1)
+    earlier = {part: {"clip_l": torch.randn(2, 8), "clip_g": torch.randn(2, 4)} for part in PARTS if part != "start"}
+    now = replace(now, good=now.back_at(1, earlier))
+    after = SlotState.from_bytes(now.to_bytes())
+    assert after.to_bytes() == now.to_bytes()
+    assert after.setbacks == 1
+    assert after.good is not None
+    assert after.good.step == len(after.good.curve) == 1
+    assert torch.equal(after.good.exp_avg["clip_g"], earlier["exp_avg"]["clip_g"])
+    assert torch.equal(after.good.start["clip_l"], now.start["clip_l"])
+    assert look_points(after.good.frozen_losses) == [FrozenLoss(1, 0.25)]
 
 
 def test_another_versions_bytes() -> None:
