@@ -101,7 +101,8 @@ class SlotState:
     def back_at(self, step: int, parts: Mapping[str, Mapping[str, Tensor]]) -> SlotState:
         """What this was after an earlier step, given what has changed since: parameters, moments, the best."""
         return replace(
-            self, step=step, curve=self.curve[:step], frozen_losses=self.frozen_losses[self.frozen_losses[:, 0] <= step],
+            self, step=step, curve=self.curve[:step],
+            frozen_losses=self.frozen_losses[self.frozen_losses[:, 0] <= step],
             parameters=parts["parameters"], exp_avg=parts["exp_avg"], exp_avg_sq=parts["exp_avg_sq"],
             best=parts["best"], good=None,
         )  # fmt: skip
