@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.concept_log import ConceptLog
 from pipeline.config import RunConfig
 from pipeline.earlier import read_examples
 from pipeline.faults import ActorBroken
@@ -84,6 +86,7 @@ class _Job:
     """One concept on its way through the actor."""
 
     task: ConceptTask
+    log: ConceptLog
     start: Start | None = None
     """Chosen when its photos are there."""
     outcome: concurrent.futures.Future[Outcome] = field(default_factory=concurrent.futures.Future)
@@ -145,12 +148,14 @@ class Learner:
         Raises ActorBroken when the actor must be replaced, and OSError when storage fails.
         """
         async with self._room:
-            job = self._jobs[task.concept.concept_id] = _Job(task)
+            job = self._jobs[task.concept.concept_id] = _Job(task, ConceptLog(self._store, task.folder, attempt))
             try:
                 return await self._learn(job, attempt)
             except ValueError as error:
+                await self._in_pool(partial(job.log.store, "failed", error=str(error)))
                 return failure_record(task, str(error), attempt)
-            except ActorBroken:
+            except ActorBroken as error:
+                await self._in_pool(partial(job.log.store, "lost with its actor", error=str(error)))
                 raise
             except RuntimeError as error:  # how torch reports a device that is out of memory or lost
                 raise ActorBroken(f"{type(error).__name__}: {error}") from error
@@ -193,6 +198,7 @@ class Learner:
             # an earlier attempt had finished; only its answer was lost
             return from_json(await self._in_pool(lambda: self._store.get(task.folder.record)))
         pictures = await self._in_pool(lambda: self._fetch(task.concept))
+        job.log.note("photos fetched", photos=len(pictures.photos))
         assignment = await self._in_pool(lambda: self._encode(job, pictures))
         self._assignments.put(assignment)
         if self._broken:  # looked at after the job is known: the engine's end cannot have missed it
@@ -226,6 +232,8 @@ class Learner:
             pass
         except ValueError as error:
             log.warning("concept %s starts anew: %s", concept.concept_id, error)
+            job.log.note(f"starts anew: {error}")
+        job.log.note("prepared", start=job.start.reason, step=state.step if state else 0)
         return Assignment(concept, views, state, job.start.embedding)
 
     def _run_engine(self) -> None:
@@ -273,6 +281,8 @@ class Learner:
         try:
             self._store.put(job.task.folder.checkpoint, state.to_bytes())
             job.num_saves += 1
+            tell = job.log.store if job.num_saves == 1 or self._draining else job.log.note  # the first: it was here
+            tell("checkpoint", step=state.step)
         except OSError as error:  # the concept goes on; only a crash before the next checkpoint would cost more steps
             log.warning("a checkpoint of %s was not stored: %s", job.task.concept.concept_id, error)
 
@@ -305,6 +315,7 @@ class Learner:
             task, "done", attempt, start=job.start.reason, steps=outcome.steps, seconds=outcome.seconds, scores=scores,
             files=files,
         )  # fmt: skip
+        job.log.store("published", steps=outcome.steps, seconds=round(outcome.seconds, 1), scores=scores)
         put_record(self._store, record)
         return record
 

@@ -139,6 +139,11 @@ class ConceptFolder:
         """The last failed attempt; it never counts as done."""
         return f"{self.root}/failure.json"
 
+    @property
+    def log(self) -> str:
+        """What happened, attempt by attempt."""
+        return f"{self.root}/log.jsonl"
+
     def file(self, name: str) -> str:
         return f"{self.root}/{name}"
 

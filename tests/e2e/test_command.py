@@ -79,7 +79,7 @@ def test_everything_in_s3(tiny_model: Path, tmp_path: Path) -> None:
         assert "1 learned, 0 done before, 0 failed, 0 bad rows" in done.stdout
         assert "pictures: 2 drawn" in done.stdout
         names = {path.rpartition("/")[2] for path in fs.find("catalog/out/concepts/a")}
-        assert names == {"curve.parquet", "grid.png", "learned_embeds.safetensors", "record.json"}
+        assert names == {"curve.parquet", "grid.png", "learned_embeds.safetensors", "log.jsonl", "record.json"}
         assert len(fs.glob("catalog/out/images/a/*.png")) == 2
         assert fs.exists("catalog/out/report.html")
 

@@ -44,9 +44,9 @@ def test_learn_resume_change_and_fail(tiny_model: Path, tmp_path: Path, capsys: 
     assert said.splitlines()[-1].startswith("FAILED bad: photo ")
     before = files(output, "good")
     assert [Path(name).name for name in before] == [
-        "curve.parquet", "grid.png", "learned_embeds.safetensors", "record.json"
+        "curve.parquet", "grid.png", "learned_embeds.safetensors", "log.jsonl", "record.json"
     ]  # fmt: skip
-    assert [Path(name).name for name in files(output, "bad")] == ["failure.json"]
+    assert [Path(name).name for name in files(output, "bad")] == ["failure.json", "log.jsonl"]
     statuses = pq.read_table(output / "results.parquet", columns=["concept_id", "status"]).to_pylist()
     assert {row["concept_id"]: row["status"] for row in statuses} == {"good": "done", "other": "done", "bad": "failed"}
     assert "bad" in (output / "report.html").read_text()

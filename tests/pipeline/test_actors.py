@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load
 
 from pipeline.actors import Learner, _Job
+from pipeline.concept_log import ConceptLog
 from pipeline.faults import ActorBroken
 from pipeline.plan import ConceptTask
-from pipeline.records import from_json
+from pipeline.records import ConceptRecord, from_json
 from pipeline.storage import RunStore
 from tests.pipeline.runs import task, tiny_config, write_photo
 from textual_inversion.adapter_formats import with_adapter
@@ -39,6 +41,14 @@ def learner(tiny_model: Path, tmp_path: Path) -> Iterator[Learner]:
     learner = Learner(tiny_config(tiny_model, tmp_path / "out", actors={"slots": 2, "checkpoint_steps": 2}))
     yield learner
     learner.close()
+
+
+def events(output: Path, record: ConceptRecord) -> list[tuple[str, object]]:
+    """(what happened, the number or text that matters) of a concept's log."""
+    told = map(json.loads, (output / record.folder.log).read_text().splitlines())
+    return [
+        (line["message"], line.get("step", line.get("steps", line.get("error", line.get("attempt"))))) for line in told
+    ]
 
 
 def learn_all(learner: Learner, tasks: list[ConceptTask], attempt: int = 1) -> list:
@@ -62,7 +72,7 @@ def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[
     assert record.steps == 6
     assert from_json(store.get(one.folder.record)) == record
     names = {path.rpartition("/")[2] for path in store.list(one.folder.root)}
-    assert names == {"learned_embeds.safetensors", "grid.png", "curve.parquet", "record.json"}
+    assert names == {"learned_embeds.safetensors", "grid.png", "curve.parquet", "log.jsonl", "record.json"}
     for name, stored in record.files.items():
         data = store.get(one.folder.file(name))
         assert (len(data), hashlib.sha256(data).hexdigest()) == (stored.bytes, stored.sha256)
@@ -120,6 +130,7 @@ def test_bad_photos_fail_their_concept_alone(learner: Learner, photos: tuple[str
     assert [record.status for record in records] == ["done", "failed", "failed"]
     assert "broken.png" in records[1].error
     assert "no.png" in records[2].error
+    assert events(tmp_path / "out", records[1])[-1] == ("failed", records[1].error)
 
 
 def test_masks_and_captions_reach_the_engine(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
@@ -133,7 +144,7 @@ def test_masks_and_captions_reach_the_engine(learner: Learner, photos: tuple[str
         return replace(plain, concept=replace(plain.concept, masks=masks, captions=("a {} on snow", "a {} in the sun")))
 
     good = masked("good", (str(tmp_path / "half.png"), str(tmp_path / "half.png")))
-    views = learner._encode(_Job(good), learner._fetch(good.concept)).views
+    views = learner._encode(_Job(good, ConceptLog(learner._store, good.folder, 1)), learner._fetch(good.concept)).views
     assert views.mask is not None
     assert views.mask.shape == (4, 1, 8, 8)
     assert views.mask[0, 0, :, :3].min() == 1
@@ -195,6 +206,8 @@ def test_checkpoints_are_written_and_taken_up(
     losses = pq.read_table(tmp_path / "out" / resumed.folder.curve)["loss"].to_pylist()
     assert [loss == 77.0 for loss in losses] == [True] * 2 + [False] * 4
     assert not store.exists(resumed.folder.checkpoint)
+    told = events(tmp_path / "out", record)
+    assert told == [("begins", 2), ("photos fetched", None), ("prepared", 2), ("checkpoint", 4), ("published", 6)]
     first, second = (load(store.get(one.folder.embedding))["<toy>"] for one in (calm, resumed))
     assert torch.equal(first, second)
 
