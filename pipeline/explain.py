@@ -24,8 +24,9 @@ from pipeline.plan import digest, fingerprint_inputs, settings_path
 from pipeline.progress import duration, moment, span
 from pipeline.records import ConceptRecord, from_json
 from pipeline.redact import redact
+from pipeline.s3 import is_clients
 from pipeline.selection import unknown
-from pipeline.storage import ConceptFolder, RunStore, is_clients
+from pipeline.storage import ConceptFolder, RunStore
 from pipeline.survey import no_run, read_run
 
 OK, USAGE = 0, 2

@@ -9,6 +9,10 @@ class ActorBroken(RuntimeError):
     """Raised by an actor that can do nothing more and must be replaced."""
 
 
+class StoreFailed(OSError):
+    """The run's own storage does not answer, or refuses, again and again; no concept can be blamed."""
+
+
 class RunAborted(RuntimeError):
     """Actors fail for reasons that no concept can be blamed for; the text says which."""
 

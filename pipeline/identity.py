@@ -15,10 +15,11 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from pipeline import s3
 from pipeline.config import PhotoConfig
 from pipeline.fetch import check_scheme, fetch
 from pipeline.redact import redact
-from pipeline.storage import absolute, is_s3, match, open_for_reading, open_store, read_bytes, s3_page
+from pipeline.storage import absolute, is_s3, match, open_for_reading, open_store, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def _sweep(fs: Any, bucket: str, wanted: dict[str, str]) -> dict[str, str | OSEr
     while position < len(keys):
         after = max(after, _just_before(keys[position]))
         try:
-            entries, _ = s3_page(fs, bucket, f"{prefix}/" if prefix else "", StartAfter=after)
+            entries, _ = s3.page(fs, bucket, f"{prefix}/" if prefix else "", StartAfter=after)
         except OSError as error:  # no right to list, say; a missing bucket is told of photo by photo
             log.warning(
                 "cannot list s3://%s/%s (%s): photos there are read instead", bucket, prefix, redact(str(error))

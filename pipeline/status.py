@@ -14,7 +14,8 @@ from itertools import islice
 
 from pipeline.progress import duration, moment, span
 from pipeline.redact import redact
-from pipeline.storage import RunStore, is_clients
+from pipeline.s3 import is_clients
+from pipeline.storage import RunStore
 from pipeline.survey import Status, read_status
 
 OK, USAGE = 0, 2

@@ -7,26 +7,30 @@ Endpoints and credentials come from the environment or fsspec's own configuratio
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import os
 import posixpath
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 
-from pipeline import web
+from pipeline import retries, s3, web
 from pipeline.config import SCHEMES
+from pipeline.faults import StoreFailed
 from pipeline.redact import redact
 
 MAX_BYTES = 64 * 2**20
 """Largest object that is read whole, unless said otherwise."""
 
 _TEMPORARY = ".partial-"
+
+T = TypeVar("T")
 
 
 def absolute(path_or_uri: str) -> str:
@@ -65,7 +69,7 @@ def read_bytes(uri: str, limit: int = MAX_BYTES) -> bytes:
         return web.read(path, limit)
     if _is_local(fs) and os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"{path} is a folder, or no plain file")  # a pipe or device might never end
-    data = _read_up_to(fs, path, limit + 1)
+    data = _patiently(fs, lambda: _read_up_to(fs, path, limit + 1))
     if len(data) > limit:
         raise ValueError(f"{redact(uri)} has more than {limit:,} bytes")
     return data
@@ -73,7 +77,7 @@ def read_bytes(uri: str, limit: int = MAX_BYTES) -> bytes:
 
 def open_for_reading(uri: str) -> AbstractContextManager[IO[bytes]]:
     """A seekable file handle that fetches what is read, for Parquet."""
-    fs, path = open_store(uri)
+    fs, path = open_store(uri, repeats=True)
     handle: AbstractContextManager[IO[bytes]] = fs.open(path, "rb")
     return handle
 
@@ -83,7 +87,7 @@ def match(uri: str, suffix: str) -> list[str]:
 
     Names beginning with `_` or `.` are bookkeeping of other tools and left out, except when named outright.
     """
-    fs, path = open_store(uri)
+    fs, path = open_store(uri, repeats=True)
     if any(c in path for c in "*?["):
         found = fs.glob(path)
     elif fs.isdir(path):
@@ -144,6 +148,11 @@ class ConceptFolder:
         """What happened, attempt by attempt."""
         return f"{self.root}/log.jsonl"
 
+    @property
+    def ladder(self) -> str:
+        """Exists while a concept below the gate waits to be tried again."""
+        return f"{self.root}/ladder.json"
+
     def file(self, name: str) -> str:
         return f"{self.root}/{name}"
 
@@ -172,12 +181,12 @@ class RunStore:
         if _is_local(fs):
             _put_local(Path(full), data)
         else:
-            fs.pipe_file(full, data)
+            _patiently(fs, lambda: fs.pipe_file(full, data))
 
     def get(self, path: str) -> bytes:
         """Raises FileNotFoundError when there is none."""
         fs, full = self._locate(path)
-        data: bytes = fs.cat_file(full, **_one_request(fs))
+        data: bytes = _patiently(fs, lambda: fs.cat_file(full, **_one_request(fs)))
         return data
 
     def get_many(self, paths: Iterable[str]) -> dict[str, bytes | OSError]:
@@ -186,22 +195,37 @@ class RunStore:
         if not names:
             return {}
         fs, _ = self._locate(names[0])
-        full = [self._locate(name)[1] for name in names]
-        results = fs.cat_ranges(full, None, None, on_error="return", **_one_request(fs))
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, OSError):
-                raise result
-        return dict(zip(names, results, strict=True))
+        wanted = {name: self._locate(name)[1] for name in names}
+        got: dict[str, bytes | OSError] = {}
+
+        def fetch() -> None:
+            """What has not come yet; what cannot be had is kept as its error, in case it never comes."""
+            left = {name: full for name, full in wanted.items() if not isinstance(got.get(name), bytes)}
+            results = fs.cat_ranges(list(left.values()), None, None, on_error="return", **_one_request(fs))
+            passing = None
+            for name, result in zip(left, results, strict=True):
+                if isinstance(result, BaseException):
+                    passing = result if retries.may_pass(result) else passing
+                    if passing is not result and not isinstance(result, OSError):
+                        raise result
+                    result = result if isinstance(result, OSError) else OSError(str(result))
+                got[name] = result
+            if passing is not None:
+                raise passing
+
+        with contextlib.suppress(StoreFailed):
+            _patiently(fs, fetch)
+        return got
 
     def exists(self, path: str) -> bool:
         fs, full = self._locate(path)
-        return bool(fs.exists(full))
+        return bool(_patiently(fs, lambda: fs.exists(full)))
 
     def delete(self, path: str) -> None:
         """Nothing happens when there is none."""
         fs, full = self._locate(path)
         try:
-            fs.rm_file(full)
+            _patiently(fs, lambda: fs.rm_file(full))
         except FileNotFoundError:
             return
 
@@ -215,10 +239,12 @@ class RunStore:
         base = len(self._locate("")[1].rstrip("/")) + 1
         if is_s3(fs):
             bucket, _, key = full.partition("/")
-            entries = _s3_scan(fs, bucket, f"{key}/" if key else "")
+            entries = s3.scan(fs, bucket, f"{key}/" if key else "")
             found = ((f"{bucket}/{name}", size, written) for name, size, _, written in entries)
         else:
-            found = ((name, info["size"], _written(info)) for name, info in _find(fs, full).items())
+            found = (
+                (name, info["size"], s3.written(info)) for name, info in _patiently(fs, lambda: _find(fs, full)).items()
+            )
         for name, size, written in found:
             if not name.endswith("/") and _TEMPORARY not in name:
                 yield name[base:], size, written
@@ -232,49 +258,6 @@ class RunStore:
             raise ValueError(f"{path!r} is not a path inside the run at {self.root}")
         fs, full = open_store(f"{self.root}/{path}" if path else self.root)
         return fs, full
-
-
-S3Entry = tuple[str, int, str, float]
-"""Key, bytes, entity tag, and the time of writing in seconds since 1970."""
-
-
-def is_clients(error: Exception) -> bool:
-    """Whether an S3 client raised it: no credentials, no such host. Those are no OSErrors, as others' are."""
-    return type(error).__module__.startswith("botocore.")
-
-
-def s3_page(fs: Any, bucket: str, prefix: str, **start: str) -> tuple[list[S3Entry], str]:
-    """One request: up to 1,000 entries in the order of their keys, and a token for more ("" for none).
-
-    `start` is the request's StartAfter or ContinuationToken. fsspec's own `find` keeps a dictionary of every object.
-    """
-    page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **start)
-    entries = [
-        (entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'), _written(entry))
-        for entry in page.get("Contents", ())
-    ]
-    return entries, page.get("NextContinuationToken", "") if page.get("IsTruncated") else ""
-
-
-def _s3_scan(fs: Any, bucket: str, prefix: str) -> Iterator[S3Entry]:
-    entries, token = s3_page(fs, bucket, prefix)
-    yield from entries
-    while token:
-        entries, token = s3_page(fs, bucket, prefix, ContinuationToken=token)
-        yield from entries
-
-
-def _written(info: Mapping[str, Any]) -> float:
-    """When an object of a listing was written; every store has its own word for it."""
-    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
-        value = info.get(name)
-        if isinstance(value, str):
-            value = datetime.datetime.fromisoformat(value)
-        if isinstance(value, datetime.datetime):
-            return value.timestamp()
-        if value is not None:
-            return float(value)
-    return 0.0
 
 
 def _read_up_to(fs: Any, path: str, limit: int) -> bytes:
@@ -313,12 +296,22 @@ def _find(fs: Any, path: str) -> dict[str, Any]:
     return found
 
 
-def open_store(uri: str) -> tuple[Any, str]:
-    """The fsspec instance of this process and the path in its terms."""
+def open_store(uri: str, *, repeats: bool = False) -> tuple[Any, str]:
+    """The fsspec instance of this process and the path in its terms. `repeats`: its client repeats calls that fail for
+    a moment; for libraries, and for calls that `retries` does not make."""
     _refuse_chain(uri)
-    _scheme(uri)
-    fs, path = fsspec.url_to_fs(uri, use_listings_cache=False)
+    is_single = not repeats and _scheme(uri) in ("s3", "s3a")
+    fs, path = fsspec.url_to_fs(uri, use_listings_cache=False, **(s3.single_tries() if is_single else {}))
+    if is_single:
+        fs.retries = 1
     return fs, path
+
+
+def _patiently(fs: Any, call: Callable[[], T]) -> T:
+    """On a store at the end of a network, again and again (`retries`)."""
+    if _is_local(fs) or "memory" in _protocols(fs):
+        return call()
+    return retries.patiently(call, partial(s3.renew, fs) if is_s3(fs) else None)
 
 
 def _refuse_chain(uri: str) -> None:
