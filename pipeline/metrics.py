@@ -26,7 +26,8 @@ COUNTERS = {
     "learner_steps": "Optimizer steps of all concepts of an actor together",
 }
 GAUGES = {
-    "concepts_left": "Concepts still to learn, those in flight included, as far as the manifest has been read",
+    "concepts_planned": "Concepts that this run is to learn, as far as the manifest has been read",
+    "concepts_left": "Of these, those that have neither ended well nor failed",
     "concepts_in_flight": "Concepts handed to actors",
     "concepts_eta_seconds": "Time until all are learned, at the run's rate so far",
     "actors_ready": "Actors that have loaded the model",
@@ -39,7 +40,7 @@ GAUGES = {
 }
 HISTOGRAMS = {"concepts_seconds": "Wall time of a concept in its slot"}
 _BOUNDARIES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
-_EVERY_S = 5.0
+_EVERY_S = 2.0
 
 
 def exported_names() -> set[str]:
@@ -65,6 +66,7 @@ class RunMetrics:
         """Take in what a progress line tells, with the driver's counts."""
         for name, counter in self._counters.items():
             counter.reach(facts[name.removeprefix("concepts_")])
+        self._gauges["concepts_planned"].set(facts["total"])
         self._gauges["concepts_left"].set(max(0, facts["total"] - facts["done"] - facts["failed"]))
         self._gauges["concepts_in_flight"].set(facts["in_flight"])
         self._gauges["actors_ready"].set(facts["ready"])

@@ -1,12 +1,16 @@
-"""Alert rules: PromQL that parses, over metrics that exist; endpoints that the pods have."""
+"""Alert rules and dashboard: PromQL that parses, over metrics that exist; endpoints that the pods have."""
 
 from __future__ import annotations
 
+import json
 import re
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline.metrics import exported_names
 from tests.k8s.render import Manifest, only, render
 
 OTHERS = {
@@ -21,32 +25,74 @@ def alerts() -> list[Manifest]:
     return [rule for group in groups for rule in group["rules"]]
 
 
+def dashboard() -> dict[str, Any]:
+    board: dict[str, Any] = json.loads(only(render("monitoring"), "ConfigMap")["data"]["dashboard.json"])
+    return board
+
+
+def queries() -> dict[str, str]:
+    """Where it is -> PromQL of every alert and panel, as Prometheus gets it."""
+    found = {alert["alert"]: alert["expr"] for alert in alerts()}
+    for panel in dashboard()["panels"]:
+        for target in panel.get("targets", []):
+            expression = target["expr"].replace("$__rate_interval", "1m").replace("$cluster", "concepts-x")
+            found[f"{panel['title']}, {target['refId']}"] = expression
+    return found
+
+
 def metrics_in(expression: str) -> set[str]:
     return set(re.findall(r"\b(?:ray|autoscaler|kuberay|kube)_\w+", expression)) - {"ray_io_cluster"}
 
 
-def test_expressions_parse() -> None:
-    promql = pytest.importorskip("promql_parser", reason="no promql-parser to read the rules with")
-    for alert in alerts():
-        promql.parse(alert["expr"])
-    with pytest.raises(ValueError, match="unexpected"):
-        promql.parse('sum by (x) (ray_tasks{State="RUNNING"')
-
-
-def test_metrics_are_exported() -> None:
-    """Ray's own, as its dashboards ask for them and its autoscaler registers them."""
+def exported() -> set[str]:
+    """Our own; Ray's, as its dashboards ask for them and its autoscaler registers them; other exporters'."""
     import ray
     from ray.autoscaler._private.prom_metrics import AutoscalerPrometheusMetrics
 
     folder = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
     asked = "".join(path.read_text() for path in folder.glob("*_panels.py"))
-    known = OTHERS | set(re.findall(r"\bray_\w+", asked))
-    known |= {metric.name for metric in AutoscalerPrometheusMetrics(session_name="s").registry.collect()}
-    assert "ray_tasks_of_tomorrow" not in known
-    for alert in alerts():
-        used = metrics_in(alert["expr"])
-        assert used, alert["alert"]
-        assert used <= known, alert["alert"]
+    rays = {metric.name for metric in AutoscalerPrometheusMetrics(session_name="s").registry.collect()}
+    return OTHERS | exported_names() | set(re.findall(r"\bray_\w+", asked)) | rays
+
+
+def test_expressions_parse() -> None:
+    promql = pytest.importorskip("promql_parser", reason="no promql-parser to read the queries with")
+    for expression in queries().values():
+        promql.parse(expression)
+    with pytest.raises(ValueError, match="unexpected"):
+        promql.parse('sum by (x) (ray_tasks{State="RUNNING"')
+
+
+def test_metrics_are_exported() -> None:
+    known = exported()
+    for place, expression in queries().items():
+        used = metrics_in(expression)
+        assert used, place
+        assert used <= known, place
+    for mistake in ("ray_tasks_of_tomorrow", "ray_concepts_done", "ray_concepts_left_total", "ray_concepts_seconds"):
+        assert mistake not in known
+
+
+def test_dashboard_shows_all_that_we_export() -> None:
+    shown = {name for expression in queries().values() for name in metrics_in(expression)}
+    assert exported_names() <= shown
+
+
+def test_dashboard_is_one_that_grafana_draws() -> None:
+    board = dashboard()
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    variables = {variable["name"]: variable for variable in board["templating"]["list"]}
+    assert set(re.findall(r"\$\{?([a-z]+)", json.dumps(board))) == set(variables)
+    assert metrics_in(variables["cluster"]["query"]["query"]) <= exported_names()
+    for panel in panels:
+        assert panel["type"] == "row" or panel["targets"], panel["title"]
+        assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+        for target in panel.get("targets", []):
+            assert 'ray_io_cluster="$cluster"' in target["expr"], panel["title"]
+    for one, other in combinations([panel["gridPos"] for panel in panels], 2):
+        apart = [one[a] + one[size] <= other[a] or other[a] + other[size] <= one[a] for a, size in ("xw", "yh")]
+        assert any(apart), (one, other)
 
 
 def test_alerts_are_about_our_namespace() -> None:
