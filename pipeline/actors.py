@@ -33,6 +33,7 @@ from pipeline.config import RunConfig
 from pipeline.earlier import read_examples
 from pipeline.faults import ActorBroken
 from pipeline.fetch import open_pictures
+from pipeline.gate import BELOW, verdict
 from pipeline.models import load_model, locate
 from pipeline.plan import ConceptTask
 from pipeline.records import ConceptRecord, StoredFile, from_json, now, put_record
@@ -311,9 +312,12 @@ class Learner:
             concurrent.futures.wait([job.save])  # else it could land after the checkpoint is deleted
         self._store.delete(folder.checkpoint)
         self._store.delete(folder.failure)
+        judged = verdict(scores, config.gate)
+        if judged == BELOW and config.gate.ladder:  # before the record: with that, the concept counts as learned
+            self._store.put(folder.ladder, b"{}")
         record = _record(
             task, "done", attempt, start=job.start.reason, steps=outcome.steps, seconds=outcome.seconds, scores=scores,
-            files=files,
+            files=files, gate=judged,
         )  # fmt: skip
         job.log.store("published", steps=outcome.steps, seconds=round(outcome.seconds, 1), scores=scores)
         put_record(self._store, record)

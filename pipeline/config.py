@@ -142,6 +142,34 @@ class GridConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GateConfig:
+    """When a learned concept is good enough, and what is tried when it is not. Scores are those of its sample pictures;
+    without an extractor nothing is judged. No part of a fingerprint: another gate makes no concept undone."""
+
+    min_clip_i: float | None = None
+    """Least likeness to the photos; none for no bound. What is usual depends on the extractor."""
+
+    min_clip_i_gain: float | None = 0.0
+    """Least likeness above that of the initializer word drawn alone. The default asks for no worse than not learning,
+    which holds for any extractor."""
+
+    min_clip_t: float | None = None
+    """Least fit to the sample prompts."""
+
+    min_clip_t_gain: float | None = None
+    """The same against the initializer word: -0.1 lets it fall by 0.1."""
+
+    ladder: tuple[str, ...] = ("seed", "seed + steps*2")
+    """What a concept below the gate is learned again with, one after the other until one passes; the best is kept. Each
+    is a recipe's name, `seed` (another seed), `steps*N`, or a setting (`inversion.init.method=auto`), or several with
+    ` + ` between; it changes the run's own settings. Empty: concepts below the gate are only flagged."""
+
+    def __post_init__(self) -> None:
+        for rung in self.ladder:
+            check(all(part.strip() for part in rung.split(" + ")), "gate.ladder", rung, "settings with ' + ' between")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationConfig:
     """Prompted pictures of every learned concept, in bulk, after learning."""
 
@@ -198,8 +226,15 @@ class ReportConfig:
     embedded: int = 200
     """Concepts shown with their pictures inside the page; all others are table rows that link to the objects."""
 
+    hour_price: float = 0.0
+    """Price of one GPU for an hour (of one core, where there are no GPUs), for what the run cost; 0 leaves that out."""
+
+    currency: str = ""
+    """Written behind it."""
+
     def __post_init__(self) -> None:
         check(self.embedded >= 0, "report.embedded", self.embedded, "0 or more")
+        check(self.hour_price >= 0, "report.hour_price", self.hour_price, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,6 +271,7 @@ class RunConfig:
     inversion: InversionConfig = field(default_factory=InversionConfig)
     photos: PhotoConfig = field(default_factory=PhotoConfig)
     grid: GridConfig = field(default_factory=GridConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     actors: ActorConfig = field(default_factory=ActorConfig)

@@ -78,15 +78,18 @@ def drive(
     policy: Policy,
     progress: Progress | None = None,
     stop: Event | None = None,
+    *,
+    until: float = math.inf,
 ) -> Iterator[ConceptRecord]:
     """Run every task on actors and yield its record, done or failed; raises RunAborted when actors cannot live.
 
     `tasks` is pulled lazily, a little ahead of the actors. `new_actor()` returns the handle of a Ray actor with
     `max_restarts=0` and the methods `ready()`, which says how many calls it takes at a time, `learn(task, attempt)`,
     which returns a ConceptRecord, and `drain(seconds)`. When `stop` is set, nothing new is handed out, running concepts
-    get `drain_s` to write checkpoints, and the iterator ends.
+    get `drain_s` to write checkpoints, and the iterator ends. From `until` on, in seconds since 1970, nothing new is
+    handed out either, but what is with an actor by then is finished.
     """
-    fleet = _Fleet(iter(tasks), new_actor, policy)
+    fleet = _Fleet(iter(tasks), new_actor, policy, until)
     stop = stop or Event()
     try:
         while fleet.has_work() and not stop.is_set():
@@ -107,8 +110,10 @@ def drive(
 class _Fleet:
     """The actors, what each is doing, and what waits."""
 
-    def __init__(self, tasks: Iterator[ConceptTask], new_actor: Callable[[], Any], policy: Policy) -> None:
-        self._tasks = tasks
+    def __init__(
+        self, tasks: Iterator[ConceptTask], new_actor: Callable[[], Any], policy: Policy, until: float
+    ) -> None:
+        self._tasks, self._until = tasks, until
         self._new_actor = new_actor
         self._policy = policy
         self._actors: list[_Actor] = []
@@ -126,6 +131,8 @@ class _Fleet:
         """Of the failed, those given up after `max_attempts` lost calls."""
 
     def has_work(self) -> bool:
+        if self._is_late():
+            return bool(self._in_flight())
         self._look_ahead()
         return bool(self._ahead or self._suspects or self._in_flight())
 
@@ -146,7 +153,8 @@ class _Fleet:
 
     def match_demand(self) -> None:
         """As many actors as there is work for: more are started one by one, idle ones are let go at the tail."""
-        wanted = min(self._policy.max_actors, len(self._ahead) + len(self._suspects) + self._in_flight())
+        waiting = 0 if self._is_late() else len(self._ahead) + len(self._suspects)
+        wanted = min(self._policy.max_actors, waiting + self._in_flight())
         idle = [actor for actor in self._actors if not actor.calls]
         for actor in idle[: max(0, len(self._actors) - wanted)]:
             self._remove(actor)
@@ -160,6 +168,8 @@ class _Fleet:
 
     def hand_out(self) -> None:
         """Fill the ready actors: a suspect to an empty one, else shares of what lies ahead, least busy actor first."""
+        if self._is_late():
+            return
         for actor in sorted(self._ready(), key=lambda actor: len(actor.calls)):
             if self._suspects and not actor.calls:
                 actor.alone = True
@@ -219,6 +229,9 @@ class _Fleet:
             if task is None:
                 return
             self._ahead.append(_Work(task))
+
+    def _is_late(self) -> bool:
+        return time.time() >= self._until
 
     def _ready(self) -> list[_Actor]:
         return [actor for actor in self._actors if actor.starting is None]
@@ -285,7 +298,8 @@ class _Fleet:
             queue.append(work)
         else:
             self.quarantined += 1
-            yield self._settle(failure_record(work.task, describe_error(error), work.attempts))
+            record = failure_record(work.task, describe_error(error), work.attempts)
+            yield self._settle(dataclasses.replace(record, quarantined=True))
 
     def _settle(self, record: ConceptRecord) -> ConceptRecord:
         is_done = record.status == "done"

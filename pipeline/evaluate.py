@@ -37,6 +37,7 @@ from pipeline.records import latest, load_records
 from pipeline.redact import redact, redact_logs
 from pipeline.stage import Stage, finished_rows, put_plan, run_stage
 from pipeline.storage import RunStore, absolute, read_bytes
+from pipeline.tally import FAILED, OK, STOPPED, USAGE
 
 _SHOWN_FAILURES = 20
 _PICTURES_PER_CALL = 64
@@ -49,13 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         config, code = prepare(options)
-        return code if code == run.STOPPED else max(code, evaluate(config))
+        return code if code == STOPPED else max(code, evaluate(config))
     except ValueError as error:
         sys.stderr.write(redact(f"error: {error}\n"))
-        return run.USAGE
+        return USAGE
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again to continue\n")
-        return run.STOPPED
+        return STOPPED
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -94,7 +95,7 @@ def prepare(options: argparse.Namespace) -> tuple[RunConfig, int]:
     if not config.extractor:
         raise ValueError("no judge: name a CLIP or SigLIP, for example --set extractor=openai/clip-vit-base-patch32")
     choose(config)  # prompts that cannot be read are found now, not after a night of learning
-    return config, run.OK if store.exists("run.json") else run.run(config)
+    return config, OK if store.exists("run.json") else run.run(config)
 
 
 def evaluate(config: RunConfig) -> int:
@@ -126,7 +127,7 @@ def evaluate(config: RunConfig) -> int:
     concepts = write_table(store, config, protocol, set(wanted))
     failures |= causes(store, wanted)
     conclude(config, protocol, concepts, failures, scored=len(todo), before=len(wanted) - len(todo))
-    return run.FAILED if failures else run.OK
+    return FAILED if failures else OK
 
 
 def score_missing(config: RunConfig, protocol: Protocol, num_rows: int) -> dict[str, str]:

@@ -108,7 +108,7 @@ def plan_rows(config: RunConfig, protocol: Protocol, records: Iterable[ConceptRe
                 seeds = seeds_of(prompt, protocol.images_per_prompt, config.seed)
                 row = {
                     "concept_id": record.concept_id,
-                    "fingerprint": record.fingerprint,
+                    "fingerprint": record.result.fingerprint,
                     "setup": setup,
                     "prompt": prompt.text,
                     "text": text,
@@ -116,7 +116,7 @@ def plan_rows(config: RunConfig, protocol: Protocol, records: Iterable[ConceptRe
                     "protocol": config.evaluation.protocol,
                     "seed": config.seed,
                     "drawn": drawn,
-                    "embedding": record.folder.embedding if setup == LEARNED else "",
+                    "embedding": record.result.embedding if setup == LEARNED else "",
                     "images": list(record.images),
                     "seeds": seeds if drawn else [],
                 }

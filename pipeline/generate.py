@@ -118,10 +118,10 @@ def plan_rows(
                 else:
                     seed = prompt.seed + index
                 yield {
-                    "row_id": _digest([record.fingerprint, text, seed, settings]),
+                    "row_id": _digest([record.result.fingerprint, text, seed, settings]),
                     "concept_id": record.concept_id,
-                    "fingerprint": record.fingerprint,
-                    "embedding": record.folder.embedding,
+                    "fingerprint": record.result.fingerprint,
+                    "embedding": record.result.embedding,
                     "prompt": text,
                     "seed": seed,
                 }

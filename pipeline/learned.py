@@ -116,7 +116,7 @@ def _of_record(store: RunStore, record: ConceptRecord) -> LearnedConcept:
     return LearnedConcept(
         name=record.concept_id,
         placeholder_token=record.placeholder_token,
-        uri=store.uri(record.folder.embedding),
+        uri=store.uri(record.result.embedding),
         category=record.category,
         initializer=record.initializer,
         images=record.images,

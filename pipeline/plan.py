@@ -125,6 +125,8 @@ class Selection:
     """At most so many, in the manifest's order; 0 for no limit."""
     words: str = ""
     """The options that say so, for messages."""
+    below_gate: bool = False
+    """These are done, and are to be tried again as `gate.ladder` says."""
 
     def takes(self, concept_id: str, taken: int) -> bool:
         """Whether to learn this one, when `taken` are to be learned already."""

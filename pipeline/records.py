@@ -26,6 +26,24 @@ class StoredFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Try:
+    """A concept learned once, by some settings; what of it a record shows if it is kept."""
+
+    rung: str
+    """Settings it was learned with, as `gate.ladder` has them; empty for the run's own."""
+    fingerprint: str
+    initializer: str = ""
+    start: str = ""
+    attempts: int = 1
+    steps: int = 0
+    seconds: float = 0.0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
+    error: str = ""
+    """Why there is nothing to keep."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ConceptRecord:
     """The final state of one concept under one fingerprint.
 
@@ -55,6 +73,9 @@ class ConceptRecord:
     attempts: int = 1
     """Calls it took, those lost with a dying actor included."""
 
+    quarantined: bool = False
+    """It failed because so many of its calls were lost as `actors.max_attempts` allows, not by its own input."""
+
     steps: int = 0
     seconds: float = 0.0
     """Wall time in its slot."""
@@ -75,9 +96,24 @@ class ConceptRecord:
     """What the fingerprint is the digest of (`plan.fingerprint_inputs`), so that a later change can be named; empty in
     records of before this was kept."""
 
+    gate: str = ""
+    """`passed` or `below`, as its scores were judged; empty without scores or bounds."""
+
+    tries: tuple[Try, ...] = ()
+    """Its own and those after it, if it was below the gate and learned again with other settings."""
+
+    kept: str = ""
+    """Fingerprint of the try that is kept: the files, scores and steps are of that one. Empty for its own."""
+
     @property
     def folder(self) -> ConceptFolder:
+        """Where the record is."""
         return ConceptFolder(self.concept_id, self.fingerprint)
+
+    @property
+    def result(self) -> ConceptFolder:
+        """Where the embedding, grid and curve are."""
+        return ConceptFolder(self.concept_id, self.kept or self.fingerprint)
 
 
 _ADAPTER = TypeAdapter(ConceptRecord)

@@ -63,6 +63,10 @@ class RunFigures:
     """Done before it started."""
     pending: int = 0
     """Not reached, when the run was stopped."""
+    retried: int = 0
+    """Of which calls were lost, or that were tried again for being below the gate."""
+    cost: str = ""
+    """Device hours and their price, in words."""
     seconds: float = 0.0
     """Wall time."""
     problems: Mapping[str, str] = field(default_factory=dict)
@@ -176,7 +180,7 @@ def _table_row(record: ConceptRecord, carried: Sequence[str]) -> list[object]:
         value if value is None else round(value, 3) for value in (scores.get("clip_i"), gain, scores.get("clip_t"))
     ]
     own = [record.concept_id, record.placeholder_token, record.initializer, *numbers, record.steps]
-    return [*own, round(record.seconds, 1), *(record.carried.get(name) for name in carried), record.folder.root]
+    return [*own, round(record.seconds, 1), *(record.carried.get(name) for name in carried), record.result.root]
 
 
 def _scale(name: str, done: Sequence[ConceptRecord]) -> tuple[float, float]:
@@ -188,7 +192,7 @@ def _scale(name: str, done: Sequence[ConceptRecord]) -> tuple[float, float]:
 
 
 def _card(store: RunStore, record: ConceptRecord, limits: PhotoConfig) -> _Card:
-    folder = record.folder
+    folder = record.result
     photos = tuple(_thumbnail(uri, limits) for uri in islice(record.images, _MAX_PHOTOS))
     try:
         grid = _embed(store.get(folder.grid), _GRID_PX, limits.max_pixels)

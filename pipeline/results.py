@@ -62,7 +62,7 @@ def write_results(store: RunStore, records: Iterable[ConceptRecord], bad: Sequen
 def _row(store: RunStore, record: ConceptRecord) -> dict[str, Any]:
     row = {name: getattr(record, name, None) for name in _SCHEMA.names}
     if record.status == "done":
-        row |= {"embedding": redact(store.uri(record.folder.embedding)), "grid": redact(store.uri(record.folder.grid))}
+        row |= {"embedding": redact(store.uri(record.result.embedding)), "grid": redact(store.uri(record.result.grid))}
     row |= {_SCORE + name: value for name, value in record.scores.items()}
     return row | {_CARRIED + name: value for name, value in record.carried.items()}
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -17,65 +17,46 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.checks import examine
-from pipeline.config import RunConfig, load_config, recipe, to_tree
+from pipeline.config import RunConfig, load_config, recipe
+from pipeline.deadline import DeadlinePassed, interrupting, moment_named
 from pipeline.faults import RunAborted, describe_error
 from pipeline.identity import identify
-from pipeline.logs import configure_logs, say
-from pipeline.manifest import BadRow, count_rows, read_manifest
-from pipeline.models import extractor_hash, locate, model_hash, portable, tokenizer_of
-from pipeline.plan import (
-    EVERY,
-    ConceptTask,
-    Plan,
-    Selection,
-    digest,
-    earlier_hash,
-    finished,
-    settings_of,
-    settings_path,
-)
-from pipeline.progress import Progress, format_seconds
+from pipeline.ladder import climb, rungs
+from pipeline.logs import configure_logs
+from pipeline.manifest import count_rows, read_manifest
+from pipeline.models import locate, portable, tokenizer_of
+from pipeline.plan import EVERY, ConceptTask, Plan, Selection, digest, finished, settings_path
+from pipeline.progress import Facts, Progress
 from pipeline.prompts import Prompt, read_prompts
-from pipeline.records import load_records, now, put_record
-from pipeline.redact import redact, redacted
-from pipeline.report import RunFigures, build_report
-from pipeline.selection import select
+from pipeline.records import ConceptRecord, load_records, put_record
+from pipeline.redact import redact
+from pipeline.report import build_report
+from pipeline.selection import RETRIES, select
+from pipeline.settings import current_settings
 from pipeline.storage import RunStore, absolute, read_bytes
+from pipeline.tally import (
+    FAILED,
+    OK,
+    STOPPED,
+    USAGE,
+    DeviceTime,
+    Tally,
+    conclude,
+    describe_bad,
+    describe_run,
+    figures_of,
+    left_out,
+)
 
 # ray and torch are imported where they are first needed: --help and --dry-run answer at once.
 
 log = logging.getLogger(__name__)
-
-OK, FAILED, USAGE, STOPPED = 0, 1, 2, 75
-"""Exit codes; 75 asks to be run again."""
-
-_SHOWN_FAILURES = 20
-
-
-@dataclass
-class Tally:
-    """What became of the run; grows as it goes."""
-
-    rows: int
-    began: float = field(default_factory=time.monotonic)
-    learned: int = 0
-    failures: dict[str, str] = field(default_factory=dict)
-    """Concept id -> cause."""
-    problems: dict[str, str] = field(default_factory=dict)
-    """What went wrong beside single concepts: stage -> cause."""
-    pictures: str = ""
-    stopped: bool = False
-    """By a signal."""
-    stage: str = "learning"
-    """What it is doing; at last `ended` or `stopped`."""
-    started_at: str = field(default_factory=lambda: now("milliseconds"))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,8 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = configure(options)
         configure_logs(config.log_format)
-        chosen = select(config.manifest, RunStore(config.output), options.only, options.retry, options.limit)
-        return dry_run(config, chosen, photos=options.photos) if options.dry_run else run(config, chosen)
+        until = moment_named(options.finish_by)
+        store = RunStore(config.output)
+        chosen = select(config.manifest, store, options.only, options.retry, options.limit, config.gate)
+        return dry_run(config, chosen, photos=options.photos) if options.dry_run else run(config, chosen, until=until)
     except ValueError as error:
         sys.stderr.write(redact(f"error: {error}\n"))
         return USAGE
@@ -105,7 +88,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="one setting; may be repeated")
     parser.add_argument("--only", metavar="ID,ID", help="learn and draw these concepts alone, if they are not done")
     parser.add_argument("--limit", metavar="N", type=int, help="learn at most N concepts, in the manifest's order")
-    parser.add_argument("--retry", choices=["failed"], help="learn and draw only what failed before")
+    parser.add_argument("--retry", choices=RETRIES, help="only what failed before, was given up, or is below the gate")
+    parser.add_argument("--finish-by", metavar="TIME", help="begin nothing after 06:00, 2026-11-22T06:00+01:00, or +6h")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done or fail, write nothing")
     parser.add_argument("--photos", action="store_true", help="with --dry-run, fetch and open every photo, too")
     return parser.parse_args(arguments)
@@ -130,7 +114,7 @@ def configure(options: argparse.Namespace) -> RunConfig:
         penalties = dataclasses.replace(penalties, captions=absolute(penalties.captions))
     if init.earlier_run:
         init = dataclasses.replace(init, earlier_run=absolute(init.earlier_run))
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         inversion=dataclasses.replace(config.inversion, penalties=penalties, init=init),
         manifest=absolute(config.manifest),
@@ -138,6 +122,8 @@ def configure(options: argparse.Namespace) -> RunConfig:
         model=portable(config.model),
         extractor=portable(extractor),
     )
+    rungs(config)  # a ladder that makes no sense is refused now
+    return config
 
 
 def dry_run(config: RunConfig, chosen: Selection = EVERY, *, photos: bool = False) -> int:
@@ -161,12 +147,13 @@ def dry_run(config: RunConfig, chosen: Selection = EVERY, *, photos: bool = Fals
     return FAILED if plan.bad or failing else OK
 
 
-def run(config: RunConfig, chosen: Selection = EVERY) -> int:
-    """The whole run. Raises ValueError for what is wrong before anything has begun."""
+def run(config: RunConfig, chosen: Selection = EVERY, *, until: float = math.inf) -> int:
+    """The whole run. `until`: when no new concept is begun any more, in seconds since 1970. Raises ValueError for what
+    is wrong before anything has begun."""
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     store = RunStore(config.output)
     plan, settings = make_plan(config, store, chosen)
-    tally = Tally(count_rows(config.manifest))
+    tally = Tally(count_rows(config.manifest), until)
     tasks = plan.tasks(read_manifest(config.manifest))
     store.put(settings_path(digest(settings)), json.dumps(settings, indent=1).encode())
 
@@ -176,9 +163,15 @@ def run(config: RunConfig, chosen: Selection = EVERY) -> int:
 
     note()
     first = next(tasks, None)  # nothing to do needs no cluster
-    if first is not None:
+    if first is not None and time.time() < until:
         learn(config, chain([first], tasks), tally, plan, note)
-    if prompts and not tally.stopped and not tally.problems:
+    if time.time() >= until:
+        for _ in tasks:  # the report tells of all rows
+            pass
+        tally.late = plan.num_todo > tally.learned + len(tally.failures)
+    if not tally.is_over and not tally.problems:
+        try_again(config, tally, plan, chosen, note)
+    if prompts and not tally.is_over and not tally.problems:
         note("drawing")
         draw(config, prompts, tally, plan, chosen)
     if not tally.stopped:
@@ -190,33 +183,49 @@ def run(config: RunConfig, chosen: Selection = EVERY) -> int:
 
 def make_plan(config: RunConfig, store: RunStore, chosen: Selection = EVERY) -> tuple[Plan, dict[str, Any]]:
     """The plan, and the settings it was made for."""
-    settings = settings_of(
-        config,
-        model_hash=model_hash(config.model),
-        extractor_hash=extractor_hash(config.extractor),
-        captions_hash=captions_hash(config.inversion.penalties.captions),
-        earlier_hash=earlier_hash(config.inversion.init.earlier_run),
-    )
+    settings = current_settings(config)
     known = partial(identify, photos=config.photos)
     return Plan(digest(settings), finished(store.scan("concepts")), known, selection=chosen), settings
 
 
-def captions_hash(path: str) -> str:
-    """What is in the file of captions, nothing for those that come with the package. Raises ValueError if it cannot
-    be read."""
-    identity = identify([path])[path] if path else ""
-    if not isinstance(identity, str):
-        raise ValueError(f"inversion.penalties.captions = {path!r} cannot be read: {identity}")
-    return identity
-
-
 def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: Plan, note: Callable[[], None]) -> None:
     """Learn every concept that is not done; each failure is recorded and the others go on."""
-    gpus, cpus = connect(config)
-    from pipeline.driver import drive, learner_actors, policy_of
+    connect(config)
     from pipeline.metrics import RunMetrics
 
     store, metrics = RunStore(config.output), RunMetrics()
+    total = partial(plan.expected, tally.rows)
+    for record in learn_all(config, tasks, "learning", total, tally, note, metrics.observe):
+        tally.settle(record)
+        metrics.settled(record)
+        if record.status == "failed":
+            put_record(store, record)
+
+
+def try_again(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection, note: Callable[[], None]) -> None:
+    """Learn concepts below the gate again, as `gate.ladder` says."""
+
+    def learn_these(
+        changed: RunConfig, tasks: Iterator[ConceptTask], words: str, count: int
+    ) -> Iterator[ConceptRecord]:
+        first = next(tasks, None)  # nothing to do needs no cluster
+        if first is not None and time.time() < tally.until:
+            yield from learn_all(changed, chain([first], tasks), words, lambda: count, tally, note)
+
+    climb(config, RunStore(config.output), plan, chosen, learn_these, tally.climbed)
+    tally.late |= bool(tally.climbed.waiting) and time.time() >= tally.until
+
+
+def learn_all(
+    config: RunConfig, tasks: Iterator[ConceptTask], words: str, total: Callable[[], int], tally: Tally,
+    note: Callable[[], None], watch: Callable[[Facts], None] | None = None,
+) -> Iterator[ConceptRecord]:  # fmt: skip
+    """The records of tasks, as they end; fewer if the run is stopped or given up meanwhile."""
+    gpus, cpus = connect(config)
+    from pipeline.driver import drive, learner_actors, policy_of
+
+    tally.on_gpus = bool(gpus)
+    device_time = DeviceTime(tally, config.actors.gpus if gpus else config.actors.cpus)
 
     def beat() -> None:
         try:
@@ -224,26 +233,24 @@ def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: P
         except OSError as error:  # the next one may get through
             log.warning("run.json was not brought up to date: %s", error)
 
-    progress = Progress(
-        "learning", lambda: plan.expected(tally.rows), beat=beat, log_format=config.log_format, observe=metrics.observe
-    )
+    def observe(facts: Facts) -> None:
+        device_time.observe(facts)
+        if watch is not None:
+            watch(facts)
+
+    progress = Progress(words, total, beat=beat, log_format=config.log_format, observe=observe)
+    policy = policy_of(config, gpus, cpus)
     with stopping_on_signals() as stop:
         try:
-            for record in drive(tasks, learner_actors(config, gpus), policy_of(config, gpus, cpus), progress, stop):
-                metrics.settled(record)
-                if record.status == "done":
-                    tally.learned += 1
-                else:
-                    tally.failures[record.concept_id] = record.error
-                    put_record(store, record)
+            yield from drive(tasks, learner_actors(config, gpus), policy, progress, stop, until=tally.until)
         except RunAborted as error:
-            tally.problems["learning"] = f"given up: {error}"
+            tally.problems[words] = f"given up: {error}"
         tally.stopped = stop.is_set()
 
 
 def draw(config: RunConfig, prompts: list[Prompt], tally: Tally, plan: Plan, chosen: Selection) -> None:
     """Draw every prompt with every finished concept, as far as they were named."""
-    gpus, _ = connect(config)
+    gpus, cpus = connect(config)
     from ray.exceptions import RayError
 
     from pipeline.generate import generate_images
@@ -251,58 +258,28 @@ def draw(config: RunConfig, prompts: list[Prompt], tally: Tally, plan: Plan, cho
     store = RunStore(config.output)
     records = load_records(store, plan.current)
     done = (record for record in records if record.status == "done" and chosen.names(record.concept_id))
+    began = time.monotonic()
     with _handling(signal.default_int_handler):
         try:
-            counts = generate_images(config, done, prompts, gpus)
+            with interrupting(tally.until):
+                counts = generate_images(config, done, prompts, gpus)
+        except DeadlinePassed:
+            tally.late = True
+            return
         except RayError as error:
             tally.problems["drawing"] = f"stopped, run again to continue: {describe_error(error)}"
             return
+        finally:
+            tally.on_gpus = bool(gpus)
+            tally.device_seconds += (time.monotonic() - began) * (gpus or cpus)
     tally.pictures = f"{counts.drawn} drawn, {counts.done_before} done before, {counts.failed} failed"
     if counts.failed:
         tally.problems["drawing"] = f"{counts.failed} pictures were not drawn: {'; '.join(counts.first_errors)}"
 
 
 def report(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = EVERY) -> None:
-    facts = {"pictures": tally.pictures} if tally.pictures else {}
-    if plan.num_left:
-        facts["left for another run"] = f"{plan.num_left:,} concepts ({chosen.words})"
-    figures = RunFigures(
-        learned=tally.learned,
-        skipped=plan.num_done,
-        pending=max(0, plan.num_todo - tally.learned - len(tally.failures)),
-        seconds=time.monotonic() - tally.began,
-        problems=tally.problems,
-        facts=facts | versions(),
-    )
+    figures = figures_of(config, tally, plan, chosen)
     build_report(RunStore(config.output), config, figures, plan.current, plan.bad)
-
-
-def left_out(plan: Plan, chosen: Selection) -> str:
-    """What the options left undone, for a line of counts."""
-    return f"{plan.num_left} left out by {chosen.words}, " if plan.num_left else ""
-
-
-def conclude(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = EVERY) -> int:
-    """The last lines: counts, where to look, and every failure with its cause."""
-    tell = partial(say, config.log_format)
-    bad = [row for row in plan.bad if chosen.names(row.concept_id)]  # of others nobody asked
-    counts = (
-        f"{tally.learned} learned, {plan.num_done} done before, {left_out(plan, chosen)}{len(tally.failures)} failed, "
-    )
-    tell(f"{counts}{len(bad)} bad rows in {format_seconds(time.monotonic() - tally.began)}\n")
-    if tally.pictures:
-        tell(f"pictures: {tally.pictures}\n")
-    if tally.stopped:
-        tell("stopped before the end; run the same command again to continue\n")
-    else:
-        tell(redact(f"report: {RunStore(config.output).uri('report.html')}\n"))
-    failures = [f"{name}: {cause}" for name, cause in (*tally.problems.items(), *tally.failures.items())]
-    failures += [f"bad row: {describe_bad(row)}" for row in bad]
-    for failure in failures[:_SHOWN_FAILURES]:
-        tell(f"FAILED {failure}\n")
-    if len(failures) > _SHOWN_FAILURES:
-        tell(f"FAILED {len(failures) - _SHOWN_FAILURES} more, all in results.parquet\n")
-    return STOPPED if tally.stopped else FAILED if failures else OK
 
 
 def connect(config: RunConfig) -> tuple[float, float]:
@@ -347,41 +324,6 @@ def _handling(handler: Any) -> Iterator[None]:
     finally:
         for number, former in before.items():
             signal.signal(number, former)
-
-
-def describe_bad(row: BadRow) -> str:
-    return f"{row.file}, row {row.row}{f' ({row.concept_id})' if row.concept_id else ''}: {row.reason}"
-
-
-def describe_run(config: RunConfig, tally: Tally, plan: Plan, settings: dict[str, Any]) -> bytes:
-    """`run.json`: what was run, with what, and how far it got."""
-    counts = {
-        "rows": tally.rows,
-        "done_before": plan.num_done,
-        "learned": tally.learned,
-        "failed": len(tally.failures),
-        "problems": tally.problems,
-        "bad_rows": len(plan.bad),
-        "left_out": plan.num_left,
-        "looked_at": plan.num_done + plan.num_todo + plan.num_left + len(plan.bad),
-    }
-    description = {
-        "stage": tally.stage,
-        "started_at": tally.started_at,
-        "written_at": now(),
-        "config": redacted(to_tree(config)),
-        "model_hash": settings["model"],
-        "settings": digest(settings),
-        "versions": versions(),
-        "counts": counts,
-        "seconds": round(time.monotonic() - tally.began, 1),
-    }
-    return json.dumps(description, indent=1).encode()
-
-
-def versions() -> dict[str, str]:
-    names = ("torch", "diffusers", "transformers", "ray")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which of a manifest's concepts one command learns: named ones, those that failed before, so many at most.
+"""Which of a manifest's concepts one command learns: named ones, those that failed or came out poor, so many at most.
 
 What is left out stays as it is; results and report show the whole manifest all the same.
 """
@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 
 import pyarrow.parquet as pq
 
+from pipeline.config import GateConfig
+from pipeline.gate import BELOW, judge
 from pipeline.manifest import concept_ids
 from pipeline.plan import Selection
+from pipeline.records import load_records
 from pipeline.results import PATH as RESULTS
 from pipeline.storage import ConceptFolder, RunStore, open_for_reading
 
+RETRIES = ("failed", "quarantined", "below-gate")
 
-def select(manifest: str, store: RunStore, only: str | None, retry: str | None, limit: int | None) -> Selection:
-    """From the command's options: `only`, ids with commas between; `retry`, 'failed'; `limit`, a number.
+
+def select(
+    manifest: str, store: RunStore, only: str | None, retry: str | None, limit: int | None,
+    gate: GateConfig | None = None,
+) -> Selection:  # fmt: skip
+    """From the command's options: `only`, ids with commas between; `retry`, one of `RETRIES`; `limit`, a number.
 
     Raises ValueError for an id that the manifest does not have, for none at all, and for a limit below 1.
     """
@@ -30,9 +39,12 @@ def select(manifest: str, store: RunStore, only: str | None, retry: str | None, 
     if only is not None:
         chosen = frozenset(_named(manifest, [name.strip() for name in only.split(",") if name.strip()]))
     if retry:
-        failed = failed_before(store)
-        chosen = frozenset(failed if chosen is None else chosen & failed)
-    return Selection(chosen, limit or 0, " ".join(words))
+        found = {"failed": failed_before, "quarantined": quarantined_before}.get(
+            retry, partial(below_gate, gate=gate or GateConfig())
+        )
+        names = found(store)
+        chosen = frozenset(names if chosen is None else chosen & names)
+    return Selection(chosen, limit or 0, " ".join(words), retry == "below-gate")
 
 
 def failed_before(store: RunStore) -> set[str]:
@@ -51,6 +63,26 @@ def failed_before(store: RunStore) -> set[str]:
             table = pq.read_table(file, columns=["concept_id", "status"])
         names |= {row["concept_id"] for row in table.to_pylist() if row["status"] == "failed" and row["concept_id"]}
     return names
+
+
+def quarantined_before(store: RunStore) -> set[str]:
+    """Ids of those whose stored failure says that their calls were lost, by dying actors or by storage: bad photos are
+    not among them."""
+    failed = failed_before(store)
+    return {
+        record.concept_id for record in load_records(store)
+        if record.status == "failed" and record.quarantined and record.concept_id in failed
+    }  # fmt: skip
+
+
+def below_gate(store: RunStore, gate: GateConfig) -> set[str]:
+    """Ids of finished concepts that are below a gate, by the scores in the record of each that was finished last."""
+    newest: dict[str, tuple[str, bool]] = {}
+    for record in load_records(store):
+        if record.status == "done":
+            found = record.finished_at, judge(record, gate) == BELOW
+            newest[record.concept_id] = max(newest.get(record.concept_id, found), found)
+    return {name for name, (_, is_below) in newest.items() if is_below}
 
 
 def unknown(name: str, known: Collection[str], place: str) -> ValueError:

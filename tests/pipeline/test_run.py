@@ -17,6 +17,7 @@ from pipeline.manifest import BadRow
 from pipeline.models import ROOT, locate, portable
 from pipeline.plan import Plan, digest
 from pipeline.run import FAILED, OK, STOPPED, USAGE, Tally, conclude, configure, main, parse, stopping_on_signals
+from pipeline.settings import captions_hash
 from pipeline.storage import RunStore
 from tests.pipeline.runs import tiny_toml, write_manifest
 
@@ -49,14 +50,14 @@ def test_captions_are_found_from_anywhere_and_known_by_content(tmp_path: Path) -
     given = ["inversion.penalties.captions=sets/captions.txt", "inversion.penalties.knowledge=0.1"]
     config = configured("m.parquet", "--set", "inversion.adapter.kind=lora", *(f"--set={each}" for each in given))
     assert config.inversion.penalties.captions == os.path.abspath("sets/captions.txt")
-    assert configured("m.parquet").inversion.penalties.captions == run.captions_hash("") == ""
+    assert configured("m.parquet").inversion.penalties.captions == captions_hash("") == ""
     path = tmp_path / "captions.txt"
     path.write_text("a cat\n")
-    first = run.captions_hash(str(path))
+    first = captions_hash(str(path))
     path.write_text("a dog\n")
-    assert run.captions_hash(str(path)) != first
+    assert captions_hash(str(path)) != first
     with pytest.raises(ValueError, match=r"penalties.captions = '.*gone.txt' cannot be read"):
-        run.captions_hash(str(tmp_path / "gone.txt"))
+        captions_hash(str(tmp_path / "gone.txt"))
 
 
 def test_the_demo_judge_scores_the_demo_model_only() -> None:

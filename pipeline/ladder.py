@@ -1,0 +1,260 @@
+"""What is done about concepts below the gate: they are learned again with other settings, and the best try is kept.
+
+A try is exactly what a run with those settings would learn: it has a fingerprint, a folder and a record of its own. So
+it depends on no neighbour, and resuming is running again. What a concept comes to is the record under the run's own
+fingerprint, which names the try that is kept and is put once more, whole, when the concept's ladder has ended. Until
+then `ladder.json` lies beside it, put by the actor before the record itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+
+from pipeline.config import RunConfig, load_config, recipe, to_tree
+from pipeline.gate import BELOW, PASSED, against_first, best, verdict
+from pipeline.identity import identify
+from pipeline.manifest import ManifestRow, read_manifest
+from pipeline.plan import ConceptTask, Plan, Selection, digest, settings_path
+from pipeline.records import ConceptRecord, Try, from_json, now, put_record
+from pipeline.settings import current_settings
+from pipeline.storage import ConceptFolder, RunStore, read_bytes
+
+log = logging.getLogger(__name__)
+
+_BATCH = 200
+"""Records held at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One entry of `gate.ladder`."""
+
+    words: str
+    config: RunConfig
+    """Of the run, changed as the words say."""
+
+
+@dataclass(slots=True)
+class Climbed:
+    """What the ladder came to; grows as it goes. Counts are of concepts unless they say otherwise."""
+
+    tried: int = 0
+    """Tries learned."""
+    steps: int = 0
+    """In all of them."""
+    passed: int = 0
+    better: int = 0
+    """Still below the gate, but a later try was nearer to it."""
+    below: int = 0
+    """Still below, and no try was nearer to it than the first."""
+    waiting: int = 0
+    """Not at their ladder's end, when the run was."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Of tries: concept id -> cause."""
+
+    @property
+    def ended(self) -> int:
+        """Concepts that were tried again to their ladder's end."""
+        return self.passed + self.better + self.below
+
+    def describe(self) -> str:
+        """For the last lines and the report; empty if there was nothing to do."""
+        counts = {"passed then": self.passed, "better but still below": self.better, "no better": self.below,
+                  "to be continued": self.waiting}  # fmt: skip
+        told = ", ".join(f"{count:,} {words}" for words, count in counts.items() if count)
+        return f"{self.ended + self.waiting:,} ({told})" if told else ""
+
+
+LearnAll = Callable[[RunConfig, Iterator[ConceptTask], str, int], Iterator[ConceptRecord]]
+"""(configuration, tasks, words for progress, how many) -> their records, as they end; fewer if the run is to stop."""
+
+
+def rungs(config: RunConfig) -> list[Rung]:
+    """`gate.ladder`, each entry with the configuration it makes. Raises ValueError naming one that makes none."""
+    found = []
+    for number, words in enumerate(config.gate.ladder, 1):
+        try:
+            found.append(Rung(words, _changed(config, words, number)))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"gate.ladder: {words!r}: {error}") from error
+    return found
+
+
+def _changed(config: RunConfig, words: str, number: int) -> RunConfig:
+    """The run's configuration with the parts of a rung applied in their order. `number` of the rung, from 1."""
+    changed = dataclasses.replace(config, gate=dataclasses.replace(config.gate, ladder=()))
+    for part in (part.strip() for part in words.split(" + ")):
+        toml, overrides = "", list[str]()
+        if part == "seed":
+            overrides = [f"seed={(config.seed + number) % 2**63}"]
+        elif factor := re.fullmatch(r"steps\*(\d+(?:\.\d+)?)", part):
+            overrides = [f"inversion.steps={round(changed.inversion.steps * float(factor[1]))}"]
+        elif "=" in part:
+            overrides = [part]
+        else:
+            toml = read_bytes(recipe(part)).decode()
+        changed = load_config(toml, overrides, base=to_tree(changed))
+    as_before = dataclasses.replace(
+        changed, seed=config.seed, inversion=config.inversion, gate=config.gate
+    )  # what is left may not differ
+    if as_before != config:
+        raise ValueError("only `seed` and settings of `inversion` can be changed for a single concept")
+    return changed
+
+
+def pending(store: RunStore, plan: Plan, chosen: Selection) -> tuple[dict[str, str], set[bytes]]:
+    """Concepts whose ladder has not ended, id -> fingerprint, and all fingerprints with a record; from one listing.
+
+    With `--retry below-gate` every chosen one that is done.
+    """
+    waiting, done = {}, set[bytes]()
+    for path, size in store.scan("concepts"):
+        folder = ConceptFolder.of(path)
+        if folder is None or not size:
+            continue
+        if path == folder.record:
+            done.add(folder.fingerprint.encode())
+        is_asked_for = path == folder.ladder or (path == folder.record and chosen.below_gate)
+        if is_asked_for and folder.fingerprint.encode() in plan.current and chosen.names(folder.concept_id):
+            waiting[folder.concept_id] = folder.fingerprint
+    return {name: mark for name, mark in waiting.items() if mark.encode() in done}, done
+
+
+def climb(
+    config: RunConfig, store: RunStore, plan: Plan, chosen: Selection, learn_all: LearnAll, counts: Climbed
+) -> None:
+    """Try every concept that waits below the gate again, rung by rung, and write down which try is kept.
+
+    All concepts do a rung before any does the next. Ends early, with the rest waiting, when `learn_all` does.
+    """
+    waiting, done = pending(store, plan, chosen)
+    if chosen.below_gate:  # else the actors have put it there
+        for name, mark in waiting.items():
+            store.put(ConceptFolder(name, mark).ladder, b"{}")
+    ladder = [(rung, current_settings(rung.config)) for rung in rungs(config)] if waiting else []
+    counts.waiting = len(waiting)
+    used: list[tuple[Rung, str]] = []
+    for rung, settings in ladder:
+        _settle(config, store, waiting, used, counts, is_end=False)
+        wanted = _wanted(store, waiting, digest(settings), done)
+        store.put(settings_path(digest(settings)), json.dumps(settings, indent=1).encode())
+        tasks = _tasks(config, digest(settings), wanted)
+        for record in learn_all(rung.config, tasks, f"trying again ({rung.words})", len(wanted)):
+            counts.tried += 1
+            counts.steps += record.steps
+            if record.status == "failed":
+                counts.failures[record.concept_id] = record.error
+            else:
+                done.add(record.fingerprint.encode())
+            wanted.pop(record.fingerprint, None)
+        used.append((rung, digest(settings)))
+        if wanted:
+            return
+    _settle(config, store, waiting, used, counts, is_end=True)
+
+
+def _tasks(config: RunConfig, settings: str, wanted: Mapping[str, str]) -> Iterator[ConceptTask]:
+    """Those of the manifest's concepts whose fingerprint under these settings is wanted."""
+    names = set(wanted.values())
+    if not names:
+        return
+    rows = (
+        row for row in read_manifest(config.manifest)
+        if isinstance(row, ManifestRow) and row.concept.concept_id in names
+    )  # fmt: skip
+    tasks = Plan(settings, set(), partial(identify, photos=config.photos)).tasks(rows)
+    yield from (task for task in tasks if task.fingerprint in wanted)
+
+
+def _wanted(store: RunStore, waiting: Mapping[str, str], settings: str, done: set[bytes]) -> dict[str, str]:
+    """Fingerprint -> concept id, of the tries with these settings that have no record yet."""
+    found = {}
+    for record in _records(store, waiting.items()):
+        mark = _fingerprint(record, settings)
+        if mark != record.fingerprint and mark.encode() not in done:
+            found[mark] = record.concept_id
+    return found
+
+
+def _fingerprint(record: ConceptRecord, settings: str) -> str:
+    """What this concept's would be under other settings: of the same photos and row."""
+    return digest({**record.inputs, "settings": settings}) if record.inputs else record.fingerprint
+
+
+def _settle(
+    config: RunConfig, store: RunStore, waiting: dict[str, str], used: list[tuple[Rung, str]], counts: Climbed,
+    *, is_end: bool,
+) -> None:  # fmt: skip
+    """End the ladder of every concept with a try that passes, at the end of all: choose, put the record, forget."""
+    for first in _records(store, list(waiting.items())):
+        folders = {words.words: ConceptFolder(first.concept_id, _fingerprint(first, mark)) for words, mark in used}
+        later = store.get_many(folder.record for folder in folders.values())
+        own = first.tries or (_as_try(first, ""),)
+        known = {each.fingerprint for each in own}
+        new = [
+            _tried(words, folder, later[folder.record], counts)
+            for words, folder in folders.items()
+            if folder.fingerprint not in known
+        ]
+        tries = (*own, *new)
+        kept = best(tries, config.gate)
+        judged = verdict(against_first(kept, tries), config.gate)
+        if judged == BELOW and not is_end:
+            continue
+        put_record(store, _keeping(first, tries, kept, judged))
+        store.delete(first.folder.ladder)
+        del waiting[first.concept_id]
+        counts.waiting -= 1
+        counts.passed += judged == PASSED
+        counts.better += judged != PASSED and kept is not tries[0]
+        counts.below += judged != PASSED and kept is tries[0]
+
+
+def _records(store: RunStore, folders: Iterable[tuple[str, str]]) -> Iterator[ConceptRecord]:
+    """The records of (concept id, fingerprint) pairs; one that cannot be read is left for the report to tell."""
+    pairs = iter(list(folders))
+    while batch := list(islice(pairs, _BATCH)):
+        for path, content in store.get_many(ConceptFolder(*pair).record for pair in batch).items():
+            try:
+                if isinstance(content, OSError):
+                    raise content
+                yield from_json(content)
+            except (OSError, ValueError) as error:
+                log.warning("%s cannot be read, its ladder is left out: %s", path, error)
+
+
+def _as_try(record: ConceptRecord, words: str) -> Try:
+    names = {each.name for each in dataclasses.fields(Try)} - {"rung", "fingerprint"}
+    return Try(rung=words, fingerprint=record.fingerprint, **{name: getattr(record, name) for name in names})
+
+
+def _tried(words: str, folder: ConceptFolder, content: bytes | OSError, counts: Climbed) -> Try:
+    """What came of a rung: its record, or why there is none."""
+    try:
+        if isinstance(content, OSError):
+            raise content
+        return _as_try(from_json(content), words)
+    except (OSError, ValueError) as error:
+        cause = counts.failures.get(folder.concept_id) or f"{folder.record} cannot be read: {error}"
+        return Try(rung=words, fingerprint=folder.fingerprint, error=cause)
+
+
+def _keeping(first: ConceptRecord, tries: tuple[Try, ...], kept: Try, judged: str) -> ConceptRecord:
+    """The concept's record once its ladder has ended: of the try that is kept."""
+    shown = {each.name: getattr(kept, each.name) for each in dataclasses.fields(Try)}
+    del shown["rung"], shown["fingerprint"]
+    return dataclasses.replace(
+        first,
+        **shown,
+        gate=judged,
+        tries=tries,
+        kept="" if kept.fingerprint == first.fingerprint else kept.fingerprint,
+        finished_at=now("milliseconds"),
+    )

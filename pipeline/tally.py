@@ -1,0 +1,198 @@
+"""What became of a run: counted while it goes, then `run.json`, the report's figures and the last lines."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from pipeline.config import RunConfig, to_tree
+from pipeline.ladder import Climbed
+from pipeline.logs import say
+from pipeline.manifest import BadRow
+from pipeline.plan import EVERY, Plan, Selection, digest
+from pipeline.progress import Facts, format_seconds
+from pipeline.records import ConceptRecord, now
+from pipeline.redact import redact, redacted
+from pipeline.report import RunFigures
+from pipeline.storage import RunStore
+
+OK, FAILED, USAGE, STOPPED, LATE = 0, 1, 2, 75, 76
+"""Exit codes. 75 asks to be run again: it was stopped by a signal. 76: `--finish-by` came first, the rest is for
+another run."""
+
+_SHOWN_FAILURES = 20
+
+
+@dataclass
+class Tally:
+    """What became of the run; grows as it goes."""
+
+    rows: int
+    until: float = math.inf
+    """When no new concept is begun any more, in seconds since 1970."""
+    began: float = field(default_factory=time.monotonic)
+    learned: int = 0
+    retried: int = 0
+    """Of the concepts learned or failed, those of which a call was lost with an actor or to storage, and made again."""
+    steps: int = 0
+    """Of the concepts learned."""
+    device_seconds: float = 0.0
+    """Seconds of all devices that actors held: of GPUs where there are any, else of CPU cores."""
+    on_gpus: bool = False
+    climbed: Climbed = field(default_factory=Climbed)
+    failures: dict[str, str] = field(default_factory=dict)
+    """Concept id -> cause."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """What went wrong beside single concepts: stage -> cause."""
+    pictures: str = ""
+    stopped: bool = False
+    """By a signal."""
+    late: bool = False
+    """Not all was done when `until` came."""
+    stage: str = "learning"
+    """What it is doing; at last `ended` or `stopped`."""
+    started_at: str = field(default_factory=lambda: now("milliseconds"))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to be begun."""
+        return self.stopped or self.late
+
+    def settle(self, record: ConceptRecord) -> None:
+        """Take in how a concept ended."""
+        self.retried += record.attempts > 1
+        if record.status == "done":
+            self.learned += 1
+            self.steps += record.steps
+        else:
+            self.failures[record.concept_id] = record.error
+
+    def cost(self, config: RunConfig) -> str:
+        """Device hours, and what they cost if a price is set; empty for none."""
+        hours = self.device_seconds / 3600
+        if not hours:
+            return ""
+        price = config.report.hour_price * hours
+        told = f"{hours:,.2f} {'GPU' if self.on_gpus else 'core'}-hours"
+        return told + (f", {price:,.2f} {config.report.currency}".rstrip() if price else "")
+
+
+class DeviceTime:
+    """Adds up how long actors held their devices, from what every progress line tells of their number."""
+
+    def __init__(self, tally: Tally, devices_per_actor: float) -> None:
+        self._tally, self._each, self._before = tally, devices_per_actor, 0.0
+
+    def observe(self, facts: Facts) -> None:
+        since = facts["seconds"] - self._before
+        self._tally.device_seconds += since * self._each * (facts["ready"] + facts["starting"])
+        self._before = facts["seconds"]
+
+
+def figures_of(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = EVERY) -> RunFigures:
+    """For the report."""
+    facts = {
+        "left for another run": f"{plan.num_left:,} concepts ({chosen.words})" if plan.num_left else "",
+        "below the gate, tried again": tally.climbed.describe(),
+        "calls lost and made again": f"for {tally.retried:,} concepts" if tally.retried else "",
+        "steps": f"{tally.steps + tally.climbed.steps:,}" if tally.steps else "",
+        "device time": tally.cost(config),
+        "pictures": tally.pictures,
+        "ended early": "--finish-by" if tally.late else "",
+    }
+    return RunFigures(
+        learned=tally.learned,
+        skipped=plan.num_done,
+        pending=max(0, plan.num_todo - tally.learned - len(tally.failures)),
+        retried=tally.retried
+        + sum(count for count in (tally.climbed.passed, tally.climbed.better, tally.climbed.below)),
+        cost=tally.cost(config),
+        seconds=time.monotonic() - tally.began,
+        problems=tally.problems,
+        facts={name: text for name, text in facts.items() if text} | versions(),
+    )
+
+
+def left_out(plan: Plan, chosen: Selection) -> str:
+    """What the options left undone, for a line of counts."""
+    return f"{plan.num_left} left out by {chosen.words}, " if plan.num_left else ""
+
+
+def conclude(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = EVERY) -> int:
+    """The last lines: counts, where to look, and every failure with its cause. Returns the exit code."""
+    tell = partial(say, config.log_format)
+    bad = [row for row in plan.bad if chosen.names(row.concept_id)]  # of others nobody asked
+    counts = (
+        f"{tally.learned} learned, {plan.num_done} done before, {left_out(plan, chosen)}{len(tally.failures)} failed, "
+    )
+    tell(f"{counts}{len(bad)} bad rows in {format_seconds(time.monotonic() - tally.began)}\n")
+    lines = {"below the gate, tried again": tally.climbed.describe(), "device time": tally.cost(config),
+             "pictures": tally.pictures}  # fmt: skip
+    for name, text in lines.items():
+        if text:
+            tell(f"{name}: {text}\n")
+    if tally.stopped:
+        tell("stopped before the end; run the same command again to continue\n")
+    else:
+        tell(redact(f"report: {RunStore(config.output).uri('report.html')}\n"))
+    if tally.late and not tally.stopped:
+        unlearned = plan.num_todo - tally.learned - len(tally.failures)
+        tell(f"ended at --finish-by with {unlearned} not begun; run the same command again to continue\n")
+    failures = [f"{name}: {cause}" for name, cause in (*tally.problems.items(), *tally.failures.items())]
+    failures += [f"bad row: {describe_bad(row)}" for row in bad]
+    for failure in failures[:_SHOWN_FAILURES]:
+        tell(f"FAILED {failure}\n")
+    if len(failures) > _SHOWN_FAILURES:
+        tell(f"FAILED {len(failures) - _SHOWN_FAILURES} more, all in results.parquet\n")
+    return STOPPED if tally.stopped else LATE if tally.late else FAILED if failures else OK
+
+
+def describe_bad(row: BadRow) -> str:
+    return f"{row.file}, row {row.row}{f' ({row.concept_id})' if row.concept_id else ''}: {row.reason}"
+
+
+def describe_run(config: RunConfig, tally: Tally, plan: Plan, settings: dict[str, Any]) -> bytes:
+    """`run.json`: what was run, with what, and how far it got."""
+    climbed = tally.climbed
+    counts = {
+        "rows": tally.rows,
+        "done_before": plan.num_done,
+        "learned": tally.learned,
+        "failed": len(tally.failures),
+        "retried": tally.retried,
+        "problems": tally.problems,
+        "bad_rows": len(plan.bad),
+        "left_out": plan.num_left,
+        "looked_at": plan.num_done + plan.num_todo + plan.num_left + len(plan.bad),
+        "steps": tally.steps + climbed.steps,
+        "gate": {
+            "tries": climbed.tried,
+            "passed": climbed.passed,
+            "better": climbed.better,
+            "below": climbed.below,
+            "waiting": climbed.waiting,
+        },
+    }
+    description = {
+        "stage": tally.stage,
+        "started_at": tally.started_at,
+        "written_at": now(),
+        "config": redacted(to_tree(config)),
+        "model_hash": settings["model"],
+        "settings": digest(settings),
+        "versions": versions(),
+        "counts": counts,
+        "seconds": round(time.monotonic() - tally.began, 1),
+        "device_hours": {"of": "gpu" if tally.on_gpus else "core", "hours": round(tally.device_seconds / 3600, 4)},
+    }
+    return json.dumps(description, indent=1).encode()
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "diffusers", "transformers", "ray")
+    return {name: importlib.metadata.version(name) for name in names}
