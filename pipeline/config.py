@@ -56,8 +56,8 @@ class ActorConfig:
     """When the run is stopped: seconds that running concepts get to write a checkpoint."""
 
     stall_s: float = 3600.0
-    """An actor that answers no call for so many seconds hangs and is replaced; 0 waits for ever. Make it longer than
-    a concept takes."""
+    """Seconds a concept may take in its slot, photos and sample pictures included, before it counts as hung: its actor
+    is replaced, and it is tried again alone. 0 waits for ever. Make it several times what a concept takes."""
 
     def __post_init__(self) -> None:
         check(self.count >= 0, "actors.count", self.count, "0 (automatic) or more")

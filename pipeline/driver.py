@@ -11,9 +11,10 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from threading import Event
 from typing import Any
 
@@ -22,7 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.actors import Learner, failure_record
 from pipeline.config import LogFormat, RunConfig
-from pipeline.faults import ActorBroken, RunAborted, describe_error
+from pipeline.faults import ActorBroken, RunAborted, StoreFailed, describe_error
 from pipeline.logs import configure_logs
 from pipeline.metrics import export
 from pipeline.plan import ConceptTask
@@ -42,13 +43,18 @@ class Policy:
     max_start_failures: int = 3
     """Actors in a row that did not start before the run is aborted (or goes on with those that did)."""
     max_fruitless_deaths: int = 10
-    """Actors in a row that died with no concept finished in between before the run is aborted."""
+    """Actors in a row that died with no concept finished in between before the run is aborted; what kills again when
+    it is alone counts once."""
+    max_store_failures: int = 10
+    """Times in a row that the run's own storage failed, with longer and longer pauses, before the run is aborted."""
     backoff_s: float = 1.0
-    """Wait after the first failed start; doubles with each further one, up to a minute."""
+    """Wait after the first failed start or failure of storage; doubles with each further one, up to a minute."""
     drain_s: float = 20.0
     """When the run is stopped: time for running concepts to write a checkpoint."""
     stall_s: float = 0.0
-    """An actor with calls that answers none for this long is taken for dead; 0 never. A hung device raises nothing."""
+    """A call that is being worked on for this long hangs, and its actor is as good as dead; 0 never."""
+    calls_ahead: int = 0
+    """Of an actor's calls, those that wait for their turn."""
 
 
 @dataclass(eq=False, slots=True)
@@ -56,6 +62,10 @@ class _Work:
     task: ConceptTask
     attempts: int = 0
     """Calls lost so far."""
+    alone: int = 0
+    """Of these, those with nothing else on the actor."""
+    began: float = math.inf
+    """When its turn came; monotonic seconds."""
 
 
 @dataclass(eq=False, slots=True)
@@ -66,8 +76,6 @@ class _Actor:
     capacity: int = 1
     """Calls it takes at a time; known when it is ready."""
     calls: dict[Any, _Work] = field(default_factory=dict)
-    last_answer: float = 0.0
-    """When a call last ended, or the first of those in flight began; monotonic seconds."""
     alone: bool = False
     """It runs a suspect and gets nothing else until that call ends."""
 
@@ -123,6 +131,8 @@ class _Fleet:
         self._start_failures = 0
         self._fruitless_deaths = 0
         self._next_start = 0.0
+        self._store_failures = 0
+        self._next_call = 0.0
         self.done = 0
         self.failed = 0
         self.retried = 0
@@ -168,7 +178,7 @@ class _Fleet:
 
     def hand_out(self) -> None:
         """Fill the ready actors: a suspect to an empty one, else shares of what lies ahead, least busy actor first."""
-        if self._is_late():
+        if self._is_late() or time.monotonic() < self._next_call:
             return
         for actor in sorted(self._ready(), key=lambda actor: len(actor.calls)):
             if self._suspects and not actor.calls:
@@ -185,7 +195,7 @@ class _Fleet:
         refs = {ref: actor for actor in self._actors for ref in actor.calls}
         refs |= {actor.starting: actor for actor in self._actors if actor.starting is not None}
         if not refs:
-            time.sleep(min(timeout_s, max(0.0, self._next_start - time.monotonic())))
+            time.sleep(min(timeout_s, max(0.0, max(self._next_start, self._next_call) - time.monotonic())))
             return
         some, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s, fetch_local=False)
         if not some:
@@ -200,12 +210,13 @@ class _Fleet:
                 yield from self._answered(actor, ref, value, error)
 
     def replace_stalled(self) -> Iterator[ConceptRecord]:
-        """A hung device raises nothing; only the silence of its actor shows it."""
-        longest = self._policy.stall_s or math.inf
+        """A hung device or download raises nothing; only time shows it. The concept is to blame, not its neighbours."""
+        limit_s = self._policy.stall_s or math.inf
         for actor in self._ready():
-            silent = time.monotonic() - actor.last_answer
-            if actor.calls and silent > longest:
-                yield from self._bury(actor, TimeoutError(f"the actor answered no call for {silent:.0f} s"))
+            hung = [work for work in actor.calls.values() if time.monotonic() - work.began > limit_s]
+            if hung:
+                error = TimeoutError(f"not learned within {limit_s:.0f} s (actors.stall_s)")
+                yield from self._bury(actor, error, hung)
 
     def drain(self) -> Iterator[ConceptRecord]:
         """Give running concepts time to write a checkpoint, then take what finished meanwhile."""
@@ -240,9 +251,14 @@ class _Fleet:
         return sum(len(actor.calls) for actor in self._actors)
 
     def _call(self, actor: _Actor, work: _Work) -> None:
-        if not actor.calls:
-            actor.last_answer = time.monotonic()
         actor.calls[actor.handle.learn.remote(work.task, work.attempts + 1)] = work
+        work.began = math.inf
+        self._take_turns(actor)
+
+    def _take_turns(self, actor: _Actor) -> None:
+        """The calls it has had longest are those it works on."""
+        for work in islice(actor.calls.values(), max(1, actor.capacity - self._policy.calls_ahead)):
+            work.began = min(work.began, time.monotonic())
 
     def _started(self, actor: _Actor, capacity: int, error: Exception | None) -> None:
         actor.starting = None
@@ -261,33 +277,55 @@ class _Fleet:
 
     def _answered(self, actor: _Actor, ref: Any, record: Any, error: Exception | None) -> Iterator[ConceptRecord]:
         work = actor.calls.pop(ref)
-        actor.alone, actor.last_answer = False, time.monotonic()
+        was_alone, actor.alone = actor.alone, False
+        self._take_turns(actor)
         cause = error.cause if isinstance(error, RayTaskError) else error
         if error is None:
-            self._fruitless_deaths = 0
+            self._fruitless_deaths = self._store_failures = 0
             yield self._settle(record)
         elif not isinstance(error, RayTaskError) or isinstance(cause, ActorBroken):
-            actor.calls[ref] = work
+            actor.calls[ref], actor.alone = work, was_alone
             yield from self._bury(actor, error)
-        elif isinstance(cause, OSError):  # storage or network, after the client's own retries
+        elif isinstance(cause, StoreFailed):
+            self._store_failed(work, error)
+        elif isinstance(cause, OSError):  # its photos' store or network
             yield from self._lost(work, self._ahead, error)
         else:
             self._fruitless_deaths = 0
             yield self._settle(failure_record(work.task, describe_error(error), work.attempts + 1))
 
-    def _bury(self, actor: _Actor, error: Exception) -> Iterator[ConceptRecord]:
-        """The actor is lost: its concepts become suspects, unless its node was preempted, which proves nothing."""
+    def _store_failed(self, work: _Work, error: Exception) -> None:
+        """The run's storage failed, in spite of all tries: this concept first when a while has passed. All that fail
+        before that count as one."""
+        self.retried += 1
+        self._ahead.appendleft(work)
+        if time.monotonic() < self._next_call:
+            return
+        self._store_failures += 1
+        if self._store_failures >= self._policy.max_store_failures:
+            raise RunAborted(
+                f"storage failed {self._store_failures} times in a row: {describe_error(error)}"
+            ) from error
+        pause_s = min(60.0, self._policy.backoff_s * 2 ** (self._store_failures - 1))
+        self._next_call = time.monotonic() + pause_s
+        log.warning("nothing new for %.0f s, as storage fails: %s", pause_s, describe_error(error))
+
+    def _bury(self, actor: _Actor, error: Exception, to_blame: Sequence[_Work] = ()) -> Iterator[ConceptRecord]:
+        """The actor is lost: its concepts, or those `to_blame`, become suspects; none if its node was preempted, which
+        proves nothing."""
         preempted = bool(getattr(error, "preempted", False))
         log.warning("an actor with %d concepts was lost: %s", len(actor.calls), describe_error(error))
         self._remove(actor)
         lost, actor.calls = list(actor.calls.values()), {}
+        is_known = any(work.alone for work in lost)
         for work in lost:
-            if preempted:
+            if preempted or (to_blame and work not in to_blame):
                 self.retried += 1
                 self._ahead.appendleft(work)
             else:
+                work.alone += len(lost) == 1
                 yield from self._lost(work, self._suspects, error)
-        self._fruitless_deaths += not preempted
+        self._fruitless_deaths += not (preempted or is_known)
         if self._fruitless_deaths >= self._policy.max_fruitless_deaths:
             raise RunAborted(f"{self._fruitless_deaths} actors in a row died: {describe_error(error)}") from error
 
@@ -295,11 +333,15 @@ class _Fleet:
         work.attempts += 1
         if work.attempts < self._policy.max_attempts:
             self.retried += 1
-            queue.append(work)
+            if work.alone:
+                queue.appendleft(work)  # until it is known what to think of it
+            else:
+                queue.append(work)
         else:
             self.quarantined += 1
-            record = failure_record(work.task, describe_error(error), work.attempts)
-            yield self._settle(dataclasses.replace(record, quarantined=True))
+            alone = f", {work.alone} of them alone" if work.alone else ""
+            cause = f"given up after {work.attempts} lost calls{alone}; the last: {describe_error(error)}"
+            yield self._settle(dataclasses.replace(failure_record(work.task, cause, work.attempts), quarantined=True))
 
     def _settle(self, record: ConceptRecord) -> ConceptRecord:
         is_done = record.status == "done"
@@ -338,6 +380,7 @@ def policy_of(config: RunConfig, gpus: float, cpus: float) -> Policy:
         max_attempts=config.actors.max_attempts,
         drain_s=config.actors.drain_s,
         stall_s=config.actors.stall_s,
+        calls_ahead=config.actors.calls_ahead,
     )
 
 

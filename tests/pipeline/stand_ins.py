@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 from pathlib import Path
 
-from pipeline.faults import ActorBroken
+from pipeline.faults import ActorBroken, StoreFailed
 from pipeline.plan import ConceptTask
 from pipeline.records import ConceptRecord
 
@@ -54,9 +55,17 @@ class StandIn:
             raise ActorBroken("the engine stopped")
         if kind == "offline" and attempt < 3:
             raise ConnectionError("the bucket does not answer")
+        if kind == "segfault":
+            ctypes.string_at(0)
+        if kind == "memory":
+            bytearray(2**62)
+        if kind == "nostore" and len(list(self._notes.glob("nostore-*"))) > int(name.rpartition("-")[2]):
+            raise StoreFailed("8 tries failed, the last with SlowDown")
         if kind == "bug":
             raise KeyError("a mistake in the code")
-        if kind == "hung" and attempt == 1:
+        if kind == "stuck" or (kind == "hung" and attempt == 1):
             await asyncio.sleep(3600)
+        if kind == "steady":
+            await asyncio.sleep(1.5)
         if kind == "slow":
             await self._draining.wait()

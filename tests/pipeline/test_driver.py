@@ -52,7 +52,7 @@ def test_every_way_to_end(tmp_path: Path) -> None:
     failed = {name: record for name, record in records.items() if record.status == "failed"}
     assert set(failed) == {"killer-0", "bad-0", "bug-0"}
     assert failed["killer-0"].attempts == 3
-    assert "died" in failed["killer-0"].error.lower()
+    assert "given up after 3 lost calls, 2 of them alone" in failed["killer-0"].error
     assert failed["bad-0"].error == "no such photo"
     assert "KeyError" in failed["bug-0"].error
     assert len(calls(tmp_path, "bug-0")) == len(calls(tmp_path, "bad-0")) == 1
@@ -82,8 +82,8 @@ def test_calls_in_flight_are_bounded_and_tasks_are_pulled_lazily(tmp_path: Path)
 
 
 def test_work_is_shared_by_all_actors(tmp_path: Path) -> None:
-    settle(["fine-0", "fine-1", "fine-2", "fine-3"], tmp_path, max_actors=2)
-    assert len({path.name.split(".")[2] for path in tmp_path.glob("fine-*")}) == 2
+    settle(["steady-0", "steady-1", "steady-2", "steady-3"], tmp_path, max_actors=2)
+    assert len({path.name.split(".")[2] for path in tmp_path.glob("steady-*")}) == 2
 
 
 def test_actors_that_cannot_start_abort_the_run_with_the_cause(tmp_path: Path) -> None:
@@ -98,6 +98,43 @@ def test_an_actor_that_hangs_is_replaced(tmp_path: Path) -> None:
     assert records["hung-0"].attempts == 2
 
 
+def test_only_the_concept_that_hangs_is_to_blame(tmp_path: Path) -> None:
+    names = ["stuck-0", "steady-0", "steady-1"]  # 1.5 s each
+    records = settle(names, tmp_path, stall_s=2.5, max_actors=1, max_attempts=2)
+    assert records["stuck-0"].status == "failed"
+    assert "given up after 2 lost calls, 1 of them alone" in records["stuck-0"].error
+    assert "not learned within 2 s (actors.stall_s)" in records["stuck-0"].error
+    assert {records[f"steady-{i}"].attempts for i in range(2)} == {1}
+    assert [company for attempt, company in calls(tmp_path, "stuck-0") if attempt > 1] == [{"stuck-0"}]
+
+
+def test_what_crashes_or_eats_memory_is_found_alone_and_told(tmp_path: Path) -> None:
+    killers = [f"segfault-{i}" for i in range(4)]
+    names = ["fine-0", *killers, "memory-0", "fine-1", "fine-2"]
+    records = settle(names, tmp_path, max_actors=1, max_attempts=2, max_fruitless_deaths=6)
+    assert {name for name, record in records.items() if record.status == "done"} == {"fine-0", "fine-1", "fine-2"}
+    assert "MemoryError" in records["memory-0"].error
+    for name in killers:
+        assert "killed, out of memory, or crashed" in records[name].error
+        assert calls(tmp_path, name)[-1][1] == {name}
+
+
+def test_when_storage_fails_no_concept_is_to_blame(tmp_path: Path) -> None:
+    names = [*(f"nostore-{i}" for i in range(3, 9)), "fine-0"]  # it comes back by and by
+    records = settle(names, tmp_path, max_actors=1, max_attempts=1)
+    assert {record.status for record in records.values()} == {"done"}
+    assert len(records) == len(names)
+
+
+def test_storage_that_fails_for_good_ends_the_run_and_fails_no_concept(tmp_path: Path) -> None:
+    records: list[ConceptRecord] = []
+    tasks = (task(name) for name in ("fine-0", "nostore-0", "fine-1"))
+    limits = Policy(max_actors=1, backoff_s=0.01, max_store_failures=4, max_attempts=1)
+    with pytest.raises(RunAborted, match=r"storage failed 4 times in a row: StoreFailed: 8 tries failed"):
+        records.extend(drive(tasks, actors(tmp_path), limits))
+    assert all(record.status == "done" for record in records)
+
+
 def test_actors_that_all_die_abort_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunAborted, match="4 actors in a row died"):
         settle(["killer-0", "killer-1", "killer-2"], tmp_path, max_fruitless_deaths=4, max_actors=1)
@@ -110,6 +147,15 @@ def test_stopping_lets_running_concepts_save(tmp_path: Path) -> None:
     records = list(drive(tasks, actors(tmp_path), Policy(max_actors=1, drain_s=10), stop=stop))
     assert 0 < len(records) < 50
     assert all(record.status == "done" for record in records)
+
+
+def test_after_the_deadline_nothing_is_begun_and_what_was_begun_is_finished(tmp_path: Path) -> None:
+    tasks = (task(f"fine-{i}") for i in range(100_000))
+    records = list(drive(tasks, actors(tmp_path), Policy(max_actors=1), until=time.time() + 8))
+    begun = {path.name.partition(".")[0] for path in tmp_path.glob("fine-*")}
+    assert {record.concept_id for record in records} == begun
+    assert all(record.status == "done" for record in records)
+    assert list(drive([task("late-0")], actors(tmp_path), Policy(max_actors=1), until=time.time() - 1)) == []
 
 
 def _wait_for(pattern: Path) -> None:
