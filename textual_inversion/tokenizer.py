@@ -1,4 +1,6 @@
-"""A CLIP model's tokenizer without the model: enough to tell whether a prompt fits. Needs no torch."""
+"""A CLIP model's tokenizer without the model: enough to tell whether a prompt fits. Needs no torch, and as a rule no
+transformers, whose import takes longer than all else that a dry run does.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,24 @@ import json
 import re
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+
+_OWN_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|"
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class Tokenizer:
     """Texts -> ids of the vocabulary, and ids -> a whole prompt."""
 
     def __init__(self, tokenizer: Any, max_positions: int) -> None:
-        """`tokenizer`: a fast one of transformers (untyped). `max_positions`: of the text encoder."""
+        """`tokenizer`: a fast one of transformers (untyped), or a `PlainClip`. `max_positions`: of the text encoder."""
         self._tokenizer = tokenizer
         self.end_of_text: int = tokenizer.eos_token_id
         self.max_length: int = min(tokenizer.model_max_length, max_positions)
@@ -52,10 +63,98 @@ def read_tokenizer(directory: Path | str) -> Any:
     return CLIPTokenizerFast.from_pretrained(str(directory), subfolder="tokenizer", local_files_only=True)
 
 
+class PlainClip:
+    """CLIP's tokenizer as transformers builds it (`CLIPTokenizer`), by the same library underneath, from its files.
+
+    It looks like a fast tokenizer of transformers, as far as `Tokenizer` looks. A text in which special tokens may be
+    written out is handed to transformers' own.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """`directory`: of a diffusers model. Raises ValueError, KeyError or OSError if its tokenizer is not plainly
+        CLIP's."""
+        folder = directory / "tokenizer"
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        special = folder / "special_tokens_map.json"
+        if special.exists() and "added_tokens_decoder" not in config:  # as transformers reads older directories
+            config |= json.loads(special.read_text())
+        if config.get("tokenizer_class") not in ("CLIPTokenizer", "CLIPTokenizerFast"):
+            raise ValueError(f"{config.get('tokenizer_class')} is no CLIP tokenizer")
+        if (folder / "added_tokens.json").exists() or config.get("additional_special_tokens"):
+            raise ValueError("it has tokens of its own")
+        self._directory = directory
+        self._backend = _backend(folder, config)
+        self._normalized = self._backend.normalizer.normalize_str
+        self._vocabulary: dict[str, int] = self._backend.get_vocab()
+        names = {name: _content(config, name) for name in ("bos", "eos", "pad", "unk")}
+        self._special = {name.lower() for name in names.values()}
+        ids = {name: self._vocabulary[text] for name, text in names.items()}
+        self.bos_token_id, self.eos_token_id, self.pad_token_id = ids["bos"], ids["eos"], ids["pad"]
+        added = config.get("added_tokens_decoder", {})
+        if not {int(number) for number in added} <= set(ids.values()):
+            raise ValueError("it has tokens of its own")
+        self.model_max_length = int(config.get("model_max_length", 10**9))
+
+    def __call__(self, text: str, **_options: object) -> Any:
+        """An object with `input_ids`, without start, end or padding."""
+        if any(name in form for form in (text.lower(), self._normalized(text)) for name in self._special):
+            return self._whole(text, add_special_tokens=False, padding=False, truncation=False, verbose=False)
+        return SimpleNamespace(input_ids=self._backend.encode(text, add_special_tokens=False).ids)
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._vocabulary
+
+    @cached_property
+    def _whole(self) -> Any:
+        return read_tokenizer(self._directory)
+
+
+def _backend(folder: Path, config: dict[str, Any]) -> Backend:
+    unknown = _content(config, "unk")
+    path = folder / "tokenizer.json"
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    if stored:
+        vocabulary, merges = stored["model"]["vocab"], stored["model"]["merges"]
+        merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    else:
+        vocabulary, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    backend = Backend(BPE(vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>",
+                          fuse_unk=False, unk_token=unknown))  # fmt: skip
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_OWN_WORDS + _WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    if stored and _steps(stored) != _steps(json.loads(backend.to_str())):
+        raise ValueError("its tokenizer.json splits texts in a way of its own")
+    return backend
+
+
+def _steps(stored: dict[str, Any]) -> str:
+    """How texts are prepared, as JSON; older versions of transformers left the special tokens out of the words."""
+    steps = {name: stored[name] for name in ("normalizer", "pre_tokenizer")}
+    return json.dumps(steps, sort_keys=True).replace(json.dumps(_OWN_WORDS)[1:-1], "")
+
+
+def _content(config: dict[str, Any], name: str) -> str:
+    """A special token's text; transformers' own default where it is not named."""
+    default = "<|startoftext|>" if name == "bos" else "<|endoftext|>"
+    token = config.get(f"{name}_token") or default
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer that the model in a diffusers directory is used with. Raises ValueError if it cannot be read."""
     try:
         config = json.loads((directory / "text_encoder" / "config.json").read_text())
-        return Tokenizer(read_tokenizer(directory), int(config.get("max_position_embeddings", 77)))
+        try:
+            tokenizer: Any = PlainClip(directory)
+        except Exception:  # nearly anything, from files that are not CLIP's: transformers may know them
+            tokenizer = read_tokenizer(directory)
+        return Tokenizer(tokenizer, int(config.get("max_position_embeddings", 77)))
     except (OSError, ValueError) as error:
         raise ValueError(f"the tokenizer of the model in {directory} cannot be read: {error}") from error
