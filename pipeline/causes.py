@@ -19,14 +19,27 @@ class Cause:
     count: int
 
 
-def by_cause(failures: Iterable[tuple[str, str, str]]) -> list[Cause]:
-    """(name, concept id or "", cause) of each failure -> groups, most frequent first: two causes that differ only in
-    numbers or in the concept's id are one."""
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for name, concept_id, cause in failures:
+class Causes:
+    """Groups of failures, made one by one: two causes that differ only in numbers or in the concept's id are one."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, Cause] = {}
+
+    def add(self, name: str, concept_id: str, cause: str) -> None:
+        """`concept_id`: empty for what is no concept's."""
         alike = re.sub(r"\d+", "#", cause.replace(concept_id, "…") if concept_id else cause)
-        groups.setdefault(alike, []).append((name, cause))
-    causes = [
-        Cause(group[0][1], tuple(name for name, _ in group[:_MAX_NAMES]), len(group)) for group in groups.values()
-    ]
-    return sorted(causes, key=lambda cause: -cause.count)
+        before = self._groups.get(alike, Cause(cause, (), 0))
+        names = (*before.names, name) if before.count < _MAX_NAMES else before.names
+        self._groups[alike] = Cause(before.cause, names, before.count + 1)
+
+    def ranked(self) -> list[Cause]:
+        """Most frequent first."""
+        return sorted(self._groups.values(), key=lambda cause: -cause.count)
+
+
+def by_cause(failures: Iterable[tuple[str, str, str]]) -> list[Cause]:
+    """(name, concept id or "", cause) of each failure -> groups, most frequent first."""
+    causes = Causes()
+    for failure in failures:
+        causes.add(*failure)
+    return causes.ranked()

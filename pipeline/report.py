@@ -9,23 +9,21 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import math
-import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import jinja2
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from pipeline.causes import Cause, by_cause
 from pipeline.config import PhotoConfig, RunConfig, to_tree
 from pipeline.curves import Curve, read_curve
 from pipeline.fetch import fetch
 from pipeline.manifest import BadRow
+from pipeline.overview import COLUMNS, MAX_CARRIED, Overview
 from pipeline.progress import duration
 from pipeline.records import ConceptRecord, latest, load_records, now
 from pipeline.redact import redact, redacted
@@ -37,10 +35,6 @@ log = logging.getLogger(__name__)
 
 PATH = "report.html"
 
-_MAX_ROWS = 50_000
-"""Rows the page's table can show (it draws some hundred at a time). All are in results.parquet."""
-_COLUMNS = ("Concept", "Placeholder", "Initializer", "CLIP-I", "gain", "CLIP-T", "Steps", "Seconds")
-_MAX_CARRIED = 4
 _ANY = ConceptFolder("", "")
 _MAX_CAUSES = 100
 _MAX_PHOTOS = 6
@@ -66,7 +60,7 @@ class RunFigures:
     retried: int = 0
     """Of which calls were lost, or that were tried again for being below the gate."""
     cost: str = ""
-    """Device hours and their price, in words."""
+    """Of the devices it held, with the currency; empty if no price is set."""
     seconds: float = 0.0
     """Wall time."""
     problems: Mapping[str, str] = field(default_factory=dict)
@@ -110,85 +104,47 @@ def build_report(
 
     `current` and `bad` are a plan's; without them, the newest record of every concept is taken.
     """
-    records = list(load_records(store, current) if current is not None else latest(load_records(store)))
-    write_results(store, records, bad)
-    write_page(store, config, figures, records, bad)
+    overview = Overview(config.report.embedded)
+    records = load_records(store, current) if current is not None else latest(load_records(store))
+    write_results(store, overview.passing(records), bad)
+    write_page(store, config, figures, overview, bad)
 
 
 def write_page(
-    store: RunStore, config: RunConfig, figures: RunFigures, records: Sequence[ConceptRecord], bad: Sequence[BadRow]
+    store: RunStore, config: RunConfig, figures: RunFigures, overview: Overview, bad: Sequence[BadRow]
 ) -> None:
     """Write report.html."""
-    done = sorted((record for record in records if record.status == "done"), key=_weakest_first)
-    failures = _failures([record for record in records if record.status == "failed"], bad, figures.problems)
+    for name, cause in figures.problems.items():
+        overview.causes.add(name, "", cause)
+    for row in bad:
+        place = f"row {row.row} of {row.file.rpartition('/')[2]}"
+        overview.causes.add(f"{row.concept_id or 'unnamed'} ({place})", row.concept_id or "", row.reason)
+    causes = overview.causes.ranked()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="report") as pool:
-        cards = list(pool.map(lambda record: _card(store, record, config.photos), done[: config.report.embedded]))
+        cards = list(pool.map(lambda record: _card(store, record, config.photos), overview.worst()))
     missing = sum(bool(picture.note) for card in cards for picture in (*card.photos, card.grid))
     if missing:
         log.warning("%d pictures of finished concepts cannot be shown; the page says which and why", missing)
-    carried = list(dict.fromkeys(name for record in done[:_MAX_ROWS] for name in record.carried))[:_MAX_CARRIED]
     page = _JINJA.get_template("report.html").render(
         config=config,
         settings=list(_flatten(redacted(to_tree(config)))),
         figures=figures,
         made_at=now().replace("T", " ").replace("+00:00", " UTC"),
-        failures=failures[:_MAX_CAUSES],
-        num_causes=len(failures),
-        num_failures=sum(failure.count for failure in failures),
+        failures=causes[:_MAX_CAUSES],
+        num_causes=len(causes),
+        num_failures=overview.num_failed + len(bad) + len(figures.problems),
         cards=cards,
-        columns=[*_COLUMNS, *carried],
+        columns=[*COLUMNS, *overview.carried, *[""] * (MAX_CARRIED - len(overview.carried))],
         files={name: path.rpartition("/")[2] for name, path in (("grid", _ANY.grid), ("embedding", _ANY.embedding))},
-        rows=[_table_row(record, carried) for record in done[:_MAX_ROWS]],
-        num_done=len(done),
-        has_scores=any(record.scores for record in done),
-        medians=_medians(done),
-        scales={name: _scale(name, done) for name in ("clip_i", "clip_t")},
+        rows=overview.rows(),
+        num_done=overview.num_done,
+        num_below=overview.num_below,
+        has_scores=overview.has_scores,
+        medians=overview.medians(),
+        scales={name: overview.scale(name) for name in ("clip_i", "clip_t")},
         duration=duration,
     )
     store.put(PATH, page.encode())
-
-
-def _failures(failed: Iterable[ConceptRecord], bad: Iterable[BadRow], problems: Mapping[str, str]) -> list[Cause]:
-    """What failed, grouped by cause."""
-    single = [(name, "", cause) for name, cause in problems.items()]
-    rows = [(f"{row.concept_id or 'unnamed'} (row {row.row} of {row.file.rpartition('/')[2]})", row.concept_id or "",
-             row.reason) for row in bad]  # fmt: skip
-    return by_cause(chain(single, rows, ((r.concept_id, r.concept_id, r.error) for r in failed)))
-
-
-def _weakest_first(record: ConceptRecord) -> tuple[float, str]:
-    return record.scores.get("clip_i", math.inf), record.concept_id
-
-
-def _medians(done: Sequence[ConceptRecord]) -> dict[str, float]:
-    """Medians over all finished concepts, by name; only those there is a value for."""
-    names = dict.fromkeys(name for record in done for name in record.scores)
-    values: dict[str, list[float]] = {
-        name: [record.scores[name] for record in done if name in record.scores] for name in names
-    }
-    values["seconds"] = [record.seconds for record in done if record.seconds > 0]
-    return {name: statistics.median(numbers) for name, numbers in values.items() if numbers}
-
-
-def _table_row(record: ConceptRecord, carried: Sequence[str]) -> list[object]:
-    """Values in the order of the columns, then the concept's folder."""
-    scores = record.scores
-    gain = (
-        scores["clip_i"] - scores["clip_i_initializer"] if {"clip_i", "clip_i_initializer"} <= scores.keys() else None
-    )
-    numbers = [
-        value if value is None else round(value, 3) for value in (scores.get("clip_i"), gain, scores.get("clip_t"))
-    ]
-    own = [record.concept_id, record.placeholder_token, record.initializer, *numbers, record.steps]
-    return [*own, round(record.seconds, 1), *(record.carried.get(name) for name in carried), record.result.root]
-
-
-def _scale(name: str, done: Sequence[ConceptRecord]) -> tuple[float, float]:
-    """Where a score's axis begins and ends: around all values of the score and what it is compared with."""
-    values = [value for record in done for key, value in record.scores.items() if key.startswith(name)]
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    pad = 0.06 * (high - low) or 0.05
-    return low - pad, high + pad
 
 
 def _card(store: RunStore, record: ConceptRecord, limits: PhotoConfig) -> _Card:

@@ -32,6 +32,8 @@ _SCHEMA = pa.schema(
         ("steps", pa.int32()),
         ("seconds", pa.float64()),
         ("attempts", pa.int32()),
+        ("gate", pa.string()),
+        ("tries", pa.int32()),
         ("finished_at", pa.string()),
         ("fingerprint", pa.string()),
         ("embedding", pa.string()),
@@ -61,6 +63,7 @@ def write_results(store: RunStore, records: Iterable[ConceptRecord], bad: Sequen
 
 def _row(store: RunStore, record: ConceptRecord) -> dict[str, Any]:
     row = {name: getattr(record, name, None) for name in _SCHEMA.names}
+    row["tries"] = max(1, len(record.tries))
     if record.status == "done":
         row |= {"embedding": redact(store.uri(record.result.embedding)), "grid": redact(store.uri(record.result.grid))}
     row |= {_SCORE + name: value for name, value in record.scores.items()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pipeline.config import RunConfig, to_tree
+from pipeline.config import ReportConfig, RunConfig, to_tree
 from pipeline.ladder import Climbed
 from pipeline.logs import say
 from pipeline.manifest import BadRow
@@ -72,14 +72,18 @@ class Tally:
         else:
             self.failures[record.concept_id] = record.error
 
-    def cost(self, config: RunConfig) -> str:
-        """Device hours, and what they cost if a price is set; empty for none."""
-        hours = self.device_seconds / 3600
-        if not hours:
-            return ""
-        price = config.report.hour_price * hours
-        told = f"{hours:,.2f} {'GPU' if self.on_gpus else 'core'}-hours"
-        return told + (f", {price:,.2f} {config.report.currency}".rstrip() if price else "")
+    @property
+    def device_hours(self) -> float:
+        return self.device_seconds / 3600
+
+    def device_time(self) -> str:
+        """In words; empty for none."""
+        return f"{self.device_hours:,.2f} {'GPU' if self.on_gpus else 'core'}-hours" if self.device_seconds else ""
+
+    def cost(self, settings: ReportConfig) -> str:
+        """Of that time, if a price is set; empty if not."""
+        price = settings.hour_price * self.device_hours
+        return f"{price:,.2f} {settings.currency}".rstrip() if price else ""
 
 
 class DeviceTime:
@@ -101,7 +105,7 @@ def figures_of(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = 
         "below the gate, tried again": tally.climbed.describe(),
         "calls lost and made again": f"for {tally.retried:,} concepts" if tally.retried else "",
         "steps": f"{tally.steps + tally.climbed.steps:,}" if tally.steps else "",
-        "device time": tally.cost(config),
+        "device time": tally.device_time(),
         "pictures": tally.pictures,
         "ended early": "--finish-by" if tally.late else "",
     }
@@ -111,7 +115,7 @@ def figures_of(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = 
         pending=max(0, plan.num_todo - tally.learned - len(tally.failures)),
         retried=tally.retried
         + sum(count for count in (tally.climbed.passed, tally.climbed.better, tally.climbed.below)),
-        cost=tally.cost(config),
+        cost=tally.cost(config.report),
         seconds=time.monotonic() - tally.began,
         problems=tally.problems,
         facts={name: text for name, text in facts.items() if text} | versions(),
@@ -131,8 +135,8 @@ def conclude(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = EV
         f"{tally.learned} learned, {plan.num_done} done before, {left_out(plan, chosen)}{len(tally.failures)} failed, "
     )
     tell(f"{counts}{len(bad)} bad rows in {format_seconds(time.monotonic() - tally.began)}\n")
-    lines = {"below the gate, tried again": tally.climbed.describe(), "device time": tally.cost(config),
-             "pictures": tally.pictures}  # fmt: skip
+    spent = ", ".join(text for text in (tally.device_time(), tally.cost(config.report)) if text)
+    lines = {"below the gate, tried again": tally.climbed.describe(), "pictures": tally.pictures, "device time": spent}
     for name, text in lines.items():
         if text:
             tell(f"{name}: {text}\n")
@@ -188,7 +192,7 @@ def describe_run(config: RunConfig, tally: Tally, plan: Plan, settings: dict[str
         "versions": versions(),
         "counts": counts,
         "seconds": round(time.monotonic() - tally.began, 1),
-        "device_hours": {"of": "gpu" if tally.on_gpus else "core", "hours": round(tally.device_seconds / 3600, 4)},
+        "device_hours": {"of": "gpu" if tally.on_gpus else "core", "hours": round(tally.device_hours, 4)},
     }
     return json.dumps(description, indent=1).encode()
 

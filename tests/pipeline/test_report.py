@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline import report
 from pipeline.config import RunConfig, load_config
 from pipeline.manifest import BadRow
-from pipeline.records import ConceptRecord, put_record
+from pipeline.records import ConceptRecord, Try, put_record
 from pipeline.report import RunFigures, build_report
 from pipeline.storage import RunStore
 
@@ -106,7 +106,9 @@ def test_everything_about_a_concept_is_on_its_card(root: str) -> None:
     for text in ("duck", "<duck>", "0.812", "0.300", "100 steps", "1 min 01 s", "8 cores", "concepts an hour"):
         assert text in page.text
     assert {record.folder.grid, record.folder.embedding, record.folder.record} <= set(page.values("a", "href"))
-    assert rows(page) == [["duck", "<duck>", "toy", 0.812, 0.213, 0.3, 100, 61.0, 4711, record.folder.root]]
+    assert rows(page) == [
+        ["duck", "<duck>", "toy", 0.812, 0.213, 0.3, 100, 61.0, "", 4711, *[None] * 3, record.folder.root]
+    ]
     assert store.exists("results.parquet")
 
 
@@ -179,6 +181,29 @@ def test_only_the_weakest_carry_pictures_and_all_are_rows() -> None:
     assert [row[0] for row in rows(page)] == ["c5", "c4", "c3", "c2", "c1", "c0"]
 
 
+def test_concepts_below_the_gate_come_first_and_are_flagged() -> None:
+    store = RunStore("memory://below")
+    finish(store, "dull", 1, clip_i=0.2, gate="passed")
+    tries = tuple(Try(rung=rung, fingerprint=f"{i:032x}") for i, rung in ((2, ""), (3, "seed")))
+    kept = finish(store, "poor", 2, clip_i=0.6, gate="below", tries=tries, kept=f"{3:032x}")
+    store.put(kept.result.grid, png("blue"))
+    page = build(store, load_config(overrides=["report.embedded=1"]))
+    assert "1 below the gate" in page.text
+    assert "below the gate, the best of 2 tries" in page.text
+    assert [row[0] for row in rows(page)] == ["poor", "dull"]
+    assert rows(page)[0][8] == "below, 2 tries"
+    assert kept.result.embedding in page.values("a", "href")
+    assert kept.folder.record in page.values("a", "href")
+
+
+def test_tried_again_and_cost_are_told() -> None:
+    store = RunStore("memory://cost")
+    build_report(store, RunConfig(), RunFigures(retried=3, cost="12.50 EUR"))
+    page = Page(store.get("report.html").decode())
+    assert "3 tried again" in page.text
+    assert "12.50 EUR cost" in page.text
+
+
 def test_no_scores_no_concepts_no_seconds() -> None:
     store = RunStore("memory://bare")
     build_report(store, RunConfig(), RunFigures())
@@ -195,7 +220,7 @@ def test_a_plan_decides_what_is_current() -> None:
     new = finish(store, "duck", 2, steps=7)
     finish(store, "removed", 3)
     page = build(store, current={new.fingerprint.encode(): b'{"sku": 2}'})
-    assert [(row[0], row[6], row[8]) for row in rows(page)] == [("duck", 7, 2)]
+    assert [(row[0], row[6], row[9]) for row in rows(page)] == [("duck", 7, 2)]
 
 
 def test_pictures_are_made_small_and_upright() -> None:

@@ -12,13 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import run
-from pipeline.config import RunConfig
+from pipeline.config import ReportConfig, RunConfig
 from pipeline.manifest import BadRow
 from pipeline.models import ROOT, locate, portable
 from pipeline.plan import Plan, digest
+from pipeline.records import ConceptRecord
 from pipeline.run import FAILED, OK, STOPPED, USAGE, Tally, conclude, configure, main, parse, stopping_on_signals
 from pipeline.settings import captions_hash
 from pipeline.storage import RunStore
+from pipeline.tally import DeviceTime, figures_of
 from tests.pipeline.runs import tiny_toml, write_manifest
 
 
@@ -171,6 +173,33 @@ def test_last_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     tally.stopped = True
     assert conclude(config, tally, plan) == STOPPED
+
+
+def test_what_a_run_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = ReportConfig(hour_price=2.5, currency="EUR")
+    config, plan = RunConfig(output=str(tmp_path), report=report), Plan("settings", set())
+    tally = Tally(rows=1, on_gpus=True)
+    hours = DeviceTime(tally, devices_per_actor=0.5)
+    for seconds, ready in ((3600.0, 4), (7200.0, 8)):  # half a GPU each
+        hours.observe({"seconds": seconds, "ready": ready, "starting": 0})
+    conclude(config, tally, plan)
+    assert "device time: 6.00 GPU-hours, 15.00 EUR\n" in capsys.readouterr().out
+    assert figures_of(config, tally, plan).cost == "15.00 EUR"
+    assert tally.cost(ReportConfig()) == ""
+
+
+def test_calls_lost_and_tries_are_counted(tmp_path: Path) -> None:
+    tally, plan = Tally(rows=3), Plan("settings", set())
+    for name, attempts, status in (("a", 1, "done"), ("b", 3, "done"), ("c", 3, "failed")):
+        tally.settle(
+            ConceptRecord(
+                concept_id=name, fingerprint="f", status=status, placeholder_token="<x>", attempts=attempts, steps=5
+            )
+        )
+    tally.climbed.passed = 1
+    figures = figures_of(RunConfig(output=str(tmp_path)), tally, plan)
+    assert (figures.learned, figures.retried, figures.facts["steps"]) == (2, 3, "10")
+    assert figures.facts["below the gate, tried again"] == "1 (1 passed then)"
 
 
 def test_the_page_tells_of_a_stage_that_was_given_up(tmp_path: Path) -> None:
