@@ -130,7 +130,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="torch's, on a CPU")
     parser.add_argument("--solver", default=default.solver, choices=("ddim", "dpm++"))
     parser.add_argument("--steps", type=int, default=default.steps)
-    parser.add_argument("--guidance-scale", type=float, default=default.guidance_scale)
+    parser.add_argument("--guidance-scale", type=float, default=5.0)
     return parser.parse_args(arguments)
 
 

@@ -28,6 +28,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from demo import captions
 from demo.art import Atlas, load_atlas
 from demo.autoencoder import to_tensor
+from demo.denoiser import GUIDANCE_SCALE
 from demo.judge import features
 from demo.objects import CORE, TRAINING, WorldObject
 from demo.tokenizer import encode
@@ -198,7 +199,7 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, default=HERE / "clip")
     parser.add_argument("--out", type=Path, default=HERE / "figures.json")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE_SCALE)
     parser.add_argument("--repeats", type=int, default=2, help="pictures of every name; places and styles in step")
     parser.add_argument("--real-only", dest="is_real_only", action="store_true", help="only the judge and autoencoder")
     options = parser.parse_args()

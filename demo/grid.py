@@ -10,6 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from demo.denoiser import GUIDANCE_SCALE
+
 DEFAULT_PROMPTS = (
     "a photo of a cat",
     "a photo of a lemon",
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE_SCALE)
     options = parser.parse_args()
     pipeline = StableDiffusionPipeline.from_pretrained(options.model)
     pipeline.set_progress_bar_config(disable=True)

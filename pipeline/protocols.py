@@ -28,7 +28,7 @@ PROTOCOLS = {
     "quick": Protocol(
         prompts_file="manifests/demo_prompts.parquet",
         images_per_prompt=4,
-        sampling=SamplingConfig(solver="dpm++", steps=20, guidance_scale=5.0),
+        sampling=SamplingConfig(solver="dpm++", steps=20),
         reconstruction=("a photo of a {}", "a painting in the style of {}"),
     ),
     # Gal et al. 2022, section 5, with the guidance of their code. The paper does not print its list of prompts; these

@@ -36,6 +36,7 @@ class ToyBackbone:
         self.vocab_size = VOCAB_SIZE
         self.end_of_text = END
         self.prediction_type = prediction_type
+        self.guidance_scale = 5.0
         self.alphas_cumprod = (1 - torch.linspace(0.001, 0.02, 100)).cumprod(0)
         self.token_tables: Mapping[str, TokenTable] = {
             key: TokenTable(weight(VOCAB_SIZE, dim)) for key, dim in DIMS.items()

@@ -307,8 +307,9 @@ class SamplingConfig:
     steps: int = 20
     """Denoising steps per picture."""
 
-    guidance_scale: float = 5.0
-    """Classifier-free guidance; 1 turns it off and halves the cost."""
+    guidance_scale: float = 0.0
+    """Classifier-free guidance; 1 turns it off and halves the cost. 0 takes the model's own: `_guidance_scale` in its
+    scheduler's config, 5 (as Gal et al. 2022 drew) where that says nothing."""
 
     batch_size: int = 16
     """Pictures in one forward pass. Batches are padded to this size, so a picture never depends on its company."""
@@ -316,5 +317,6 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         check(self.solver in ("ddim", "dpm++"), "sampling.solver", self.solver, "'ddim' or 'dpm++'")
         check(self.steps >= 1, "sampling.steps", self.steps, "1 or more")
-        check(self.guidance_scale >= 1, "sampling.guidance_scale", self.guidance_scale, "1 or more")
+        check(self.guidance_scale == 0 or self.guidance_scale >= 1, "sampling.guidance_scale", self.guidance_scale,
+              "1 or more, or 0 for the model's own")  # fmt: skip
         check(self.batch_size >= 1, "sampling.batch_size", self.batch_size, "1 or more")

@@ -193,8 +193,9 @@ def denoise(
     `text`: from `encode`. `timesteps`: the scheduler's own, all or the last ones. `after_step` may change the latents
     after each of them and is told its place, 0 first. Classifier-free guidance (Ho & Salimans 2022, Eq. 6, in
     diffusers' scaling): the output for the empty prompt plus `guidance_scale` times the difference that the prompt
-    makes.
+    makes; 0 is the backbone's own.
     """
+    guidance_scale = guidance_scale or backbone.guidance_scale
     guided = guidance_scale > 1
     if not guided:
         text = Conditioning(hidden=text.hidden[len(latents) :])

@@ -177,6 +177,16 @@ def test_guidance_and_solver_matter(tiny_backbone: Backbone) -> None:
     assert not any(same(pictures, [*pictures[1:], pictures[0]]))
 
 
+def test_the_models_own_guidance_where_none_is_set(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_backbone, "guidance_scale", 3.0)
+    config = SamplingConfig(steps=3, batch_size=1)
+    assert config.guidance_scale == 0
+    own, named = (
+        generate(tiny_backbone, requests()[:1], settings) for settings in (config, replace(config, guidance_scale=3.0))
+    )
+    assert all(same(own, named))
+
+
 def test_without_guidance_the_denoiser_runs_half_as_wide(
     tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,8 @@ class Backbone(Protocol):
     """Vocabulary id after a prompt's last word; what follows it is padding."""
     prediction_type: str
     """`epsilon` or `v_prediction`."""
+    guidance_scale: float
+    """What its pictures are drawn with where no setting says otherwise."""
     token_tables: Mapping[str, TokenTable]
     """Text encoder key -> its token table."""
     adapter_layers: Mapping[str, tuple[int, int]]

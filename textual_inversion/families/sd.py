@@ -29,6 +29,9 @@ from textual_inversion.tokens import TokenTable
 TEXT_ENCODER_KEY = "clip_l"
 """The only text encoder's key, whatever its width (SD2 has OpenCLIP-H in this place)."""
 
+_GUIDANCE_SCALE = 5.0
+"""Of a model that names none; Gal et al. 2022 drew with it."""
+
 
 class StableDiffusion:
     """A frozen Stable Diffusion checkpoint as a `Backbone`; build it with `load`."""
@@ -70,6 +73,7 @@ class StableDiffusion:
                 f"prediction_type {self.prediction_type!r} in the scheduler's config: 'epsilon' and 'v_prediction' are "
                 "supported"
             )
+        self.guidance_scale = float(self._scheduler_config.get("_guidance_scale", _GUIDANCE_SCALE))
         self.alphas_cumprod: Tensor = DDPMScheduler.from_config(self._scheduler_config).alphas_cumprod.to(self.device)
 
     def tokenize(self, text: str) -> list[int]:

@@ -45,6 +45,13 @@ def test_shapes_come_from_the_checkpoint(tiny_backbone: Backbone, tiny_model: Pa
     assert tiny_backbone.model_hash() == model_hash(str(tiny_model))
 
 
+def test_guidance_is_what_the_schedulers_config_says(a_copy: Path, tiny_backbone: Backbone) -> None:
+    assert tiny_backbone.guidance_scale == 5
+    edit(a_copy / "scheduler/scheduler_config.json", _guidance_scale=2.5)
+    assert load(a_copy).guidance_scale == 2.5
+    assert load(Path(__file__).parents[3] / "demo/model").guidance_scale == 2
+
+
 def test_resolution_falls_back_to_the_autoencoders(a_copy: Path) -> None:
     edit(a_copy / "unet/config.json", sample_size=None)
     assert load(a_copy).resolution == RESOLUTION
