@@ -20,7 +20,7 @@ from itertools import islice
 from pipeline.config import RunConfig, load_config, recipe, to_tree
 from pipeline.gate import BELOW, PASSED, against_first, best, verdict
 from pipeline.identity import identify
-from pipeline.manifest import ManifestRow, read_manifest
+from pipeline.manifest import ManifestRow, read_by_priority
 from pipeline.plan import ConceptTask, Plan, Selection, digest, settings_path
 from pipeline.records import ConceptRecord, Try, from_json, now, put_record
 from pipeline.settings import current_settings
@@ -166,7 +166,7 @@ def _tasks(config: RunConfig, settings: str, wanted: Mapping[str, str]) -> Itera
     if not names:
         return
     rows = (
-        row for row in read_manifest(config.manifest)
+        row for row in read_by_priority(config.manifest)
         if isinstance(row, ManifestRow) and row.concept.concept_id in names
     )  # fmt: skip
     tasks = Plan(settings, set(), partial(identify, photos=config.photos)).tasks(rows)

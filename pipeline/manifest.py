@@ -27,6 +27,7 @@ from textual_inversion.concept import Concept, whole_word
 CONCEPT_COLUMNS = (
     "concept_id", "images", "placeholder", "initializer", "category", "num_vectors", "masks", "captions"
 )  # fmt: skip
+PRIORITY = "priority"
 _LIST_COLUMNS = ("images", "masks", "captions")
 MAX_IMAGES = 1000
 MAX_CARRIED_BYTES = 64 * 2**10
@@ -51,6 +52,8 @@ class ManifestRow:
     """Its images and masks are absolute addresses."""
     carried: Mapping[str, Any]
     """All other columns, as JSON values; they reappear in the results."""
+    priority: int = 0
+    """0 to 9: those with more are learned first. A carried column, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +79,33 @@ def concept_ids(uri: str) -> Iterator[str]:
             for batch in pq.ParquetFile(handle).iter_batches(_BATCH_ROWS, columns=["concept_id"], use_threads=False):
                 ids = (row["concept_id"] for row in _values(batch) if isinstance(row, dict))
                 yield from (str(value) for value in ids if value is not None)
+
+
+def read_by_priority(uri: str) -> Iterator[ManifestRow | BadRow]:
+    """As `read_manifest`, rows of the highest priority first; bad ones come with those.
+
+    The files are read once for each priority that occurs, so that no more is held than of one batch.
+    """
+    for number, level in enumerate(_priorities(uri)):
+        for row in read_manifest(uri):
+            if row.priority == level if isinstance(row, ManifestRow) else number == 0:
+                yield row
+
+
+def _priorities(uri: str) -> list[int]:
+    """Those that occur, the highest first, from that column alone."""
+    found = {0}
+    for file in _files(absolute(uri)):
+        if PRIORITY not in _open(file)[0].names:
+            continue
+        try:
+            with open_for_reading(file) as handle:
+                for batch in pq.ParquetFile(handle).iter_batches(columns=[PRIORITY], use_threads=False):
+                    for value in batch.column(0).unique().to_pylist():
+                        found |= {level for level in range(10) if value == level}
+        except (pa.ArrowException, OSError):  # the rows before the damage may have any
+            found |= set(range(10))
+    return sorted(found, reverse=True)
 
 
 def read_manifest(uri: str) -> Iterator[ManifestRow | BadRow]:
@@ -187,13 +217,16 @@ def _parse(file: str, number: int, values: dict[str, Any] | ValueError) -> Manif
         size = len(json.dumps(carried))
         if size > MAX_CARRIED_BYTES:
             raise ValueError(f"its other columns hold {size:,} bytes, more than {MAX_CARRIED_BYTES:,}; drop large ones")
+        priority = _count(values, PRIORITY, 0, most=9)
+        if priority < 0:
+            raise ValueError(f"priority is {priority}; it must be from 0 to 9")
     except ValueError as error:
         named = _printable(str(concept_id)) if isinstance(concept_id, str | int) else None
         reason = redact(str(error))
         if len(reason) > _MAX_REASON:
             reason = f"{reason[:_MAX_REASON]} ..."
         return BadRow(file=redact(file), row=number, concept_id=named, reason=reason)
-    return ManifestRow(file=redact(file), row=number, concept=concept, carried=carried)
+    return ManifestRow(file=redact(file), row=number, concept=concept, carried=carried, priority=priority)
 
 
 def _concept(file: str, values: dict[str, Any]) -> Concept:
@@ -215,7 +248,7 @@ def _concept(file: str, values: dict[str, Any]) -> Concept:
         images=images,
         initializer=_text(values, "initializer", ""),
         category=_text(values, "category", "object"),  # type: ignore[arg-type]  # Concept checks the value
-        num_vectors=_count(values, "num_vectors", 1),
+        num_vectors=_count(values, "num_vectors", 1, most=MAX_VECTORS),
         masks=_addresses(file, values, "masks"),
         captions=_captions(values, placeholder),
     )
@@ -275,14 +308,14 @@ def _printable(text: str) -> str:
     return text if text.isprintable() and len(text) <= 200 else _short(text)
 
 
-def _count(values: Mapping[str, Any], name: str, default: int) -> int:
+def _count(values: Mapping[str, Any], name: str, default: int, most: int) -> int:
     value = values.get(name)
     if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes missing integers as NaN
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
         raise ValueError(f"{name} is {_short(value)}; it must be a whole number")
-    if value > MAX_VECTORS:
-        raise ValueError(f"{name} is {value}; it must be at most {MAX_VECTORS}")
+    if value > most:
+        raise ValueError(f"{name} is {value}; it must be at most {most}")
     return int(value)
 
 

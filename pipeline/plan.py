@@ -122,7 +122,7 @@ class Selection:
     only: frozenset[str] | None = None
     """Ids; None for all."""
     limit: int = 0
-    """At most so many, in the manifest's order; 0 for no limit."""
+    """At most so many, the first ones; 0 for no limit."""
     words: str = ""
     """The options that say so, for messages."""
     below_gate: bool = False

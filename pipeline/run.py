@@ -29,7 +29,7 @@ from pipeline.faults import RunAborted, describe_error
 from pipeline.identity import identify
 from pipeline.ladder import climb, rungs
 from pipeline.logs import configure_logs
-from pipeline.manifest import count_rows, read_manifest
+from pipeline.manifest import count_rows, read_by_priority
 from pipeline.models import locate, portable, tokenizer_of
 from pipeline.plan import EVERY, ConceptTask, Plan, Selection, digest, finished, settings_path
 from pipeline.progress import Facts, Progress
@@ -87,7 +87,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", metavar="TOML", help="a job's settings, or a recipe's name (pipeline/recipes)")
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="one setting; may be repeated")
     parser.add_argument("--only", metavar="ID,ID", help="learn and draw these concepts alone, if they are not done")
-    parser.add_argument("--limit", metavar="N", type=int, help="learn at most N concepts, in the manifest's order")
+    parser.add_argument(
+        "--limit", metavar="N", type=int, help="learn at most N concepts, by priority and then in order"
+    )
     parser.add_argument("--retry", choices=RETRIES, help="only what failed before, was given up, or is below the gate")
     parser.add_argument("--finish-by", metavar="TIME", help="begin nothing after 06:00, 2026-11-22T06:00+01:00, or +6h")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done or fail, write nothing")
@@ -132,7 +134,7 @@ def dry_run(config: RunConfig, chosen: Selection = EVERY, *, photos: bool = Fals
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     plan, _ = make_plan(config, RunStore(config.output), chosen)
     failing = set()
-    tasks = plan.tasks(read_manifest(config.manifest))
+    tasks = plan.tasks(read_by_priority(config.manifest))
     for finding in examine(tasks, config, prompts, tokenizer_of(config), photos=photos):
         sys.stdout.write(f"{finding}\n")
         failing |= {finding.concept_id} if finding.fails else set()
@@ -154,7 +156,7 @@ def run(config: RunConfig, chosen: Selection = EVERY, *, until: float = math.inf
     store = RunStore(config.output)
     plan, settings = make_plan(config, store, chosen)
     tally = Tally(count_rows(config.manifest), until)
-    tasks = plan.tasks(read_manifest(config.manifest))
+    tasks = plan.tasks(read_by_priority(config.manifest))
     store.put(settings_path(digest(settings)), json.dumps(settings, indent=1).encode())
 
     def note(stage: str = "learning") -> None:

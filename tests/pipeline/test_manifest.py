@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import manifest
-from pipeline.manifest import BadRow, ManifestRow, count_rows, read_manifest
+from pipeline.manifest import BadRow, ManifestRow, count_rows, read_by_priority, read_manifest
 from pipeline.storage import ConceptFolder, RunStore
 
 
@@ -72,6 +72,10 @@ BASE = {"concept_id": "ok", "images": ["a.png"]}
         ({"concept_id": ".hidden"}, "not beginning with '.'"),
         ({"concept_id": "x" * 129}, "must be 1 to 128"),
         ({"concept_id": "new\n"}, "must be 1 to 128"),
+        ({"priority": -1}, "priority is -1; it must be from 0 to 9"),
+        ({"priority": 10}, "priority is 10; it must be at most 9"),
+        ({"priority": 2.5}, "priority is 2.5; it must be a whole number"),
+        ({"priority": "high"}, "priority is 'high'; it must be a whole number"),
         ({"images": None}, "has no images"),
         ({"images": []}, "has no images"),
         ({"images": ["a.png", None]}, "empty or missing address"),
@@ -387,3 +391,25 @@ def test_a_large_manifest_is_streamed(tmp_path: Path) -> None:
             highest = max(highest, pool.bytes_allocated() - before)
     assert number == 20_000
     assert highest < 16 * 2**20
+
+
+def test_the_highest_priority_comes_first_and_the_order_stays(root: str) -> None:
+    store = RunStore(root)
+    wanted = [0, 9, None, 3, 9, float("nan"), 3, 12]
+    rows = [{"concept_id": f"c{i}", "images": ["a.png"], "priority": value} for i, value in enumerate(wanted)]
+    put_rows(store, "sets/a.parquet", rows, pa.schema([("concept_id", pa.string()), ("images", pa.list_(pa.string())),
+                                                       ("priority", pa.float64())]))  # fmt: skip
+    put_rows(store, "sets/b.parquet", [{"concept_id": name, "images": ["a.png"]} for name in ("d0", "c1", "d1")])
+    found = list(read_by_priority(store.uri("sets")))
+    assert [row.concept.concept_id for row in good(found)] == ["c1", "c4", "c3", "c6", "c0", "c2", "c5", "d0", "d1"]
+    assert [row.concept_id for row in bad(found)] == ["c7", "c1"], "bad ones are told once"
+    assert good(found)[0].carried == {"priority": 9.0}
+
+
+def test_without_priorities_files_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RunStore("memory://plain")
+    uri = put_rows(store, "m.parquet", [{"concept_id": "a", "images": ["a.png"], "sku": 1}])
+    reads = []
+    monkeypatch.setattr(manifest, "_read_file", lambda file: reads.append(file) or iter(()))
+    assert list(read_by_priority(uri)) == []
+    assert len(reads) == 1
