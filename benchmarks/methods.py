@@ -30,7 +30,6 @@ from PIL import Image
 
 from benchmarks.comparison import plot, rows_parquet, table
 from benchmarks.setups import CAPTIONS, SETUPS, Setup, find
-from pipeline.actors import to_png
 from pipeline.config import RunConfig, load_config
 from pipeline.evaluation import digest, seeds_of
 from pipeline.faults import describe_error
@@ -39,6 +38,7 @@ from pipeline.manifest import BadRow, read_manifest
 from pipeline.models import extractor_hash, load_model, locate, model_hash
 from pipeline.prompts import Prompt
 from pipeline.protocols import Protocol, choose
+from pipeline.publish import to_png
 from pipeline.storage import RunStore, absolute, read_bytes
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import hashlib
-import io
 import logging
 import queue
 import resource
@@ -20,31 +18,29 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from torch import Tensor
 
+from pipeline import retries
 from pipeline.concept_log import ConceptLog
 from pipeline.config import RunConfig
 from pipeline.earlier import read_examples
-from pipeline.faults import ActorBroken
+from pipeline.faults import ActorBroken, PhotosUnreachable, StoreFailed, describe_error
 from pipeline.fetch import open_pictures
 from pipeline.gate import BELOW, verdict
-from pipeline.models import load_model, locate
+from pipeline.models import default_slots, load_model, locate
 from pipeline.plan import ConceptTask
-from pipeline.records import ConceptRecord, StoredFile, from_json, now, put_record
-from pipeline.redact import redact
+from pipeline.publish import curve_parquet, failure_record, put_files, record_of, to_png
+from pipeline.records import ConceptRecord, from_json, put_record
+from pipeline.s3 import is_clients
 from pipeline.samples import draw_samples, score
 from pipeline.storage import RunStore
 from textual_inversion.adapter_formats import dump_adapter
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.extractors import ClipExtractor
-from textual_inversion.families.base import Backbone
 from textual_inversion.formats import dump_diffusers
 from textual_inversion.initialise import Start, StartChooser
 from textual_inversion.latents import encode_views
@@ -53,6 +49,7 @@ from textual_inversion.prompts import check_sample_prompts
 log = logging.getLogger(__name__)
 
 POOL_THREADS = 4
+_ROOM_TRIES = 5
 
 T = TypeVar("T")
 
@@ -93,21 +90,12 @@ class _Job:
     outcome: concurrent.futures.Future[Outcome] = field(default_factory=concurrent.futures.Future)
     save: concurrent.futures.Future[None] | None = None
     """Its last checkpoint on the way to storage."""
+    assignment: Assignment | None = None
+    """What the engine was given, brought up to date by its checkpoints."""
     in_slot: bool = False
     num_saves: int = 0
-
-
-def default_slots(backbone: Backbone, batch_size: int) -> int:
-    """Concepts learned side by side when the configuration leaves it open.
-
-    On a CPU one: passes are not shared there, so more would only make each concept take longer. On a GPU what free
-    memory holds, at some 1 MB of activations per latent pixel and sample (Stable Diffusion 1.5 in bfloat16).
-    """
-    if backbone.device.type != "cuda":
-        return 1
-    free_bytes, _ = torch.cuda.mem_get_info(backbone.device)
-    _, height, width = backbone.latent_shape
-    return int(min(16, max(1, 0.7 * free_bytes // (1e6 * height * width * batch_size))))
+    was_saved: bool = False
+    """There is, or may be, a checkpoint of it."""
 
 
 class Learner:
@@ -132,7 +120,10 @@ class Learner:
         self._jobs: dict[str, _Job] = {}
         """Concept id -> job, from the start of `learn` to its end."""
         self._engine: Engine | None = None
+        self._crowding: set[str] | None = None
+        """Concepts in slots whose state is awaited before there are fewer slots; None while there is enough memory."""
         self._draining = False
+        self._closed = threading.Event()
         self._broken = ""
         """Why the engine is no more; empty while it runs."""
         threading.Thread(target=self._run_engine, name="engine", daemon=True).start()
@@ -146,7 +137,8 @@ class Learner:
     async def learn(self, task: ConceptTask, attempt: int = 1) -> ConceptRecord:
         """Learn one concept and publish it. Bad input comes back as a failed record, which is for the caller to store.
 
-        Raises ActorBroken when the actor must be replaced, and OSError when storage fails.
+        Raises ActorBroken when the actor must be replaced, StoreFailed when the run's storage fails, and
+        PhotosUnreachable when its photos cannot be had for now.
         """
         async with self._room:
             job = self._jobs[task.concept.concept_id] = _Job(task, ConceptLog(self._store, task.folder, attempt))
@@ -160,6 +152,12 @@ class Learner:
                 raise
             except RuntimeError as error:  # how torch reports a device that is out of memory or lost
                 raise ActorBroken(f"{type(error).__name__}: {error}") from error
+            except PhotosUnreachable:
+                raise
+            except Exception as error:
+                if isinstance(error, OSError) or is_clients(error):
+                    raise StoreFailed(describe_error(error)) from error
+                raise
             finally:
                 del self._jobs[task.concept.concept_id]
 
@@ -182,14 +180,19 @@ class Learner:
         self._draining = True
         deadline = time.monotonic() + seconds
         before = {job: job.num_saves for job in self._jobs.values()}
+        saves = self._config.actors.checkpoint_steps > 0
+        if self._engine is not None:
+            self._engine.save_soon()
         while time.monotonic() < deadline and not self._broken:
-            waiting = (job for job in self._jobs.values() if job.in_slot or job.outcome.done())
-            if not any(job.num_saves == before.get(job, 0) or job.outcome.done() for job in waiting):
+            jobs = list(self._jobs.values())
+            unsaved = saves and any(job.in_slot and job.num_saves == before.get(job, 0) for job in jobs)
+            if not unsaved and not any(job.outcome.done() for job in jobs):
                 return
             await asyncio.sleep(0.05)
 
     def close(self) -> None:
         """Let the engine end once its slots are empty."""
+        self._closed.set()
         self._assignments.put(None)
         self._pool.shutdown()
 
@@ -200,20 +203,39 @@ class Learner:
             return from_json(await self._in_pool(lambda: self._store.get(task.folder.record)))
         pictures = await self._in_pool(lambda: self._fetch(task.concept))
         job.log.note("photos fetched", photos=len(pictures.photos))
-        assignment = await self._in_pool(lambda: self._encode(job, pictures))
-        self._assignments.put(assignment)
+        job.assignment = await self._on_device(lambda: self._encode(job, pictures))
+        self._assignments.put(job.assignment)
         if self._broken:  # looked at after the job is known: the engine's end cannot have missed it
             raise ActorBroken(self._broken)
         outcome = await asyncio.wrap_future(job.outcome)
         if outcome.embedding is None:
             raise ValueError(outcome.error or "the engine gave no reason")
-        return await self._in_pool(lambda: self._publish(job, pictures.photos, outcome, attempt))
+        return await self._on_device(lambda: self._publish(job, pictures.photos, outcome, attempt))
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
+    async def _on_device(self, work: Callable[[], T]) -> T:
+        """In the pool; when the device has no memory left for it, again when the engine has given some back."""
+        for _ in range(_ROOM_TRIES):
+            slots = self._slots
+            try:
+                return await self._in_pool(work)
+            except torch.OutOfMemoryError as error:
+                log.warning("no memory beside %d slots: %s", slots, describe_error(error))
+            self._crowding = {name for name, job in self._jobs.items() if job.in_slot}
+            if self._engine is not None and slots > 1:
+                self._engine.save_soon()
+            while self._slots == slots and not self._broken and any(job.in_slot for job in self._jobs.values()):
+                await asyncio.sleep(0.05)
+            torch.cuda.empty_cache()
+        return await self._in_pool(work)
+
     def _fetch(self, concept: Concept) -> _Pictures:
-        photos, masks = open_pictures(concept, self._config.photos)
+        try:
+            photos, masks = open_pictures(concept, self._config.photos)
+        except OSError as error:
+            raise PhotosUnreachable(str(error)) from error
         return _Pictures(photos, masks)
 
     def _encode(self, job: _Job, pictures: _Pictures) -> Assignment:
@@ -228,7 +250,9 @@ class Learner:
         )
         state = None
         try:
-            state = SlotState.from_bytes(self._store.get(folder.checkpoint))
+            data = self._store.get(folder.checkpoint)
+            job.was_saved = True
+            state = SlotState.from_bytes(data)
         except FileNotFoundError:
             pass
         except ValueError as error:
@@ -238,6 +262,19 @@ class Learner:
         return Assignment(concept, views, state, job.start.embedding)
 
     def _run_engine(self) -> None:
+        """An engine, and with fewer slots another whenever the device is out of memory."""
+        while not self._broken:
+            error = self._run_until_crowded()
+            if error and self._slots == 1:
+                self._broken = f"the device has no memory for one slot: {error}"
+            elif error:
+                self._give_up_slots(error)
+        for job in list(self._jobs.values()):
+            if not job.outcome.done():
+                job.outcome.set_exception(ActorBroken(self._broken))
+
+    def _run_until_crowded(self) -> str:
+        """What the device says when it has no memory left; empty when the engine is no more for other reasons."""
         config = self._config
         try:
             features = self._extractor.pixel_features if self._extractor else None
@@ -246,16 +283,33 @@ class Learner:
             )
             self._engine.run(self._next_assignment, self._ended, self._checkpoint, config.actors.checkpoint_steps)
             self._broken = "the engine was closed"
+        except torch.OutOfMemoryError as error:
+            return describe_error(error)
         except BaseException as error:
             log.exception("the engine stopped")
             self._broken = f"the engine stopped: {type(error).__name__}: {error}"
-        for job in list(self._jobs.values()):
-            if not job.outcome.done():
-                job.outcome.set_exception(ActorBroken(self._broken))
+        return ""
+
+    def _give_up_slots(self, error: str) -> None:
+        """Half of them; what was in a slot goes on from its last checkpoint, in memory, before all that waits."""
+        self._engine, self._crowding = None, None
+        torch.cuda.empty_cache()
+        log.warning("%d slots instead of %d from now on: %s", self._slots // 2, self._slots, error)
+        in_slots = [job for job in list(self._jobs.values()) if job.in_slot]
+        waiting = [job.assignment for job in in_slots]
+        for job in in_slots:
+            job.in_slot = False
+        while not self._assignments.empty():
+            waiting.append(self._assignments.get())
+        for assignment in waiting:
+            self._assignments.put(assignment)
+        self._slots //= 2
 
     def _next_assignment(self, wait: bool) -> Assignment | None:
         """Asked by the engine on its own thread; None while it waits ends it."""
-        if self._draining and not wait:
+        if self._draining:
+            if wait:
+                self._closed.wait()  # its process is about to end
             return None
         try:
             assignment = self._assignments.get(block=wait)
@@ -271,14 +325,28 @@ class Learner:
         job = self._jobs[outcome.concept.concept_id]
         job.in_slot = False
         job.outcome.set_result(outcome)
+        self._left_slot(outcome.concept)
+
+    def _left_slot(self, concept: Concept) -> None:
+        """Or its state is known: when none is missing any more, there can be fewer slots."""
+        if self._crowding is not None and self._slots > 1:
+            self._crowding.discard(concept.concept_id)
+            if not self._crowding:
+                raise torch.OutOfMemoryError("photos or sample pictures found no memory")
 
     def _checkpoint(self, concept: Concept, state: SlotState) -> None:
         """Handed to the pool, so that the engine never waits for storage; left out while the last is on its way."""
         job = self._jobs[concept.concept_id]
-        if job.save is None or job.save.done():
-            job.save = self._pool.submit(self._save, job, state)
+        assert job.assignment is not None
+        job.assignment = replace(job.assignment, state=state)
+        if self._config.actors.checkpoint_steps and (job.save is None or job.save.done() or self._draining):
+            job.save = self._pool.submit(self._save, job, state, job.save)
+        self._left_slot(concept)
 
-    def _save(self, job: _Job, state: SlotState) -> None:
+    def _save(self, job: _Job, state: SlotState, former: concurrent.futures.Future[None] | None) -> None:
+        if former is not None:
+            concurrent.futures.wait([former])  # else it could land after this one
+        job.was_saved = True
         try:
             self._store.put(job.task.folder.checkpoint, state.to_bytes())
             job.num_saves += 1
@@ -307,70 +375,19 @@ class Learner:
         }
         if embedding.adapter:
             payload[folder.adapter] = dump_adapter(embedding)
-        files = {path.rpartition("/")[2]: self._put_checked(path, data) for path, data in payload.items()}
+        files = put_files(self._store, payload)
         if job.save is not None:
             concurrent.futures.wait([job.save])  # else it could land after the checkpoint is deleted
-        self._store.delete(folder.checkpoint)
+        if job.was_saved:
+            self._store.delete(folder.checkpoint)
         self._store.delete(folder.failure)
         judged = verdict(scores, config.gate)
         if judged == BELOW and config.gate.ladder:  # before the record: with that, the concept counts as learned
             self._store.put(folder.ladder, b"{}")
-        record = _record(
+        record = record_of(
             task, "done", attempt, start=job.start.reason, steps=outcome.steps, seconds=outcome.seconds, scores=scores,
-            files=files, gate=judged,
+            files=files, gate=judged, setbacks=outcome.setbacks, repeated=retries.repeated.take(),
         )  # fmt: skip
         job.log.store("published", steps=outcome.steps, seconds=round(outcome.seconds, 1), scores=scores)
         put_record(self._store, record)
         return record
-
-    def _put_checked(self, path: str, data: bytes) -> StoredFile:
-        """Write, read back and compare: a record must never vouch for bytes that are not there."""
-        self._store.put(path, data)
-        back = self._store.get(path)
-        if back != data:
-            raise OSError(f"{self._store.uri(path)}: {len(data)} bytes were written, {len(back)} others read back")
-        return StoredFile(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
-def failure_record(task: ConceptTask, error: str, attempts: int) -> ConceptRecord:
-    """For a concept that cannot be learned: what was asked for and why it failed."""
-    return _record(task, "failed", attempts, error=redact(error))
-
-
-def _record(task: ConceptTask, status: Literal["done", "failed"], attempts: int, **facts: Any) -> ConceptRecord:
-    concept = task.concept
-    return ConceptRecord(
-        concept_id=concept.concept_id,
-        fingerprint=task.fingerprint,
-        status=status,
-        placeholder_token=concept.placeholder_token,
-        initializer=concept.initializer,
-        category=concept.category,
-        num_vectors=concept.num_vectors,
-        images=tuple(redact(uri) for uri in concept.images),
-        attempts=attempts,
-        finished_at=now(),
-        carried=task.carried,
-        inputs=task.inputs,
-        **facts,
-    )
-
-
-def curve_parquet(curve: Tensor, frozen_losses: Tensor) -> bytes:
-    """[n, 3] rows of (step, loss, norm) as a Parquet file; [looks, 2] rows of (step, loss on the frozen batch), where
-    anybody looked, are one column more, null at the other steps."""
-    steps, losses, norms = curve.unbind(1)
-    columns = {"step": steps.int().numpy(), "loss": losses.numpy(), "norm": norms.numpy()}
-    if len(frozen_losses):
-        looks = dict(frozen_losses.tolist())
-        columns["frozen_loss"] = pa.array([looks.get(step) for step in steps.tolist()], pa.float32())
-    table = pa.table(columns)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
-
-
-def to_png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()

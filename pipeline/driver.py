@@ -21,13 +21,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.actors import Learner, failure_record
+from pipeline.actors import Learner
 from pipeline.config import LogFormat, RunConfig
 from pipeline.faults import ActorBroken, RunAborted, StoreFailed, describe_error
 from pipeline.logs import configure_logs
 from pipeline.metrics import export
 from pipeline.plan import ConceptTask
 from pipeline.progress import Progress
+from pipeline.publish import failure_record
 from pipeline.records import ConceptRecord
 
 log = logging.getLogger(__name__)

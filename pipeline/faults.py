@@ -13,6 +13,10 @@ class StoreFailed(OSError):
     """The run's own storage does not answer, or refuses, again and again; no concept can be blamed."""
 
 
+class PhotosUnreachable(OSError):
+    """A concept's photos cannot be had for now; another attempt may mend it."""
+
+
 class RunAborted(RuntimeError):
     """Actors fail for reasons that no concept can be blamed for; the text says which."""
 

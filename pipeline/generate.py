@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.actors import to_png
 from pipeline.config import RunConfig
+from pipeline.deadline import interrupting
 from pipeline.models import load_model
 from pipeline.prompts import Prompt
+from pipeline.publish import to_png
 from pipeline.records import ConceptRecord
 from pipeline.stage import Stage, finished_rows, first_errors, put_plan, run_stage
 from pipeline.storage import RunStore
@@ -72,15 +74,17 @@ class ImageCounts:
 
 
 def generate_images(
-    config: RunConfig, records: Iterable[ConceptRecord], prompts: Sequence[Prompt], gpus: float
+    config: RunConfig, records: Iterable[ConceptRecord], prompts: Sequence[Prompt], gpus: float, until: float = math.inf
 ) -> ImageCounts:
     """Draw every prompt with every finished concept, as far as that is not done. `gpus`: in the cluster; 0 draws on
-    CPUs. Raises ray's errors when the stage cannot go on; what is written by then counts on the next run."""
+    CPUs. Raises ray's errors when the stage cannot go on, and DeadlinePassed if it has something to draw at `until`, in
+    seconds since 1970; what is written by then counts on the next run."""
     store = RunStore(config.output)
     before = finished_rows(store, METADATA)
     planned, asked = write_plan(store, config, records, prompts, before)
     if planned:
-        run_stage(config, drawing(config), len(planned), gpus)
+        with interrupting(until):
+            run_stage(config, drawing(config), len(planned), gpus)
     after = finished_rows(store, METADATA) if planned else before
     missing = planned - after
     errors = first_errors(store, METADATA, missing) if missing else ()

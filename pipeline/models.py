@@ -59,3 +59,18 @@ def load_model(config: RunConfig) -> Backbone:
     if config.device == "cpu":
         torch.set_num_threads(1)  # sums are split by thread: one thread gives the same numbers on every machine
     return load_backbone(locate(config.model), device=config.device, precision=config.precision)
+
+
+def default_slots(backbone: Backbone, batch_size: int) -> int:
+    """Concepts learned side by side when the configuration leaves it open.
+
+    On a CPU one: passes are not shared there, so more would only make each concept take longer. On a GPU what free
+    memory holds, at some 1 MB of activations per latent pixel and sample (Stable Diffusion 1.5 in bfloat16).
+    """
+    import torch
+
+    if backbone.device.type != "cuda":
+        return 1
+    free_bytes, _ = torch.cuda.mem_get_info(backbone.device)
+    _, height, width = backbone.latent_shape
+    return int(min(16, max(1, 0.7 * free_bytes // (1e6 * height * width * batch_size))))

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from pipeline.actors import to_png
 from pipeline.config import RunConfig
 from pipeline.learned import LearnedConcept, Library
 from pipeline.models import locate, model_hash
+from pipeline.publish import to_png
 from pipeline.storage import RunStore, absolute, read_bytes
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.config import SamplingConfig

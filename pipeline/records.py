@@ -19,7 +19,7 @@ _BATCH = 500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
-    """Size and SHA-256 of an object, as read back after writing."""
+    """Size and SHA-256 of an object, compared with what the store holds when it was written."""
 
     bytes: int
     sha256: str
@@ -75,6 +75,12 @@ class ConceptRecord:
 
     quarantined: bool = False
     """It failed because so many of its calls were lost as `actors.max_attempts` allows, not by its own input."""
+
+    setbacks: int = 0
+    """Times its loss was not finite, and it went on from its last good state at a lower rate."""
+
+    repeated: int = 0
+    """Calls to storage that its actor made again, since the record before."""
 
     steps: int = 0
     seconds: float = 0.0

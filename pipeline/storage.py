@@ -8,6 +8,7 @@ Endpoints and credentials come from the environment or fsspec's own configuratio
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import posixpath
 import tempfile
@@ -182,6 +183,19 @@ class RunStore:
             _put_local(Path(full), data)
         else:
             _patiently(fs, lambda: fs.pipe_file(full, data))
+
+    def put_checked(self, path: str, data: bytes) -> str:
+        """The same, and make sure that it is there: S3 tells the hash of what it holds, elsewhere it is read back.
+        Returns its SHA-256. Raises OSError if anything else is there."""
+        fs, full = self._locate(path)
+        held = ""
+        if is_s3(fs):
+            held = s3.put_hashed(fs, full, data)
+        else:
+            self.put(path, data)
+        if held != hashlib.md5(data, usedforsecurity=False).hexdigest() and (back := self.get(path)) != data:
+            raise OSError(f"{self.uri(path)}: {len(data)} bytes were written, {len(back)} others read back")
+        return hashlib.sha256(data).hexdigest()
 
     def get(self, path: str) -> bytes:
         """Raises FileNotFoundError when there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load
 
+from pipeline import actors
 from pipeline.actors import Learner, _Job
 from pipeline.concept_log import ConceptLog
-from pipeline.faults import ActorBroken
+from pipeline.faults import ActorBroken, PhotosUnreachable, StoreFailed
 from pipeline.plan import ConceptTask
 from pipeline.records import ConceptRecord, from_json
 from pipeline.storage import RunStore
@@ -27,7 +29,7 @@ from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.config import StopConfig
 from textual_inversion.engine import Engine
 from textual_inversion.formats import parse_diffusers
-from textual_inversion.slots import SlotState
+from textual_inversion.slots import Slot, SlotState
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +190,9 @@ def test_checkpoints_are_written_and_taken_up(
     saved: list[SlotState] = []
     save = Learner._save
 
-    def keep(self: Learner, job: object, state: SlotState) -> None:
+    def keep(self: Learner, job: object, state: SlotState, former: object) -> None:
         saved.append(state)
-        save(self, job, state)
+        save(self, job, state, former)
 
     monkeypatch.setattr(Learner, "_save", keep)
     calm, resumed = task("toy", photos, "calm"), task("toy", photos, "resumed")
@@ -263,3 +265,122 @@ def test_draining_saves_what_is_in_slots_and_starts_nothing(
     store = RunStore(str(tmp_path))
     assert store.exists(first.folder.checkpoint)
     assert not store.exists(second.folder.checkpoint)
+
+
+def test_draining_asks_for_checkpoints_at_once(tiny_model: Path, photos: tuple[str, str], tmp_path: Path) -> None:
+    """However far the next regular one is: a preempted machine has seconds."""
+    actors = {"slots": 2, "checkpoint_steps": 1_000_000}
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion={"steps": 100_000}, actors=actors))
+    tasks = [task("one", photos), task("two", photos)]
+
+    async def stop_midway() -> float:
+        calls = [asyncio.create_task(learner.learn(one)) for one in tasks]
+        while sum(job.in_slot for job in learner._jobs.values()) < 2:
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+        await learner.drain(60)
+        for call in calls:
+            call.cancel()
+        return time.monotonic() - began
+
+    assert asyncio.run(stop_midway()) < 30
+    for one in tasks:
+        state = SlotState.from_bytes(RunStore(str(tmp_path)).get(one.folder.checkpoint))
+        assert state.step == len(state.curve) > 0
+
+
+def test_draining_without_checkpoints_waits_for_nothing(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion={"steps": 100_000}, actors={"checkpoint_steps": 0}))
+
+    async def stop_midway() -> None:
+        call = asyncio.create_task(learner.learn(task("one", photos)))
+        while not any(job.in_slot for job in learner._jobs.values()):
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(learner.drain(60), 30)
+        call.cancel()
+
+    asyncio.run(stop_midway())
+    assert not RunStore(str(tmp_path)).exists(task("one").folder.checkpoint)
+
+
+def without_memory_for(monkeypatch: pytest.MonkeyPatch, slots: int, from_step: int = 0) -> None:
+    """A device that has no memory for a step with so many slots, or more, once a concept is that far."""
+    passes = Engine._losses_and_gradients
+
+    def crowded(self: Engine, learning: list[Slot]) -> object:
+        if len(self._slots) >= slots and any(slot.step >= from_step for slot in learning):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return passes(self, learning)
+
+    monkeypatch.setattr(Engine, "_losses_and_gradients", crowded)
+
+
+@pytest.mark.parametrize("from_step", [0, 3])
+def test_a_device_out_of_memory_gives_up_slots_and_loses_nothing(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_step: int
+) -> None:
+    def embeddings(output: Path, slots: int) -> dict[str, bytes]:
+        learner = Learner(tiny_config(tiny_model, output, actors={"slots": slots, "checkpoint_steps": 2}))
+        tasks = [task(f"c{number}", photos) for number in range(5)]
+        records = learn_all(learner, tasks)
+        learner.close()
+        assert [(record.status, record.steps) for record in records] == [("done", 6)] * 5
+        assert learner.vitals().slots == 1
+        return {one.concept.concept_id: RunStore(str(output)).get(one.folder.embedding) for one in tasks}
+
+    calm = embeddings(tmp_path / "calm", 1)
+    without_memory_for(monkeypatch, 2, from_step)
+    assert embeddings(tmp_path / "crowded", 4) == calm
+
+
+def test_a_device_without_memory_for_one_slot_breaks_the_actor(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_memory_for(monkeypatch, 1)
+    learner = Learner(tiny_config(tiny_model, tmp_path, actors={"slots": 2}))
+    (failure,) = learn_all(learner, [task("a", photos)])
+    learner.close()
+    assert isinstance(failure, ActorBroken)
+    assert "no memory for one slot: OutOfMemoryError: CUDA out of memory" in str(failure)
+
+
+@pytest.mark.parametrize("work", ["encode_views", "draw_samples"])
+def test_when_photos_or_pictures_find_no_memory_the_engine_gives_some_back(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion={"steps": 15}, actors={"slots": 4}))
+    do, tries = getattr(actors, work), []
+
+    def crowded(*arguments: object) -> object:
+        """No memory from the third try on, as soon as others are in their slots, as long as there are four."""
+        tries.append(1)
+        until = time.monotonic() + 10
+        while len(tries) > 2 and learner._slots == 4 and time.monotonic() < until:
+            if any(job.in_slot for job in list(learner._jobs.values())):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            time.sleep(0.001)
+        return do(*arguments)
+
+    monkeypatch.setattr(actors, work, crowded)
+    records = learn_all(learner, [task(f"c{number}", photos) for number in range(6)])
+    assert [(record.status, record.steps) for record in records] == [("done", 15)] * 6
+    assert learner._slots == 2
+    learner.close()
+
+
+def test_whose_storage_failed_is_told_apart(
+    learner: Learner, photos: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "put", fails)
+        (failure,) = learn_all(learner, [task("a", photos)])
+    assert isinstance(failure, StoreFailed)
+    assert "No space left on device" in str(failure)
+    monkeypatch.setattr(actors, "open_pictures", fails)
+    (failure,) = learn_all(learner, [task("b", photos)])
+    assert isinstance(failure, PhotosUnreachable)
