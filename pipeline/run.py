@@ -24,16 +24,17 @@ from typing import Any
 
 from pipeline.checks import examine
 from pipeline.config import RunConfig, load_config, recipe
-from pipeline.deadline import DeadlinePassed, interrupting, moment_named
+from pipeline.deadline import DeadlinePassed, moment_named
 from pipeline.faults import RunAborted, describe_error
 from pipeline.identity import identify
 from pipeline.ladder import climb, rungs
-from pipeline.logs import configure_logs
+from pipeline.logs import configure_logs, say
 from pipeline.manifest import count_rows, read_by_priority
 from pipeline.models import locate, portable, tokenizer_of
 from pipeline.plan import EVERY, ConceptTask, Plan, Selection, digest, finished, settings_path
 from pipeline.progress import Facts, Progress
 from pipeline.prompts import Prompt, read_prompts
+from pipeline.prune import delete_leftovers, find_leftovers
 from pipeline.records import ConceptRecord, load_records, put_record
 from pipeline.redact import redact
 from pipeline.report import build_report
@@ -69,7 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
         until = moment_named(options.finish_by)
         store = RunStore(config.output)
         chosen = select(config.manifest, store, options.only, options.retry, options.limit, config.gate)
-        return dry_run(config, chosen, photos=options.photos) if options.dry_run else run(config, chosen, until=until)
+        if options.dry_run:
+            return dry_run(config, chosen, photos=options.photos, prune=options.prune)
+        return run(config, chosen, until=until, prune=options.prune)
     except ValueError as error:
         sys.stderr.write(redact(f"error: {error}\n"))
         return USAGE
@@ -92,6 +95,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--retry", choices=RETRIES, help="only what failed before, was given up, or is below the gate")
     parser.add_argument("--finish-by", metavar="TIME", help="begin nothing after 06:00, 2026-11-22T06:00+01:00, or +6h")
+    parser.add_argument("--prune", action="store_true", help="delete results that the manifest no longer accounts for")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done or fail, write nothing")
     parser.add_argument("--photos", action="store_true", help="with --dry-run, fetch and open every photo, too")
     return parser.parse_args(arguments)
@@ -128,9 +132,9 @@ def configure(options: argparse.Namespace) -> RunConfig:
     return config
 
 
-def dry_run(config: RunConfig, chosen: Selection = EVERY, *, photos: bool = False) -> int:
+def dry_run(config: RunConfig, chosen: Selection = EVERY, *, photos: bool = False, prune: bool = False) -> int:
     """Count what is done, to do and bad; name every bad row, and what would fail or is worth a remark. `photos`: open
-    them, too."""
+    them, too. `prune`: say what that would delete."""
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     plan, _ = make_plan(config, RunStore(config.output), chosen)
     failing = set()
@@ -146,12 +150,15 @@ def dry_run(config: RunConfig, chosen: Selection = EVERY, *, photos: bool = Fals
         f"{plan.num_done} done, {plan.num_todo} to do, {left_out(plan, chosen)}{len(plan.bad)} bad rows, "
         f"{len(prompts)} prompts; output {redact(config.output)}\n"
     )
+    if prune:
+        for line in find_leftovers(RunStore(config.output), config.manifest, plan).lines():
+            sys.stdout.write(f"--prune would delete {line}\n")
     return FAILED if plan.bad or failing else OK
 
 
-def run(config: RunConfig, chosen: Selection = EVERY, *, until: float = math.inf) -> int:
-    """The whole run. `until`: when no new concept is begun any more, in seconds since 1970. Raises ValueError for what
-    is wrong before anything has begun."""
+def run(config: RunConfig, chosen: Selection = EVERY, *, until: float = math.inf, prune: bool = False) -> int:
+    """The whole run. `until`: when no new concept is begun any more, in seconds since 1970. `prune`: delete in the end
+    what the manifest no longer accounts for. Raises ValueError for what is wrong before anything has begun."""
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     store = RunStore(config.output)
     plan, settings = make_plan(config, store, chosen)
@@ -178,6 +185,8 @@ def run(config: RunConfig, chosen: Selection = EVERY, *, until: float = math.inf
         draw(config, prompts, tally, plan, chosen)
     if not tally.stopped:
         note("reporting")
+        if prune:
+            clear_up(config, tally, plan)
         report(config, tally, plan, chosen)
     note("stopped" if tally.stopped else "ended")
     return conclude(config, tally, plan, chosen)
@@ -263,8 +272,7 @@ def draw(config: RunConfig, prompts: list[Prompt], tally: Tally, plan: Plan, cho
     began = time.monotonic()
     with _handling(signal.default_int_handler):
         try:
-            with interrupting(tally.until):
-                counts = generate_images(config, done, prompts, gpus)
+            counts = generate_images(config, done, prompts, gpus, tally.until)
         except DeadlinePassed:
             tally.late = True
             return
@@ -277,6 +285,20 @@ def draw(config: RunConfig, prompts: list[Prompt], tally: Tally, plan: Plan, cho
     tally.pictures = f"{counts.drawn} drawn, {counts.done_before} done before, {counts.failed} failed"
     if counts.failed:
         tally.problems["drawing"] = f"{counts.failed} pictures were not drawn: {'; '.join(counts.first_errors)}"
+
+
+def clear_up(config: RunConfig, tally: Tally, plan: Plan) -> None:
+    """Delete what is left over, unless something is still to be done: it may yet be wanted."""
+    store = RunStore(config.output)
+    try:
+        if tally.is_over or tally.problems:
+            raise ValueError("nothing was deleted, as the run did not come to its end")
+        left = find_leftovers(store, config.manifest, plan)
+        delete_leftovers(store, left)
+        for line in left.lines():
+            say(config.log_format, f"deleted {line}\n")
+    except (ValueError, OSError) as error:
+        tally.problems["pruning"] = redact(str(error))
 
 
 def report(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = EVERY) -> None:

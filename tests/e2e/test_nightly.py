@@ -1,0 +1,121 @@
+"""What a nightly job is told beside its manifest, on real Ray: a quality gate, a deadline."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.models import locate
+from pipeline.records import ConceptRecord, load_records
+from pipeline.run import OK, main
+from pipeline.storage import RunStore
+from pipeline.tally import LATE
+from tests.pipeline.runs import tiny_toml, write_manifest
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+STEPS = 4
+
+
+def job(tmp_path: Path, model: Path, name: str, **changes: object) -> list[str]:
+    """The command for a manifest of two concepts; its output is `name`."""
+    manifest = tmp_path / "manifest.parquet"
+    if not manifest.exists():
+        write_manifest(tmp_path, ["a", "b"])
+    settings = {
+        "extractor": locate("demo/clip"),
+        "inversion": {"steps": STEPS, "batch_size": 2},
+        "actors": {"count": 1},
+    }
+    (tmp_path / f"{name}.toml").write_text(tiny_toml(model, **{**settings, **changes}))
+    return [str(manifest), "--config", str(tmp_path / f"{name}.toml"), "--output", str(tmp_path / name)]
+
+
+def records(output: Path) -> dict[str, ConceptRecord]:
+    """Of the run's own settings."""
+    run = json.loads((output / "run.json").read_text())
+    found = load_records(RunStore(str(output)))
+    return {record.concept_id: record for record in found if record.inputs["settings"] == run["settings"]}
+
+
+def test_a_try_is_what_a_run_with_its_settings_learns(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = {"min_clip_i": 2.0, "ladder": ["seed", "steps*2"]}  # which nothing reaches
+    hour_price = {"hour_price": 2.5, "currency": "EUR"}
+    command = job(tmp_path, tiny_model, "gated", gate=gate, report=hour_price)
+    assert main(command) == OK
+    said = capsys.readouterr().out
+    assert said.startswith("2 learned, 0 done before, 0 failed")
+    assert "below the gate, tried again: 2 (" in said
+    assert "core-hours, 0.0" in said
+    assert "EUR" in said
+    assert main([*job(tmp_path, tiny_model, "other-seed", gate={"ladder": []}), "--set", "seed=1"]) == OK
+    capsys.readouterr()
+
+    gated, other = records(tmp_path / "gated"), records(tmp_path / "other-seed")
+    for name, record in gated.items():
+        assert record.gate == "below"
+        assert [each.rung for each in record.tries] == ["", "seed", "steps*2"]
+        assert [each.steps for each in record.tries] == [STEPS, STEPS, 2 * STEPS]
+        likeness = [each.scores["clip_i"] for each in record.tries]
+        assert record.scores["clip_i"] == max(likeness)
+        assert record.tries[1].fingerprint == other[name].fingerprint
+        assert record.tries[1].files["curve.parquet"] == other[name].files["curve.parquet"]
+        assert record.tries[1].files["grid.png"] == other[name].files["grid.png"]
+    rows = pq.read_table(tmp_path / "gated" / "results.parquet").to_pylist()
+    assert {row["concept_id"]: (row["gate"], row["tries"], row["embedding"]) for row in rows} == {
+        name: ("below", 3, str(tmp_path / "gated" / record.result.embedding)) for name, record in gated.items()
+    }
+    page = (tmp_path / "gated" / "report.html").read_text()
+    assert "below the gate" in page
+
+    assert main(command) == OK
+    assert capsys.readouterr().out.startswith("0 learned, 2 done before")
+
+
+def test_a_deadline_ends_a_run_that_the_next_continues(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a photo of a {}\n")
+    command = [*job(tmp_path, tiny_model, "out", extractor=""), "--prompts", str(prompts)]
+    began = time.monotonic()
+    assert main([*command, "--finish-by", "2020-01-01T06:00"]) == LATE
+    assert time.monotonic() - began < 60
+    said = capsys.readouterr().out
+    assert said.startswith("0 learned, 0 done before, 0 failed")
+    assert "ended at --finish-by with 2 not begun; run the same command again to continue" in said
+    assert "2" in (tmp_path / "out" / "report.html").read_text()
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["stage"] == "ended"
+
+    assert main([*command, "--limit", "1", "--finish-by", "+1h"]) == OK
+    assert main([*command, "--finish-by", "+1h"]) == OK
+    assert capsys.readouterr().out.count("1 learned") == 2
+    prompts.write_text("a photo of a {}\na picture of a {}\n")
+    assert main([*command, "--finish-by", "2020-01-01T06:00"]) == LATE, "there are pictures to draw"
+    assert main(command) == OK
+    assert "pictures: 2 drawn, 2 done before" in capsys.readouterr().out
+    assert main([*command, "--finish-by", "2020-01-01T06:00"]) == OK, "there is nothing to be late for"
+
+
+def test_prune_is_the_last_thing_a_run_does(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = job(tmp_path, tiny_model, "out", extractor="")
+    assert main(command) == OK
+    table = pq.read_table(command[0])
+    pq.write_table(table.slice(0, 1), command[0])
+    assert main([*command, "--dry-run", "--prune"]) == OK
+    assert "--prune would delete concept b, which has no row" in capsys.readouterr().out
+    assert main(command) == OK
+    assert (tmp_path / "out" / "concepts" / "b").exists(), "without the option it is kept"
+    capsys.readouterr()
+    assert main([*command, "--prune"]) == OK
+    assert "deleted 1 concepts without a row" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out" / "concepts").rglob("record.json")} == {"record.json"}
+    assert not list((tmp_path / "out" / "concepts").glob("b/*/*"))
