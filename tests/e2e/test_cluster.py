@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -10,18 +14,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from tests.pipeline.runs import tiny_toml, write_manifest
+from pipeline.metrics import exported_names
+from tests.pipeline.runs import tiny_toml, write_manifest, write_photo
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINTS = "concepts/*/*/checkpoint.safetensors"
+_RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @dataclass(frozen=True)
@@ -29,27 +38,36 @@ class Head:
     """A running head node."""
 
     address: str
+    dashboard: str
+    metrics: str
+    """Where Prometheus would ask its node's agent."""
     jobs: JobSubmissionClient
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Neither a worker's (up to 19999) nor one that Ray's other processes are given by chance (from 32768)."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard, metrics = _free_port(), _free_port(), _free_port()
     folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
-    ray = str(Path(sys.executable).with_name("ray"))
-    command = [ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+    command = [_RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
                "--dashboard-host=127.0.0.1", f"--temp-dir={folder}", "--dashboard-agent-listen-port=0",
-               "--disable-usage-stats"]  # fmt: skip
+               f"--metrics-export-port={metrics}", "--disable-usage-stats"]  # fmt: skip
+    environment = os.environ | {"RAY_metrics_report_interval_ms": "1000", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}
     with open(Path(folder) / "head.log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
     try:
-        yield Head(f"127.0.0.1:{port}", _job_client(f"http://127.0.0.1:{dashboard}", process))
+        server = f"http://127.0.0.1:{dashboard}"
+        yield Head(f"127.0.0.1:{port}", server, f"http://127.0.0.1:{metrics}", _job_client(server, process))
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
@@ -70,31 +88,101 @@ def _job_client(address: str, process: subprocess.Popen[bytes]) -> JobSubmission
     raise TimeoutError("the job server did not answer within a minute")
 
 
-def _arguments(tiny_model: Path, folder: Path, names: list[str]) -> list[str]:
+def _arguments(tiny_model: Path, folder: Path, names: list[str], **settings: Any) -> list[str]:
     manifest = write_manifest(folder, names)
-    (folder / "job.toml").write_text(tiny_toml(tiny_model, actors={"count": 1}))
+    (folder / "job.toml").write_text(
+        tiny_toml(tiny_model, **{"actors": {"count": 1, "checkpoint_steps": 5}, **settings})
+    )
     return [str(manifest), "--config", str(folder / "job.toml"), "--output", str(folder / "out")]
+
+
+def _submit(head: Head, arguments: list[str]) -> subprocess.Popen[str]:
+    """`ray job submit` as the runbook has it: it follows the job's lines until its end."""
+    runtime = (ROOT / "k8s" / "README.md").read_text()
+    (environment,) = re.findall(r"--runtime-env-json '(.*)' --", runtime)
+    environment = json.loads(environment)
+    environment["env_vars"]["PYTHONPATH"] = str(ROOT)
+    command = [_RAY, "job", "submit", "--address", head.dashboard, "--runtime-env-json", json.dumps(environment), "--",
+               sys.executable, "-m", "pipeline.run", *arguments]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/")
+
+
+def _wait_for(what: Callable[[], Any], seconds: float = 200) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    return found
+
+
+def _series(head: Head) -> dict[str, str]:
+    """Name -> the lines of every series of ours that Prometheus would be given."""
+    try:
+        with urllib.request.urlopen(f"{head.metrics}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:  # the agent is not up yet
+        return {}
+    found: dict[str, str] = {}
+    for line in lines:
+        name = re.match(r"\w*", line)[0]  # type: ignore[index]
+        if name in exported_names():
+            found[name] = f"{found.get(name, '')}{line}\n"
+    return found
+
+
+@pytest.mark.timeout(600)  # three jobs
+def test_a_job_is_followed_scraped_stopped_resumed_and_mended(head: Head, tiny_model: Path, tmp_path: Path) -> None:
+    """A bad concept, one that is learned, and one that is under way when the job is stopped."""
+    arguments = _arguments(
+        tiny_model,
+        tmp_path,
+        ["bad", "rose-window", "weather-vane"],
+        inversion={"steps": 400, "batch_size": 4},
+        log_format="json",
+    )
+    output = tmp_path / "out"
+    (tmp_path / "photos" / "bad-0.png").write_bytes(b"not a picture")
+
+    submitted = _submit(head, arguments)
+    unusual = {"ray_concepts_retried_total", "ray_concepts_quarantined_total"}  # nothing was lost: no such series
+    _wait_for(lambda: exported_names() - unusual <= set(_series(head)) and list(output.glob(CHECKPOINTS)))
+    series = _series(head)
+    (job,) = [job.submission_id for job in head.jobs.list_jobs() if job.status == JobStatus.RUNNING]
+    assert job is not None
+    subprocess.run([_RAY, "job", "stop", "--address", head.dashboard, job], check=True, timeout=120)
+    lines = submitted.communicate(timeout=120)[0].splitlines()
+    assert head.jobs.get_job_status(job) == JobStatus.STOPPED
+    told = [json.loads(line) for line in lines if line.startswith("{")]
+    progress = [line for line in told if line["logger"] == "progress"]
+    assert progress[0]["message"].startswith("learning: 0/")
+    assert (progress[-1]["done"], progress[-1]["failed"], progress[-1]["retried"]) == (1, 1, 0)
+    assert any(line["message"].startswith("stopped before the end") for line in told)
+    assert json.loads((output / "run.json").read_text())["stage"] == "stopped"
+    (under_way,) = [path.parent for path in output.glob(CHECKPOINTS)]
+    assert not {"rose-window", "weather-vane"} & set(re.findall(r'="([^"]*)"', "".join(series.values())))
+    assert " 1.0\n" in series["ray_concepts_failed_total"]
+    assert float(series["ray_learner_steps_total"].split()[-1]) > 400  # of one actor
+
+    again = _submit(head, arguments)
+    said = again.communicate(timeout=250)[0]
+    assert again.returncode == 1
+    assert "1 learned, 1 done before, 1 failed" in said
+    assert "FAILED bad: photo " in said
+    told = [json.loads(line) for line in (under_way / "log.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in told if line["message"] == "prepared"]
+    assert steps[0] == 0 < steps[1]  # it went on from where it was stopped
+
+    write_photo(tmp_path / "photos" / "bad-0.png", 99)
+    mended = _submit(head, arguments)
+    said = mended.communicate(timeout=250)[0]
+    assert mended.returncode == 0, said[-3000:]
+    assert "1 learned, 2 done before, 0 failed" in said
 
 
 def test_a_running_cluster_is_joined(head: Head, tiny_model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.run", *_arguments(tiny_model, tmp_path, ["a", "b"])]
-    environment = os.environ | {"RAY_ADDRESS": head.address}
+    environment, jobs_before = os.environ | {"RAY_ADDRESS": head.address}, len(head.jobs.list_jobs())
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("2 learned")
-    assert len(head.jobs.list_jobs()) == 1  # the driver was this cluster's, not one of its own
-
-
-def test_a_submitted_job_runs_and_fails_as_a_command_does(head: Head, tiny_model: Path, tmp_path: Path) -> None:
-    arguments = _arguments(tiny_model, tmp_path, ["a", "bad"])
-    (tmp_path / "photos" / "bad-0.png").write_bytes(b"not a picture")
-    entrypoint = " ".join([sys.executable, "-m", "pipeline.run", *arguments])
-    job = head.jobs.submit_job(entrypoint=entrypoint, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
-    deadline = time.monotonic() + 250
-    while not (status := head.jobs.get_job_status(job)).is_terminal():
-        assert time.monotonic() < deadline, head.jobs.get_job_logs(job)[-3000:]
-        time.sleep(1)
-    log = head.jobs.get_job_logs(job)
-    assert status == JobStatus.FAILED
-    assert "1 learned, 0 done before, 1 failed" in log
-    assert "FAILED bad: photo " in log
+    assert len(head.jobs.list_jobs()) == jobs_before + 1  # the driver was this cluster's, not one of its own
