@@ -208,6 +208,8 @@ def _judge(
         saved, failed = written.get("checkpoint.safetensors", 0.0), written.get("failure.json", 0.0)
         if present is not None and present.status == "done":
             found.verdict, found.reason = "done", "a record has the present fingerprint; no run learns it again"
+            if folder.ladder in paths:
+                found.reason = "it is below the gate; the next run tries it again with other settings"
         elif folder.record in paths and present is not None:  # a damaged one
             found.verdict, found.reason = "failed", present.error
         elif saved > failed:
@@ -288,6 +290,12 @@ def _attempt(record: ConceptRecord, is_present: bool) -> Iterator[str]:
         yield f"    started from {record.start}"
     if record.scores:
         yield f"    {', '.join(f'{name} {value:.3f}' for name, value in record.scores.items())}"
+    if record.gate:
+        yield f"    {record.gate} the gate"
+    for each in record.tries:
+        kept = ", kept" if each.fingerprint == record.result.fingerprint else ""
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in each.scores.items())
+        yield f"      tried {f'with {each.rung}' if each.rung else 'as configured'}: {each.error or scores}{kept}"
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ class Climbed:
     """Still below the gate, but a later try was nearer to it."""
     below: int = 0
     """Still below, and no try was nearer to it than the first."""
+    learned_before: int = 0
+    """Of all these, those that the run found done."""
     waiting: int = 0
     """Not at their ladder's end, when the run was."""
     failures: dict[str, str] = field(default_factory=dict)
@@ -142,7 +144,7 @@ def climb(
     counts.waiting = len(waiting)
     used: list[tuple[Rung, str]] = []
     for rung, settings in ladder:
-        _settle(config, store, waiting, used, counts, is_end=False)
+        _settle(config, store, plan, waiting, used, counts, is_end=False)
         wanted = _wanted(store, waiting, digest(settings), done)
         store.put(settings_path(digest(settings)), json.dumps(settings, indent=1).encode())
         tasks = _tasks(config, digest(settings), wanted)
@@ -157,7 +159,7 @@ def climb(
         used.append((rung, digest(settings)))
         if wanted:
             return
-    _settle(config, store, waiting, used, counts, is_end=True)
+    _settle(config, store, plan, waiting, used, counts, is_end=True)
 
 
 def _tasks(config: RunConfig, settings: str, wanted: Mapping[str, str]) -> Iterator[ConceptTask]:
@@ -189,8 +191,8 @@ def _fingerprint(record: ConceptRecord, settings: str) -> str:
 
 
 def _settle(
-    config: RunConfig, store: RunStore, waiting: dict[str, str], used: list[tuple[Rung, str]], counts: Climbed,
-    *, is_end: bool,
+    config: RunConfig, store: RunStore, plan: Plan, waiting: dict[str, str], used: list[tuple[Rung, str]],
+    counts: Climbed, *, is_end: bool,
 ) -> None:  # fmt: skip
     """End the ladder of every concept with a try that passes, at the end of all: choose, put the record, forget."""
     for first in _records(store, list(waiting.items())):
@@ -212,6 +214,7 @@ def _settle(
         store.delete(first.folder.ladder)
         del waiting[first.concept_id]
         counts.waiting -= 1
+        counts.learned_before += plan.was_done(first.fingerprint)
         counts.passed += judged == PASSED
         counts.better += judged != PASSED and kept is not tries[0]
         counts.below += judged != PASSED and kept is tries[0]

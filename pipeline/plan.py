@@ -173,6 +173,10 @@ class Plan:
                 if task is not None:
                     yield task
 
+    def was_done(self, fingerprint: str) -> bool:
+        """Whether there was a record when the run began."""
+        return fingerprint.encode() in self._finished
+
     def expected(self, rows: int) -> int:
         """How many there will be to learn in a manifest of so many rows, as far as can be told by now."""
         return self._selection.at_most(rows - self.num_done - self.num_left - len(self.bad))

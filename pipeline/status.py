@@ -105,6 +105,7 @@ def _others(status: Status) -> Iterator[tuple[int, str]]:
     """What else there is; concepts that the rows' counts hold already."""
     others = "of other photos, rows or settings than now" if status.stage == "ended" else "of an earlier run so far"
     more = {
+        "of the done below the gate, to be tried again": status.below_gate,
         "failed in an earlier run and were not tried since": status.failed_before,
         "interrupted, with a checkpoint to go on from": status.interrupted,
         f"with results {others}": status.other,

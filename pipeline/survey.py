@@ -78,6 +78,8 @@ class Status:
     """With a checkpoint and no result."""
     interrupted: int = 0
     """The same, but nobody goes on with them: they will be resumed."""
+    below_gate: int = 0
+    """Of the done: below the quality gate, and to be tried again by this run or the next."""
     waiting: int | None = None
     left_out: int = 0
     """By --only, --limit or --retry."""
@@ -112,6 +114,7 @@ def read_status(store: RunStore, clock: float | None = None) -> Status:
         newest = max(newest, at)
         if folder is not None:
             _note(states, folder, path, size, at)
+            status.below_gate += path == folder.ladder
         elif path.startswith("images/") and path.endswith(".png"):
             status.pictures += 1
         elif path.startswith("images/metadata/"):
@@ -179,7 +182,9 @@ def _describe_run(status: Status, run: Mapping[str, Any], newest: float, clock: 
 def _count(status: Status, run: Mapping[str, Any], states: Mapping[str, State], since: float) -> None:
     kinds = [(state.kind, state.at >= since) for state in states.values()]
     in_run, earlier = kinds.count(("done", True)), kinds.count(("done", False))
-    status.done = in_run + status.done_before
+    # those tried again to their ladder's end have a new record, and are no new ones
+    tried_again = run.get("counts", {}).get("gate", {}).get("learned_before", 0)
+    status.done = in_run + max(0, status.done_before - tried_again)
     status.other = max(0, earlier - status.done_before)
     status.failed, status.failed_before = kinds.count(("failed", True)), kinds.count(("failed", False))
     learning = kinds.count(("learning", True))

@@ -26,6 +26,7 @@ OK, FAILED, USAGE, STOPPED, LATE = 0, 1, 2, 75, 76
 another run."""
 
 _SHOWN_FAILURES = 20
+_GATE_COUNTS = ("tried", "passed", "better", "below", "learned_before", "waiting")
 
 
 @dataclass
@@ -174,13 +175,7 @@ def describe_run(config: RunConfig, tally: Tally, plan: Plan, settings: dict[str
         "left_out": plan.num_left,
         "looked_at": plan.num_done + plan.num_todo + plan.num_left + len(plan.bad),
         "steps": tally.steps + climbed.steps,
-        "gate": {
-            "tries": climbed.tried,
-            "passed": climbed.passed,
-            "better": climbed.better,
-            "below": climbed.below,
-            "waiting": climbed.waiting,
-        },
+        "gate": {name: getattr(climbed, name) for name in _GATE_COUNTS},
     }
     description = {
         "stage": tally.stage,

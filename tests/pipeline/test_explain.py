@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.explain import OK, USAGE, describe, explain, main
+from pipeline.records import Try
 from pipeline.storage import RunStore
 from tests.pipeline.outputs import end, make_photos, put_manifest, put_run, settings, tasks_of
 
@@ -40,6 +41,22 @@ def test_done(store: RunStore) -> None:
     assert text.startswith("cat: DONE. a record has the present fingerprint")
     assert "done under the present fingerprint, 10 steps in 2.0 s" in text
     assert "clip_i 0.800" in text
+
+
+def test_below_the_gate_and_what_was_tried(store: RunStore) -> None:
+    task = tasks_of(store.uri("m.parquet"), settings())["cat"]
+    end(store, task, gate="below", scores={"clip_i": 0.2})
+    store.put(task.folder.ladder, b"{}")
+    assert explain(store, "cat").reason == "it is below the gate; the next run tries it again with other settings"
+    store.delete(task.folder.ladder)
+    tries = (Try(rung="", fingerprint=task.fingerprint, scores={"clip_i": 0.2}),
+             Try(rung="seed", fingerprint="1" * 32, scores={"clip_i": 0.7}),
+             Try(rung="steps*2", fingerprint="2" * 32, error="not finite"))  # fmt: skip
+    end(store, task, gate="passed", scores={"clip_i": 0.7}, tries=tries, kept="1" * 32)
+    text = "\n".join(describe(explain(store, "cat")))
+    for line in ("passed the gate", "tried as configured: clip_i 0.200", "tried with seed: clip_i 0.700, kept",
+                 "tried with steps*2: not finite"):  # fmt: skip
+        assert f"{line}\n" in text
 
 
 def test_not_reached_learning_and_failed(store: RunStore) -> None:

@@ -144,11 +144,11 @@ def test_an_interrupted_ladder_goes_on(stop_after: int) -> None:
     config = learned_once(store)
     first = Learners(store, AGAIN, at_most=stop_after)
     counts = again(config, store, first)
-    assert counts.waiting == 2
+    assert (counts.waiting, counts.learned_before) == (2, 0)
     assert kept(config, store)["poor"].gate == "below", "until then it shows what it was"
 
     second = Learners(store, AGAIN)
-    again(config, store, second)
+    assert again(config, store, second).learned_before == 2
     assert len(first.learned) + len(second.learned) == 4, "no try is made twice"
     shown = [{name: (r.gate, r.scores, r.steps) for name, r in kept(c, s).items()}
              for c, s in ((learned_once_config(calm), calm), (config, store))]  # fmt: skip

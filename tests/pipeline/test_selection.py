@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config import GateConfig
 from pipeline.manifest import BadRow
 from pipeline.plan import Selection
 from pipeline.records import ConceptRecord, put_record
@@ -64,6 +66,29 @@ def test_what_failed_before(root: str, manifest: str) -> None:
     write_results(store, [record("b", 2, "done")], bad)
     assert failed_before(store) == {"a", "c", "e"}
     assert select(manifest, store, "tiger", "failed", None).only == frozenset()
+
+
+def test_what_was_given_up_after_lost_calls(root: str, manifest: str) -> None:
+    store = RunStore(root)
+    put_record(store, replace(record("tiger", 1, "failed"), quarantined=True))
+    put_record(store, record("taxi", 2, "failed"))
+    for name, number, status in (("42", 3, "done"), ("42", 4, "failed")):
+        put_record(store, replace(record(name, number, status), quarantined=status == "failed"))
+    assert select(manifest, store, None, "failed", None).only == {"tiger", "taxi", "42"}
+    assert select(manifest, store, None, "quarantined", None).only == {"tiger", "42"}
+    assert select(manifest, store, "taxi", "quarantined", None).only == frozenset()
+
+
+def test_what_is_below_the_present_gate(root: str, manifest: str) -> None:
+    store = RunStore(root)
+    scores = {"tiger": 0.3, "taxi": 0.5, "42": 0.6}
+    for number, (name, clip_i) in enumerate(scores.items()):
+        put_record(store, replace(record(name, number, "done"), scores={"clip_i": clip_i}))
+    older = replace(record("42", 9, "done"), scores={"clip_i": 0.1}, finished_at="2020-01-01T00:00:00+00:00")
+    put_record(store, older)
+    put_record(store, replace(record("42", 2, "done"), scores={"clip_i": 0.6}, finished_at="2021-01-01T00:00:00+00:00"))
+    chosen = select(manifest, store, None, "below-gate", 5, GateConfig(min_clip_i=0.55))
+    assert chosen == Selection(frozenset({"tiger", "taxi"}), 5, "--retry below-gate --limit 5", below_gate=True)
 
 
 def test_nearest_names() -> None:

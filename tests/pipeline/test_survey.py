@@ -122,3 +122,16 @@ def test_on_s3_it_costs_a_listing_and_no_request_a_concept(bucket: str, s3_calls
     assert read_status(store).done == 30
     assert s3_calls.count("ListObjectsV2") == 1
     assert len(s3_calls) <= 5
+
+
+def test_concepts_tried_again_are_counted_once(root: str) -> None:
+    store = RunStore(root)
+    manifest = put_manifest(store, make_photos(store, "cat", "dog"))
+    tasks = tasks_of(manifest, settings())
+    end(store, tasks["cat"])
+    end(store, tasks["dog"])
+    store.put(tasks["dog"].folder.ladder, b"{}")
+    gate = {"learned_before": 2}  # their records were put again
+    put_run(store, manifest, settings(), started_at=EARLIER, counts={"rows": 2, "done_before": 2, "gate": gate})
+    status = read_status(store)
+    assert (status.done, status.below_gate) == (2, 1)
