@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from threading import Event
 from typing import Any
@@ -21,11 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.actors import Learner
-from pipeline.config import LogFormat, RunConfig
 from pipeline.faults import ActorBroken, RunAborted, StoreFailed, describe_error
-from pipeline.logs import configure_logs
-from pipeline.metrics import export
 from pipeline.plan import ConceptTask
 from pipeline.progress import Progress
 from pipeline.publish import failure_record
@@ -39,6 +34,8 @@ class Policy:
     """How far the driver goes before it gives up on a concept, an actor or the run."""
 
     max_actors: int
+    room: Callable[[], int] | None = None
+    """Asked again and again for how many actors the cluster holds by now; the greater number counts."""
     max_attempts: int = 3
     """Calls lost to a dying actor or to storage before a concept counts as failed."""
     max_start_failures: int = 3
@@ -165,7 +162,7 @@ class _Fleet:
     def match_demand(self) -> None:
         """As many actors as there is work for: more are started one by one, idle ones are let go at the tail."""
         waiting = 0 if self._is_late() else len(self._ahead) + len(self._suspects)
-        wanted = min(self._policy.max_actors, waiting + self._in_flight())
+        wanted = min(self._most(), waiting + self._in_flight())
         idle = [actor for actor in self._actors if not actor.calls]
         for actor in idle[: max(0, len(self._actors) - wanted)]:
             self._remove(actor)
@@ -235,12 +232,15 @@ class _Fleet:
 
     def _look_ahead(self) -> None:
         """Pull tasks until every actor there could be would find its fill."""
-        enough = self._policy.max_actors * max((actor.capacity for actor in self._actors), default=1)
+        enough = self._most() * max((actor.capacity for actor in self._actors), default=1)
         while len(self._ahead) < enough:
             task = next(self._tasks, None)
             if task is None:
                 return
             self._ahead.append(_Work(task))
+
+    def _most(self) -> int:
+        return max(self._policy.max_actors, self._policy.room() if self._policy.room else 0)
 
     def _is_late(self) -> bool:
         return time.time() >= self._until
@@ -353,36 +353,6 @@ class _Fleet:
     def _remove(self, actor: _Actor) -> None:
         self._actors.remove(actor)
         ray.kill(actor.handle)
-
-
-def learner_actors(config: RunConfig, gpus: float) -> Callable[[], Any]:
-    """What starts an actor: on a GPU if the cluster has any (`gpus`), else on CPU cores, with no other difference."""
-    on_device = dataclasses.replace(config, device="cuda" if gpus else "cpu")
-    actor_class = ray.remote(
-        max_restarts=0,
-        max_task_retries=0,
-        num_cpus=config.actors.cpus,
-        num_gpus=config.actors.gpus if gpus else 0,
-    )(Learner)
-    return lambda: actor_class.remote(on_device, partial(_equip, config.log_format))
-
-
-def _equip(log_format: LogFormat, learner: Learner) -> None:
-    """An actor's process: its log lines as the run's, and its metrics."""
-    configure_logs(log_format, logging.WARNING)
-    export(learner.vitals)
-
-
-def policy_of(config: RunConfig, gpus: float, cpus: float) -> Policy:
-    """As configured; the number of actors, if left open, is what the cluster's GPUs or cores hold."""
-    room = gpus / config.actors.gpus if gpus and config.actors.gpus else cpus / config.actors.cpus
-    return Policy(
-        max_actors=config.actors.count or max(1, int(room)),
-        max_attempts=config.actors.max_attempts,
-        drain_s=config.actors.drain_s,
-        stall_s=config.actors.stall_s,
-        calls_ahead=config.actors.calls_ahead,
-    )
 
 
 def _get(ref: Any) -> tuple[Any, Exception | None]:

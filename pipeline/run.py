@@ -233,7 +233,8 @@ def learn_all(
 ) -> Iterator[ConceptRecord]:  # fmt: skip
     """The records of tasks, as they end; fewer if the run is stopped or given up meanwhile."""
     gpus, cpus = connect(config)
-    from pipeline.driver import drive, learner_actors, policy_of
+    from pipeline.cluster import learner_actors, policy_of
+    from pipeline.driver import drive
 
     tally.on_gpus = bool(gpus)
     device_time = DeviceTime(tally, config.actors.gpus if gpus else config.actors.cpus)

@@ -7,14 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
-from pipeline.config import parse_config
-from pipeline.driver import Policy, drive, learner_actors, policy_of
+from pipeline.driver import Policy, drive
 from pipeline.faults import RunAborted
 from pipeline.plan import ConceptTask
 from pipeline.progress import Facts, Progress
@@ -165,25 +163,3 @@ def _wait_for(pattern: Path) -> None:
 
 def test_no_tasks_need_no_actors(tmp_path: Path) -> None:
     assert settle([], tmp_path) == {}
-
-
-@pytest.mark.parametrize(
-    ("actor_settings", "gpus", "cpus", "expected"),
-    [({}, 0, 2, 2), ({}, 4, 32, 4), ({"gpus": 0.5}, 4, 32, 8), ({"count": 3}, 0, 2, 3), ({"cpus": 4}, 0, 2, 1)],
-)
-def test_number_of_actors(actor_settings: dict[str, float], gpus: float, cpus: float, expected: int) -> None:
-    config = parse_config({"actors": actor_settings})
-    assert policy_of(config, gpus, cpus).max_actors == expected
-
-
-@pytest.mark.parametrize(("gpus", "device", "reserved"), [(0, "cpu", 0), (8, "cuda", 0.5)])
-def test_actors_take_a_gpu_where_there_are_any(
-    gpus: float, device: str, reserved: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options: dict[str, Any] = {}
-    started: list[Any] = []
-    stand_in = SimpleNamespace(remote=lambda config, _equip: started.append(config))
-    monkeypatch.setattr("pipeline.driver.ray.remote", lambda **given: options.update(given) or (lambda _: stand_in))
-    learner_actors(parse_config({"actors": {"gpus": 0.5, "cpus": 2}}), gpus)()
-    assert options == {"max_restarts": 0, "max_task_retries": 0, "num_cpus": 2, "num_gpus": reserved}
-    assert started[0].device == device

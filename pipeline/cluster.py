@@ -1,0 +1,73 @@
+"""What the cluster has room for, and what starts an actor on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ray
+
+from pipeline.actors import Learner
+from pipeline.config import LogFormat, RunConfig
+from pipeline.driver import Policy
+from pipeline.logs import configure_logs
+from pipeline.metrics import export
+
+_LOOK_EVERY_S = 10.0
+
+
+def learner_actors(config: RunConfig, gpus: float) -> Callable[[], Any]:
+    """What starts an actor: on a GPU if the cluster has any (`gpus`), else on CPU cores, with no other difference."""
+    on_device = dataclasses.replace(config, device="cuda" if gpus else "cpu")
+    actor_class = ray.remote(
+        max_restarts=0,
+        max_task_retries=0,
+        num_cpus=config.actors.cpus,
+        num_gpus=config.actors.gpus if gpus else 0,
+    )(Learner)
+    return lambda: actor_class.remote(on_device, partial(_equip, config.log_format))
+
+
+def policy_of(config: RunConfig, gpus: float, cpus: float) -> Policy:
+    """As configured; the number of actors, if left open, is what the cluster's GPUs or cores hold, now and later."""
+    return Policy(
+        max_actors=config.actors.count or actors_in(config, gpus, cpus),
+        room=None if config.actors.count else Room(config, on_gpus=gpus > 0),
+        max_attempts=config.actors.max_attempts,
+        drain_s=config.actors.drain_s,
+        stall_s=config.actors.stall_s,
+        calls_ahead=config.actors.calls_ahead,
+    )
+
+
+def actors_in(config: RunConfig, gpus: float, cpus: float) -> int:
+    """How many actors a cluster of so many GPUs and cores holds; at least one."""
+    room = gpus / config.actors.gpus if gpus and config.actors.gpus else cpus / config.actors.cpus
+    return max(1, int(room))
+
+
+class Room:
+    """`actors_in` of the cluster as it is: nodes that join a run take part in it."""
+
+    def __init__(self, config: RunConfig, *, on_gpus: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config, self._on_gpus, self._clock = config, on_gpus, clock
+        self._seen, self._next_look = 1, clock() + _LOOK_EVERY_S
+
+    def __call__(self) -> int:
+        """Asks the cluster every ten seconds at most."""
+        if self._clock() >= self._next_look:
+            self._next_look = self._clock() + _LOOK_EVERY_S
+            there = ray.cluster_resources()
+            gpus = there.get("GPU", 0) if self._on_gpus else 0
+            self._seen = actors_in(self._config, gpus, there.get("CPU", 1))
+        return self._seen
+
+
+def _equip(log_format: LogFormat, learner: Learner) -> None:
+    """An actor's process: its log lines as the run's, and its metrics."""
+    configure_logs(log_format, logging.WARNING)
+    export(learner.vitals)
