@@ -265,6 +265,9 @@ class RunConfig:
     precision: Literal["auto", Precision] = "auto"
     """Of the frozen networks; learned rows are always float32. `auto` is bfloat16 on a GPU, float32 on a CPU."""
 
+    lease_s: float = 60.0
+    """Seconds without a sign of life after which another run may take the output over; 0 lets several runs share it."""
+
     log_format: LogFormat = "text"
     """Of log and progress lines: for people, or `json`, one object a line for a log store."""
 
@@ -287,6 +290,7 @@ class RunConfig:
         earlier = self.inversion.init.earlier_run
         check(earlier != self.output or not earlier, "inversion.init.earlier_run", earlier,
               "another run than this: what this one starts from may not change while it goes on")  # fmt: skip
+        check(self.lease_s >= 0, "lease_s", self.lease_s, "0 (none) or more seconds")
         check(0 <= self.seed < 2**63, "seed", self.seed, "a non-negative 63-bit integer")
 
 

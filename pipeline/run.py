@@ -25,9 +25,10 @@ from typing import Any
 from pipeline.checks import examine
 from pipeline.config import RunConfig, load_config, recipe
 from pipeline.deadline import DeadlinePassed, moment_named
-from pipeline.faults import RunAborted, describe_error
+from pipeline.faults import RunAborted, StoreFailed, describe_error
 from pipeline.identity import identify
 from pipeline.ladder import climb, rungs
+from pipeline.lease import held
 from pipeline.logs import configure_logs, say
 from pipeline.manifest import count_rows, read_by_priority
 from pipeline.models import locate, portable, tokenizer_of
@@ -72,10 +73,14 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = select(config.manifest, store, options.only, options.retry, options.limit, config.gate)
         if options.dry_run:
             return dry_run(config, chosen, photos=options.photos, prune=options.prune)
-        return run(config, chosen, until=until, prune=options.prune)
+        with held(store, config.lease_s):
+            return run(config, chosen, until=until, prune=options.prune)
     except ValueError as error:
         sys.stderr.write(redact(f"error: {error}\n"))
         return USAGE
+    except StoreFailed as error:
+        sys.stderr.write(redact(f"error: storage failed: {error}\nnothing done is lost; run the same command again\n"))
+        return STOPPED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again to continue\n")
         return STOPPED

@@ -51,6 +51,29 @@ def put_hashed(fs: Any, path: str, data: bytes) -> str:
     return str(answer.get("ETag", "")).strip('"')
 
 
+def put_if(fs: Any, path: str, data: bytes, wanted: str) -> str:
+    """Put an object only if the one there has this tag, or if "" none is there; returns the new tag. Raises
+    FileExistsError if it is not so: also when an answer was lost and it is there by this very call."""
+    bucket, _, key = path.partition("/")
+    condition = {"IfMatch": f'"{wanted}"'} if wanted else {"IfNoneMatch": "*"}
+    try:
+        answer = retries.patiently(
+            lambda: fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition), lambda: renew(fs)
+        )
+    except OSError as error:
+        if retries.error_status(error) == 412 or (wanted and isinstance(error, FileNotFoundError)):
+            raise FileExistsError(path) from error
+        raise
+    return str(answer.get("ETag", "")).strip('"')
+
+
+def tag(fs: Any, path: str) -> str:
+    """Of an object; FileNotFoundError if there is none."""
+    bucket, _, key = path.partition("/")
+    answer = retries.patiently(lambda: fs.call_s3("head_object", Bucket=bucket, Key=key), lambda: renew(fs))
+    return str(answer.get("ETag", "")).strip('"')
+
+
 def page(fs: Any, bucket: str, prefix: str, **start: str) -> tuple[list[S3Entry], str]:
     """One request: up to 1,000 entries in the order of their keys, and a token for more ("" for none).
 

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import posixpath
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import IO, Any, TypeVar
 
 import fsspec
 
-from pipeline import retries, s3, web
+from pipeline import disk, retries, s3, web
 from pipeline.config import SCHEMES
 from pipeline.faults import StoreFailed
 from pipeline.redact import redact
@@ -29,7 +28,6 @@ from pipeline.redact import redact
 MAX_BYTES = 64 * 2**20
 """Largest object that is read whole, unless said otherwise."""
 
-_TEMPORARY = ".partial-"
 
 T = TypeVar("T")
 
@@ -180,7 +178,7 @@ class RunStore:
         """Write a whole object at once: a reader sees the old one or the new one, never a part."""
         fs, full = self._locate(path)
         if _is_local(fs):
-            _put_local(Path(full), data)
+            disk.put(Path(full), data)
         else:
             _patiently(fs, lambda: fs.pipe_file(full, data))
 
@@ -196,6 +194,30 @@ class RunStore:
         if held != hashlib.md5(data, usedforsecurity=False).hexdigest() and (back := self.get(path)) != data:
             raise OSError(f"{self.uri(path)}: {len(data)} bytes were written, {len(back)} others read back")
         return hashlib.sha256(data).hexdigest()
+
+    def put_if(self, path: str, data: bytes, tag: str) -> str:
+        """Put an object only if the one there has this tag, or if "" none is there; returns the new one's tag.
+
+        Raises FileExistsError if it is not so. Of several at the same time one succeeds, on S3 and local disks; other
+        stores are looked at first, and that is all."""
+        fs, full = self._locate(path)
+        if is_s3(fs):
+            return s3.put_if(fs, full, data, tag)
+        with disk.alone(Path(full).parent) if _is_local(fs) else contextlib.nullcontext():
+            found = self.get_tagged(path)[1] if self.exists(path) else ""
+            if found != tag:
+                raise FileExistsError(self.uri(path))
+            self.put(path, data)
+        return hashlib.sha256(data).hexdigest()
+
+    def get_tagged(self, path: str) -> tuple[bytes, str]:
+        """An object and what `put_if` knows it by. Raises FileNotFoundError."""
+        fs, full = self._locate(path)
+        if is_s3(fs):  # the tag first: if it is another's by then, no put can succeed with it
+            tag = s3.tag(fs, full)
+            return self.get(path), tag
+        data = self.get(path)
+        return data, hashlib.sha256(data).hexdigest()
 
     def get(self, path: str) -> bytes:
         """Raises FileNotFoundError when there is none."""
@@ -260,7 +282,7 @@ class RunStore:
                 (name, info["size"], s3.written(info)) for name, info in _patiently(fs, lambda: _find(fs, full)).items()
             )
         for name, size, written in found:
-            if not name.endswith("/") and _TEMPORARY not in name:
+            if not name.endswith("/") and disk.TEMPORARY not in name:
                 yield name[base:], size, written
 
     def list(self, prefix: str = "") -> dict[str, int]:
@@ -285,21 +307,6 @@ def _read_up_to(fs: Any, path: str, limit: int) -> bytes:
             return b""
         raise
     return data
-
-
-def _put_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # a record must not outlive what it vouches for
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _find(fs: Any, path: str) -> dict[str, Any]:
