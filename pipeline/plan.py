@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 """Raised when the same inputs would give other results or files than before; makes every concept not done."""
 
 _BATCH_ROWS = 512
+_ROW_FIELDS = tuple(each.name for each in dataclasses.fields(Concept) if each.name not in ("images", "masks"))
 
 Identify = Callable[[Iterable[str]], Mapping[str, str | OSError | ValueError]]
 
@@ -87,8 +88,7 @@ def fingerprint_inputs(
     `identities` are the photos' content hashes in manifest order, `masks` those of their masks; addresses do not count.
     What is not given (masks, captions) does not count either, so that older fingerprints stay what they were.
     """
-    row = dataclasses.asdict(concept)
-    del row["images"], row["masks"]
+    row = {name: getattr(concept, name) for name in _ROW_FIELDS}  # all of them plain; `asdict` takes ten times as long
     if not row["captions"]:
         del row["captions"]
     given = {"masks": list(masks)} if masks else {}

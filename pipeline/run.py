@@ -27,7 +27,7 @@ from pipeline.config import RunConfig, load_config, recipe
 from pipeline.deadline import DeadlinePassed, moment_named
 from pipeline.faults import RunAborted, StoreFailed, describe_error
 from pipeline.identity import identify
-from pipeline.ladder import climb, rungs
+from pipeline.ladder import climb, pending, rungs
 from pipeline.lease import held
 from pipeline.logs import configure_logs, say
 from pipeline.manifest import count_rows, read_by_priority
@@ -155,6 +155,9 @@ def dry_run(config: RunConfig, chosen: Selection = EVERY, *, photos: bool = Fals
         f"{plan.num_done} done, {plan.num_todo} to do, {left_out(plan, chosen)}{len(plan.bad)} bad rows, "
         f"{len(prompts)} prompts; output {redact(config.output)}\n"
     )
+    again, _ = pending(RunStore(config.output), plan, chosen)
+    if again:
+        sys.stdout.write(f"{len(again)} below the gate would be tried again\n")
     if prune:
         for line in find_leftovers(RunStore(config.output), config.manifest, plan).lines():
             sys.stdout.write(f"--prune would delete {line}\n")
