@@ -262,7 +262,9 @@ def learn_all(
     policy = policy_of(config, gpus, cpus)
     with stopping_on_signals() as stop:
         try:
-            yield from drive(tasks, learner_actors(config, gpus), policy, progress, stop, until=tally.until)
+            for record in drive(tasks, learner_actors(config, gpus), policy, progress, stop, until=tally.until):
+                tally.repeated += record.repeated
+                yield record
         except RunAborted as error:
             tally.problems[words] = f"given up: {error}"
         tally.stopped = stop.is_set()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from pipeline import retries
 from pipeline.config import ReportConfig, RunConfig, to_tree
 from pipeline.ladder import Climbed
 from pipeline.logs import say
@@ -40,6 +41,8 @@ class Tally:
     learned: int = 0
     retried: int = 0
     """Of the concepts learned or failed, those of which a call was lost with an actor or to storage, and made again."""
+    repeated: int = 0
+    """Calls to storage that actors made again; this process's own are in `retries.repeated`."""
     steps: int = 0
     """Of the concepts learned."""
     device_seconds: float = 0.0
@@ -74,6 +77,11 @@ class Tally:
             self.failures[record.concept_id] = record.error
 
     @property
+    def calls_repeated(self) -> int:
+        """To storage, by actors and this process; those of an actor that died are lost with it."""
+        return self.repeated + retries.repeated.value
+
+    @property
     def device_hours(self) -> float:
         return self.device_seconds / 3600
 
@@ -105,6 +113,7 @@ def figures_of(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = 
         "left for another run": f"{plan.num_left:,} concepts ({chosen.words})" if plan.num_left else "",
         "below the gate, tried again": tally.climbed.describe(),
         "calls lost and made again": f"for {tally.retried:,} concepts" if tally.retried else "",
+        "storage calls made again": f"{tally.calls_repeated:,}" if tally.calls_repeated else "",
         "steps": f"{tally.steps + tally.climbed.steps:,}" if tally.steps else "",
         "device time": tally.device_time(),
         "pictures": tally.pictures,
@@ -170,6 +179,7 @@ def describe_run(config: RunConfig, tally: Tally, plan: Plan, settings: dict[str
         "learned": tally.learned,
         "failed": len(tally.failures),
         "retried": tally.retried,
+        "storage_calls_repeated": tally.calls_repeated,
         "problems": tally.problems,
         "bad_rows": len(plan.bad),
         "left_out": plan.num_left,

@@ -23,6 +23,7 @@ _ANSWERS = {
 }
 KINDS = ("500", "503", "slow-down", "hang", "reset", "lost-answer", "cut-answer", "cut-upload")
 """`lost-answer`: the server has done it, the client never hears. `cut-upload`: the server gets half an object."""
+_SESSION = web.AppKey("session", ClientSession)
 _KEPT_BACK = {"content-length", "transfer-encoding", "connection", "content-encoding"}
 
 
@@ -89,7 +90,7 @@ class S3Faults:
         return ""
 
     async def _forward(self, request: web.Request, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        session: ClientSession = request.app["session"]
+        session = request.app[_SESSION]
         url = self.upstream + request.raw_path
         async with session.request(
             request.method, url, headers=request.headers, data=body, allow_redirects=False,
@@ -144,7 +145,7 @@ def serve_faults(upstream: str, **settings: object) -> Iterator[S3Faults]:
         app = web.Application(client_max_size=2**30)
         app.router.add_route("*", "/{path:.*}", faults.answer)
         async with ClientSession(connector=TCPConnector(limit=100), auto_decompress=False) as session:
-            app["session"] = session
+            app[_SESSION] = session
             runner = web.AppRunner(app, access_log=None)
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -16,6 +16,8 @@ from pathlib import Path
 import fsspec
 
 KEY, SECRET = "testkey", "testsecret"
+OTHER_KEY, OTHER_SECRET = "otherkey", "othersecret"
+"""The same rights, for tests in which credentials change."""
 _START_S = 60.0
 
 
@@ -74,7 +76,8 @@ def serve_s3(folder: Path) -> Iterator[S3Server]:
 
 
 def _identities() -> dict[str, object]:
-    credentials = [{"accessKey": KEY, "secretKey": SECRET}]
+    pairs = ((KEY, SECRET), (OTHER_KEY, OTHER_SECRET))
+    credentials = [{"accessKey": key, "secretKey": secret} for key, secret in pairs]
     actions = ["Admin", "Read", "List", "Tagging", "Write"]
     return {"identities": [{"name": "test", "credentials": credentials, "actions": actions}]}
 
