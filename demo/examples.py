@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="for learning, as in pipeline.run")
     options = parser.parse_args()
     learned = options.work / "run"
-    settings = [f"--set={setting}" for setting in options.set]
+    settings = ["--set=gate.ladder=[]", *(f"--set={setting}" for setting in options.set)]  # each learned once
     if run.main([str(HERE.parent / "manifests/examples.parquet"), "--output", str(learned), *settings]) != run.OK:
         raise SystemExit("not all concepts were learned; see above")
 
