@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -51,14 +52,24 @@ def write_results(store: RunStore, records: Iterable[ConceptRecord], bad: Sequen
     what is no plain value, or not of one type in all rows, is JSON text.
     """
     rows = chain((_row(store, record) for record in records), (_bad_row(row) for row in bad))
-    tables = list(_tables(rows))
-    mixed = _mixed_columns(tables)
-    table = pa.concat_tables([_as_text(part, mixed) for part in tables], promote_options="permissive")
-    table = table.rename_columns(_final_names(table.schema.names))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    store.put(PATH, buffer.getvalue())
-    return int(table.num_rows)
+    with tempfile.TemporaryDirectory() as folder:  # types are known when all rows were seen; memory holds a batch
+        spooled, schemas = list[Path](), list[pa.Schema]()
+        for table in _tables(rows):
+            spooled.append(Path(folder, f"{len(spooled)}.parquet"))
+            pq.write_table(table, spooled[-1])
+            schemas.append(table.schema)
+        mixed = _mixed_columns(schemas)
+        empty = [_as_text(schema.empty_table(), mixed) for schema in schemas]
+        whole = pa.concat_tables(empty, promote_options="permissive")
+        names, number, path = _final_names(whole.schema.names), 0, Path(folder, PATH)
+        with pq.ParquetWriter(path, whole.rename_columns(names).schema, compression="zstd") as writer:
+            for part in spooled:
+                table = _as_text(pq.read_table(part), mixed)
+                table = pa.concat_tables([whole, table], promote_options="permissive").rename_columns(names)
+                writer.write_table(table)
+                number += table.num_rows
+        store.put(PATH, path.read_bytes())
+    return number
 
 
 def _row(store: RunStore, record: ConceptRecord) -> dict[str, Any]:
@@ -101,11 +112,11 @@ def _json_array(values: list[Any]) -> pa.Array:
     return pa.array(texts, pa.string())
 
 
-def _mixed_columns(tables: Sequence[pa.Table]) -> set[str]:
+def _mixed_columns(schemas: Sequence[pa.Schema]) -> set[str]:
     """Carried columns that came out as different types in different batches, whole and broken numbers aside."""
     types: dict[str, set[str]] = {}
-    for table in tables:
-        for field in table.schema:
+    for schema in schemas:
+        for field in schema:
             if field.name.startswith(_CARRIED) and not pa.types.is_null(field.type):
                 is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
                 types.setdefault(field.name, set()).add("number" if is_number else str(field.type))
