@@ -114,7 +114,7 @@ def _changed(config: RunConfig, words: str, number: int) -> RunConfig:
 def pending(store: RunStore, plan: Plan, chosen: Selection) -> tuple[dict[str, str], set[bytes]]:
     """Concepts whose ladder has not ended, id -> fingerprint, and all fingerprints with a record; from one listing.
 
-    With `--retry below-gate` every chosen one that is done.
+    With `--retry below-gate` every chosen one that is done, so many at most.
     """
     waiting, done = {}, set[bytes]()
     for path, size in store.scan("concepts"):
@@ -126,7 +126,8 @@ def pending(store: RunStore, plan: Plan, chosen: Selection) -> tuple[dict[str, s
         is_asked_for = path == folder.ladder or (path == folder.record and chosen.below_gate)
         if is_asked_for and folder.fingerprint.encode() in plan.current and chosen.names(folder.concept_id):
             waiting[folder.concept_id] = folder.fingerprint
-    return {name: mark for name, mark in waiting.items() if mark.encode() in done}, done
+    found = ((name, mark) for name, mark in waiting.items() if mark.encode() in done)
+    return dict(islice(found, chosen.limit if chosen.below_gate and chosen.limit else None)), done
 
 
 def climb(

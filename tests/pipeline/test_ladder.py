@@ -196,6 +196,15 @@ def test_another_gate_makes_nothing_undone_until_it_is_asked_for() -> None:
     assert len(records["poor"].tries) == 4
 
 
+def test_so_many_at_most_are_tried_again() -> None:
+    store = RunStore("memory://limited")
+    config = learned_once(store)
+    learners = Learners(store, AGAIN)
+    counts = again(config, store, learners, Selection(frozenset({"hopeless", "poor"}), 1, below_gate=True))
+    assert len({name for name, _, _ in learners.learned}) == 1
+    assert counts.ended == 1
+
+
 def test_without_a_ladder_concepts_are_flagged_only() -> None:
     store = RunStore("memory://flagged")
     config = learned_once(store)
