@@ -52,6 +52,7 @@ def ray_problems(job: Manifest, config: RunConfig, ray_version: str) -> list[str
     """The RayJob against the pipeline's configuration in its config map, and against our Ray."""
     cluster = job["spec"]["rayClusterSpec"]
     return [
+        *_run_problems(job["spec"]),
         *_time_problems(job, config),
         *_capacity_problems(cluster, config),
         *_ray_group_problems(cluster),
@@ -59,6 +60,42 @@ def ray_problems(job: Manifest, config: RunConfig, ray_version: str) -> list[str
         *([] if (cluster.get("authOptions") or {}).get("mode") == "token" else ["no token authentication"]),
         *([] if not set("'\"|;&$<>`") & set(job["spec"]["entrypoint"]) else ["entrypoint has shell syntax"]),
     ]
+
+
+def nightly_problems(cron: Manifest, job: Manifest) -> list[str]:
+    """The CronJob that copies the RayJob every night."""
+    spec = cron["spec"]
+    environment = _environment(_at(cron, "spec.jobTemplate.spec.template.spec.containers")[0])
+    checks = {
+        "two nights may overlap: concurrencyPolicy is not Forbid": spec.get("concurrencyPolicy") == "Forbid",
+        "no timeZone, or another than its script's": spec.get("timeZone") == environment.get("TIME_ZONE") is not None,
+        "startingDeadlineSeconds is none of this night": 0 < spec.get("startingDeadlineSeconds", 0) < 24 * 3600,
+        "TEMPLATE is not the RayJob": environment.get("TEMPLATE") == job["metadata"]["name"],
+        "the template would run by itself: it is not suspended": job["spec"].get("suspend") is True,
+        "no podFailurePolicy: a run that failed would be started again": "podFailurePolicy"
+        in _at(cron, "spec.jobTemplate.spec"),
+    }
+    return [problem for problem, holds in checks.items() if not holds]
+
+
+def _run_problems(spec: Manifest) -> Iterator[str]:
+    """A run that ends, gives its nodes back, and goes on by itself where its head was lost."""
+    cluster = spec["rayClusterSpec"]
+    autoscaler = cluster.get("autoscalerOptions") or {}
+    if spec.get("submissionMode", "K8sJobMode") != "K8sJobMode":
+        yield "submissionMode is not K8sJobMode"
+    for name in ("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished", "backoffLimit"):
+        if not spec.get(name):
+            yield f"{name} is not set"
+    if not cluster.get("enableInTreeAutoscaling") or autoscaler.get("version") != "v2":
+        yield "no autoscaler v2: workers that are at 0 stay there"
+    if not 0 < autoscaler.get("idleTimeoutSeconds", 0) <= 600:
+        yield "idle nodes are not given back within ten minutes"
+    for name, group in groups_of(cluster):
+        if group.get("minReplicas"):
+            yield f"group {name}: keeps nodes that do nothing"
+        if "metrics" not in {port["name"] for port in group["template"]["spec"]["containers"][0].get("ports", [])}:
+            yield f"group {name}: no port named metrics to scrape"
 
 
 def _time_problems(job: Manifest, config: RunConfig) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import RunConfig, load_config
-from tests.k8s.house_rules import pod_problems, ray_problems, reference_problems
+from tests.k8s.house_rules import nightly_problems, pod_problems, ray_problems, reference_problems
 from tests.k8s.operator_rules import operator_problems
 from tests.k8s.render import K8S, KUSTOMIZATIONS, OVERLAYS, ROOT, Manifest, only, render
 from tests.k8s.schemas import schema_problems
@@ -28,8 +28,10 @@ def configuration(objects: list[Manifest]) -> RunConfig:
 def rule_problems(objects: list[Manifest]) -> list[str]:
     """Everything but the schemas; the models' volume is made beforehand, by another kustomization."""
     job = only(objects, "RayJob")
+    nights = [manifest for manifest in objects if manifest["kind"] == "CronJob"]
     return [
         *operator_problems(job),
+        *(problem for cron in nights for problem in nightly_problems(cron, job)),
         *pod_problems(objects),
         *reference_problems([*objects, only(render("model-cache"), "PersistentVolumeClaim")]),
         *ray_problems(job, configuration(objects), RAY_VERSION),
@@ -97,14 +99,8 @@ def test_spot_comes_first_and_on_demand_can_do_it_alone() -> None:
 
 def test_nightly_copies_a_suspended_template() -> None:
     objects = render("overlays/gpu")
-    job, cron = only(objects, "RayJob"), only(objects, "CronJob")
-    assert job["spec"]["suspend"] is True
-    spec = cron["spec"]
-    assert spec["concurrencyPolicy"] == "Forbid"
-    assert 0 < spec["startingDeadlineSeconds"] < 24 * 3600
-    environment = {e["name"]: e.get("value") for e in _first_container(cron)["env"]}
-    assert environment["TIME_ZONE"] == spec["timeZone"]
-    assert environment["TEMPLATE"] == job["metadata"]["name"]
+    job = only(objects, "RayJob")
+    assert nightly_problems(only(objects, "CronJob"), job) == []
     assert only(objects, "ConfigMap", "nightly")["data"]["start_run.py"]
     job["metadata"]["name"] += "-20261121"
     assert operator_problems(job) == []
@@ -221,6 +217,20 @@ MISTAKES: list[tuple[str, Change]] = [
     ("terminationGracePeriodSeconds", lambda o: _pod(_worker(o)).update(terminationGracePeriodSeconds=90)),
     ("terminationGracePeriodSeconds", lambda o: _drop(_pod(_head(o)), "terminationGracePeriodSeconds")),
     ("does not fit", lambda o: _job_toml(o, "count = 8", "count = 9")),
+    ("not K8sJobMode", lambda o: _spec(o).update(submissionMode="HTTPMode")),
+    ("backoffLimit is not set", lambda o: _drop(_spec(o), "backoffLimit")),
+    ("ttlSecondsAfterFinished is not set", lambda o: _drop(_spec(o), "ttlSecondsAfterFinished")),
+    ("preRunningDeadlineSeconds is not set", lambda o: _drop(_spec(o), "preRunningDeadlineSeconds")),
+    ("no autoscaler v2", lambda o: _drop(_cluster(o), "enableInTreeAutoscaling")),
+    ("not given back", lambda o: _cluster(o)["autoscalerOptions"].update(idleTimeoutSeconds=3600)),
+    ("keeps nodes", lambda o: _worker(o).update(minReplicas=1, replicas=1)),
+    ("no port named metrics", lambda o: _drop(_ray(_worker(o)), "ports")),
+    ("two nights may overlap", lambda o: only(o, "CronJob")["spec"].update(concurrencyPolicy="Allow")),
+    ("no timeZone", lambda o: only(o, "CronJob")["spec"].update(timeZone="Europe/Berlin")),
+    ("none of this night", lambda o: _drop(only(o, "CronJob")["spec"], "startingDeadlineSeconds")),
+    ("TEMPLATE is not", lambda o: _first_container(only(o, "CronJob"))["env"][0].update(value="concept")),
+    ("not suspended", lambda o: _drop(_spec(o), "suspend")),
+    ("no podFailurePolicy", lambda o: _drop(only(o, "CronJob")["spec"]["jobTemplate"]["spec"], "podFailurePolicy")),
     ("device auto", lambda o: _job_toml(o, 'device = "cuda"', 'device = "auto"')),
 ]
 

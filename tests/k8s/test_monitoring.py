@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.metrics import exported_names
-from tests.k8s.render import Manifest, only, render
+from tests.k8s.render import K8S, Manifest, only, render, yaml
 
 OTHERS = {
     # KubeRay's operator (docs: reference for its metrics) and kube-state-metrics.
@@ -21,12 +21,12 @@ OTHERS = {
 
 
 def alerts() -> list[Manifest]:
-    groups = only(render("monitoring"), "PrometheusRule")["spec"]["groups"]
+    groups = yaml.safe_load((K8S / "monitoring" / "rules.yaml").read_text())["spec"]["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
 
 def dashboard() -> dict[str, Any]:
-    board: dict[str, Any] = json.loads(only(render("monitoring"), "ConfigMap")["data"]["dashboard.json"])
+    board: dict[str, Any] = json.loads((K8S / "monitoring" / "dashboard.json").read_text())
     return board
 
 
@@ -71,6 +71,12 @@ def test_metrics_are_exported() -> None:
         assert used <= known, place
     for mistake in ("ray_tasks_of_tomorrow", "ray_concepts_done", "ray_concepts_left_total", "ray_concepts_seconds"):
         assert mistake not in known
+
+
+def test_grafana_finds_the_dashboard() -> None:
+    board = only(render("monitoring"), "ConfigMap")
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(board["data"]["dashboard.json"]) == dashboard()
 
 
 def test_dashboard_shows_all_that_we_export() -> None:
