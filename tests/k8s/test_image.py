@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.k8s.render import K8S, ROOT
 
@@ -119,6 +123,35 @@ def test_dependencies_are_the_projects() -> None:
     (command,) = re.findall(r"RUN python -c '([^']+)'", DOCKERFILE.read_text())
     done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+
+
+def packages_of(requirements: Iterable[str]) -> dict[str, str]:
+    """Package -> version, of these requirements and of all that they require, as they are installed here."""
+    found: dict[str, str] = {}
+    waiting = [Requirement(line) for line in requirements]
+    while waiting:
+        wanted = waiting.pop()
+        name = canonicalize_name(wanted.name)
+        distribution = importlib.metadata.distribution(name)
+        is_new = name not in found
+        found[name] = distribution.version
+        for line in distribution.requires or []:
+            needed = Requirement(line)
+            extras = [{"extra": extra} for extra in wanted.extras] + ([{"extra": ""}] if is_new else [])
+            if any(needed.marker is None or needed.marker.evaluate(extra) for extra in extras):
+                waiting.append(needed)
+    return found
+
+
+def test_every_package_of_the_image_is_pinned() -> None:
+    """The image's pip may choose nothing: what it installs is what the tests ran with."""
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if line)}
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    there = packages_of(wanted)
+    assert {"ray", "torch", "diffusers", "s3fs", "aiobotocore", "grpcio"} <= set(there)  # those of extras, too
+    free = {name: version for name, version in there.items() if pinned.get(name) != version.partition("+")[0]}
+    assert free == {}
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
