@@ -59,7 +59,7 @@ class Climbed:
     waiting: int = 0
     """Not at their ladder's end, when the run was."""
     failures: dict[str, str] = field(default_factory=dict)
-    """Of tries: concept id -> cause."""
+    """Of tries: fingerprint -> cause."""
 
     @property
     def ended(self) -> int:
@@ -148,19 +148,38 @@ def climb(
         _settle(config, store, plan, waiting, used, counts, is_end=False)
         wanted = _wanted(store, waiting, digest(settings), done)
         store.put(settings_path(digest(settings)), json.dumps(settings, indent=1).encode())
-        tasks = _tasks(config, digest(settings), wanted)
-        for record in learn_all(rung.config, tasks, f"trying again ({rung.words})", len(wanted)):
+        offer = _Offer(_tasks(config, digest(settings), wanted))
+        for record in learn_all(rung.config, iter(offer), f"trying again ({rung.words})", len(wanted)):
             counts.tried += 1
             counts.steps += record.steps
             if record.status == "failed":
-                counts.failures[record.concept_id] = record.error
+                counts.failures[record.fingerprint] = record.error
             else:
                 done.add(record.fingerprint.encode())
-            wanted.pop(record.fingerprint, None)
-        used.append((rung, digest(settings)))
-        if wanted:
+            offer.out.discard(record.fingerprint)
+            wanted.pop(record.fingerprint)
+        if offer.out or not offer.is_over:
             return
+        counts.failures |= dict.fromkeys(wanted, "its row or photos are not what they were at its first try")
+        used.append((rung, digest(settings)))
     _settle(config, store, plan, waiting, used, counts, is_end=True)
+
+
+class _Offer:
+    """Tasks on their way to be learned: which are out, and whether there are more. Those that cannot be offered, as a
+    photo is gone, must not keep the others waiting."""
+
+    def __init__(self, tasks: Iterator[ConceptTask]) -> None:
+        self._tasks = tasks
+        self.out = set[str]()
+        """Fingerprints of those taken that have not ended."""
+        self.is_over = False
+
+    def __iter__(self) -> Iterator[ConceptTask]:
+        for task in self._tasks:
+            self.out.add(task.fingerprint)
+            yield task
+        self.is_over = True
 
 
 def _tasks(config: RunConfig, settings: str, wanted: Mapping[str, str]) -> Iterator[ConceptTask]:
@@ -246,7 +265,7 @@ def _tried(words: str, folder: ConceptFolder, content: bytes | OSError, counts: 
             raise content
         return _as_try(from_json(content), words)
     except (OSError, ValueError) as error:
-        cause = counts.failures.get(folder.concept_id) or f"{folder.record} cannot be read: {error}"
+        cause = counts.failures.get(folder.fingerprint) or f"{folder.record} cannot be read: {error}"
         return Try(rung=words, fingerprint=folder.fingerprint, error=cause)
 
 

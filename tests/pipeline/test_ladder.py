@@ -169,6 +169,21 @@ def test_a_try_that_fails_is_told_and_not_kept() -> None:
     assert counts.better == 2
 
 
+def test_photos_that_are_gone_keep_nobody_else_waiting() -> None:
+    store = RunStore("memory://gone")
+    config = learned_once(store)
+    plan, _ = planned(config, store)
+    store.delete("photos/hopeless-0.png")
+    counts = Climbed()
+    climb(config, store, plan, EVERY, Learners(store, AGAIN), counts)
+    assert (counts.passed, counts.below, counts.waiting) == (1, 1, 0)
+    records = {record.concept_id: record for record in load_records(store, plan.current)}
+    assert records["poor"].gate == "passed"
+    assert {each.error for each in records["hopeless"].tries[1:]} == {
+        "its row or photos are not what they were at its first try"
+    }
+
+
 def test_only_chosen_concepts_are_tried_again() -> None:
     store = RunStore("memory://chosen")
     config = learned_once(store)
