@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from pipeline.remembered import Remembered
 from pipeline.storage import ConceptFolder, RunStore
 
 _BATCH = 500
@@ -154,31 +155,42 @@ def read_record(store: RunStore, folder: ConceptFolder) -> ConceptRecord:
     return from_json(store.get(folder.record))
 
 
-def load_records(store: RunStore, current: Mapping[bytes, bytes] | None = None) -> Iterator[ConceptRecord]:
-    """The record of every concept, or a failure where there is no record: one listing, then each object once.
+def load_records(
+    store: RunStore, current: Mapping[bytes, bytes] | None = None, *, remember: bool = False
+) -> Iterator[ConceptRecord]:
+    """The record of every concept, or a failure where there is no record: one listing, and on object stores a request
+    for each that is new since they were last remembered (`remember`: when all have been given, for the next time).
 
     With `Plan.current`, only those of the plan, in its order and with the carried columns the manifest has now. A
     record that cannot be read is given as a failed one with the cause.
     """
-    paths: dict[bytes, tuple[ConceptFolder, str]] = {}
-    for path, size in store.scan("concepts"):
+    listed: dict[bytes, tuple[ConceptFolder, tuple[str, int, float]]] = {}
+    for path, size, written in store.scan_dated("concepts"):
         folder = ConceptFolder.of(path)
         key = folder.fingerprint.encode() if folder is not None else b""
         if folder is None or (current is not None and key not in current):
             continue
         if path == folder.record and size:
-            paths[key] = folder, path
+            listed[key] = folder, (path, size, written)
         elif path == folder.failure:
-            paths.setdefault(key, (folder, path))
-    found = iter([paths[key] for key in (paths if current is None else current) if key in paths])
+            listed.setdefault(key, (folder, (path, size, written)))
+    known = Remembered(store)
+    found = iter([listed[key] for key in (listed if current is None else current) if key in listed])
     while batch := list(islice(found, _BATCH)):
-        contents = store.get_many(path for _, path in batch)
-        for folder, path in batch:
-            record = _read(folder, path, contents[path])
+        contents: dict[str, bytes | OSError | None] = {entry[0]: known.content(*entry) for _, entry in batch}
+        contents.update(store.get_many([path for path, content in contents.items() if content is None]))
+        for folder, entry in batch:
+            content = contents[entry[0]]
+            assert content is not None
+            if remember and isinstance(content, bytes):
+                known.keep(*entry, content)
+            record = _read(folder, entry[0], content)
             if current is not None:
                 carried = json.loads(current[folder.fingerprint.encode()])
                 record = dataclasses.replace(record, carried=carried)
             yield record
+    if remember:
+        known.store()
 
 
 def latest(records: Iterable[ConceptRecord]) -> list[ConceptRecord]:

@@ -105,7 +105,7 @@ def build_report(
     `current` and `bad` are a plan's; without them, the newest record of every concept is taken.
     """
     overview = Overview(config.report.embedded)
-    records = load_records(store, current) if current is not None else latest(load_records(store))
+    records = load_records(store, current, remember=True) if current is not None else latest(load_records(store))
     write_results(store, overview.passing(records), bad)
     write_page(store, config, figures, overview, bad)
 

@@ -171,6 +171,11 @@ class RunStore:
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", absolute(self.root))
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether every request costs money and milliseconds."""
+        return self.root.partition("://")[0] not in ("file", "memory") and "://" in self.root
+
     def uri(self, path: str) -> str:
         return f"{self.root}/{path}"
 

@@ -116,5 +116,26 @@ def test_loading_on_s3_is_a_listing_and_one_request_a_record(bucket: str, s3_cal
     for number in range(5):
         put_record(store, make(f"c{number}", number))
     s3_calls.clear()
-    assert len(list(load_records(store))) == 5
-    assert s3_calls == ["ListObjectsV2"] + ["GetObject"] * 5
+    assert len(list(load_records(store, remember=True))) == 5
+    assert sorted(s3_calls) == ["GetObject"] * (1 + 5) + ["ListObjectsV2", "PutObject"]
+
+
+@pytest.mark.slow
+def test_records_on_s3_are_remembered_and_those_that_change_read_anew(bucket: str, s3_calls: list[str]) -> None:
+    store = RunStore(bucket)
+    for number in range(5):
+        put_record(store, make(f"c{number}", number))
+    first = list(load_records(store, remember=True))
+    s3_calls.clear()
+    assert list(load_records(store, remember=True)) == first
+    assert s3_calls == ["ListObjectsV2", "GetObject"]
+    changed = make("c3", 3, error="some other size")
+    put_record(store, changed)
+    put_record(store, make("c9", 9))
+    s3_calls.clear()
+    again = {record.concept_id: record for record in load_records(store, remember=True)}
+    assert again["c3"] == changed
+    assert len(again) == 6
+    assert sorted(s3_calls) == ["GetObject"] * 3 + ["ListObjectsV2", "PutObject"]
+    store.put("records.parquet", b"cut sho")
+    assert len(list(load_records(store))) == 6

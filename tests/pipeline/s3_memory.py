@@ -1,0 +1,150 @@
+"""An S3 server in memory that speaks what is needed to resume a run, and counts: for more objects than a real server
+takes in within the time of a test. Signatures are not looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import datetime
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+from xml.sax.saxutils import escape
+
+from aiohttp import web
+
+_WRITTEN = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+_PAGE = 1000
+
+
+@dataclass
+class S3Memory:
+    """Buckets are made by putting something in them."""
+
+    endpoint: str = ""
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """`bucket/key` -> content."""
+    requests: Counter[str] = field(default_factory=Counter)
+    _names: list[str] = field(default_factory=list)
+
+    async def answer(self, request: web.Request) -> web.Response:
+        name = unquote(request.path).strip("/")
+        if request.method == "GET" and request.query.get("list-type") == "2":
+            self.requests["list"] += 1
+            return self._list(name, request)
+        self.requests[request.method.lower()] += 1
+        if request.method == "PUT":
+            return await self._put(name, request)
+        if request.method == "DELETE":
+            self.objects.pop(name, None)
+            return web.Response(status=204)
+        content = self.objects.get(name)
+        if content is None:
+            return _error(404, "NoSuchKey")
+        headers = {"ETag": _tag(content), "Last-Modified": _WRITTEN.strftime("%a, %d %b %Y %H:%M:%S GMT")}
+        if request.method == "HEAD":
+            return web.Response(headers={**headers, "Content-Length": str(len(content))})
+        part = request.http_range
+        if part.start is None and part.stop is None:
+            return web.Response(body=content, headers=headers)
+        found = content[part]
+        first = part.start if part.start >= 0 else len(content) + part.start
+        span = f"bytes {first}-{first + len(found) - 1}/{len(content)}"
+        return web.Response(status=206, body=found, headers={**headers, "Content-Range": span})
+
+    async def _put(self, name: str, request: web.Request) -> web.Response:
+        held = self.objects.get(name)
+        wanted = request.headers.get("If-Match")
+        if (request.headers.get("If-None-Match") == "*" and held is not None) or (
+            wanted is not None and (held is None or _tag(held) != wanted)
+        ):
+            return _error(412, "PreconditionFailed")
+        body = await request.read()
+        if "aws-chunked" in request.headers.get("Content-Encoding", ""):
+            body = _unchunked(body)
+        self.objects[name] = body
+        return web.Response(headers={"ETag": _tag(body)})
+
+    def _list(self, bucket: str, request: web.Request) -> web.Response:
+        if len(self._names) != len(self.objects):
+            self._names = sorted(self.objects)
+        prefix, slash = f"{bucket}/{request.query.get('prefix', '')}", request.query.get("delimiter")
+        after = request.query.get("continuation-token") or request.query.get("start-after") or ""
+        position = bisect.bisect_right(self._names, max(f"{bucket}/{after}", prefix)) if after else (
+            bisect.bisect_left(self._names, prefix)
+        )  # fmt: skip
+        entries, folders, last, is_cut = [], dict[str, None](), "", False
+        for name in self._names[position:]:
+            if not name.startswith(prefix):
+                break
+            if len(entries) == _PAGE:
+                is_cut = True
+                break
+            key, rest = name[len(bucket) + 1 :], name[len(prefix) :]
+            if slash and slash in rest:
+                folders[key[: len(key) - len(rest)] + rest.split(slash)[0] + slash] = None
+                continue
+            content, last = self.objects[name], key
+            entries.append(
+                f"<Contents><Key>{escape(key)}</Key><LastModified>{_WRITTEN.isoformat()}</LastModified>"
+                f"<ETag>{_tag(content)}</ETag><Size>{len(content)}</Size></Contents>"
+            )
+        more = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if is_cut else ""
+        common = "".join(f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in folders)
+        return web.Response(
+            text=f"<?xml version='1.0'?><ListBucketResult><IsTruncated>{str(is_cut).lower()}</IsTruncated>"
+            f"<KeyCount>{len(entries)}</KeyCount>{more}{''.join(entries)}{common}</ListBucketResult>",
+            content_type="application/xml",
+        )
+
+
+def _tag(content: bytes) -> str:
+    return f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
+
+
+def _error(status: int, code: str) -> web.Response:
+    text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>"
+    return web.Response(status=status, text=text, content_type="application/xml")
+
+
+def _unchunked(body: bytes) -> bytes:
+    """Of `aws-chunked` content: sizes in hexadecimal, then trailers."""
+    content = b""
+    while body:
+        head, _, body = body.partition(b"\r\n")
+        size = int(head.partition(b";")[0], 16)
+        if not size:
+            break
+        content, body = content + body[:size], body[size + 2 :]
+    return content
+
+
+@contextlib.contextmanager
+def serve_memory() -> Iterator[S3Memory]:
+    """On a port of its own, in a thread of this process."""
+    server, loop, ready, stop = S3Memory(), asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        app = web.Application(client_max_size=2**30)
+        app.router.add_route("*", "/{path:.*}", server.answer)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        server.endpoint = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        ready.set()
+        await stop.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread.start()
+    if not ready.wait(30):
+        raise TimeoutError("the server did not start within 30 s")
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(20)

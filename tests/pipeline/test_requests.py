@@ -1,0 +1,83 @@
+"""What resuming costs on an object store: requests, counted by the server that gets them."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import RunConfig, load_config
+from pipeline.manifest import ManifestRow, read_manifest
+from pipeline.plan import Plan, digest
+from pipeline.publish import record_of
+from pipeline.records import to_json
+from pipeline.remembered import Remembered
+from pipeline.run import OK, main
+from pipeline.settings import current_settings
+from pipeline.storage import RunStore
+from tests.pipeline.runs import tiny_toml
+from tests.pipeline.s3_memory import S3Memory, serve_memory
+
+pytestmark = pytest.mark.slow
+
+CONCEPTS, PHOTOS, FILES = 10_000, 2, 3
+"""A record beside so many other objects in each concept's folder."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> S3Memory:
+    with serve_memory() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "x")
+        fsspec.filesystem("s3").clear_instance_cache()
+        yield server
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+def fill(server: S3Memory, config: RunConfig) -> None:
+    """A catalog all learned, as a run that has ended leaves it."""
+    ids = [f"c{i:05d}" for i in range(CONCEPTS)]
+    images = [[f"photos/{name}/{j}.png" for j in range(PHOTOS)] for name in ids]
+    server.objects |= {f"catalog/{uri}": uri.encode() for row in images for uri in row}
+    manifest = io.BytesIO()
+    pq.write_table(pa.table({"concept_id": ids, "images": images}), manifest)
+    server.objects["catalog/manifest.parquet"] = manifest.getvalue()
+    plan = Plan(digest(current_settings(config)), set())
+    for task in plan.tasks(row for row in read_manifest(config.manifest) if isinstance(row, ManifestRow)):
+        record = dataclasses.replace(record_of(task, "done", 1, steps=100, seconds=1.0), finished_at="2026-01-02")
+        folder = f"catalog/out/{task.folder.root}"
+        server.objects |= {f"{folder}/file-{i}": b"x" for i in range(FILES)}
+        server.objects[f"{folder}/record.json"] = to_json(record)
+    store = RunStore(config.output)
+    known = Remembered(store)
+    for path, size, written in store.scan_dated("concepts"):
+        if path.endswith("/record.json"):
+            known.keep(path, size, written, server.objects[f"catalog/out/{path}"])
+    known.store()
+
+
+def test_resuming_ten_thousand_done_concepts_costs_listings(
+    server: S3Memory, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.toml").write_text(tiny_toml(tiny_model, report={"embedded": 20}))
+    arguments = {"manifest": "s3://catalog/manifest.parquet", "output": "s3://catalog/out"}
+    fill(server, load_config((tmp_path / "job.toml").read_text(), **arguments))
+    server.requests.clear()
+    command = [arguments["manifest"], "--output", arguments["output"], "--config", str(tmp_path / "job.toml")]
+    assert main(command) == OK
+    assert f"0 learned, {CONCEPTS} done before, 0 failed" in capsys.readouterr().out
+    assert json.loads(server.objects["catalog/out/run.json"])["counts"]["done_before"] == CONCEPTS
+    results = 2 * (CONCEPTS * (FILES + 1) / 1000 + 1)  # pages: once for the plan, once for the report
+    photos = 4 * CONCEPTS / 512  # looked up some hundred concepts at a time
+    assert server.requests["list"] <= results + photos + 5
+    shown = 20 * (2 + PHOTOS)  # concepts with pictures in the page: grid, curve, photos
+    assert server.requests["get"] <= shown + 12
+    assert server.requests["put"] <= 12
+    assert sum(server.requests.values()) < CONCEPTS / 25
