@@ -156,7 +156,7 @@ def conclude(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = EV
         tell(redact(f"report: {RunStore(config.output).uri('report.html')}\n"))
     if tally.late and not tally.stopped:
         unlearned = plan.num_todo - tally.learned - len(tally.failures)
-        tell(f"ended at --finish-by with {unlearned} not begun; run the same command again to continue\n")
+        tell(f"ended at --finish-by with {unlearned} not learned; run the same command again to continue\n")
     failures = [f"{name}: {cause}" for name, cause in (*tally.problems.items(), *tally.failures.items())]
     failures += [f"bad row: {describe_bad(row)}" for row in bad]
     for failure in failures[:_SHOWN_FAILURES]:

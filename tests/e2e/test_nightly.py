@@ -89,7 +89,7 @@ def test_a_deadline_ends_a_run_that_the_next_continues(
     assert time.monotonic() - began < 60
     said = capsys.readouterr().out
     assert said.startswith("0 learned, 0 done before, 0 failed")
-    assert "ended at --finish-by with 2 not begun; run the same command again to continue" in said
+    assert "ended at --finish-by with 2 not learned; run the same command again to continue" in said
     assert "2" in (tmp_path / "out" / "report.html").read_text()
     assert json.loads((tmp_path / "out" / "run.json").read_text())["stage"] == "ended"
 

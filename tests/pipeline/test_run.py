@@ -20,7 +20,7 @@ from pipeline.records import ConceptRecord
 from pipeline.run import FAILED, OK, STOPPED, USAGE, Tally, conclude, configure, main, parse, stopping_on_signals
 from pipeline.settings import captions_hash
 from pipeline.storage import RunStore
-from pipeline.tally import DeviceTime, figures_of
+from pipeline.tally import LATE, DeviceTime, figures_of
 from tests.pipeline.runs import tiny_toml, write_manifest
 
 
@@ -85,6 +85,8 @@ def test_models_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monk
         (["m.parquet", "--set", "inversion.stepz=3"], "did you mean inversion.steps"),
         (["m.parquet", "--model", "no/such/model/here"], "neither a directory here nor a hub id"),
         (["ssh://host/m.parquet"], "ssh"),
+        (["m.parquet", "--finish-by", "soon"], "--finish-by 'soon': write 06:00"),
+        (["m.parquet", "--set", 'gate.ladder=["sed"]'], "gate.ladder: 'sed'"),
         (
             ["m.parquet", "--set=inversion.penalties.captions=s3://b/c.txt", "--set=inversion.penalties.knowledge=1"],
             "the path of a file on a disk",
@@ -171,6 +173,9 @@ def test_last_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2:4] == ["FAILED drawing: stopped", "FAILED c0: no photo"]
     assert lines[-1] == "FAILED 7 more, all in results.parquet"
 
+    tally.late, plan.num_todo = True, 32
+    assert conclude(config, tally, plan) == LATE
+    assert "ended at --finish-by with 2 not learned" in capsys.readouterr().out
     tally.stopped = True
     assert conclude(config, tally, plan) == STOPPED
 
