@@ -2,7 +2,8 @@
 
     python -m benchmarks.gate --set inversion.steps=60 --seeds 0,10,20
 
-For every seed the real command learns the demo's concepts, and what falls below the gate climbs the ladder. A try that
+For every seed the demo's concepts are learned by the pipeline's own actor, in a process of its own and without Ray, and
+what falls below the gate climbs the ladder. A try that
 is chosen for its scores looks better than it is, so what is told is scored anew, on pictures drawn from other noise
 than those the choice was made by: first try against what was kept, concept by concept, and for every rung alone. The
 judge is the run's own (`extractor`).
@@ -11,22 +12,28 @@ judge is the run's own (`extractor`).
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean, stdev
 
 from benchmarks.timing import heading, say, table
-from pipeline import run
+from pipeline import ladder, run
+from pipeline.actors import Learner
 from pipeline.config import RunConfig
 from pipeline.learned import read_embedding
 from pipeline.manifest import ManifestRow, read_manifest
 from pipeline.models import load_model, locate
+from pipeline.plan import EVERY, ConceptTask, digest, settings_path
 from pipeline.records import ConceptRecord, Try, load_records
 from pipeline.samples import draw_samples, score
 from pipeline.storage import ConceptFolder, RunStore, read_bytes
-from pipeline.tally import FAILED, OK
 from textual_inversion.concept import Concept
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
@@ -54,22 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     say(heading("The quality gate", "benchmarks.gate", arguments))
-    climbs: list[Climb] = []
-    rows = []
-    for seed in options.seeds:
-        config = configured(options, seed)
-        began = time.perf_counter()
-        if run.run(config) not in (OK, FAILED):
-            raise ValueError(f"the run of seed {seed} was stopped")
-        seconds = time.perf_counter() - began
-        records = finished_records(config)
-        found = list(climbed(config, records))
-        climbs += found
-        steps = sum(one.steps for one in (record.tries[0] if record.tries else record for record in records))
-        again = sum(one.steps for record in records for one in record.tries[1:])
-        passed = sum(climb.passed for climb in found)
-        rows.append([seed, len(records), len(found), passed, len(found) - passed, steps, again, seconds])
-    titles = ["seed", "concepts", "below at first", "passed then", "still below", "steps at first", "steps again", "s"]
+    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(options.processes, spawn) as pool:
+        nights = list(pool.map(partial(night, options), options.seeds))
+    climbs = [one for _, found in nights for one in found]
+    rows = [row for row, _ in nights]
+    titles = ["seed", "concepts", "below at first", "passed then", "still below", "steps at first", "steps again",
+              "s at first", "s again"]  # fmt: skip
     say(table(titles, rows))
     say("\n" + table(*by_concept(climbs)) + "\n" + table(*by_rung(climbs)))
     return 0
@@ -81,6 +79,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--manifest", default="manifests/demo.parquet")
     parser.add_argument("--output", default="output/gate")
     parser.add_argument("--seeds", type=lambda text: [int(number) for number in text.split(",")], default=[0])
+    parser.add_argument("--processes", type=int, default=2, help="seeds side by side")
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="as in pipeline.run")
     return parser.parse_args(arguments)
 
@@ -90,13 +89,36 @@ def configured(options: argparse.Namespace, seed: int) -> RunConfig:
     return run.configure(run.parse([*given, f"--set=seed={seed}"]))
 
 
-def finished_records(config: RunConfig) -> list[ConceptRecord]:
-    """Of the run's own settings."""
+def night(options: argparse.Namespace, seed: int) -> tuple[list[object], list[Climb]]:
+    """One seed: a row of the first table, and what became of the concepts below the gate."""
+    config = configured(options, seed)
     store = RunStore(config.output)
-    plan, _ = run.make_plan(config, store)
-    for _ in plan.tasks(read_manifest(config.manifest)):
-        pass
-    return [record for record in load_records(store, plan.current) if record.status == "done"]
+    plan, settings = run.make_plan(config, store)
+    store.put(settings_path(digest(settings)), json.dumps(settings).encode())
+    began = time.perf_counter()
+    for record in learned_here(config, plan.tasks(read_manifest(config.manifest)), "", 0):
+        if record.status == "failed":
+            raise ValueError(f"{record.concept_id}: {record.error}")
+    first_s = time.perf_counter() - began
+    ladder.climb(config, store, plan, EVERY, learned_here, ladder.Climbed())
+    seconds = time.perf_counter() - began
+    records = list(load_records(store, plan.current))
+    found = list(climbed(config, records))
+    steps = sum((record.tries[0] if record.tries else record).steps for record in records)
+    again = sum(one.steps for record in records for one in record.tries[1:])
+    passed = sum(one.passed for one in found)
+    row = [seed, len(records), len(found), passed, len(found) - passed, steps, again, first_s, seconds - first_s]
+    return row, found
+
+
+def learned_here(config: RunConfig, tasks: Iterator[ConceptTask], _words: str, _count: int) -> Iterator[ConceptRecord]:
+    """The records of tasks, one after the other, by an actor's own code in this process."""
+    learner = Learner(replace(config, device="cpu"))
+    try:
+        for task in tasks:
+            yield asyncio.run(learner.learn(task))
+    finally:
+        learner.close()
 
 
 def climbed(config: RunConfig, records: Sequence[ConceptRecord]) -> Iterator[Climb]:

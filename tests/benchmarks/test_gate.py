@@ -29,16 +29,20 @@ def test_figures_are_of_other_pictures_than_the_choice() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pq.read_table(ROOT / "manifests/demo.parquet").slice(0, 1).to_pylist()
     for row in table:
         row["images"] = [str((ROOT / "manifests" / uri).resolve()) for uri in row["images"]]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "m.parquet")
     settings = ["inversion.steps=2", "gate.min_clip_i=2.0", 'gate.ladder=["seed"]', "grid.sampling.steps=2",
-                "grid.images_per_prompt=1", "actors.count=1"]  # fmt: skip
+                "grid.images_per_prompt=1"]  # fmt: skip
     arguments = [f"--set={each}" for each in settings]
-    assert gate.main(["--manifest", str(tmp_path / "m.parquet"), "--output", str(tmp_path), *arguments]) == 0
+    assert (
+        gate.main(
+            ["--manifest", str(tmp_path / "m.parquet"), "--output", str(tmp_path), "--processes", "1", *arguments]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "| 0 | 1 | 1 | 0 | 1 | 2 | 2 |" in said
     assert "rung `seed`" in said
