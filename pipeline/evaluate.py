@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Iterator
 from statistics import fmean, stdev
@@ -31,10 +30,11 @@ from pipeline.evaluation import (
     write_table,
 )
 from pipeline.faults import describe_error
+from pipeline.logs import configure_logs
 from pipeline.models import portable
 from pipeline.protocols import Protocol, choose
 from pipeline.records import latest, load_records
-from pipeline.redact import redact, redact_logs
+from pipeline.redact import redact
 from pipeline.stage import Stage, finished_rows, put_plan, run_stage
 from pipeline.storage import RunStore, absolute, read_bytes
 from pipeline.tally import FAILED, OK, STOPPED, USAGE
@@ -45,11 +45,11 @@ _PICTURES_PER_CALL = 64
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    redact_logs()
+    configure_logs()
     options = parse(arguments)
     try:
         config, code = prepare(options)
+        configure_logs(config.log_format)
         return code if code == STOPPED else max(code, evaluate(config))
     except ValueError as error:
         sys.stderr.write(redact(f"error: {error}\n"))
