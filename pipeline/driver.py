@@ -93,7 +93,7 @@ def drive(
     `max_restarts=0` and the methods `ready()`, which says how many calls it takes at a time, `learn(task, attempt)`,
     which returns a ConceptRecord, and `drain(seconds)`. When `stop` is set, nothing new is handed out, running concepts
     get `drain_s` to write checkpoints, and the iterator ends. From `until` on, in seconds since 1970, nothing new is
-    handed out either, but what is with an actor by then is finished.
+    handed out either, and the iterator ends when those are finished whose turn had come by then.
     """
     fleet = _Fleet(iter(tasks), new_actor, policy, until)
     stop = stop or Event()
@@ -140,7 +140,7 @@ class _Fleet:
 
     def has_work(self) -> bool:
         if self._is_late():
-            return bool(self._in_flight())
+            return any(math.isfinite(work.began) for actor in self._actors for work in actor.calls.values())
         self._look_ahead()
         return bool(self._ahead or self._suspects or self._in_flight())
 
@@ -258,6 +258,8 @@ class _Fleet:
 
     def _take_turns(self, actor: _Actor) -> None:
         """The calls it has had longest are those it works on."""
+        if self._is_late():
+            return
         for work in islice(actor.calls.values(), max(1, actor.capacity - self._policy.calls_ahead)):
             work.began = min(work.began, time.monotonic())
 

@@ -67,5 +67,7 @@ class StandIn:
             await asyncio.sleep(3600)
         if kind == "steady":
             await asyncio.sleep(1.5)
+        if kind == "long":
+            await asyncio.sleep(12)
         if kind == "slow":
             await self._draining.wait()

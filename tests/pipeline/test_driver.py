@@ -156,6 +156,15 @@ def test_after_the_deadline_nothing_is_begun_and_what_was_begun_is_finished(tmp_
     assert list(drive([task("late-0")], actors(tmp_path), Policy(max_actors=1), until=time.time() - 1)) == []
 
 
+def test_after_the_deadline_nobody_waits_for_what_had_not_had_its_turn(tmp_path: Path) -> None:
+    """A call ahead of its turn would be begun by the actor, and last as long as any."""
+    policy = Policy(max_actors=1, calls_ahead=1)
+    began = time.time()
+    records = list(drive([task("long-0"), task("hung-0")], actors(tmp_path, 2), policy, until=began + 8))
+    assert [record.concept_id for record in records] in ([], ["long-0"])  # none where actors start slowly
+    assert time.time() - began < 60
+
+
 def _wait_for(pattern: Path) -> None:
     while not list(pattern.parent.glob(pattern.name)):
         time.sleep(0.05)
