@@ -152,7 +152,7 @@ class Learner:
                 raise
             except RuntimeError as error:  # how torch reports a device that is out of memory or lost
                 raise ActorBroken(f"{type(error).__name__}: {error}") from error
-            except PhotosUnreachable:
+            except (PhotosUnreachable, StoreFailed):
                 raise
             except Exception as error:
                 if isinstance(error, OSError) or is_clients(error):
@@ -174,6 +174,11 @@ class Learner:
             host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte,
         )
 
+    def save_soon(self) -> None:
+        """Each concept in a slot writes a checkpoint after the step that is going on. On any thread."""
+        if self._engine is not None:
+            self._engine.save_soon()
+
     async def drain(self, seconds: float) -> None:
         """Start no more concepts; return when each one in a slot has written a checkpoint or its record, or time is
         up. Without checkpoints (`actors.checkpoint_steps` 0) there is nothing to wait for but records."""
@@ -181,8 +186,7 @@ class Learner:
         deadline = time.monotonic() + seconds
         before = {job: job.num_saves for job in self._jobs.values()}
         saves = self._config.actors.checkpoint_steps > 0
-        if self._engine is not None:
-            self._engine.save_soon()
+        self.save_soon()
         while time.monotonic() < deadline and not self._broken:
             jobs = list(self._jobs.values())
             unsaved = saves and any(job.in_slot and job.num_saves == before.get(job, 0) for job in jobs)
