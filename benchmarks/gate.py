@@ -27,6 +27,7 @@ from benchmarks.timing import heading, say, table
 from pipeline import ladder, run
 from pipeline.actors import Learner
 from pipeline.config import RunConfig
+from pipeline.gate import BELOW
 from pipeline.learned import read_embedding
 from pipeline.manifest import ManifestRow, read_manifest
 from pipeline.models import load_model, locate
@@ -99,6 +100,8 @@ def night(options: argparse.Namespace, seed: int) -> tuple[list[object], list[Cl
     for record in learned_here(config, plan.tasks(read_manifest(config.manifest)), "", 0):
         if record.status == "failed":
             raise ValueError(f"{record.concept_id}: {record.error}")
+        if record.gate == BELOW and config.gate.ladder:
+            plan.below[record.concept_id] = record.fingerprint
     first_s = time.perf_counter() - began
     ladder.climb(config, store, plan, EVERY, learned_here, ladder.Climbed())
     seconds = time.perf_counter() - began

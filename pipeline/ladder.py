@@ -111,23 +111,16 @@ def _changed(config: RunConfig, words: str, number: int) -> RunConfig:
     return changed
 
 
-def pending(store: RunStore, plan: Plan, chosen: Selection) -> tuple[dict[str, str], set[bytes]]:
-    """Concepts whose ladder has not ended, id -> fingerprint, and all fingerprints with a record; from one listing.
-
-    With `--retry below-gate` every chosen one that is done, so many at most.
-    """
-    waiting, done = {}, set[bytes]()
-    for path, size in store.scan("concepts"):
-        folder = ConceptFolder.of(path)
-        if folder is None or not size:
-            continue
-        if path == folder.record:
-            done.add(folder.fingerprint.encode())
-        is_asked_for = path == folder.ladder or (path == folder.record and chosen.below_gate)
-        if is_asked_for and folder.fingerprint.encode() in plan.current and chosen.names(folder.concept_id):
-            waiting[folder.concept_id] = folder.fingerprint
-    found = ((name, mark) for name, mark in waiting.items() if mark.encode() in done)
-    return dict(islice(found, chosen.limit if chosen.below_gate and chosen.limit else None)), done
+def pending(store: RunStore, plan: Plan, chosen: Selection) -> dict[str, str]:
+    """Concepts whose ladder has not ended, id -> fingerprint; with `--retry below-gate`, every chosen one that is
+    done, so many at most."""
+    found = plan.below.items()
+    if chosen.below_gate:
+        folders = (ConceptFolder.of(path) for path, size in store.scan("concepts") if size)
+        found = {one.concept_id: one.fingerprint for one in folders if one and one.fingerprint.encode() in plan.current
+                 and plan.was_done(one.fingerprint)}.items()  # fmt: skip
+    mine = ((name, mark) for name, mark in found if mark.encode() in plan.current and chosen.names(name))
+    return dict(islice(mine, chosen.limit if chosen.below_gate and chosen.limit else None))
 
 
 def climb(
@@ -137,7 +130,7 @@ def climb(
 
     All concepts do a rung before any does the next. Ends early, with the rest waiting, when `learn_all` does.
     """
-    waiting, done = pending(store, plan, chosen)
+    waiting = pending(store, plan, chosen)
     if chosen.below_gate:  # else the actors have put it there
         for name, mark in waiting.items():
             store.put(ConceptFolder(name, mark).ladder, b"{}")
@@ -146,7 +139,7 @@ def climb(
     used: list[tuple[Rung, str]] = []
     for rung, settings in ladder:
         _settle(config, store, plan, waiting, used, counts, is_end=False)
-        wanted = _wanted(store, waiting, digest(settings), done)
+        wanted = _wanted(store, waiting, digest(settings), plan)
         store.put(settings_path(digest(settings)), json.dumps(settings, indent=1).encode())
         offer = _Offer(_tasks(config, digest(settings), wanted))
         for record in learn_all(rung.config, iter(offer), f"trying again ({rung.words})", len(wanted)):
@@ -154,8 +147,6 @@ def climb(
             counts.steps += record.steps
             if record.status == "failed":
                 counts.failures[record.fingerprint] = record.error
-            else:
-                done.add(record.fingerprint.encode())
             offer.out.discard(record.fingerprint)
             wanted.pop(record.fingerprint)
         if offer.out or not offer.is_over:
@@ -195,12 +186,12 @@ def _tasks(config: RunConfig, settings: str, wanted: Mapping[str, str]) -> Itera
     yield from (task for task in tasks if task.fingerprint in wanted)
 
 
-def _wanted(store: RunStore, waiting: Mapping[str, str], settings: str, done: set[bytes]) -> dict[str, str]:
-    """Fingerprint -> concept id, of the tries with these settings that have no record yet."""
+def _wanted(store: RunStore, waiting: Mapping[str, str], settings: str, plan: Plan) -> dict[str, str]:
+    """Fingerprint -> concept id, of the tries with these settings that had no record when the run began."""
     found = {}
     for record in _records(store, waiting.items()):
         mark = _fingerprint(record, settings)
-        if mark != record.fingerprint and mark.encode() not in done:
+        if mark != record.fingerprint and not plan.was_done(mark):
             found[mark] = record.concept_id
     return found
 

@@ -95,13 +95,16 @@ def fingerprint_inputs(
     return {"concept": row, "images": list(identities), "settings": settings, **given}
 
 
-def finished(listing: Iterable[tuple[str, int]]) -> set[bytes]:
-    """Fingerprints that have a record, from a listing of (path, bytes) under `concepts/`."""
+def finished(listing: Iterable[tuple[str, int]], below: dict[str, str] | None = None) -> set[bytes]:
+    """Fingerprints that have a record, from a listing of (path, bytes) under `concepts/`. Into `below` goes, concept id
+    -> fingerprint, what waits below the gate to be tried again."""
     done = set()
     for path, size in listing:
         folder = ConceptFolder.of(path)
         if folder is not None and path == folder.record and size:
             done.add(folder.fingerprint.encode())
+        elif folder is not None and path == folder.ladder and below is not None:
+            below[folder.concept_id] = folder.fingerprint
     return done
 
 
@@ -147,9 +150,14 @@ class Plan:
     """Sorts the rows of a manifest into done, to do and bad while they stream by, and keeps the tally."""
 
     def __init__(
-        self, settings: str, done: Collection[bytes], identify: Identify = identify, selection: Selection = EVERY
+        self,
+        settings: str,
+        done: Collection[bytes],
+        identify: Identify = identify,
+        selection: Selection = EVERY,
+        below: dict[str, str] | None = None,
     ) -> None:
-        """`settings` is the digest of `settings_of`, `done` from `finished`."""
+        """`settings` is the digest of `settings_of`, `done` and `below` from `finished`."""
         self._settings = settings
         self._selection = selection
         self._finished = done
@@ -158,6 +166,8 @@ class Plan:
         self.num_todo = 0
         self.num_left = 0
         """Not done, and not to be learned by this command."""
+        self.below: dict[str, str] = {} if below is None else below
+        """Concept id -> fingerprint of what waits below the gate; may be of other photos or settings than now."""
         self.bad: list[BadRow] = []
         self.current: dict[bytes, bytes] = {}
         """Fingerprint -> carried columns as JSON, of every good row so far: which records this run's results are of."""

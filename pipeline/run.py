@@ -26,6 +26,7 @@ from pipeline.checks import examine
 from pipeline.config import RunConfig, load_config, recipe
 from pipeline.deadline import DeadlinePassed, moment_named
 from pipeline.faults import RunAborted, StoreFailed, describe_error
+from pipeline.gate import BELOW
 from pipeline.identity import identify
 from pipeline.ladder import climb, pending, rungs
 from pipeline.lease import held
@@ -155,7 +156,7 @@ def dry_run(config: RunConfig, chosen: Selection = EVERY, *, photos: bool = Fals
         f"{plan.num_done} done, {plan.num_todo} to do, {left_out(plan, chosen)}{len(plan.bad)} bad rows, "
         f"{len(prompts)} prompts; output {redact(config.output)}\n"
     )
-    again, _ = pending(RunStore(config.output), plan, chosen)
+    again = pending(RunStore(config.output), plan, chosen)
     if again:
         sys.stdout.write(f"{len(again)} below the gate would be tried again\n")
     if prune:
@@ -203,8 +204,8 @@ def run(config: RunConfig, chosen: Selection = EVERY, *, until: float = math.inf
 def make_plan(config: RunConfig, store: RunStore, chosen: Selection = EVERY) -> tuple[Plan, dict[str, Any]]:
     """The plan, and the settings it was made for."""
     settings = current_settings(config)
-    known = partial(identify, photos=config.photos)
-    return Plan(digest(settings), finished(store.scan("concepts")), known, selection=chosen), settings
+    known, below = partial(identify, photos=config.photos), dict[str, str]()
+    return Plan(digest(settings), finished(store.scan("concepts"), below), known, chosen, below), settings
 
 
 def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: Plan, note: Callable[[], None]) -> None:
@@ -219,6 +220,8 @@ def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: P
         metrics.settled(record)
         if record.status == "failed":
             put_record(store, record)
+        elif record.gate == BELOW and config.gate.ladder:
+            plan.below[record.concept_id] = record.fingerprint
 
 
 def try_again(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection, note: Callable[[], None]) -> None:

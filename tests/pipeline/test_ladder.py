@@ -70,7 +70,9 @@ class Learners:
 
 
 def planned(config: RunConfig, store: RunStore) -> tuple[Plan, list[ConceptTask]]:
-    plan = Plan(digest(settings_of(config, model_hash="m")), finished(store.scan("concepts")), identify)
+    below: dict[str, str] = {}
+    done = finished(store.scan("concepts"), below)
+    plan = Plan(digest(settings_of(config, model_hash="m")), done, identify, below=below)
     return plan, list(plan.tasks(read_manifest(config.manifest)))
 
 
