@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,12 +13,15 @@ from typing import Any
 import ray
 
 from pipeline.actors import Learner
-from pipeline.config import LogFormat, RunConfig
+from pipeline.config import RunConfig
 from pipeline.driver import Policy
+from pipeline.faults import describe_error
 from pipeline.logs import configure_logs
 from pipeline.metrics import export
 
-_LOOK_EVERY_S = 10.0
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S, _NOTICE_EVERY_S = 10.0, 5.0
 
 
 def learner_actors(config: RunConfig, gpus: float) -> Callable[[], Any]:
@@ -29,7 +33,7 @@ def learner_actors(config: RunConfig, gpus: float) -> Callable[[], Any]:
         num_cpus=config.actors.cpus,
         num_gpus=config.actors.gpus if gpus else 0,
     )(Learner)
-    return lambda: actor_class.remote(on_device, partial(_equip, config.log_format))
+    return lambda: actor_class.remote(on_device, partial(_equip, config))
 
 
 def policy_of(config: RunConfig, gpus: float, cpus: float) -> Policy:
@@ -67,7 +71,33 @@ class Room:
         return self._seen
 
 
-def _equip(log_format: LogFormat, learner: Learner) -> None:
-    """An actor's process: its log lines as the run's, and its metrics."""
-    configure_logs(log_format, logging.WARNING)
+def is_leaving() -> bool:
+    """Whether the node of this process has notice that it will be taken back. Ray has no public word for it; should the
+    one that its own libraries use be gone, nodes seem to go without notice."""
+    try:
+        draining = ray._private.state.state.get_draining_nodes()
+    except Exception as error:
+        log.warning("no notice of nodes that are taken back: %s", describe_error(error))
+        return False
+    return ray.get_runtime_context().get_node_id() in draining
+
+
+def save_before_leaving(save: Callable[[], None], is_leaving: Callable[[], bool] = is_leaving) -> None:
+    """From now on: while this node has notice, have everything saved every few seconds. What is then lost with it are
+    seconds, not the steps since the last checkpoint."""
+
+    def watch() -> None:
+        rest = threading.Event()
+        while not rest.wait(_NOTICE_EVERY_S):
+            if is_leaving():
+                save()
+
+    threading.Thread(target=watch, name="notice", daemon=True).start()
+
+
+def _equip(config: RunConfig, learner: Learner) -> None:
+    """An actor's process: its log lines as the run's, its metrics, and what it does when its node is taken back."""
+    configure_logs(config.log_format, logging.WARNING)
     export(learner.vitals)
+    if config.actors.checkpoint_steps:
+        save_before_leaving(learner.save_soon)

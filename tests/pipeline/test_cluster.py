@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from itertools import chain, repeat
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.cluster import Room, learner_actors, policy_of
+from pipeline.cluster import Room, is_leaving, learner_actors, policy_of, save_before_leaving
 from pipeline.config import parse_config
 
 
@@ -47,3 +49,19 @@ def test_nodes_that_join_are_seen_when_it_is_time(monkeypatch: pytest.MonkeyPatc
 def test_a_number_that_was_asked_for_is_not_looked_up() -> None:
     assert policy_of(parse_config({"actors": {"count": 3}}), 0, 2).room is None
     assert policy_of(parse_config({}), 0, 2).room is not None
+
+
+def test_everything_is_saved_while_the_node_has_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.cluster._NOTICE_EVERY_S", 0.01)
+    notice, saved = chain([False, False, True, True], repeat(False)), threading.Semaphore(0)
+    save_before_leaving(saved.release, lambda: next(notice))
+    assert saved.acquire(timeout=10)
+    assert saved.acquire(timeout=10)
+
+
+def test_a_ray_that_tells_no_notice_is_survived(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.cluster.ray._private.state.state.get_draining_nodes", lambda: 1 / 0)
+    assert not is_leaving()
+    assert "ZeroDivisionError" in caplog.text
