@@ -6,17 +6,21 @@ a concept: a night has thousands of them, and every one would be a series.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from pipeline.faults import describe_error
 from pipeline.progress import Facts
 from pipeline.records import ConceptRecord
 
 if TYPE_CHECKING:
     from pipeline.actors import Vitals
+
+log = logging.getLogger(__name__)
 
 COUNTERS = {
     "concepts_done": "Concepts learned by this run",
@@ -88,7 +92,11 @@ def export(vitals: Callable[[], Vitals]) -> None:
     def watch() -> None:
         rest = threading.Event()
         while not rest.wait(_EVERY_S):
-            now = vitals()
+            try:
+                now = vitals()
+            except Exception as error:  # it asks on a thread that the engine knows nothing of; the next look may do
+                log.warning("no metrics for this moment: %s", describe_error(error))
+                continue
             counter.reach(now.steps)
             gauges["learner_slots"].set(now.slots)
             gauges["learner_slots_used"].set(now.slots_used)
