@@ -81,7 +81,7 @@ def patiently(call: Callable[[], T], renew: Callable[[], Any] | None = None) -> 
             pause_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**number) * random.uniform(0.5, 1.0)
             log.info("a call to storage failed and is made again in %.1f s: %s", pause_s, redact(str(error)))
             repeated.add()
-            if renew is not None and error_code(error) in _EXPIRED:
+            if renew is not None and _may_have_expired(error):
                 renew()
             time.sleep(pause_s)
     raise AssertionError("not reached")
@@ -92,13 +92,19 @@ def may_pass(error: BaseException) -> bool:
     if isinstance(error, (StoreFailed, *_LASTING)):
         return False
     code, status = error_code(error), error_status(error)
-    if code in _PASSING_CODES | _EXPIRED:
+    if code in _PASSING_CODES or _may_have_expired(error):
         return True
     if status:
         return status >= 500 or status in (408, 429)
     if isinstance(error, OSError):
         return not isinstance(error, PermissionError)
     return bool(_PASSING_KINDS & {kind.__name__ for kind in type(error).__mro__})
+
+
+def _may_have_expired(error: BaseException) -> bool:
+    """S3 says so, or nothing but 400: answers to HEAD have no body."""
+    code = error_code(error)
+    return code in _EXPIRED or (code == "400" and error_status(error) == 400)
 
 
 def error_code(error: BaseException) -> str:

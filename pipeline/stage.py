@@ -22,7 +22,7 @@ import ray
 
 from pipeline.config import LogFormat, RunConfig
 from pipeline.progress import Progress
-from pipeline.storage import RunStore, open_for_reading, open_store
+from pipeline.storage import RunStore, hand_over, open_for_reading
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ def put_plan(store: RunStore, folder: str, rows: Iterator[dict[str, Any]], schem
 def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> None:
     """Read the plan, work, write the results: one Ray Data pipeline. `gpus`: in the cluster; 0 works on CPUs."""
     store = RunStore(config.output)
-    plan_fs, plan_path = open_store(store.uri(stage.plan), repeats=True)
-    results_fs, results_path = open_store(store.uri(stage.results), repeats=True)
+    plan_fs, plan_path = hand_over(store.uri(stage.plan))
+    results_fs, results_path = hand_over(store.uri(stage.results))
     num_calls = math.ceil(num_rows / stage.rows_per_call)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     size = min(config.actors.count or int(gpus) or cpus, num_calls)

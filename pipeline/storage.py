@@ -77,7 +77,7 @@ def read_bytes(uri: str, limit: int = MAX_BYTES) -> bytes:
 def open_for_reading(uri: str) -> AbstractContextManager[IO[bytes]]:
     """A seekable file handle that fetches what is read, for Parquet."""
     fs, path = open_store(uri, repeats=True)
-    handle: AbstractContextManager[IO[bytes]] = fs.open(path, "rb")
+    handle: AbstractContextManager[IO[bytes]] = _patiently(fs, lambda: fs.open(path, "rb"))
     return handle
 
 
@@ -330,6 +330,14 @@ def open_store(uri: str, *, repeats: bool = False) -> tuple[Any, str]:
     fs, path = fsspec.url_to_fs(uri, use_listings_cache=False, **(s3.single_tries() if is_single else {}))
     if is_single:
         fs.retries = 1
+    return fs, path
+
+
+def hand_over(uri: str) -> tuple[Any, str]:
+    """The same for a library that takes instances along into other processes: with credentials as they are now."""
+    fs, path = open_store(uri, repeats=True)
+    if is_s3(fs):
+        s3.renew(fs)
     return fs, path
 
 

@@ -57,7 +57,8 @@ class S3Faults:
             self.faults[kind] += 1
         if kind in _ANSWERS:
             status, code, text = _ANSWERS[kind]
-            return web.Response(status=status, text=_ERROR.format(code, text), content_type="application/xml")
+            said = _ERROR.format(code, text) if request.method != "HEAD" else None
+            return web.Response(status=status, text=said, content_type="application/xml")
         if kind == "hang":
             await asyncio.sleep(self.hang_s)
         if kind == "cut-upload":
