@@ -209,7 +209,7 @@ def _settle(
     for first in _records(store, list(waiting.items())):
         folders = {words.words: ConceptFolder(first.concept_id, _fingerprint(first, mark)) for words, mark in used}
         later = store.get_many(folder.record for folder in folders.values())
-        own = first.tries or (_as_try(first, ""),)
+        own = tuple(each for each in first.tries if not each.error) or (_as_try(first, ""),)
         known = {each.fingerprint for each in own}
         new = [
             _tried(words, folder, later[folder.record], counts)

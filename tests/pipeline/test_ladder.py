@@ -170,6 +170,10 @@ def test_a_try_that_fails_is_told_and_not_kept() -> None:
     assert (poor.scores["clip_i"], poor.gate) == (0.2, "below")
     assert counts.better == 2
 
+    chosen = Selection(frozenset({"poor"}), below_gate=True)  # asked for, it is tried once more
+    assert again(config, store, Learners(store, {("poor", "seed"): 0.9}), chosen).passed == 1
+    assert [each.error for each in kept(config, store)["poor"].tries] == ["", "", ""]
+
 
 def test_photos_that_are_gone_keep_nobody_else_waiting() -> None:
     store = RunStore("memory://gone")
