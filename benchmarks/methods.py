@@ -77,6 +77,8 @@ class Job:
             asdict(replace(concept, images=("",) * len(concept.images))), photos, self.setup.drawn,
             asdict(self.config.inversion), self.shared,
         ]  # fmt: skip
+        if self.setup.drawn == "caption":
+            parts.append(CAPTIONS.get(concept.concept_id))
         return digest(parts)
 
 

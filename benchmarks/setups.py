@@ -25,7 +25,7 @@ CAPTIONS = {
     "hamster": "orange and white mouse",
     "tangerine": "round orange fruit with a green leaf",
     "tomato": "round red fruit with a green stalk",
-    "taxi": "yellow car with a sign on its roof",
+    "taxi": "yellow car with a sign on top",
     "fire-engine": "red truck with a ladder",
     "tulip": "pink flower with a green stem",
     "ladybug": "red beetle with black spots",
