@@ -50,7 +50,7 @@ def faults(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3F
 
 def directly(server: S3Server) -> fsspec.AbstractFileSystem:
     """A client of a test's own, past the layer."""
-    return fsspec.filesystem("s3", **server.options)
+    return fsspec.filesystem("s3", use_listings_cache=False, **server.options)
 
 
 def test_objects_survive_every_kind_of_fault(faults: S3Faults, s3_server: S3Server, bucket: str) -> None:

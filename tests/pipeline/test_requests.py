@@ -26,7 +26,7 @@ from tests.pipeline.s3_memory import S3Memory, serve_memory
 
 pytestmark = pytest.mark.slow
 
-CONCEPTS, PHOTOS, FILES = 10_000, 2, 3
+CONCEPTS, PHOTOS, FILES = 10_000, 1, 2
 """A record beside so many other objects in each concept's folder."""
 
 

@@ -1,0 +1,33 @@
+"""Processes of this machine, to be killed: those that descend from the test's own and no others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def processes(entry: str) -> Iterator[tuple[int, str]]:
+    """(process id, text of an entry under /proc), of all that still live."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            yield int(folder.name), (folder / entry).read_text()
+
+
+def descendants(title: str) -> list[int]:
+    """Those that Ray has named like this, such as `ray::Learner`."""
+    parents = {pid: int(stat.rpartition(")")[2].split()[1]) for pid, stat in processes("stat")}
+    titled = [pid for pid, found in processes("cmdline") if found.startswith(title)]
+
+    def is_ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
+
+    return [pid for pid in titled if is_ours(pid)]
+
+
+def kill(pid: int) -> None:
+    """SIGKILL; nothing happens if it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
