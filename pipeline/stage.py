@@ -10,7 +10,7 @@ import io
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -71,8 +71,7 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
     cpus = int(ray.cluster_resources().get("CPU", 1))
     size = min(config.actors.count or int(gpus) or cpus, num_calls)
     rows_per_block = min(stage.rows_per_part, math.ceil(num_calls / size) * stage.rows_per_call)
-    # Reading, splitting and writing are tasks of a whole core each: actors that reserve every core would starve them.
-    actor_cpus = min(0.5, max(0, cpus - 1) / size)
+    actor_cpus = cpus_for_actor([node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]], size)
     settings = replace(config, device="cuda" if gpus else "cpu")
     ray.data.DataContext.get_current().enable_progress_bars = False  # twenty lines every ten seconds in a job's log
     with _reporting(store, stage, num_rows, rows_per_block, config.log_format):
@@ -93,6 +92,12 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
             )
             .write_parquet(results_path, filesystem=results_fs)
         )
+
+
+def cpus_for_actor(nodes: Sequence[float], actors: int) -> float:
+    """Cores each actor reserves, given those of every node: half a one, or less, so that a whole core is left on every
+    node that has any. Reading, splitting and writing are tasks of a whole core each, and would starve."""
+    return min(0.5, max(0.0, sum(nodes) - sum(cores > 0 for cores in nodes)) / actors)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from pipeline.faults import StoreFailed
 from pipeline.manifest import ManifestRow, read_manifest
 from pipeline.plan import ConceptTask, finished
 from pipeline.records import ConceptRecord, from_json
-from pipeline.storage import RunStore, read_bytes
+from pipeline.storage import RunStore, hand_over, open_for_reading, open_store, read_bytes
 from tests.pipeline.runs import task, tiny_config, tiny_toml, write_photo
 from tests.pipeline.s3_faults import KINDS, S3Faults, serve_faults
 from tests.pipeline.s3_server import KEY, OTHER_KEY, OTHER_SECRET, SECRET, S3Server
@@ -104,6 +104,24 @@ def test_credentials_that_expire_are_read_anew(
     store.put("after", b"2")
     assert faults.faults["expired"] > 0
     assert store.list() == {"before": 1, "after": 1}
+
+
+def test_libraries_get_credentials_as_they_are_now(
+    faults: S3Faults, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand_over_others = credentials_file(tmp_path, monkeypatch.setenv, monkeypatch.delenv)
+    uri = f"{bucket}/run/part.parquet"
+    with open_store(uri, repeats=True)[0].open(uri, "wb") as file:
+        pq.write_table(pa.table({"row_id": ["a"]}), file)
+    with open_for_reading(uri) as file:
+        assert pq.read_table(file).num_rows == 1
+    faults.expired_keys = {KEY}
+    hand_over_others()
+    with open_for_reading(uri) as file:
+        assert pq.read_table(file).num_rows == 1
+    fs, path = hand_over(uri)
+    assert pq.read_table(path, filesystem=fs).num_rows == 1
+    assert faults.faults["expired"] > 0
 
 
 def credentials_file(

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import stage
-from pipeline.stage import finished_rows, first_errors, put_plan
+from pipeline.stage import cpus_for_actor, finished_rows, first_errors, put_plan
 from pipeline.storage import RunStore
 
 RESULTS = "some/results"
@@ -25,6 +25,16 @@ def test_done_is_what_a_whole_part_says(tmp_path: Path) -> None:
     store.put(f"{RESULTS}/cut.parquet", whole[:-20])
     assert finished_rows(store, RESULTS) == {"x"}
     assert set(store.list(RESULTS)) == {f"{RESULTS}/one.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors", "each"),
+    [([2.0], 2, 0.5), ([1.0], 1, 0.0), ([16.0], 1, 0.5), ([0.0, 1.0, 1.0], 2, 0.0), ([0.0, 2.0, 2.0], 2, 0.5),
+     ([4.0, 4.0], 16, 0.375)],
+)  # fmt: skip
+def test_a_whole_core_is_left_for_reading_and_writing(nodes: list[float], actors: int, each: float) -> None:
+    assert cpus_for_actor(nodes, actors) == each
+    assert sum(nodes) - actors * each >= sum(cores > 0 for cores in nodes)  # so that some node has one
 
 
 def test_a_few_distinct_causes(tmp_path: Path) -> None:
