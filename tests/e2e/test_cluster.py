@@ -132,14 +132,10 @@ def _series(head: Head) -> dict[str, str]:
 
 @pytest.mark.timeout(600)  # three jobs
 def test_a_job_is_followed_scraped_stopped_resumed_and_mended(head: Head, tiny_model: Path, tmp_path: Path) -> None:
-    """A bad concept, one that is learned, and one that is under way when the job is stopped."""
-    arguments = _arguments(
-        tiny_model,
-        tmp_path,
-        ["bad", "rose-window", "weather-vane"],
-        inversion={"steps": 400, "batch_size": 4},
-        log_format="json",
-    )
+    """A bad concept and four good ones: when the first is learned the job is stopped, however fast the machine is."""
+    names, steps = ["rose-window", "weather-vane", "door-knocker", "sundial"], 250
+    inversion = {"steps": steps, "batch_size": 4}
+    arguments = _arguments(tiny_model, tmp_path, ["bad", *names], inversion=inversion, log_format="json")
     output = tmp_path / "out"
     (tmp_path / "photos" / "bad-0.png").write_bytes(b"not a picture")
 
@@ -155,28 +151,30 @@ def test_a_job_is_followed_scraped_stopped_resumed_and_mended(head: Head, tiny_m
     told = [json.loads(line) for line in lines if line.startswith("{")]
     progress = [line for line in told if line["logger"] == "progress"]
     assert progress[0]["message"].startswith("learning: 0/")
-    assert (progress[-1]["done"], progress[-1]["failed"], progress[-1]["retried"]) == (1, 1, 0)
+    done = progress[-1]["done"]
+    assert 1 <= done < len(names)
+    assert (progress[-1]["failed"], progress[-1]["retried"]) == (1, 0)
     assert any(line["message"].startswith("stopped before the end") for line in told)
     assert json.loads((output / "run.json").read_text())["stage"] == "stopped"
     (under_way,) = [path.parent for path in output.glob(CHECKPOINTS)]
-    assert not {"rose-window", "weather-vane"} & set(re.findall(r'="([^"]*)"', "".join(series.values())))
+    assert not {"bad", *names} & set(re.findall(r'="([^"]*)"', "".join(series.values())))
     assert " 1.0\n" in series["ray_concepts_failed_total"]
-    assert float(series["ray_learner_steps_total"].split()[-1]) > 400  # of one actor
+    assert float(series["ray_learner_steps_total"].split()[-1]) >= steps  # of one actor
 
     again = _submit(head, arguments)
     said = again.communicate(timeout=250)[0]
     assert again.returncode == 1
-    assert "1 learned, 1 done before, 1 failed" in said
+    assert f"{len(names) - done} learned, {done} done before, 1 failed" in said
     assert "FAILED bad: photo " in said
     told = [json.loads(line) for line in (under_way / "log.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in told if line["message"] == "prepared"]
-    assert steps[0] == 0 < steps[1]  # it went on from where it was stopped
+    begun = [line["step"] for line in told if line["message"] == "prepared"]
+    assert begun[0] == 0 < begun[1]  # it went on from where it was stopped
 
     write_photo(tmp_path / "photos" / "bad-0.png", 99)
     mended = _submit(head, arguments)
     said = mended.communicate(timeout=250)[0]
     assert mended.returncode == 0, said[-3000:]
-    assert "1 learned, 2 done before, 0 failed" in said
+    assert f"1 learned, {len(names)} done before, 0 failed" in said
 
 
 def test_a_running_cluster_is_joined(head: Head, tiny_model: Path, tmp_path: Path) -> None:
