@@ -1,0 +1,111 @@
+"""A command on a cluster of this machine, what is done to both, and what a calm night would have given."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+from pipeline.actors import Learner
+from pipeline.config import RunConfig
+from pipeline.manifest import read_manifest
+from pipeline.plan import ConceptTask
+from pipeline.run import make_plan
+from pipeline.storage import RunStore
+from tests.faults.processes import descendants, kill
+
+ROOT = Path(__file__).resolve().parents[2]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Night:
+    """A command under a cluster that lives in this process, and what is done to both."""
+
+    cluster: Cluster
+    nodes: list[Any]
+    command: list[str]
+    output: Path
+    seed: int = field(default_factory=lambda: random.randrange(2**32))
+    driver: subprocess.Popen[str] | None = None
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        log.warning("this night's seed: %d", self.seed)
+
+    def start(self) -> None:
+        environment = os.environ | {"RAY_ADDRESS": self.cluster.address, "OMP_NUM_THREADS": "1"}
+        self.driver = subprocess.Popen(
+            self.command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def end(self) -> str:
+        """What it said."""
+        assert self.driver is not None
+        said, _ = self.driver.communicate(timeout=400)
+        assert self.driver.returncode == 0, said[-5000:]
+        return said
+
+    def await_change(self, seen: Callable[[], object]) -> None:
+        """Until something has come of the work since the last kill; then a while more, at random."""
+        before, until = seen(), time.monotonic() + 240
+        while seen() == before:
+            assert self.driver is not None
+            assert self.driver.poll() is None, self.driver.communicate()[0][-5000:]
+            assert time.monotonic() < until, "nothing comes of it any more"
+            time.sleep(0.05)
+        time.sleep(self.random.uniform(0, 1.0))
+
+    def kill_one(self, title: str) -> None:
+        if found := descendants(title):
+            kill(self.random.choice(found))
+
+    def kill_driver(self) -> None:
+        assert self.driver is not None
+        kill(self.driver.pid)
+        self.driver.communicate()
+
+    def replace_node(self) -> None:
+        """One is gone without notice, another comes."""
+        self.cluster.remove_node(self.nodes.pop(0), allow_graceful=False)
+        self.nodes.append(self.cluster.add_node(num_cpus=2))
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[tuple[Cluster, list[Any]]]:
+    """A head that takes no work, and two nodes that do; deaths of nodes are noticed within seconds."""
+    soon = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": soon}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        yield cluster, [cluster.add_node(num_cpus=2) for _ in range(2)]
+    finally:
+        cluster.shutdown()
+
+
+def learned_calmly(config: RunConfig) -> RunStore:
+    """Every concept of a manifest, learned in this process."""
+    store = RunStore(config.output)
+    plan, _ = make_plan(config, store)
+    tasks = list(plan.tasks(read_manifest(config.manifest)))
+
+    async def together(learner: Learner, tasks: list[ConceptTask]) -> None:
+        await asyncio.gather(*(learner.learn(task) for task in tasks))
+
+    unsaved = dataclasses.replace(config.actors, checkpoint_steps=0)
+    learner = Learner(dataclasses.replace(config, actors=unsaved))
+    asyncio.run(together(learner, tasks))
+    learner.close()
+    return store
