@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from pipeline.manifest import ManifestRow, read_manifest
 from pipeline.plan import ConceptTask
 from pipeline.records import from_json
 from pipeline.run import OK, STOPPED, main
+from tests.faults.processes import descendants, kill
 from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -72,22 +72,8 @@ def when_checkpointed(output: Path, act: Callable[[], None]) -> threading.Thread
 
 
 def kill_learner() -> None:
-    """SIGKILL to the actor's process: the one among this process's descendants that Ray has named after its class."""
-    parents = {pid: int(stat.rpartition(")")[2].split()[1]) for pid, stat in processes("stat")}
-    learners = [pid for pid, title in processes("cmdline") if title.startswith("ray::Learner")]
-
-    def is_ours(pid: int) -> bool:
-        return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
-
-    (pid,) = filter(is_ours, learners)
-    os.kill(pid, signal.SIGKILL)
-
-
-def processes(entry: str) -> Iterator[tuple[int, str]]:
-    """(process id, text of an entry under /proc), of all that still live."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            yield int(folder.name), (folder / entry).read_text()
+    (pid,) = descendants("ray::Learner")
+    kill(pid)
 
 
 def test_a_killed_worker_loses_nothing(run_files: tuple[Path, Path], calm: dict[str, bytes], tmp_path: Path) -> None:
