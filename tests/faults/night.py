@@ -40,6 +40,8 @@ class Night:
     output: Path
     seed: int = field(default_factory=lambda: random.randrange(2**32))
     driver: subprocess.Popen[str] | None = None
+    kills: int = 0
+    """Of workers."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -71,6 +73,7 @@ class Night:
     def kill_one(self, title: str) -> None:
         if found := descendants(title):
             kill(self.random.choice(found))
+            self.kills += 1
 
     def kill_driver(self) -> None:
         assert self.driver is not None
