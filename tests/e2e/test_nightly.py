@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.actors import Learner
+from pipeline.config import GateConfig
+from pipeline.manifest import ManifestRow, read_manifest
 from pipeline.models import locate
-from pipeline.records import ConceptRecord, load_records
+from pipeline.plan import ConceptTask
+from pipeline.records import ConceptRecord, StoredFile, load_records
 from pipeline.run import OK, main
 from pipeline.storage import RunStore
-from pipeline.tally import LATE
-from tests.pipeline.runs import tiny_toml, write_manifest
+from pipeline.tally import LATE, STOPPED
+from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -76,6 +86,54 @@ def test_a_try_is_what_a_run_with_its_settings_learns(
 
     assert main(command) == OK
     assert capsys.readouterr().out.startswith("0 learned, 2 done before")
+
+
+def learned_calmly(model: Path, output: Path, manifest: str, **settings: Any) -> dict[str, dict[str, StoredFile]]:
+    """Files of every concept, learned alone and in this process."""
+    config = tiny_config(model, output, extractor=locate("demo/clip"), **settings)
+    learner = Learner(replace(config, gate=GateConfig(ladder=())))
+    rows = (row for row in read_manifest(manifest) if isinstance(row, ManifestRow))
+
+    async def learn() -> dict[str, dict[str, StoredFile]]:
+        tasks = [ConceptTask(concept=row.concept, fingerprint="calm") for row in rows]
+        return {task.concept.concept_id: dict((await learner.learn(task)).files) for task in tasks}
+
+    files = asyncio.run(learn())
+    learner.close()
+    return files
+
+
+def test_a_ladder_that_was_stopped_goes_on_to_the_same_end(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"inversion": {"steps": 60, "batch_size": 2}, "actors": {"count": 1, "checkpoint_steps": 5}}
+    command = job(tmp_path, tiny_model, "out", gate={"min_clip_i": 2.0, "ladder": ["seed"]}, **settings)
+    concepts = tmp_path / "out" / "concepts"
+
+    def stop_in_the_ladder() -> None:
+        """As soon as a concept that has a record has a checkpoint, too."""
+        while not any({"record.json", "checkpoint.safetensors"} <= {path.name for path in concept.rglob("*.*")}
+                      for concept in concepts.glob("*")):  # fmt: skip
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_in_the_ladder, daemon=True).start()
+    assert main(command) == STOPPED
+    assert list(concepts.rglob("ladder.json"))
+    capsys.readouterr()
+    assert main(command) == OK
+    assert capsys.readouterr().out.startswith("0 learned, 2 done before")
+    found = records(tmp_path / "out")
+    for number in (0, 1):
+        calm = learned_calmly(tiny_model, tmp_path / f"calm-{number}", command[0], seed=number, **settings)
+        for name, record in found.items():
+            tried = record.tries[number]
+            assert [tried.files[each] for each in ("curve.parquet", "grid.png")] == [
+                calm[name][each] for each in ("curve.parquet", "grid.png")
+            ]
+    assert len(found) == 2
+    assert not list(concepts.rglob("ladder.json"))
+    assert not list(concepts.rglob("checkpoint.safetensors"))
 
 
 def test_a_deadline_ends_a_run_that_the_next_continues(
