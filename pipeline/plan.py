@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 """Raised when the same inputs would give other results or files than before; makes every concept not done."""
 
 _BATCH_ROWS = 512
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _ROW_FIELDS = tuple(each.name for each in dataclasses.fields(Concept) if each.name not in ("images", "masks"))
 
 Identify = Callable[[Iterable[str]], Mapping[str, str | OSError | ValueError]]
@@ -224,5 +225,5 @@ class Plan:
 
 def digest(value: object) -> str:
     """32 hex digits of a JSON value."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = _CANONICAL.encode(value)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

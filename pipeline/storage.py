@@ -14,7 +14,7 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -49,16 +49,22 @@ def resolve(uri: str, relative_to: str) -> str:
     if "://" in uri:
         _scheme(uri)
         return uri
-    scheme, base = _split(relative_to)
+    scheme, folder, top = _place(relative_to)
     if uri.startswith("/"):
         if scheme != "file":
             raise ValueError(f"{uri!r} is a path on one machine, but the manifest is at {scheme}://; write a full URI")
         return uri
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(base), uri))
-    top = base.split("/")[0]  # bucket, container or host; empty where there is none
+    path = posixpath.normpath(posixpath.join(folder, uri))
     if scheme not in ("file", "memory") and not path.startswith(f"{top}/"):
         raise ValueError(f"{redact(uri)!r} leads out of {redact(f'{scheme}://{top}')}; write a full URI")
     return path if scheme == "file" else f"{scheme}://{path}"
+
+
+@lru_cache(16)
+def _place(file: str) -> tuple[str, str, str]:
+    """Scheme and folder of a manifest's file, and its bucket, container or host, empty where there is none."""
+    scheme, base = _split(file)
+    return scheme, posixpath.dirname(base), base.split("/")[0]
 
 
 def read_bytes(uri: str, limit: int = MAX_BYTES) -> bytes:
