@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from pipeline.actors import Learner
@@ -89,6 +91,8 @@ class Night:
 @contextlib.contextmanager
 def two_nodes() -> Iterator[tuple[Cluster, list[Any]]]:
     """A head that takes no work, and two nodes that do; deaths of nodes are noticed within seconds."""
+    if ray.is_initialized():
+        pytest.skip("this process is part of another cluster; run this file in a pytest of its own")
     soon = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": soon}
     cluster = Cluster(initialize_head=True, head_node_args=head)
