@@ -67,12 +67,13 @@ class Drawing:
 
     def theirs(self, several: bool, batches: int) -> float:
         prompts = [PROMPT.format(embedding.placeholder_token) for embedding in self._chosen(several)]
+        guidance_scale = self._sampling.guidance_scale or self.backbone.guidance_scale
 
         def draw() -> None:
             for batch in range(batches):
                 seeds = range(batch * len(prompts), (batch + 1) * len(prompts))
                 self._plain(
-                    prompts, num_inference_steps=self._sampling.steps, guidance_scale=self._sampling.guidance_scale,
+                    prompts, num_inference_steps=self._sampling.steps, guidance_scale=guidance_scale,
                     generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 )  # fmt: skip
 
