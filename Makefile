@@ -17,7 +17,8 @@ demo: $(STAMP)
 
 test: $(STAMP)  # the fast ones first
 	$(BIN)/python -m pytest tests -m "not slow"
-	$(BIN)/python -m pytest tests -m slow
+	$(BIN)/python -m pytest tests -m "slow and not own_cluster"
+	$(BIN)/python -m pytest tests -m own_cluster
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest tests -m "not slow"

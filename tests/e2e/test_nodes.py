@@ -23,7 +23,7 @@ from ray.core.generated import autoscaler_pb2
 from tests.pipeline.runs import tiny_toml, write_photo
 from tests.pipeline.s3_server import serve_s3
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.own_cluster]
 
 ROOT = Path(__file__).resolve().parents[2]
 

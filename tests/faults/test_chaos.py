@@ -21,7 +21,7 @@ from tests.faults.processes import descendants
 from tests.pipeline.runs import tiny_toml, write_manifest
 from textual_inversion.slots import SlotState
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.own_cluster, pytest.mark.timeout(900)]
 
 CONCEPTS, STEPS, INTERVAL, KILLS = 60, 16, 4, 5
 SETTINGS = {
