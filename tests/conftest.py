@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.pipeline.s3_server import S3Server
     from textual_inversion.families.base import Backbone
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -45,3 +46,26 @@ def ray_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running S3 server that this process, and every process it starts, talks to by default. There is one for all
+    tests: fsspec keeps its stores, which know the first server they met."""
+    from tests.pipeline.s3_server import serve_s3
+
+    with serve_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
+    """URI of a new, empty bucket."""
+    number = request.config.stash.get(_BUCKETS, 0)
+    request.config.stash[_BUCKETS] = number + 1
+    return s3_server.make_bucket(f"bucket-{number}")
+
+
+_BUCKETS = pytest.StashKey[int]()

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 from aiobotocore.client import AioBaseClient
 
-from tests.pipeline.s3_server import S3Server, serve_s3
-
-
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A running S3 server that this process, and every process it starts, talks to by default."""
-    with serve_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield server
-
-
-@pytest.fixture
-def bucket(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
-    """URI of a new, empty bucket."""
-    number = request.config.stash.get(_BUCKETS, 0)
-    request.config.stash[_BUCKETS] = number + 1
-    return s3_server.make_bucket(f"bucket-{number}")
+from tests.pipeline.s3_server import S3Server
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +34,6 @@ def s3_calls(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(AioBaseClient, "_make_api_call", counting)
     return calls
-
-
-_BUCKETS = pytest.StashKey[int]()
 
 
 @pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.slow)])
