@@ -61,11 +61,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def bucket(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
-    """URI of a new, empty bucket."""
+def bucket(s3_server: S3Server, request: pytest.FixtureRequest) -> Iterator[str]:
+    """URI of a new, empty bucket; deleted after the test, as each takes seven of the server's volumes."""
     number = request.config.stash.get(_BUCKETS, 0)
     request.config.stash[_BUCKETS] = number + 1
-    return s3_server.make_bucket(f"bucket-{number}")
+    uri = s3_server.make_bucket(f"bucket-{number}")
+    yield uri
+    s3_server.delete_bucket(uri)
 
 
 _BUCKETS = pytest.StashKey[int]()

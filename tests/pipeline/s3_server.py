@@ -41,6 +41,11 @@ class S3Server:
         fsspec.filesystem("s3", **self.options).mkdir(name)
         return f"s3://{name}"
 
+    def delete_bucket(self, uri: str) -> None:
+        """With all that is in it, now: whatever a store of fsspec's remembers."""
+        fs = fsspec.filesystem("s3", **self.options, skip_instance_cache=True)
+        fs.rm(uri, recursive=True)
+
     @property
     def options(self) -> dict[str, str]:
         """For an fsspec instance of a test's own, beside the ones under test."""
@@ -56,7 +61,7 @@ def serve_s3(folder: Path) -> Iterator[S3Server]:
     identities.write_text(json.dumps(_identities()))
     command = [_weed(), "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}",
                "-admin.ui=false", "-webdav=false", "-master.telemetry=false", f"-s3.config={identities}",
-               "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false"]  # fmt: skip
+               "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", "-volume.max=1000"]  # fmt: skip
     for name, port, grpc in zip(names, ports[::2], ports[1::2], strict=True):
         command += [f"-{name}.port={port}", f"-{name}.port.grpc={grpc}"]
     server = S3Server(f"http://127.0.0.1:{ports[2 * names.index('s3')]}")
