@@ -8,7 +8,6 @@ cluster.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.answers import answer
 from pipeline.config import PhotoConfig, parse_config
 from pipeline.differences import input_differences, settings_differences
 from pipeline.identity import identify
@@ -23,13 +23,9 @@ from pipeline.manifest import BadRow, ManifestRow, concept_ids, read_manifest
 from pipeline.plan import digest, fingerprint_inputs, settings_path
 from pipeline.progress import duration, moment, span
 from pipeline.records import ConceptRecord, from_json
-from pipeline.redact import redact
-from pipeline.s3 import is_clients
 from pipeline.selection import unknown
 from pipeline.storage import ConceptFolder, RunStore
 from pipeline.survey import no_run, read_run
-
-OK, USAGE = 0, 2
 
 
 @dataclass(kw_only=True)
@@ -70,19 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--manifest", metavar="URI", help="another than the last run's")
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
     options = parser.parse_args(arguments)
-    try:
-        found = explain(RunStore(options.output), options.concept, options.manifest)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {redact(str(error)) or type(error).__name__}\n")
-        return USAGE
-    except Exception as error:
-        if not is_clients(error):
-            raise
-        sys.stderr.write(f"error: {redact(f'{options.output} cannot be reached: {error}')}\n")
-        return USAGE
-    text = json.dumps(dataclasses.asdict(found), indent=1) if options.json else "\n".join(describe(found))
-    sys.stdout.write(redact(text) + "\n")
-    return OK
+    return answer(
+        options.output, lambda store: explain(store, options.concept, options.manifest), describe, as_json=options.json
+    )
 
 
 def explain(store: RunStore, concept_id: str, manifest: str | None = None) -> Explanation:

@@ -6,19 +6,13 @@ For a run that goes on, has ended or has died, on any store, from any machine: i
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
+from pipeline.answers import answer
 from pipeline.progress import duration, moment, span
-from pipeline.redact import redact
-from pipeline.s3 import is_clients
-from pipeline.storage import RunStore
 from pipeline.survey import Status, read_status
-
-OK, USAGE = 0, 2
 
 _SHOWN_CAUSES, _SHOWN_NAMES = 10, 4
 
@@ -30,19 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", metavar="OUTPUT", help="output of a run: folder or any fsspec URI")
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
     options = parser.parse_args(arguments)
-    try:
-        status = read_status(RunStore(options.output))
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {redact(str(error)) or type(error).__name__}\n")
-        return USAGE
-    except Exception as error:
-        if not is_clients(error):
-            raise
-        sys.stderr.write(f"error: {redact(f'{options.output} cannot be reached: {error}')}\n")
-        return USAGE
-    text = json.dumps(dataclasses.asdict(status), indent=1) if options.json else "\n".join(describe(status))
-    sys.stdout.write(redact(text) + "\n")
-    return OK
+    return answer(options.output, read_status, describe, as_json=options.json)
 
 
 def describe(status: Status) -> Iterator[str]:

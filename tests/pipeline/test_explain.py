@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.explain import OK, USAGE, describe, explain, main
+from pipeline.answers import OK, USAGE
+from pipeline.explain import describe, explain, main
 from pipeline.records import Try
 from pipeline.storage import RunStore
 from tests.pipeline.outputs import end, make_photos, put_manifest, put_run, settings, tasks_of

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.answers import OK, USAGE
 from pipeline.causes import Cause
-from pipeline.status import OK, USAGE, describe, main
+from pipeline.status import describe, main
 from pipeline.storage import RunStore
 from pipeline.survey import Facts, Status
 from tests.pipeline.outputs import end, make_photos, put_manifest, put_run, settings, tasks_of
