@@ -7,12 +7,13 @@ import contextlib
 import datetime
 import random
 import re
-import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from aiohttp import ClientSession, TCPConnector, web
+
+from tests.pipeline.http_thread import serve
 
 _ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>{}</Message></Error>"
 _ANSWERS = {
@@ -139,29 +140,13 @@ def _without_recent(listing: bytes, lag_s: float) -> bytes:
 def serve_faults(upstream: str, **settings: object) -> Iterator[S3Faults]:
     """Put the layer in front of an S3 server, on a port of its own; without settings it only counts."""
     faults = S3Faults(upstream, **settings)  # type: ignore[arg-type]
-    loop, ready = asyncio.new_event_loop(), threading.Event()
-    stop = asyncio.Event()
-
-    async def serve() -> None:
-        app = web.Application(client_max_size=2**30)
-        app.router.add_route("*", "/{path:.*}", faults.answer)
-        async with ClientSession(connector=TCPConnector(limit=100), auto_decompress=False) as session:
-            app[_SESSION] = session
-            runner = web.AppRunner(app, access_log=None)
-            await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            faults.endpoint = f"http://127.0.0.1:{runner.addresses[0][1]}"
-            ready.set()
-            await stop.wait()
-            await runner.cleanup()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
-    thread.start()
-    if not ready.wait(30):
-        raise TimeoutError("the fault layer did not start within 30 s")
-    try:
+    app = web.Application(client_max_size=2**30)
+    app.router.add_route("*", "/{path:.*}", faults.answer)
+    app.cleanup_ctx.append(_session)
+    with serve(app) as faults.endpoint:
         yield faults
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(20)
+
+
+async def _session(app: web.Application) -> AsyncIterator[None]:
+    async with ClientSession(connector=TCPConnector(limit=100), auto_decompress=False) as app[_SESSION]:
+        yield

@@ -3,12 +3,10 @@ takes in within the time of a test. Signatures are not looked at."""
 
 from __future__ import annotations
 
-import asyncio
 import bisect
 import contextlib
 import datetime
 import hashlib
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +14,8 @@ from urllib.parse import unquote
 from xml.sax.saxutils import escape
 
 from aiohttp import web
+
+from tests.pipeline.http_thread import serve
 
 _WRITTEN = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 _PAGE = 1000
@@ -126,25 +126,7 @@ def _unchunked(body: bytes) -> bytes:
 @contextlib.contextmanager
 def serve_memory() -> Iterator[S3Memory]:
     """On a port of its own, in a thread of this process."""
-    server, loop, ready, stop = S3Memory(), asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-
-    async def serve() -> None:
-        app = web.Application(client_max_size=2**30)
-        app.router.add_route("*", "/{path:.*}", server.answer)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        server.endpoint = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        ready.set()
-        await stop.wait()
-        await runner.cleanup()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
-    thread.start()
-    if not ready.wait(30):
-        raise TimeoutError("the server did not start within 30 s")
-    try:
+    server, app = S3Memory(), web.Application(client_max_size=2**30)
+    app.router.add_route("*", "/{path:.*}", server.answer)
+    with serve(app) as server.endpoint:
         yield server
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(20)
