@@ -47,6 +47,10 @@ class NoLearning:
     async def drain(self, seconds: float) -> None:
         """There is nothing to save."""
 
+    async def notice(self) -> None:
+        """Its node stays."""
+        await asyncio.Event().wait()
+
     def _publish(self, store: RunStore, record: ConceptRecord) -> None:
         """Written and read back, the record last, as actors do."""
         for name, size in FILES.items():

@@ -10,8 +10,6 @@ import asyncio
 import concurrent.futures
 import logging
 import queue
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +25,7 @@ from pipeline import retries
 from pipeline.concept_log import ConceptLog
 from pipeline.config import RunConfig
 from pipeline.earlier import read_examples
-from pipeline.faults import ActorBroken, PhotosUnreachable, StoreFailed, describe_error
+from pipeline.faults import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed, describe_error
 from pipeline.fetch import open_pictures
 from pipeline.gate import BELOW, verdict
 from pipeline.models import default_slots, load_model, locate
@@ -37,6 +35,7 @@ from pipeline.records import ConceptRecord, from_json, put_record
 from pipeline.s3 import is_clients
 from pipeline.samples import draw_samples, score
 from pipeline.storage import RunStore
+from pipeline.vitals import Vitals, held_bytes
 from textual_inversion.adapter_formats import dump_adapter
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
@@ -50,6 +49,7 @@ log = logging.getLogger(__name__)
 
 POOL_THREADS = 4
 _ROOM_TRIES = 5
+_LEAVING = "its node is taken back"
 
 T = TypeVar("T")
 
@@ -61,22 +61,6 @@ class _Pictures:
     photos: list[Image.Image]
     masks: list[Image.Image]
     """None, or one a photo and of its size."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Vitals:
-    """How an actor does, for whoever watches it."""
-
-    steps: int
-    """Optimizer steps since it started, of all its concepts."""
-    slots: int
-    slots_used: int
-    losses: list[float]
-    """The last loss read of each concept in a slot."""
-    device_bytes: int
-    """That torch holds of its GPU's memory; 0 on a CPU."""
-    host_bytes: int
-    """The most main memory it has held."""
 
 
 @dataclass(eq=False, slots=True)
@@ -122,7 +106,7 @@ class Learner:
         self._engine: Engine | None = None
         self._crowding: set[str] | None = None
         """Concepts in slots whose state is awaited before there are fewer slots; None while there is enough memory."""
-        self._draining = False
+        self._draining = self._leaving = False
         self._closed = threading.Event()
         self._broken = ""
         """Why the engine is no more; empty while it runs."""
@@ -137,8 +121,8 @@ class Learner:
     async def learn(self, task: ConceptTask, attempt: int = 1) -> ConceptRecord:
         """Learn one concept and publish it. Bad input comes back as a failed record, which is for the caller to store.
 
-        Raises ActorBroken when the actor must be replaced, StoreFailed when the run's storage fails, and
-        PhotosUnreachable when its photos cannot be had for now.
+        Raises ActorBroken when the actor must be replaced, ActorLeaving when its node is taken back before this begins,
+        StoreFailed when the run's storage fails, and PhotosUnreachable when its photos cannot be had for now.
         """
         async with self._room:
             job = self._jobs[task.concept.concept_id] = _Job(task, ConceptLog(self._store, task.folder, attempt))
@@ -152,6 +136,9 @@ class Learner:
                 raise
             except RuntimeError as error:  # how torch reports a device that is out of memory or lost
                 raise ActorBroken(f"{type(error).__name__}: {error}") from error
+            except ActorLeaving:
+                await self._in_pool(partial(job.log.store, "handed back, as its node is taken back"))
+                raise
             except (PhotosUnreachable, StoreFailed):
                 raise
             except Exception as error:
@@ -163,21 +150,27 @@ class Learner:
 
     def vitals(self) -> Vitals:
         """May be asked on any thread."""
-        on_gpu = self._backbone.device.type == "cuda"
-        kilobyte = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
+        device_bytes, host_bytes = held_bytes(self._backbone.device)
         return Vitals(
             steps=self._engine.steps_taken if self._engine else 0,
             slots=self._slots,
             slots_used=sum(job.in_slot for job in list(self._jobs.values())),
             losses=self._engine.losses() if self._engine else [],
-            device_bytes=torch.cuda.memory_reserved(self._backbone.device) if on_gpu else 0,
-            host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte,
+            device_bytes=device_bytes,
+            host_bytes=host_bytes,
         )
 
-    def save_soon(self) -> None:
-        """Each concept in a slot writes a checkpoint after the step that is going on. On any thread."""
+    def leave(self) -> None:
+        """Its node is taken back: begin nothing more, hand back what has not begun, and save what is in slots after the
+        step that is going on. To be called every few seconds until the end, on any thread."""
+        self._leaving = True
         if self._engine is not None:
             self._engine.save_soon()
+
+    async def notice(self) -> None:
+        """Return when its node is to be taken back."""
+        while not self._leaving:
+            await asyncio.sleep(0.5)
 
     async def drain(self, seconds: float) -> None:
         """Start no more concepts; return when each one in a slot has written a checkpoint or its record, or time is
@@ -186,7 +179,8 @@ class Learner:
         deadline = time.monotonic() + seconds
         before = {job: job.num_saves for job in self._jobs.values()}
         saves = self._config.actors.checkpoint_steps > 0
-        self.save_soon()
+        if self._engine is not None:
+            self._engine.save_soon()
         while time.monotonic() < deadline and not self._broken:
             jobs = list(self._jobs.values())
             unsaved = saves and any(job.in_slot and job.num_saves == before.get(job, 0) for job in jobs)
@@ -202,6 +196,8 @@ class Learner:
 
     async def _learn(self, job: _Job, attempt: int) -> ConceptRecord:
         task = job.task
+        if self._leaving:
+            raise ActorLeaving(_LEAVING)
         if attempt > 1 and await self._in_pool(lambda: self._store.exists(task.folder.record)):
             # an earlier attempt had finished; only its answer was lost
             return from_json(await self._in_pool(lambda: self._store.get(task.folder.record)))
@@ -311,19 +307,22 @@ class Learner:
 
     def _next_assignment(self, wait: bool) -> Assignment | None:
         """Asked by the engine on its own thread; None while it waits ends it."""
-        if self._draining:
-            if wait:
-                self._closed.wait()  # its process is about to end
-            return None
-        try:
-            assignment = self._assignments.get(block=wait)
-        except queue.Empty:
-            return None
-        if assignment is None:
-            self._assignments.put(None)  # it will ask again, with `wait`, when its slots are empty
-            return None
-        self._jobs[assignment.concept.concept_id].in_slot = True
-        return assignment
+        while not self._draining:
+            try:
+                assignment = self._assignments.get(block=wait)
+            except queue.Empty:
+                return None
+            if assignment is None:
+                self._assignments.put(None)  # it will ask again, with `wait`, when its slots are empty
+                return None
+            job = self._jobs[assignment.concept.concept_id]
+            if not self._leaving:
+                job.in_slot = True
+                return assignment
+            job.outcome.set_exception(ActorLeaving(_LEAVING))
+        if wait:
+            self._closed.wait()  # its process is about to end
+        return None
 
     def _ended(self, outcome: Outcome) -> None:
         job = self._jobs[outcome.concept.concept_id]
@@ -346,6 +345,8 @@ class Learner:
         if self._config.actors.checkpoint_steps and (job.save is None or job.save.done() or self._draining):
             job.save = self._pool.submit(self._save, job, state, job.save)
         self._left_slot(concept)
+        if self._leaving:
+            self._next_assignment(wait=False)  # hands back what waits for a slot
 
     def _save(self, job: _Job, state: SlotState, former: concurrent.futures.Future[None] | None) -> None:
         if former is not None:

@@ -82,15 +82,15 @@ def is_leaving() -> bool:
     return ray.get_runtime_context().get_node_id() in draining
 
 
-def save_before_leaving(save: Callable[[], None], is_leaving: Callable[[], bool] = is_leaving) -> None:
-    """From now on: while this node has notice, have everything saved every few seconds. What is then lost with it are
-    seconds, not the steps since the last checkpoint."""
+def watch_for_notice(leave: Callable[[], None], is_leaving: Callable[[], bool] = is_leaving) -> None:
+    """From now on: while this node has notice, call `leave` every few seconds. What is saved each time is all but
+    seconds of what the node would take with it, not only what the last checkpoint had."""
 
     def watch() -> None:
         rest = threading.Event()
         while not rest.wait(_NOTICE_EVERY_S):
             if is_leaving():
-                save()
+                leave()
 
     threading.Thread(target=watch, name="notice", daemon=True).start()
 
@@ -99,5 +99,4 @@ def _equip(config: RunConfig, learner: Learner) -> None:
     """An actor's process: its log lines as the run's, its metrics, and what it does when its node is taken back."""
     configure_logs(config.log_format, logging.WARNING)
     export(learner.vitals)
-    if config.actors.checkpoint_steps:
-        save_before_leaving(learner.save_soon)
+    watch_for_notice(learner.leave)

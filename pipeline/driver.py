@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.faults import ActorBroken, RunAborted, StoreFailed, describe_error
+from pipeline.faults import ActorBroken, ActorLeaving, RunAborted, StoreFailed, describe_error
 from pipeline.plan import ConceptTask
 from pipeline.progress import Progress
 from pipeline.publish import failure_record
@@ -74,6 +74,10 @@ class _Actor:
     capacity: int = 1
     """Calls it takes at a time; known when it is ready."""
     calls: dict[Any, _Work] = field(default_factory=dict)
+    notice: Any = None
+    """Reference that resolves when its node is to be taken back; None before it is ready, and from then on."""
+    is_leaving: bool = False
+    """It has notice: it goes on with what it has begun, and gets nothing more."""
     alone: bool = False
     """It runs a suspect and gets nothing else until that call ends."""
 
@@ -91,9 +95,11 @@ def drive(
 
     `tasks` is pulled lazily, a little ahead of the actors. `new_actor()` returns the handle of a Ray actor with
     `max_restarts=0` and the methods `ready()`, which says how many calls it takes at a time, `learn(task, attempt)`,
-    which returns a ConceptRecord, and `drain(seconds)`. When `stop` is set, nothing new is handed out, running concepts
-    get `drain_s` to write checkpoints, and the iterator ends. From `until` on, in seconds since 1970, nothing new is
-    handed out either, and the iterator ends when those are finished whose turn had come by then.
+    which returns a ConceptRecord, `drain(seconds)`, and `notice()`, which returns when its node is to be taken back.
+    From then on its `learn` raises ActorLeaving for all that it has not begun; another actor is started at once. When
+    `stop` is set, nothing new is handed out, running concepts get `drain_s` to write checkpoints, and the iterator
+    ends. From `until` on, in seconds since 1970, nothing new is handed out either, and the iterator ends when those are
+    finished whose turn had come by then.
     """
     fleet = _Fleet(iter(tasks), new_actor, policy, until)
     stop = stop or Event()
@@ -163,10 +169,12 @@ class _Fleet:
         """As many actors as there is work for: more are started one by one, idle ones are let go at the tail."""
         waiting = 0 if self._is_late() else len(self._ahead) + len(self._suspects)
         wanted = min(self._most(), waiting + self._in_flight())
-        idle = [actor for actor in self._actors if not actor.calls]
-        for actor in idle[: max(0, len(self._actors) - wanted)]:
+        staying = self._staying()
+        idle = [actor for actor in staying if not actor.calls]
+        left = [actor for actor in self._actors if actor.is_leaving and not actor.calls]
+        for actor in left + idle[: max(0, len(staying) - wanted)]:
             self._remove(actor)
-        while len(self._actors) < wanted and time.monotonic() >= self._next_start:
+        while len(self._staying()) < wanted and time.monotonic() >= self._next_start:
             if self._start_failures >= self._policy.max_start_failures and self._actors:
                 return  # the actors that do live carry on alone
             handle = self._new_actor()
@@ -178,12 +186,14 @@ class _Fleet:
         """Fill the ready actors: a suspect to an empty one, else shares of what lies ahead, least busy actor first."""
         if self._is_late() or time.monotonic() < self._next_call:
             return
-        for actor in sorted(self._ready(), key=lambda actor: len(actor.calls)):
+        staying = self._staying()
+        ready = [actor for actor in staying if actor.starting is None]
+        for actor in sorted(ready, key=lambda actor: len(actor.calls)):
             if self._suspects and not actor.calls:
                 actor.alone = True
                 self._call(actor, self._suspects.popleft())
             known = len(self._ahead) + self._in_flight()
-            share = min(actor.capacity, math.ceil(known / len(self._actors)))
+            share = min(actor.capacity, math.ceil(known / len(staying)))
             while self._ahead and not actor.alone and len(actor.calls) < share:
                 self._call(actor, self._ahead.popleft())
                 self._look_ahead()
@@ -191,7 +201,7 @@ class _Fleet:
     def collect(self, timeout_s: float) -> Iterator[ConceptRecord]:
         """Wait for something to happen and deal with all that has."""
         refs = {ref: actor for actor in self._actors for ref in actor.calls}
-        refs |= {actor.starting: actor for actor in self._actors if actor.starting is not None}
+        refs |= {ref: actor for actor in self._actors for ref in (actor.starting, actor.notice) if ref is not None}
         if not refs:
             time.sleep(min(timeout_s, max(0.0, max(self._next_start, self._next_call) - time.monotonic())))
             return
@@ -204,6 +214,8 @@ class _Fleet:
         for ref, actor, (value, error) in sorted(results, key=lambda result: result[2][1] is not None):
             if ref is actor.starting:
                 self._started(actor, value, error)
+            elif ref is actor.notice:
+                yield from self._noticed(actor, error)
             elif ref in actor.calls:
                 yield from self._answered(actor, ref, value, error)
 
@@ -248,6 +260,9 @@ class _Fleet:
     def _ready(self) -> list[_Actor]:
         return [actor for actor in self._actors if actor.starting is None]
 
+    def _staying(self) -> list[_Actor]:
+        return [actor for actor in self._actors if not actor.is_leaving]
+
     def _in_flight(self) -> int:
         return sum(len(actor.calls) for actor in self._actors)
 
@@ -266,7 +281,7 @@ class _Fleet:
     def _started(self, actor: _Actor, capacity: int, error: Exception | None) -> None:
         actor.starting = None
         if error is None:
-            actor.capacity = capacity
+            actor.capacity, actor.notice = capacity, actor.handle.notice.remote()
             self._start_failures = 0
             return
         self._remove(actor)
@@ -277,6 +292,20 @@ class _Fleet:
             raise RunAborted(
                 f"{self._start_failures} actors in a row did not start: {describe_error(error)}"
             ) from error
+
+    def _noticed(self, actor: _Actor, error: Exception | None) -> Iterator[ConceptRecord]:
+        actor.notice = None
+        if error is None:
+            self._leaves(actor)
+        elif isinstance(error, RayTaskError):
+            log.warning("an actor does not say when its node is taken back: %s", describe_error(error))
+        else:
+            yield from self._bury(actor, error)
+
+    def _leaves(self, actor: _Actor) -> None:
+        if not actor.is_leaving:
+            log.warning("the node of an actor with %d concepts is taken back: it gets no more", len(actor.calls))
+        actor.is_leaving = True
 
     def _answered(self, actor: _Actor, ref: Any, record: Any, error: Exception | None) -> Iterator[ConceptRecord]:
         work = actor.calls.pop(ref)
@@ -289,6 +318,9 @@ class _Fleet:
         elif not isinstance(error, RayTaskError) or isinstance(cause, ActorBroken):
             actor.calls[ref], actor.alone = work, was_alone
             yield from self._bury(actor, error)
+        elif isinstance(cause, ActorLeaving):
+            self._leaves(actor)
+            (self._suspects if was_alone else self._ahead).appendleft(work)
         elif isinstance(cause, StoreFailed):
             self._store_failed(work, error)
         elif isinstance(cause, OSError):  # its photos' store or network
@@ -314,17 +346,18 @@ class _Fleet:
         log.warning("nothing new for %.0f s, as storage fails: %s", pause_s, describe_error(error))
 
     def _bury(self, actor: _Actor, error: Exception, to_blame: Sequence[_Work] = ()) -> Iterator[ConceptRecord]:
-        """The actor is lost: its concepts, or those `to_blame`, become suspects; none if its node was preempted, which
-        proves nothing."""
-        preempted = bool(getattr(error, "preempted", False))
+        """The actor is lost: its concepts, or those `to_blame`, become suspects; none if its node was taken back, which
+        proves nothing. Ray knows of that only when the notice had run out."""
+        preempted = actor.is_leaving or bool(getattr(error, "preempted", False))
         log.warning("an actor with %d concepts was lost: %s", len(actor.calls), describe_error(error))
         self._remove(actor)
         lost, actor.calls = list(actor.calls.values()), {}
+        unproven = self._suspects if actor.alone else self._ahead
         is_known = any(work.alone for work in lost)
         for work in lost:
             if preempted or (to_blame and work not in to_blame):
                 self.retried += 1
-                self._ahead.appendleft(work)
+                unproven.appendleft(work)
             else:
                 work.alone += len(lost) == 1
                 yield from self._lost(work, self._suspects, error)
@@ -353,6 +386,7 @@ class _Fleet:
         return record
 
     def _remove(self, actor: _Actor) -> None:
+        actor.notice = None
         self._actors.remove(actor)
         ray.kill(actor.handle)
 

@@ -9,6 +9,10 @@ class ActorBroken(RuntimeError):
     """Raised by an actor that can do nothing more and must be replaced."""
 
 
+class ActorLeaving(Exception):
+    """Raised by an actor whose node is taken back, for a concept that it has not begun."""
+
+
 class StoreFailed(OSError):
     """The run's own storage does not answer, or refuses, again and again; no concept can be blamed."""
 

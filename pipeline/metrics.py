@@ -18,7 +18,7 @@ from pipeline.progress import Facts
 from pipeline.records import ConceptRecord
 
 if TYPE_CHECKING:
-    from pipeline.actors import Vitals
+    from pipeline.vitals import Vitals
 
 log = logging.getLogger(__name__)
 

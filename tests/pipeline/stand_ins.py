@@ -8,7 +8,7 @@ import os
 import signal
 from pathlib import Path
 
-from pipeline.faults import ActorBroken, StoreFailed
+from pipeline.faults import ActorBroken, ActorLeaving, StoreFailed
 from pipeline.plan import ConceptTask
 from pipeline.records import ConceptRecord
 
@@ -19,7 +19,7 @@ class StandIn:
     def __init__(self, notes: str, capacity: int = 2) -> None:
         self._notes, self._capacity = Path(notes), capacity
         self._running: set[str] = set()
-        self._draining = asyncio.Event()
+        self._draining, self._leaving = asyncio.Event(), asyncio.Event()
         if (self._notes / "no-start").exists():
             raise ValueError("the model is not where it should be")
 
@@ -28,6 +28,8 @@ class StandIn:
 
     async def learn(self, task: ConceptTask, attempt: int) -> ConceptRecord:
         name = task.concept.concept_id
+        if self._leaving.is_set():
+            raise ActorLeaving("its node is taken back")
         self._running.add(name)
         note = self._notes / f"{name}.{attempt}.{os.getpid()}"
         note.write_text(" ".join(sorted(self._running)))
@@ -46,6 +48,11 @@ class StandIn:
     async def drain(self, _seconds: float) -> None:
         self._draining.set()
         await asyncio.sleep(0.05)
+
+    async def notice(self) -> None:
+        """There is one when a file `leave.<pid>` is there."""
+        await self._has_appeared(f"leave.{os.getpid()}")
+        self._leaving.set()
 
     async def _behave(self, name: str, attempt: int) -> None:
         kind = name.partition("-")[0]
@@ -71,3 +78,15 @@ class StandIn:
             await asyncio.sleep(12)
         if kind == "slow":
             await self._draining.wait()
+        if kind == "held":
+            await self._has_appeared(f"end.{name}")
+        if kind in ("waiting", "lost") and len(list(self._notes.glob(f"{name}.*"))) == 1:
+            await self._leaving.wait()
+            if kind == "waiting":
+                raise ActorLeaving("its node is taken back")
+            await self._has_appeared(f"end.{name}")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def _has_appeared(self, name: str) -> None:
+        while not (self._notes / name).exists():
+            await asyncio.sleep(0.05)

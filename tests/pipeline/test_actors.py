@@ -20,7 +20,7 @@ from safetensors.torch import load
 from pipeline import actors
 from pipeline.actors import Learner, _Job
 from pipeline.concept_log import ConceptLog
-from pipeline.faults import ActorBroken, PhotosUnreachable, StoreFailed
+from pipeline.faults import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed
 from pipeline.plan import ConceptTask
 from pipeline.records import ConceptRecord, from_json
 from pipeline.storage import RunStore
@@ -287,6 +287,40 @@ def test_draining_asks_for_checkpoints_at_once(tiny_model: Path, photos: tuple[s
     for one in tasks:
         state = SlotState.from_bytes(RunStore(str(tmp_path)).get(one.folder.checkpoint))
         assert state.step == len(state.curve) > 0
+
+
+def test_with_notice_what_is_in_a_slot_goes_on_and_all_else_is_handed_back(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    actors = {"slots": 1, "calls_ahead": 1, "checkpoint_steps": 1_000_000}
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion={"steps": 400}, actors=actors))
+    begun, ahead, late = (task(name, photos) for name in ("begun", "ahead", "late"))
+
+    async def take_back() -> ConceptRecord:
+        notice = asyncio.create_task(learner.notice())
+        calls = [asyncio.create_task(learner.learn(begun))]
+        while not any(job.in_slot for job in learner._jobs.values()):
+            await asyncio.sleep(0.01)
+        calls.append(asyncio.create_task(learner.learn(ahead)))
+        while ahead.concept.concept_id not in learner._jobs:
+            await asyncio.sleep(0.01)
+        assert not notice.done()
+        while not calls[1].done():  # as the one who watches for notice does
+            learner.leave()
+            await asyncio.sleep(0.05)
+        await asyncio.wait_for(notice, 10)
+        for call in (calls[1], learner.learn(late)):
+            with pytest.raises(ActorLeaving):
+                await call
+        return await calls[0]
+
+    record = asyncio.run(take_back())
+    learner.close()
+    assert (record.status, record.steps) == ("done", 400)
+    told = [what for what, _ in events(tmp_path, record)]
+    assert "checkpoint" in told
+    assert told[-1] == "published"
+    assert [path.name for path in (tmp_path / ahead.folder.root).iterdir()] == ["log.jsonl"]
 
 
 def test_draining_without_checkpoints_waits_for_nothing(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import Room, is_leaving, learner_actors, policy_of, save_before_leaving
+from pipeline.cluster import Room, is_leaving, learner_actors, policy_of, watch_for_notice
 from pipeline.config import parse_config
 
 
@@ -51,12 +51,12 @@ def test_a_number_that_was_asked_for_is_not_looked_up() -> None:
     assert policy_of(parse_config({}), 0, 2).room is not None
 
 
-def test_everything_is_saved_while_the_node_has_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_actor_is_told_again_and_again_while_its_node_has_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.cluster._NOTICE_EVERY_S", 0.01)
-    notice, saved = chain([False, False, True, True], repeat(False)), threading.Semaphore(0)
-    save_before_leaving(saved.release, lambda: next(notice))
-    assert saved.acquire(timeout=10)
-    assert saved.acquire(timeout=10)
+    notice, told = chain([False, False, True, True], repeat(False)), threading.Semaphore(0)
+    watch_for_notice(told.release, lambda: next(notice))
+    assert told.acquire(timeout=10)
+    assert told.acquire(timeout=10)
 
 
 def test_a_ray_that_tells_no_notice_is_survived(

@@ -147,6 +147,33 @@ def test_stopping_lets_running_concepts_save(tmp_path: Path) -> None:
     assert all(record.status == "done" for record in records)
 
 
+def test_an_actor_with_notice_ends_what_it_has_begun_and_gets_nothing_more(tmp_path: Path) -> None:
+    """What it has not begun is given to another at once, and what is lost with it is nobody's fault."""
+    names = ["held-0", "lost-0", "waiting-0", *(f"fine-{i}" for i in range(4))]
+
+    def process(name: str) -> str:
+        return next(tmp_path.glob(f"{name}.*")).name.rpartition(".")[2]
+
+    def take_back() -> None:
+        for name in names[:3]:
+            _wait_for(tmp_path / f"{name}.*")
+        (tmp_path / f"leave.{process('held-0')}").touch()
+
+    threading.Thread(target=take_back).start()
+    ended = []
+    for record in drive(map(task, names), actors(tmp_path, 3), Policy(max_actors=1, max_attempts=1)):
+        assert (record.status, record.attempts) == ("done", 1), record.error
+        ended.append(record.concept_id)
+        if len(ended) == 5:  # all that another could do
+            (tmp_path / "end.held-0").touch()
+        if ended[-1] == "held-0":
+            (tmp_path / "end.lost-0").touch()
+    assert sorted(ended[:5]) == sorted(["waiting-0", *(f"fine-{i}" for i in range(4))])
+    assert ended[5:] == ["held-0", "lost-0"]
+    of_the_first = {path.name.split(".")[0] for path in tmp_path.glob(f"*.{process('held-0')}")}
+    assert of_the_first == {*names[:3], "leave"}
+
+
 def test_after_the_deadline_nothing_is_begun_and_what_was_begun_is_finished(tmp_path: Path) -> None:
     tasks = (task(f"fine-{i}") for i in range(100_000))
     records = list(drive(tasks, actors(tmp_path), Policy(max_actors=1), until=time.time() + 8))
