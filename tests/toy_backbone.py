@@ -22,13 +22,13 @@ DIMS = {"long": 24, "short": 16}
 class ToyBackbone:
     """Random but fixed. Words are hashed to ids; the denoiser is one layer that sees the picture, t and the text."""
 
-    def __init__(self, prediction_type: str = "epsilon", seed: int = 0) -> None:
+    def __init__(self, prediction_type: str = "epsilon", seed: int = 0, device: str = "cpu") -> None:
         generator = torch.Generator().manual_seed(seed)
 
         def weight(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+            return (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(device)
 
-        self.device = torch.device("cpu")
+        self.device = torch.device(device)
         self.dtype = torch.float32
         self.resolution = 8
         self.latent_shape = (2, 4, 4)
@@ -37,7 +37,7 @@ class ToyBackbone:
         self.end_of_text = END
         self.prediction_type = prediction_type
         self.guidance_scale = 5.0
-        self.alphas_cumprod = (1 - torch.linspace(0.001, 0.02, 100)).cumprod(0)
+        self.alphas_cumprod = (1 - torch.linspace(0.001, 0.02, 100)).cumprod(0).to(device)
         self.token_tables: Mapping[str, TokenTable] = {
             key: TokenTable(weight(VOCAB_SIZE, dim)) for key, dim in DIMS.items()
         }
@@ -61,7 +61,7 @@ class ToyBackbone:
     def encode_prompts(
         self, ids: Tensor, rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
     ) -> Conditioning:
-        hidden = torch.zeros(*ids.shape, 32)
+        hidden = torch.zeros(*ids.shape, 32, device=self.device)
         for key, table in self.token_tables.items():
             with table.reading(rows.get(key)):
                 words = table(ids) + self._position

@@ -37,6 +37,7 @@ from textual_inversion.slots import (
 )
 from textual_inversion.stopping import FrozenLoss, StopRule, looks, rule_of
 from textual_inversion.timesteps import sampler
+from textual_inversion.transfer import put
 
 if TYPE_CHECKING:
     from textual_inversion.extractors import ClipExtractor
@@ -60,14 +61,13 @@ class Engine:
     - every pass has the same shape, `slots_per_pass * batch_size` samples: missing concepts are made up with copies
       of a present one, whose gradient is dropped.
 
-    **What is equal.** On a CPU `slots_per_pass` is 1: each concept has a pass of its own, so the arithmetic that
-    makes its rows is the same operations on the same shapes whoever sits in the other slots. Its result is
-    bit-for-bit the same alone, in company, in any order, in any slot, with any number of slots, and after any
-    resume, given the same machine, library versions and number of torch threads. Elsewhere all slots share one pass:
-    operations and shapes are again the same, but a concept's samples may stand elsewhere in the batch, and a
-    library may sum a batch's parts in another order: equal to rounding, and bit-for-bit only where the library's
-    kernels treat all samples of a batch alike. With another `slots` or `slots_per_pass` other kernels may be chosen:
-    equal to rounding.
+    **What is equal.** The arithmetic that makes a concept's rows is the same operations on the same shapes whoever
+    sits in the other slots; only the place of its samples in the batch may be another. On a CPU with one torch thread
+    the kernels treat all places alike (tried with 2, 4 and 8 concepts of 1 and 4 samples, torch 2.13): a result is
+    bit-for-bit the same alone, in company, in any order, in any slot and after any resume, given the same machine,
+    library versions and `slots_per_pass`. With more threads, or on a GPU, a library may sum a batch's parts in another
+    order: equal to rounding. So it is with another `slots_per_pass`, for which other kernels may be chosen. With 1 a
+    concept has passes of its own and nothing depends on places at all.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Engine:
         image_features: ImageFeatures | None = None,
     ) -> None:
         """`slots`: concepts learned at a time. `slots_per_pass`: how many of them share a forward and backward pass;
-        None is 1 on a CPU, where sharing gains little, and all elsewhere. `max_vectors`: rows a placeholder may stand
+        None is all. `max_vectors`: rows a placeholder may stand
         for. `read_every_steps`: losses fetched at a time; None is 1 on a CPU, else 16, so that the host can run ahead.
         `image_features`: what `penalties.clip` compares pictures by. Raises ValueError if the configuration does not
         go with the model."""
@@ -95,7 +95,7 @@ class Engine:
         on_cpu = backbone.device.type == "cpu"
         self._backbone, self._config, self._seed = backbone, config, seed
         self._stop_rule = stop_rule or rule_of(config)
-        self._slots_per_pass = slots_per_pass or (1 if on_cpu else slots)
+        self._slots_per_pass = slots_per_pass or slots
         self._read_every_steps = read_every_steps or (1 if on_cpu else 16)
         self._image_features = image_features if config.penalties.clip else None
         self._knowledge = None
@@ -162,7 +162,7 @@ class Engine:
         losses = torch.zeros(len(self._slots), device=self._backbone.device)
         grads = {name: torch.zeros_like(group.values) for name, group in self._groups.items()}
         for part in self._passes(learning):
-            places = _places(part)
+            places = self._places(part)
             loss, gradients = self._pass(part)
             losses[places] = loss[: len(part)]
             for grad, gradient in zip(grads.values(), gradients, strict=True):
@@ -175,9 +175,14 @@ class Engine:
     def _pass(self, part: list[Slot]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One forward and backward pass -> losses [concepts], and a gradient [concepts, vectors, dim] per parameter."""
         part = self._made_up(part)
-        values = {name: group.values[_places(part)].requires_grad_() for name, group in self._groups.items()}
+        places = self._places(part)
+        values = {name: group.values[places].requires_grad_() for name, group in self._groups.items()}
         loss = self._objective(part, values, "step", self._config.penalties)
         return loss.detach(), torch.autograd.grad(loss.sum(), list(values.values()))
+
+    def _places(self, part: Sequence[Slot]) -> Tensor:
+        """[concepts] their indices in the stacks; on the device, as an index from the host would be waited for."""
+        return put(torch.tensor([slot.place for slot in part]), self._backbone.device)
 
     def _made_up(self, part: list[Slot]) -> list[Slot]:
         """Always `slots_per_pass` concepts: this part's, made up with its first."""
@@ -187,7 +192,7 @@ class Engine:
         """The loss of each concept [concepts] at these parameters, on the samples drawn for this purpose."""
         drawn = {slot: self._samples(slot, purpose) for slot in dict.fromkeys(part)}
         batch = join([drawn[slot] for slot in part], self._backbone.vocab_size, self._layout.max_rows)
-        places, own = _places(part), self._own(part)
+        places, own = self._places(part), self._own(part)
         trained = Trained(
             rows={key: values[key] for key in self._rows},
             start={key: stack[places] for key, stack in self._start.items()},
@@ -248,7 +253,7 @@ class Engine:
         """[slots, rows] 1 for the rows of each concept's placeholder that its prompts use, 0 for all others."""
         active = [slot.material.active_vectors(slot.step) if slot else 0 for slot in slots]
         rows = torch.arange(self._layout.max_rows)
-        return self._put((rows < torch.tensor(active)[:, None]).float())
+        return put((rows < torch.tensor(active)[:, None]).float(), self._backbone.device)
 
     # The curve stays on the accelerator until somebody needs it.
 
@@ -271,7 +276,7 @@ class Engine:
         due = [slot for slot in learning if looks(self._config, slot.step)]
         for part in self._passes(due):
             full = self._made_up(part)
-            values = {name: group.values[_places(full)] for name, group in self._groups.items()}
+            values = {name: group.values[self._places(full)] for name, group in self._groups.items()}
             losses = self._objective(full, values, "frozen", PenaltyConfig()).tolist()
             for slot, loss in zip(part, losses, strict=False):
                 if self._config.stop.keep_best and loss < slot.best_look.loss:
@@ -356,14 +361,6 @@ class Engine:
             {"step": str(step), "initializer": slot.concept.initializer},
         )
         return Outcome(slot.concept, embedding, slot.step, curve, seconds, None, frozen_losses, slot.setbacks)
-
-    def _put(self, tensor: Tensor) -> Tensor:
-        """To the backbone's device."""
-        return tensor.to(self._backbone.device, non_blocking=True)
-
-
-def _places(slots: Sequence[Slot]) -> list[int]:
-    return [slot.place for slot in slots]
 
 
 def learn(

@@ -14,6 +14,7 @@ from torch import Tensor
 from textual_inversion.concept import Concept
 from textual_inversion.families.base import Backbone
 from textual_inversion.prompts import fill, training_templates
+from textual_inversion.transfer import put
 
 EMPTY_SHARE, CLASS_SHARE = 0.1, 0.1
 """How many of the prompts are the empty one, and templates with the concept's class word (TextBoost's code)."""
@@ -59,17 +60,15 @@ class KnowledgePreservation:
         share = torch.rand(size, generator=generator)
         caption = torch.randint(1, len(self._general), (size,), generator=generator)
         template = torch.randint(2**31, (size,), generator=generator)
-        chosen = self._put(torch.where(share < EMPTY_SHARE, 0, caption))
+        device = self._backbone.device
+        chosen = put(torch.where(share < EMPTY_SHARE, 0, caption), device)
         ids, states = self._general.ids[chosen], self._general.states[chosen]
         if of_class is not None:
-            takes = self._put((share >= EMPTY_SHARE) & (share < EMPTY_SHARE + CLASS_SHARE))
-            which = self._put(template % len(of_class))
+            takes = put((share >= EMPTY_SHARE) & (share < EMPTY_SHARE + CLASS_SHARE), device)
+            which = put(template % len(of_class), device)
             ids = torch.where(takes[:, None], of_class.ids[which], ids)
             states = torch.where(takes[:, None, None], of_class.states[which], states)
         return FrozenPrompts(ids=ids, states=states)
-
-    def _put(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._backbone.device, non_blocking=True)
 
 
 def distance(states: Tensor, frozen: Tensor) -> Tensor:

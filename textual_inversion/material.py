@@ -18,6 +18,7 @@ from textual_inversion.optim import join_steps
 from textual_inversion.paired import AUGMENTATION_TOKENS
 from textual_inversion.prompts import HOLE, augmentation_word, augmented, encode_prompt, training_templates
 from textual_inversion.timesteps import Sampler
+from textual_inversion.transfer import put
 
 PER_IMAGE_PROBABILITY = 0.25
 """With which a prompt names its photo's own token (Gal et al. 2022, released code)."""
@@ -74,16 +75,13 @@ class Material:
             named = torch.rand(size, generator=generator) < PER_IMAGE_PROBABILITY
             listed = torch.where(named, self.per_image[view], listed)
 
-        def put(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        view = put(view)
+        view = put(view, device)
         others = None if self.knowledge is None else self.knowledge.draw(size, self.of_class, generator)
         return Batch(
-            latents=sample(self.moments[view], put(eps)),
-            noise=put(noise),
-            timesteps=put(t),
-            ids=self.prompts[self.active_vectors(step) - len(self.joins) - 1][put(listed), put(number)],
+            latents=sample(self.moments[view], put(eps, device)),
+            noise=put(noise, device),
+            timesteps=put(t, device),
+            ids=self.prompts[self.active_vectors(step) - len(self.joins) - 1][put(listed, device), put(number, device)],
             mask=None if self.mask is None else self.mask[view],
             features=None if self.features is None else self.features[view],
             other_ids=None if others is None else others.ids,

@@ -94,7 +94,8 @@ def objective(
         terms["clip"] = penalties.clip * unlike(image_features(backbone.decode(x_0)), batch.features)
 
     if penalties.knowledge and batch.other_ids is not None and batch.other_states is not None:
-        states = backbone.encode_prompts(batch.other_ids, {}, trained.adapters).hidden
+        # they name none of the rows; without rows, the host would look whether they do, and wait for the device
+        states = backbone.encode_prompts(batch.other_ids, rows, trained.adapters).hidden
         terms["knowledge"] = penalties.knowledge * knowledge_distance(states, batch.other_states)
 
     samples_each = len(batch.latents) // len(trained.own)

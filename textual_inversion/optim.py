@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from textual_inversion.config import InversionConfig, NormControl
+from textual_inversion.transfer import put
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,9 +150,8 @@ def join_steps(steps: int, num_vectors: int) -> tuple[int, ...]:
 
 def _column(values: Sequence[Sequence[float]], like: Tensor) -> Tensor:
     """[slots, vectors or 1, 1]"""
-    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)[..., None]
+    return put(torch.tensor(values, dtype=like.dtype), like.device)[..., None]
 
 
 def _moving(ages: Ages, sound: Tensor) -> Tensor:
-    aged = torch.tensor(ages) > 0
-    return aged.to(sound.device, non_blocking=True)[..., None] & sound[:, None, None]
+    return put(torch.tensor(ages) > 0, sound.device)[..., None] & sound[:, None, None]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,12 @@ from tests.toy_backbone import DIMS, ToyBackbone, plain_views
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState, learn
+from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.slots import Slot
 from textual_inversion.stopping import CurvePoint, FrozenLoss
 
+ROOT = Path(__file__).resolve().parents[2]
 BACKBONE = ToyBackbone()
 CONFIG = InversionConfig(steps=7, batch_size=2, learning_rate=0.02, max_grad_norm=0.05)
 
@@ -46,10 +50,12 @@ def run(
     on_checkpoint: Callable[[Concept, SlotState], None] | None = None,
     checkpoint_steps: int = 0,
     backbone: Backbone = BACKBONE,
+    slots_per_pass: int = 1,
     **options: object,
 ) -> dict[str, Outcome]:
+    """With passes of their own unless said: what is equal then does not depend on the kernels."""
     waiting, outcomes = iter(assignments), {}
-    engine = Engine(backbone, config, slots=slots, seed=5, **options)
+    engine = Engine(backbone, config, slots=slots, seed=5, slots_per_pass=slots_per_pass, **options)
     engine.run(
         lambda _wait: next(waiting, None),
         lambda outcome: outcomes.update({outcome.concept.concept_id: outcome}),
@@ -66,6 +72,11 @@ def vectors(outcome: Outcome) -> dict[str, bytes]:
 
 def same(one: Outcome, other: Outcome) -> bool:
     return vectors(one) == vectors(other) and torch.equal(one.curve, other.curve) and one.steps == other.steps
+
+
+@pytest.fixture(scope="module")
+def demo_backbone() -> Backbone:
+    return load_backbone(str(ROOT / "demo/model"), device="cpu", precision="float32")
 
 
 @pytest.fixture(scope="module")
@@ -113,18 +124,37 @@ def test_company_that_comes_and_goes() -> None:
     assert all(same(together[name], apart[name][name]) for name in together)
 
 
-def test_alone_equals_in_company_on_a_diffusion_model(tiny_backbone: Backbone) -> None:
-    config = InversionConfig(steps=2, batch_size=2)
+@pytest.mark.parametrize("model", ["tiny", "demo"])
+@pytest.mark.parametrize("slots_per_pass", [1, 2])
+def test_alone_equals_in_company_on_a_diffusion_model(
+    request: pytest.FixtureRequest, model: str, slots_per_pass: int
+) -> None:
+    """Also where concepts share passes: in another place, beside others or beside copies of itself, before and after
+    a resume."""
+    torch.set_num_threads(1)
+    backbone = request.getfixturevalue(f"{model}_backbone")
+    config = InversionConfig(steps=3, batch_size=4 if model == "demo" else 2)
+    settings: dict[str, Any] = {"config": config, "backbone": backbone, "slots_per_pass": slots_per_pass}
 
     def work(number: int) -> Assignment:
-        shape = (3, 2, *tiny_backbone.latent_shape)
+        shape = (3, 2, *backbone.latent_shape)
         moments = torch.rand(shape, generator=torch.Generator().manual_seed(number))
         return Assignment(assignment(number).concept, plain_views(moments))
 
-    together = run([work(number) for number in (2, 0, 1)], slots=2, config=config, backbone=tiny_backbone)
+    saved: dict[str, SlotState] = {}
+    together = run(
+        [work(number) for number in (2, 0, 1)],
+        slots=2,
+        on_checkpoint=lambda concept, state: saved.setdefault(concept.concept_id, state),
+        checkpoint_steps=2,
+        **settings,
+    )
     for number in range(3):
-        by_itself = run([work(number)], slots=1, config=config, backbone=tiny_backbone)
+        by_itself = run([work(number)], slots=slots_per_pass, **settings)
         assert same(by_itself[f"c{number}"], together[f"c{number}"])
+    resumed = [dataclasses.replace(work(number), state=saved[f"c{number}"]) for number in (1, 2)]
+    again = run([work(0), *resumed], slots=2, **settings)
+    assert all(same(again[name], together[name]) for name in together)
 
 
 def test_a_shared_pass_equals_passes_of_their_own_to_rounding(alone: dict[str, Outcome]) -> None:
@@ -279,7 +309,7 @@ def test_setbacks_are_bounded_and_then_the_concept_fails_alone(
 
 def test_states_are_handed_over_at_once_when_asked_for(alone: dict[str, Outcome]) -> None:
     work, states, outcomes = iter([assignment(0), assignment(1)]), [], {}
-    engine = Engine(BACKBONE, CONFIG, slots=2, seed=5, read_every_steps=100)
+    engine = Engine(BACKBONE, CONFIG, slots=2, seed=5, slots_per_pass=1, read_every_steps=100)
 
     def save(concept: Concept, state: SlotState) -> None:
         states.append((concept.concept_id, state.step))
@@ -385,7 +415,7 @@ def test_learn() -> None:
     concepts = [(assignment(number).concept, pictures(number)) for number in range(3)]
     learned = learn(BACKBONE, concepts, CONFIG, slots=2, seed=3)
     assert [embedding.placeholder_token for embedding in learned] == ["<c0>", "<c1>", "<c2>"]
-    again = learn(BACKBONE, concepts[::-1], CONFIG, slots=1, seed=3)[::-1]
+    again = learn(BACKBONE, concepts[::-1], CONFIG, slots=2, seed=3)[::-1]
     for one, other in zip(learned, again, strict=True):
         assert all(torch.equal(one.vectors[key], other.vectors[key]) for key in DIMS)
     assert learn(BACKBONE, [], CONFIG) == []

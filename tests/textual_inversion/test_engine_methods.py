@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -91,11 +92,13 @@ def run(
     settings: InversionConfig,
     *,
     slots: int = 1,
+    slots_per_pass: int = 1,
     on_checkpoint: Callable[[Concept, SlotState], None] | None = None,
-    **options: object,
+    **options: Any,
 ) -> dict[str, Outcome]:
     waiting, outcomes = iter(assignments), {}
-    engine = Engine(BACKBONE, settings, slots=slots, seed=SEED, image_features=image_features, **options)
+    options |= {"slots_per_pass": slots_per_pass, "image_features": image_features}
+    engine = Engine(BACKBONE, settings, slots=slots, seed=SEED, **options)
     engine.run(
         lambda _wait: next(waiting, None),
         lambda outcome: outcomes.update({outcome.concept.concept_id: outcome}),

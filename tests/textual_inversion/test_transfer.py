@@ -1,0 +1,114 @@
+"""In a step the host never waits for the device. Shown on torch's `meta` device, which has no values to give: whoever
+asks for one is noticed, and so is whoever hands something over in a way that waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from tests.toy_backbone import ToyBackbone, plain_views
+from textual_inversion.concept import Concept
+from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig
+from textual_inversion.engine import Assignment, Engine
+from textual_inversion.families import load_backbone
+from textual_inversion.families.base import Backbone, Conditioning
+from textual_inversion.transfer import put
+
+READS: Mapping[Any, Callable[[Tensor], object]] = {
+    Tensor.tolist: lambda tensor: torch.ones(tensor.shape).tolist(),
+    Tensor.item: lambda tensor: 1,
+    Tensor.cpu: lambda tensor: torch.ones(tensor.shape, dtype=tensor.dtype),
+    Tensor.__float__: lambda tensor: 1.0,
+    Tensor.__int__: lambda tensor: 1,
+    Tensor.__bool__: lambda tensor: True,
+}
+
+
+class Watch(TorchFunctionMode):
+    """Notes what the host waits for, and answers in the device's place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in READS and args[0].is_meta:
+            self.events.append(f"read by {func.__name__}")
+            return READS[func](args[0])
+        if func is Tensor.to and not args[0].is_meta and not kwargs.get("non_blocking"):
+            if any(isinstance(arg, torch.device) and arg.type == "meta" for arg in (*args[1:], *kwargs.values())):
+                self.events.append("a copy that waits")
+        if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "meta":
+            self.events.append("a tensor made on the device from the host's numbers")
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and args[0].is_meta:
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(part, list) or (isinstance(part, Tensor) and not part.is_meta) for part in index):
+                self.events.append("an index from the host")
+        return func(*args, **kwargs)
+
+
+def watched(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, steps: int, **options: Any) -> list[str]:
+    """What happens while two concepts are learned, `step` where the denoiser is called."""
+    watch = Watch()
+    predict = backbone.predict
+
+    def predicting(noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        watch.events.append("step")
+        return predict(noisy, timesteps, conditioning)
+
+    monkeypatch.setattr(backbone, "predict", predicting)
+    views = plain_views(torch.ones(3, 2, *backbone.latent_shape))
+    concepts = [
+        Concept(concept_id=f"c{i}", placeholder_token=f"<c{i}>", images=("x",), initializer="cat") for i in range(2)
+    ]
+    waiting = [Assignment(concept, views) for concept in concepts]
+    config = InversionConfig(steps=steps, batch_size=2, **options)
+    outcomes: list[Any] = []
+    with watch:
+        engine = Engine(backbone, config, slots=2, seed=0)
+        engine.run(lambda _wait: waiting.pop() if waiting else None, outcomes.append)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    return watch.events
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "rows": {},
+    "textboost": {"adapter": AdapterConfig(kind="lora"), "penalties": PenaltyConfig(knowledge=0.1)},
+    "directions": {"optimizer": "riemannian", "norm_control": "sphere"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_reads_nothing(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = watched(ToyBackbone(device="meta"), monkeypatch, 40, **METHODS[method])
+    between = events[events.index("step") :]
+    assert between.count("step") == 40
+    # 16 steps' losses at a time, and the rest at the end, before what was learned is fetched
+    assert between[:16] == ["step"] * 16
+    assert between[16] == "read by tolist"
+    assert between[17:33] == ["step"] * 16
+    assert between[33] == "read by tolist"
+    assert between[34:42] == ["step"] * 8
+    assert between[42] == "read by tolist"
+    assert {event for event in between if event != "step"} <= {"read by tolist", "read by cpu"}
+
+
+def test_a_step_of_stable_diffusion_reads_nothing(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Watch():
+        backbone = load_backbone(str(tiny_model), device="meta", precision="float32")
+    events = watched(backbone, monkeypatch, 16)
+    first = events.index("step")
+    assert events[first : first + 17] == ["step"] * 16 + ["read by tolist"]
+
+
+def test_what_is_put_arrives() -> None:
+    tensor = torch.arange(3)
+    assert torch.equal(put(tensor, torch.device("cpu")), tensor)
+    assert put(tensor, torch.device("meta")).is_meta
