@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 
 _PLAN_ROWS = 65_536
 _LOOK_EVERY_S = 5.0
-_RETRIES = 3
-"""Of an actor, and of a batch on another actor. Ray's own default is for ever: a row that kills would never end."""
+_RETRIES, _RESTARTS = 3, 30
+"""Of a part's rows, which one of them may end each time; of an actor, which in a long stage meets more deaths than any
+row. Ray's own default is for ever: a row that kills, or an actor that dies as it starts, would never end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +87,7 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
                 fn_constructor_args=[settings],
                 num_cpus=actor_cpus,
                 num_gpus=config.actors.gpus if gpus else None,
-                max_restarts=_RETRIES,
+                max_restarts=_RESTARTS,
                 max_task_retries=_RETRIES,
                 udf_modifying_row_count=False,
             )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import RayError
 
 from pipeline import stage
-from pipeline.stage import cpus_for_actor, finished_rows, first_errors, put_plan
+from pipeline.config import RunConfig
+from pipeline.stage import Stage, cpus_for_actor, finished_rows, first_errors, put_plan, run_stage
 from pipeline.storage import RunStore
+from tests.pipeline.runs import tiny_config
 
 RESULTS = "some/results"
 
@@ -54,3 +59,45 @@ def test_a_shorter_plan_takes_the_place_of_a_longer(tmp_path: Path, monkeypatch:
     assert len(store.list("plan")) == 3
     put_plan(store, "plan", ({"row_id": name} for name in "xy"), schema)
     assert pq.read_table(tmp_path / "plan")["row_id"].to_pylist() == ["x", "y"]
+
+
+class Mortal:
+    """Is killed by rows named `once-...` the first time it sees them, and by `always` each time."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._notes = Path(config.output)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        for name in batch["row_id"].to_pylist():
+            died = self._notes / f"died.{name}"
+            if name == "always" or (name.startswith("once") and not died.exists()):
+                with died.open("a") as file:
+                    file.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+        return batch.append_column("status", pa.array(["ok"] * len(batch)))
+
+
+def work_on(names: list[str], output: Path) -> None:
+    config, schema = tiny_config("none", output, actors={"count": 1}), pa.schema([("row_id", pa.string())])
+    stage = Stage(name="dying", plan="plan", results=RESULTS, worker=Mortal, rows_per_call=1, rows_per_part=2)
+    put_plan(RunStore(config.output), stage.plan, ({"row_id": name} for name in names), schema)
+    run_stage(config, stage, len(names), gpus=0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_actor_may_die_more_often_than_a_row_may_kill(tmp_path: Path) -> None:
+    names = [f"{kind}-{number}" for number in range(5) for kind in ("once", "never")]
+    work_on(names, tmp_path)
+    rows = [row for path in (tmp_path / RESULTS).iterdir() for row in pq.read_table(path)["row_id"].to_pylist()]
+    assert sorted(rows) == sorted(names)
+    assert len(list(tmp_path.glob("died.*"))) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_row_that_kills_ends_the_stage_and_what_was_done_before_counts(tmp_path: Path) -> None:
+    with pytest.raises(RayError):
+        work_on(["a", "b", "c", "d", "always"], tmp_path)
+    assert len((tmp_path / "died.always").read_text()) == 4
+    assert finished_rows(RunStore(str(tmp_path)), RESULTS) == set("abcd")
