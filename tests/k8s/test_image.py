@@ -55,6 +55,8 @@ def image_problems(text: str) -> list[str]:
             found.append(f"{stage}: the demo belongs in the CPU image only")
         if not any("/etc/profile.d/" in rest for name, rest in body if name == "RUN"):
             found.append(f"{stage}: a login shell does not find the virtual environment")
+        if any(re.search(r"install .*\bgcc\b", rest) for name, rest in body if name == "RUN") != (stage == "cuda"):
+            found.append(f"{stage}: a C compiler, which torch.compile needs on a GPU, belongs in the CUDA image only")
     for name, rest in instructions(text):
         if name == "ADD":
             found.append("ADD fetches and unpacks unseen; use COPY")
@@ -83,6 +85,8 @@ def test_dockerfile() -> None:
         ("ENV PIP_NO_CACHE_DIR=1", "ENV AWS_SECRET_ACCESS_KEY=x", "a secret stays"),
         ("COPY textual_inversion", "ADD textual_inversion", "use COPY"),
         ("/etc/profile.d/", "/root/", "a login shell"),
+        ("--no-install-recommends gcc libc6-dev", "--no-install-recommends libc6-dev", "cuda: a C compiler"),
+        ("--no-install-recommends wget", "--no-install-recommends wget gcc", "cpu: a C compiler"),
         ("ENV NVIDIA_VISIBLE_DEVICES", "COPY demo ./demo\nENV NVIDIA_VISIBLE_DEVICES", "in the CPU image only"),
     ],
 )
