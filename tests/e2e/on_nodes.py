@@ -10,21 +10,30 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import ray
 
-from pipeline import cluster, run
+from pipeline import cluster, generate, run
 from pipeline.actors import Learner
 from pipeline.config import RunConfig
 from pipeline.driver import Policy, drive
+from pipeline.generate import Drawer
 from tests.pipeline.runs import task
 from tests.pipeline.stand_ins import StandIn
+from textual_inversion.concept import Concept
+from textual_inversion.slots import SlotState
 
 
 class Napper(StandIn):
     """Its concepts end when they are told to: when a file `end.<concept>` is there."""
+
+    async def notice(self) -> None:
+        while not cluster.is_leaving():
+            await asyncio.sleep(0.5)
 
     async def _behave(self, name: str, attempt: int) -> None:
         node = ray.get_runtime_context().get_node_id()
@@ -43,16 +52,46 @@ def nap() -> None:
         sys.stdout.write(json.dumps([record.concept_id, record.status, record.attempts]) + "\n")
 
 
+def _note(what: str) -> Path:
+    """A file for this process, in the folder of notes."""
+    node = ray.get_runtime_context().get_node_id()
+    path = Path(os.environ["NODES_NOTES"]) / f"{what}.{node}.{os.getpid()}"
+    path.touch()
+    return path
+
+
 class CpuLearner(Learner):
-    """Reserves a GPU, as its cluster has some, and works on the CPU. Notes that it loads the model, and where."""
+    """Reserves a GPU, as its cluster has some, and works on the CPU. Notes that it loads the model, and where. Learns
+    slowly on a node for which there is a file `slow.<node>`."""
 
     def __init__(self, config: RunConfig, equip: Callable[[Learner], None] | None = None) -> None:
-        node = ray.get_runtime_context().get_node_id()
-        (Path(os.environ["NODES_NOTES"]) / f"load.{node}.{os.getpid()}").touch()
+        self._slow = _note("load").with_name(f"slow.{ray.get_runtime_context().get_node_id()}")
         super().__init__(dataclasses.replace(config, device="cpu"), equip)
+
+    def _checkpoint(self, concept: Concept, state: SlotState) -> None:
+        super()._checkpoint(concept, state)
+        if self._slow.exists():
+            time.sleep(1)
+
+
+class CpuDrawer(Drawer):
+    """The same for drawing. Begins when there is one on another node, too, and notes how often it was asked."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(dataclasses.replace(config, device="cpu"))
+        self._calls = _note("draw")
+        deadline = time.monotonic() + 120
+        while len(list(self._calls.parent.glob("draw.*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        with self._calls.open("a") as calls:
+            calls.write("x")
+        return super().__call__(batch)
 
 
 def run_command() -> None:
-    """`python -m pipeline.run` with this actor."""
+    """`python -m pipeline.run` with these actors."""
     cluster.Learner = CpuLearner  # type: ignore[misc]
+    generate.Drawer = CpuDrawer  # type: ignore[misc]
     sys.exit(run.main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -20,8 +21,8 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from tests.pipeline.runs import tiny_toml, write_photo
-from tests.pipeline.s3_server import serve_s3
+from tests.pipeline.runs import tiny_toml, write_manifest, write_photo
+from tests.pipeline.s3_server import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.own_cluster]
 
@@ -40,19 +41,22 @@ class Nodes:
         )
         self._gcs = GcsClient(address=self.cluster.address)
 
-    def add(self) -> Any:
-        return self.cluster.add_node(num_cpus=1, num_gpus=1)
+    def add(self, gpus: int = 1) -> Any:
+        return self.cluster.add_node(num_cpus=1, num_gpus=gpus)
 
     def kill(self, node: Any) -> None:
         self.cluster.remove_node(node, allow_graceful=False)
 
-    def preempt(self, node: Any) -> None:
-        """As a cloud takes a node back: a notice, then the end."""
+    @contextlib.contextmanager
+    def taking_back(self, node: Any, seconds: float, *, early: bool = False) -> Iterator[None]:
+        """As a cloud does: a notice, what happens meanwhile, and the end, if not `early` no sooner than was said."""
+        deadline = time.time() + seconds
         reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-        deadline_ms = int(1000 * (time.time() + 1))
-        accepted, why = self._gcs.drain_node(node.node_id, reason, "spot", deadline_ms)
+        accepted, why = self._gcs.drain_node(node.node_id, reason, "spot", int(1000 * deadline))
         assert accepted, why
-        time.sleep(1)
+        yield
+        if not early:
+            time.sleep(max(0.0, deadline + 0.5 - time.time()))
         self.kill(node)
 
     def state(self) -> Any:
@@ -88,6 +92,11 @@ def _start(nodes: Nodes, function: str, *arguments: str, **options: Any) -> subp
     )
 
 
+def _rows(fs: Any, path: str) -> list[dict[str, Any]]:
+    with fs.open(path) as file:
+        return pq.read_table(file).to_pylist()
+
+
 def _wait_for(what: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 150) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := what()):
@@ -118,7 +127,8 @@ def test_nodes_come_and_go(nodes: Nodes, tmp_path: Path) -> None:
     nodes.kill(lost)
     first, second = nodes.add(), nodes.add()
     _wait_for(lambda: {first.node_id, second.node_id} <= set(calls()), driver)
-    nodes.preempt(preempted)
+    with nodes.taking_back(preempted, seconds=600, early=True):  # which Ray takes for a node that died
+        _wait_for(lambda: nodes.gpus_asked_for() == 1, driver)  # another actor before this one is gone
     third = nodes.add()
     _wait_for(lambda: third.node_id in calls(), driver)
 
@@ -145,34 +155,86 @@ def test_nodes_come_and_go(nodes: Nodes, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_a_run_on_two_nodes_shares_nothing_but_its_store(
-    nodes: Nodes, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_a_node_with_notice_has_begun_goes_on_elsewhere(nodes: Nodes, tiny_model: Path, tmp_path: Path) -> None:
+    """Two slots, one call ahead of them, four concepts: two have begun, one is handed back, one never comes near."""
+    output = tmp_path / "out"
+    actors = {"count": 1, "slots": 2, "calls_ahead": 1, "checkpoint_steps": 5, "max_attempts": 1}
+    settings = {"device": "cuda", "actors": actors, "inversion": {"steps": 300, "batch_size": 2}}
+    (tmp_path / "job.toml").write_text(tiny_toml(tiny_model, **settings))
+    manifest = write_manifest(tmp_path, ["a", "b", "c", "d"])
+    first = nodes.add()
+    (tmp_path / f"slow.{first.node_id}").touch()  # a minute or more for its two
+    run = _start(nodes, "run_command", str(manifest), "--config", str(tmp_path / "job.toml"), "--output", str(output))
+
+    def told(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for path in output.glob(f"concepts/{name}/*/log.jsonl") for line in path.open()]
+
+    def had(what: str) -> set[str]:
+        return {name for name in "abcd" if any(line["message"].startswith(what) for line in told(name))}
+
+    _wait_for(lambda: len(had("checkpoint")) == 2, run)
+    with nodes.taking_back(first, seconds=10):
+        _wait_for(lambda: had("handed back"), run)
+        _wait_for(lambda: nodes.gpus_asked_for() == 1, run)
+        spare = nodes.add()
+        _wait_for(lambda: list(tmp_path.glob(f"load.{spare.node_id}.*")), run)
+        assert not had("published"), "the first node is too fast for this test"
+    said, errors = run.communicate(timeout=200)
+    assert run.returncode == 0, errors[-3000:]
+    assert "4 learned, 0 done before, 0 failed" in said
+
+    (process,) = (int(path.name.rpartition(".")[2]) for path in tmp_path.glob(f"load.{spare.node_id}.*"))
+    (handed_back,) = had("handed back")
+    for name in "abcd":
+        begins, prepared, published = (
+            [line for line in told(name) if line["message"] == what] for what in ("begins", "prepared", "published")
+        )
+        assert len(begins) == (1 if name == "d" else 2)
+        assert begins[-1]["process"] == process
+        assert {line["attempt"] for line in begins} == {1}  # it counts against nobody
+        assert (prepared[-1]["step"] > 0) == (name not in ("d", handed_back))
+        assert len(published) == 1
+    assert len(list(output.glob("concepts/*/*/record.json"))) == 4
+    assert not list(output.glob("concepts/*/*/checkpoint.safetensors"))
+
+
+@pytest.mark.timeout(500)
+def test_a_run_on_several_nodes_shares_nothing_but_its_store(
+    s3_server: S3Server, bucket: str, nodes: Nodes, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """Manifest, photos and output in S3; the nodes join when the run already waits for them."""
+    """Manifest, photos and output in S3; the nodes join when the run already waits for them. Two have a GPU and learn
+    and draw, one has none."""
     here = tmp_path / "here"
     here.mkdir()
-    with serve_s3(tmp_path) as server:
-        bucket = server.make_bucket("catalog")
-        fs = fsspec.filesystem("s3", **server.options)
-        names = ["a", "b", "c", "d"]
-        for number, name in enumerate(names):
-            photo = write_photo(tmp_path / f"{name}.png", number)
-            fs.pipe_file(f"catalog/photos/{name}.png", Path(photo).read_bytes())
-        with fs.open("catalog/manifest.parquet", "wb") as file:
-            pq.write_table(pa.table({"concept_id": names, "images": [[f"photos/{name}.png"] for name in names]}), file)
-        settings = {"device": "cuda", "actors": {"count": 2}, "photos": {"schemes": ["s3"]}, "inversion": {"steps": 60}}
-        (tmp_path / "job.toml").write_text(tiny_toml(tiny_model, **settings))
-        arguments = [f"{bucket}/manifest.parquet", "--config", str(tmp_path / "job.toml"), "--output", f"{bucket}/out"]
-        run = _start(nodes, "run_command", *arguments, cwd=here, env=server.environment)
-        _wait_for(lambda: nodes.gpus_asked_for() == 2, run)
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        joined = {nodes.add().node_id, nodes.add().node_id}
-        said, errors = run.communicate(timeout=300)
-        assert run.returncode == 0, errors[-3000:]
-        assert "4 learned, 0 done before, 0 failed" in said
-        loads = Counter(path.name.split(".")[1] for path in tmp_path.glob("load.*"))
-        assert loads == dict.fromkeys(joined, 1)  # the model once a node, for all its concepts
-        assert len(fs.glob("catalog/out/concepts/*/*/record.json")) == 4
-        assert fs.exists("catalog/out/report.html")
+    fs = fsspec.filesystem("s3", **s3_server.options, skip_instance_cache=True)
+    names = ["a", "b", "c", "d"]
+    for number, name in enumerate(names):
+        photo = write_photo(tmp_path / f"{name}.png", number)
+        fs.pipe_file(f"{bucket}/photos/{name}.png", Path(photo).read_bytes())
+    with fs.open(f"{bucket}/manifest.parquet", "wb") as file:
+        pq.write_table(pa.table({"concept_id": names, "images": [[f"photos/{name}.png"] for name in names]}), file)
+    prompts = [f"a photo of a {{}} {place}" for place in ("at sea", "on Mars", "in snow", "in bed", "at work", "")]
+    fs.pipe_file(f"{bucket}/prompts.txt", "\n".join(prompts).encode())
+    settings = {"device": "cuda", "actors": {"count": 2}, "photos": {"schemes": ["s3"]}, "inversion": {"steps": 60}}
+    (tmp_path / "job.toml").write_text(tiny_toml(tiny_model, **settings))
+    arguments = ["--config", str(tmp_path / "job.toml"), "--prompts", f"{bucket}/prompts.txt"]
+    run = _start(nodes, "run_command", f"{bucket}/manifest.parquet", *arguments, "--output", f"{bucket}/out", cwd=here)
+    _wait_for(lambda: nodes.gpus_asked_for() == 2, run)
+    joined = {nodes.add().node_id, nodes.add().node_id}
+    nodes.add(gpus=0)
+    said, errors = run.communicate(timeout=400)
+    assert run.returncode == 0, errors[-3000:]
+    assert "4 learned, 0 done before, 0 failed" in said
+    assert "pictures: 24 drawn, 0 done before, 0 failed" in said
+
+    for what in ("load", "draw"):
+        loads = Counter(path.name.split(".")[1] for path in tmp_path.glob(f"{what}.*"))
+        assert loads == dict.fromkeys(joined, 1)  # the model once a node, for all its concepts and for all pictures
+    assert all(path.read_text() for path in tmp_path.glob("draw.*")), "one of the two drew nothing"
+    rows = [row for path in fs.glob(f"{bucket}/out/images/metadata/*.parquet") for row in _rows(fs, path)]
+    assert len(rows) == len({(row["concept_id"], row["prompt"]) for row in rows}) == 24
+    out = f"{bucket.removeprefix('s3://')}/out"
+    assert {f"{out}/{row['path']}" for row in rows} == set(fs.glob(f"{out}/images/*/*.png"))
+    assert len(fs.glob(f"{out}/concepts/*/*/record.json")) == 4
+    assert fs.exists(f"{out}/report.html")
     assert not list(here.iterdir())
