@@ -166,11 +166,12 @@ class _Fleet:
         return f"{self._in_flight()} on {ready} actors" + (f" ({starting} starting)" if starting else "")
 
     def match_demand(self) -> None:
-        """As many actors as there is work for: more are started one by one, idle ones are let go at the tail."""
+        """As many actors as there is work for: more are started one by one, idle ones are let go at the tail; first
+        those that have not come up yet, which may never find a node."""
         waiting = 0 if self._is_late() else len(self._ahead) + len(self._suspects)
         wanted = min(self._most(), waiting + self._in_flight())
         staying = self._staying()
-        idle = [actor for actor in staying if not actor.calls]
+        idle = sorted((actor for actor in staying if not actor.calls), key=lambda actor: actor.starting is None)
         left = [actor for actor in self._actors if actor.is_leaving and not actor.calls]
         for actor in left + idle[: max(0, len(staying) - wanted)]:
             self._remove(actor)

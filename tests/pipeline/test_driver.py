@@ -84,6 +84,17 @@ def test_work_is_shared_by_all_actors(tmp_path: Path) -> None:
     assert len({path.name.split(".")[2] for path in tmp_path.glob("steady-*")}) == 2
 
 
+def test_actors_that_find_no_node_keep_nothing_waiting(tmp_path: Path) -> None:
+    nowhere = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1000)(StandIn)
+    started: list[Any] = []
+
+    def new_actor() -> Any:
+        started.append(actors(tmp_path)() if not started else nowhere.remote(str(tmp_path), 2))
+        return started[-1]
+
+    assert len(list(drive([task(f"fine-{i}") for i in range(12)], new_actor, Policy(max_actors=4)))) == 12
+
+
 def test_actors_that_cannot_start_abort_the_run_with_the_cause(tmp_path: Path) -> None:
     (tmp_path / "no-start").touch()
     with pytest.raises(RunAborted, match=r"3 actors in a row did not start.*the model is not where it should be"):
