@@ -74,10 +74,15 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
     rows_per_block = min(stage.rows_per_part, math.ceil(num_calls / size) * stage.rows_per_call)
     actor_cpus = cpus_for_actor([node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]], size)
     settings = replace(config, device="cuda" if gpus else "cpu")
-    ray.data.DataContext.get_current().enable_progress_bars = False  # twenty lines every ten seconds in a job's log
+    plan_files = math.ceil(num_rows / _PLAN_ROWS)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # twenty lines every ten seconds in a job's log
+    context.use_datasource_v2 = False  # it starts 32 actors, each in need of a core, to read the plan files' footers
     with _reporting(store, stage, num_rows, rows_per_block, config.log_format):
         (
-            ray.data.read_parquet(plan_path, filesystem=plan_fs, num_cpus=min(1, actor_cpus))
+            ray.data.read_parquet(
+                plan_path, filesystem=plan_fs, num_cpus=min(1, actor_cpus), override_num_blocks=plan_files
+            )
             .repartition(target_num_rows_per_block=rows_per_block)
             .map_batches(
                 stage.worker,

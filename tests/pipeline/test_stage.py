@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from ray.exceptions import RayError
 
 from pipeline import stage
@@ -82,6 +83,17 @@ def work_on(names: list[str], output: Path) -> None:
     stage = Stage(name="dying", plan="plan", results=RESULTS, worker=Mortal, rows_per_call=1, rows_per_part=2)
     put_plan(RunStore(config.output), stage.plan, ({"row_id": name} for name in names), schema)
     run_stage(config, stage, len(names), gpus=0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_nothing_but_the_workers_is_started_and_all_parts_are_of_one_size(tmp_path: Path) -> None:
+    """Ray Data may read a plan with 32 actors, each of which needs a core to start."""
+    before = set(ray._private.state.actors())
+    work_on([f"never-{number}" for number in range(6)], tmp_path)
+    started = [each["ActorClassName"] for key, each in ray._private.state.actors().items() if key not in before]
+    assert len(started) <= 1 + 3, started  # Ray Data's own three: autoscaling, places, statistics
+    assert [pq.read_table(path).num_rows for path in (tmp_path / RESULTS).iterdir()] == [2] * 3
 
 
 @pytest.mark.slow
