@@ -151,6 +151,7 @@ def test_every_package_of_the_image_is_pinned() -> None:
     """The image's pip may choose nothing: what it installs is what the tests ran with."""
     lines = [line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
     pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if line)}
+    assert {"triton", "nvidia-cublas", "cuda-bindings"} <= set(pinned)  # of the CUDA build, which may not be here
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     there = packages_of(wanted)
     assert {"ray", "torch", "diffusers", "s3fs", "aiobotocore", "grpcio"} <= set(there)  # those of extras, too
