@@ -3,7 +3,7 @@
     python -m benchmarks.gpu
     python -m benchmarks.gpu --shape small --device cpu --slots 1,2
 
-For each number of slots, eager and compiled (the U-Net by torch.compile, from outside the engine): sample-steps a
+For each number of slots, eager and compiled (the U-Net by torch.compile): sample-steps a
 second, model-FLOP utilisation and memory, beside the common algorithm (`benchmarks/restatement.py`) on the same
 weights. Model FLOPs are those of one sample's forward pass and of the backward pass through its activations, counted on
 the model; what is computed twice to save memory does not count. Memory is the peak above the weights. Concepts an hour
@@ -98,6 +98,8 @@ class Parts:
         with torch.device(device):
             self.unet = UNet2DConditionModel(**shape.unet).to(dtype)
             self.vae = AutoencoderKL(latent_channels=4, **shape.vae).to(dtype)
+            if device == "cuda":  # as families.sd.load does; the common algorithm has it, too
+                self.unet, self.vae = (m.to(memory_format=torch.channels_last) for m in (self.unet, self.vae))
             last = shape.text["vocab_size"] - 1
             self._text_encoder = CLIPTextModel(
                 CLIPTextConfig(bos_token_id=last - 1, eos_token_id=last, pad_token_id=last, **shape.text)
@@ -111,12 +113,13 @@ class Parts:
 
     def backbone(self, compile_with: str = "") -> StableDiffusion:
         """With a text encoder of its own, as its vocabulary is replaced; the U-Net compiled by this backend, if any."""
-        # shapes are fixed, and each number of slots is one more: dynamic ones would be slower and compiled anyhow
-        unet = torch.compile(self.unet, backend=compile_with, dynamic=False) if compile_with else self.unet
-        return StableDiffusion(
-            tokenizer=self.tokenizer(), text_encoder=copy.deepcopy(self._text_encoder), unet=unet, vae=self.vae,
+        backbone = StableDiffusion(
+            tokenizer=self.tokenizer(), text_encoder=copy.deepcopy(self._text_encoder), unet=self.unet, vae=self.vae,
             scheduler_config=self.scheduler.config, digest="random",
         )  # fmt: skip
+        if compile_with:
+            backbone.compile(backend=compile_with)
+        return backbone
 
     def common(self, batch_size: int) -> CommonAlgorithm:
         return CommonAlgorithm(

@@ -28,7 +28,7 @@ from pipeline.earlier import read_examples
 from pipeline.faults import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed, describe_error
 from pipeline.fetch import open_pictures
 from pipeline.gate import BELOW, verdict
-from pipeline.models import default_slots, load_model, locate
+from pipeline.models import compile_where_wanted, default_slots, load_model, locate
 from pipeline.plan import ConceptTask
 from pipeline.publish import curve_parquet, failure_record, put_files, record_of, to_png
 from pipeline.records import ConceptRecord, from_json, put_record
@@ -96,7 +96,10 @@ class Learner:
             read_examples(init.earlier_run, self._backbone.model_hash(), config.photos) if init.earlier_run else ()
         )
         self._choose_start = StartChooser(self._backbone, init, self._extractor, seed=config.seed, examples=examples)
-        self._slots = config.actors.slots or default_slots(self._backbone, config.inversion.batch_size)
+        features = self._extractor.pixel_features if self._extractor else None
+        self._slots = config.actors.slots or default_slots(self._backbone, config.inversion, features)
+        batch_size = self._slots * config.inversion.batch_size
+        compile_where_wanted(self._backbone, config, batch_size, gradients=True)
         self._room = asyncio.Semaphore(self.ready())
         """Bounds the photos and latents held in memory."""
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="learner")

@@ -23,7 +23,7 @@ from PIL import Image
 
 from pipeline.config import RunConfig
 from pipeline.deadline import interrupting
-from pipeline.models import load_model
+from pipeline.models import compile_where_wanted, load_model
 from pipeline.prompts import Prompt
 from pipeline.publish import to_png
 from pipeline.records import ConceptRecord
@@ -160,6 +160,8 @@ class Drawer:
         self._config = config
         self._store = RunStore(config.output)
         self._backbone = load_model(config)
+        guided = 2 * config.generation.sampling.batch_size
+        compile_where_wanted(self._backbone, config, guided, gradients=False)
         self._embedding = lru_cache(_EMBEDDINGS_KEPT)(self._load)
         self._pool = ThreadPoolExecutor(_PUT_THREADS)
 

@@ -80,6 +80,11 @@ class ToyBackbone:
         text = (conditioning.hidden * self._position.cumsum(0)).sum(1)
         return (seen + text).view_as(noisy_latents)
 
+    def compile(self, *, backend: str = "inductor", or_plain: bool = False) -> None:
+        raise NotImplementedError(f"the toy is not worth it ({backend}, {or_plain})")
+
+    def uncompile(self) -> None: ...
+
     def decode(self, latents: Tensor) -> Tensor:
         return (latents.flatten(1) @ self._encoder[:32]).unflatten(1, (3, 8, 8)).tanh()
 

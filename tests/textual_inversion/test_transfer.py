@@ -22,11 +22,11 @@ from textual_inversion.transfer import put
 
 READS: Mapping[Any, Callable[[Tensor], object]] = {
     Tensor.tolist: lambda tensor: torch.ones(tensor.shape).tolist(),
-    Tensor.item: lambda tensor: 1,
+    Tensor.item: lambda _tensor: 1,
     Tensor.cpu: lambda tensor: torch.ones(tensor.shape, dtype=tensor.dtype),
-    Tensor.__float__: lambda tensor: 1.0,
-    Tensor.__int__: lambda tensor: 1,
-    Tensor.__bool__: lambda tensor: True,
+    Tensor.__float__: lambda _tensor: 1.0,
+    Tensor.__int__: lambda _tensor: 1,
+    Tensor.__bool__: lambda _tensor: True,
 }
 
 
@@ -42,9 +42,9 @@ class Watch(TorchFunctionMode):
         if func in READS and args[0].is_meta:
             self.events.append(f"read by {func.__name__}")
             return READS[func](args[0])
-        if func is Tensor.to and not args[0].is_meta and not kwargs.get("non_blocking"):
-            if any(isinstance(arg, torch.device) and arg.type == "meta" for arg in (*args[1:], *kwargs.values())):
-                self.events.append("a copy that waits")
+        to_device = any(isinstance(arg, torch.device) and arg.type == "meta" for arg in (*args[1:], *kwargs.values()))
+        if func is Tensor.to and to_device and not args[0].is_meta and not kwargs.get("non_blocking"):
+            self.events.append("a copy that waits")
         if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "meta":
             self.events.append("a tensor made on the device from the host's numbers")
         if func in (Tensor.__getitem__, Tensor.__setitem__) and args[0].is_meta:

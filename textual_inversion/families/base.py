@@ -81,6 +81,15 @@ class Backbone(Protocol):
         """The denoiser's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
         ...
 
+    def compile(self, *, backend: str = "inductor", or_plain: bool = False) -> None:
+        """From now on `predict` runs through torch.compile, shape by shape; with `or_plain` it goes on without where
+        that fails."""
+        ...
+
+    def uncompile(self) -> None:
+        """From now on it runs as it is."""
+        ...
+
     def decode(self, latents: Tensor) -> Tensor:
         """[batch, *latent_shape] -> pixels [batch, 3, resolution, resolution] in [-1, 1], float32. Gradients reach the
         latents."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from textual_inversion import model_files
+from textual_inversion.compiled import Compiled
 from textual_inversion.families.base import Conditioning
 from textual_inversion.lora import AdaptableLayers, AdapterBatch
 from textual_inversion.tokenizer import Tokenizer, read_tokenizer
@@ -51,6 +52,7 @@ class StableDiffusion:
         for module in (text_encoder, unet, vae):
             module.requires_grad_(False).eval()
         self._text_encoder, self._unet, self._vae = text_encoder, unet, vae
+        self._denoiser: Any = unet
         self._tokenizer = Tokenizer(tokenizer, text_encoder.config.max_position_embeddings)
         self._scheduler_config = dict(scheduler_config)
         self._digest = digest
@@ -113,10 +115,18 @@ class StableDiffusion:
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The U-Net's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
-        output: Tensor = self._unet(
+        output: Tensor = self._denoiser(
             noisy_latents.to(self.dtype), timesteps, encoder_hidden_states=conditioning.hidden, return_dict=False
         )[0]
         return output.float()
+
+    def compile(self, *, backend: str = "inductor", or_plain: bool = False) -> None:
+        """From now on `predict` runs through torch.compile; see `Compiled`."""
+        self._denoiser = Compiled(self._unet, backend=backend, or_plain=or_plain)
+
+    def uncompile(self) -> None:
+        """From now on it runs as it is."""
+        self._denoiser = self._unet
 
     def decode(self, latents: Tensor) -> Tensor:
         """[batch, *latent_shape] -> pixels [batch, 3, resolution, resolution] in [-1, 1], float32. Gradients reach the
@@ -166,6 +176,8 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
     # torch_dtype and not dtype, which diffusers takes only from 0.42 on
     unet = read("unet", UNet2DConditionModel, torch_dtype=dtype)
     vae = read("vae", AutoencoderKL, torch_dtype=torch.float32 if dtype == torch.float16 else dtype)
+    if place.type == "cuda":  # the layout that its convolutions are fastest in; on a CPU they choose their own
+        unet, vae = (module.to(memory_format=torch.channels_last) for module in (unet, vae))
     return StableDiffusion(
         tokenizer=read_tokenizer(where),
         text_encoder=text_encoder.to(place),

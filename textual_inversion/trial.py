@@ -1,0 +1,64 @@
+"""How many concepts to learn side by side: found out by learning made-up ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from textual_inversion.concept import Concept
+from textual_inversion.config import InitConfig, InversionConfig, StopConfig
+from textual_inversion.engine import Assignment, Engine, Outcome
+from textual_inversion.families.base import Backbone
+from textual_inversion.latents import Views
+from textual_inversion.material import ImageFeatures
+
+MIN_GAIN = 1.05
+"""By which twice the slots must be faster to be taken: each concept takes twice as long in them, and more is lost when
+an actor dies."""
+
+_STEPS = 4
+
+
+def choose_slots(rate: Callable[[int], float], at_most: int) -> int:
+    """1, 2, 4 ... slots: the first number that twice as many hardly beat. `rate`: slots -> samples a second; it raises
+    torch.OutOfMemoryError for more than fit."""
+    slots, best = 1, rate(1)
+    while 2 * slots <= at_most:
+        try:
+            twice = rate(2 * slots)
+        except torch.OutOfMemoryError:
+            break
+        if twice < MIN_GAIN * best:
+            break
+        slots, best = 2 * slots, twice
+    return slots
+
+
+def samples_per_second(
+    backbone: Backbone, config: InversionConfig, slots: int, image_features: ImageFeatures | None = None
+) -> float:
+    """With all slots full. Raises torch.OutOfMemoryError if they do not fit."""
+    config = replace(config, steps=_STEPS, progressive=False, init=InitConfig(), stop=StopConfig())
+    _learn(backbone, config, slots, image_features)  # libraries choose their kernels at the first pass of a shape
+    began = time.perf_counter()
+    _learn(backbone, config, slots, image_features)
+    return slots * config.batch_size * _STEPS / (time.perf_counter() - began)
+
+
+def _learn(backbone: Backbone, config: InversionConfig, slots: int, image_features: ImageFeatures | None) -> None:
+    """From an idle device to an idle device: losses are read at the end."""
+    views = Views(moments=torch.ones(1, 2, *backbone.latent_shape), photo=(0,), augmentation=((),))
+    waiting = [
+        Assignment(Concept(concept_id=f"{i}", placeholder_token=f"<{i}>", images=("none",)), views)
+        for i in range(slots)
+    ]
+    engine = Engine(backbone, config, slots=slots, seed=0, image_features=image_features)
+
+    def check(outcome: Outcome) -> None:
+        if outcome.error:
+            raise ValueError(f"a made-up concept cannot be learned: {outcome.error}")
+
+    engine.run(lambda _wait: waiting.pop() if waiting else None, check)
