@@ -40,6 +40,8 @@ class Night:
     nodes: list[Any]
     command: list[str]
     output: Path
+    pause_s: float = 1.0
+    """At most, from when something has come of the work to the next kill."""
     seed: int = field(default_factory=lambda: random.randrange(2**32))
     driver: subprocess.Popen[str] | None = None
     kills: int = 0
@@ -70,12 +72,16 @@ class Night:
             assert self.driver.poll() is None, self.driver.communicate()[0][-5000:]
             assert time.monotonic() < until, "nothing comes of it any more"
             time.sleep(0.05)
-        time.sleep(self.random.uniform(0, 1.0))
+        time.sleep(self.random.uniform(0, self.pause_s))
 
-    def kill_one(self, title: str) -> None:
-        if found := descendants(title):
-            kill(self.random.choice(found))
-            self.kills += 1
+    def kill_oldest(self, title: str) -> None:
+        """Of the workers, as soon as there is one: in turns, as those that are killed are started anew."""
+        assert self.driver is not None
+        while not (found := descendants(title)):
+            assert self.driver.poll() is None, "it ended before all was done to it"
+            time.sleep(0.05)
+        kill(min(found))
+        self.kills += 1
 
     def kill_driver(self) -> None:
         assert self.driver is not None

@@ -1,0 +1,129 @@
+"""The command, with actors that note every step in a file which outlives them: what a kill cost can be counted.
+
+A module of its own, as the workers import it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pipeline import actors, cluster, run
+from pipeline.actors import Learner
+from pipeline.config import RunConfig
+from textual_inversion.concept import Concept
+from textual_inversion.engine import Engine, NextAssignment, OnCheckpoint, OnOutcome
+from textual_inversion.slots import SlotState
+
+STEP, HANDED, STORED = "step", "handed", "stored"
+"""Taken; its state handed over to be stored; in storage."""
+
+
+class Notes:
+    """A process's own file, next to the run's output: lines of time, concept, what and step."""
+
+    def __init__(self, output: str) -> None:
+        folder = notes_of(Path(output))
+        folder.mkdir(exist_ok=True)
+        self._file = os.open(folder / str(os.getpid()), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+
+    def __call__(self, concept: Concept, what: str, step: int) -> None:
+        os.write(self._file, f"{time.time_ns()} {concept.concept_id} {what} {step}\n".encode())
+
+
+def notes_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}-notes")
+
+
+class CountedLearner(Learner):
+    """Notes steps and checkpoints, and does what every other does."""
+
+    def __init__(self, config: RunConfig, equip: Callable[[Learner], None] | None = None) -> None:
+        self._note = Notes(config.output)
+        actors.Engine = partial(CountedEngine, note=self._note)  # type: ignore[assignment,misc]
+        super().__init__(config, equip)
+
+    def _checkpoint(self, concept: Concept, state: SlotState) -> None:
+        job = self._jobs[concept.concept_id]
+        former = job.save
+        super()._checkpoint(concept, state)
+        if job.save is not None and job.save is not former:
+            self._note(concept, HANDED, state.step)
+            job.save.add_done_callback(lambda _: self._note(concept, STORED, state.step))
+
+
+class CountedEngine(Engine):
+    def __init__(self, *arguments: object, note: Notes, **options: object) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+        self._note = note
+
+    def run(
+        self, next_assignment: NextAssignment, on_outcome: OnOutcome, on_checkpoint: OnCheckpoint | None = None,
+        checkpoint_steps: int = 0,
+    ) -> None:  # fmt: skip
+        """Asks for a state after every step, and passes on those that are due."""
+
+        def after_step(concept: Concept, state: SlotState) -> None:
+            self._note(concept, STEP, state.step)
+            if on_checkpoint and state.step % checkpoint_steps == 0:
+                on_checkpoint(concept, state)
+
+        def after_last(outcome: actors.Outcome) -> None:
+            self._note(outcome.concept, STEP, outcome.steps)
+            on_outcome(outcome)
+
+        super().run(next_assignment, after_last, after_step, checkpoint_steps=1)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one actor did for one concept."""
+
+    concept: str
+    notes: list[tuple[int, str, int]]
+    """Time, what and step, in order."""
+
+    @property
+    def steps(self) -> list[int]:
+        return [step for _, what, step in self.notes if what == STEP]
+
+    @property
+    def begun(self) -> int:
+        """The step it went on from."""
+        return self.steps[0] - 1
+
+    def unsaved(self, after: int) -> int:
+        """Of the steps above `after`, those taken while no checkpoint was on its way to storage."""
+        on_the_way, count = set(), 0
+        for _, what, step in self.notes:
+            if what == HANDED:
+                on_the_way.add(step)
+            elif what == STORED:
+                on_the_way.discard(step)
+            else:
+                count += step > after and not on_the_way
+        return count
+
+
+def attempts(output: Path) -> dict[str, list[Attempt]]:
+    """Concept -> the attempts that took a step, in order."""
+    found: dict[str, list[Attempt]] = {}
+    for path in notes_of(output).iterdir():
+        notes: dict[str, list[tuple[int, str, int]]] = {}
+        for line in path.read_text().splitlines():
+            at, concept, what, step = line.split()
+            notes.setdefault(concept, []).append((int(at), what, int(step)))
+        for concept, told in notes.items():
+            found.setdefault(concept, []).append(Attempt(concept, told))
+    return {concept: sorted(those, key=lambda one: one.notes[0]) for concept, those in found.items()}
+
+
+def main() -> None:
+    """`python -m pipeline.run` with these actors."""
+    cluster.Learner = CountedLearner  # type: ignore[misc]
+    sys.exit(run.main())

@@ -1,0 +1,89 @@
+"""Pictures through a bad night: workers killed as they draw, the driver killed and the command run again. Each is there
+once, with the bytes it has when nothing happens."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import RunConfig, load_config
+from pipeline.disk import TEMPORARY
+from pipeline.generate import METADATA, PLAN_SCHEMA, Drawer, plan_rows
+from pipeline.prompts import Prompt
+from pipeline.records import from_json
+from tests.faults.night import Night, learned_calmly, two_nodes
+from tests.pipeline.runs import tiny_toml, write_manifest
+
+pytestmark = [pytest.mark.slow, pytest.mark.own_cluster, pytest.mark.timeout(900)]
+
+CONCEPTS, KILLS = 6, 5
+DRAWING = "ray::MapWorker(MapBatches(Drawer)).submit"
+"""How Ray names a worker that is at it, and not just starting."""
+PROMPTS = [
+    f"a {kind} of {article} {{}}" for kind in ("photo", "rendering", "painting") for article in ("a", "the", "one")
+]
+SETTINGS = {
+    "inversion": {"steps": 2, "batch_size": 2},
+    "actors": {"count": 2},
+    "generation": {"sampling": {"steps": 30, "batch_size": 2, "guidance_scale": 2.0}, "rows_per_part": 4},
+}
+
+
+def drawn_calmly(config: RunConfig) -> dict[str, str]:
+    """Every picture of every concept, drawn in this process -> {row's id: the digest of its bytes}."""
+    records = [from_json(path.read_bytes()) for path in Path(config.output).glob("concepts/*/*/record.json")]
+    rows = list(plan_rows(config, records, [Prompt(text) for text in PROMPTS]))
+    told = Drawer(config)(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
+    assert {row["status"] for row in told} == {"ok"}
+    return {row["row_id"]: row["sha256"] for row in told}
+
+
+def pictures(output: Path) -> dict[str, str]:
+    """Where each is -> the digest of its bytes."""
+    found = sorted(output.glob("images/c*/*.png"))
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def test_pictures(tiny_model: Path, tmp_path: Path) -> None:
+    manifest, output = write_manifest(tmp_path, [f"c{i}" for i in range(CONCEPTS)]), tmp_path / "out"
+    toml, prompts = tmp_path / "job.toml", tmp_path / "prompts.txt"
+    toml.write_text(tiny_toml(tiny_model, **SETTINGS))
+    prompts.write_text("\n".join(PROMPTS))
+    config = load_config(toml.read_text(), manifest=str(manifest), output=str(tmp_path / "calm"), device="cpu")
+    learned_calmly(config)
+    shutil.copytree(config.output, output)
+    expected = drawn_calmly(config)
+    command = [sys.executable, "-m", "pipeline.run", str(manifest), "--output", str(output), "--config", str(toml),
+               "--prompts", str(prompts)]  # fmt: skip
+
+    def drawn() -> int:
+        return len(list(output.glob("images/c*/*.png")))
+
+    with two_nodes() as (cluster, nodes):
+        night = Night(cluster, nodes, command, output, pause_s=0.4)
+        night.start()
+        for number in range(KILLS + 1):
+            night.await_change(drawn)
+            if number == 3:
+                night.kill_driver()
+                night.start()
+            else:
+                night.kill_oldest(DRAWING)
+        said = night.end()
+    assert night.kills == KILLS
+    assert f"0 learned, {CONCEPTS} done before" in said
+    assert " 0 failed" in next(line for line in said.splitlines() if line.startswith("pictures:"))
+
+    rows = pq.read_table(output / METADATA).to_pylist()
+    assert Counter(row["status"] for row in rows) == {"ok": len(expected)}
+    assert {row["row_id"]: row["sha256"] for row in rows} == expected
+    assert pictures(output) == pictures(tmp_path / "calm") == {row["path"]: row["sha256"] for row in rows}
+    others = [path for path in (output / "images").rglob("*") if path.is_file() and path.suffix != ".parquet"]
+    assert {path.suffix for path in others if not path.name.startswith(TEMPORARY)} == {".png"}
