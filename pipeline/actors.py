@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 
 POOL_THREADS = 4
 _ROOM_TRIES = 5
-_LEAVING = "its node is taken back"
 
 T = TypeVar("T")
 
@@ -200,7 +199,7 @@ class Learner:
     async def _learn(self, job: _Job, attempt: int) -> ConceptRecord:
         task = job.task
         if self._leaving:
-            raise ActorLeaving(_LEAVING)
+            raise ActorLeaving
         if attempt > 1 and await self._in_pool(lambda: self._store.exists(task.folder.record)):
             # an earlier attempt had finished; only its answer was lost
             return from_json(await self._in_pool(lambda: self._store.get(task.folder.record)))
@@ -322,7 +321,7 @@ class Learner:
             if not self._leaving:
                 job.in_slot = True
                 return assignment
-            job.outcome.set_exception(ActorLeaving(_LEAVING))
+            job.outcome.set_exception(ActorLeaving())
         if wait:
             self._closed.wait()  # its process is about to end
         return None
