@@ -3,9 +3,11 @@ time that each takes to the same scores.
 
     python -m benchmarks.inversion --threads 1,2
     python -m benchmarks.inversion --processes 2 --slots 4
-    python -m benchmarks.inversion --quality --concepts 8
+    python -m benchmarks.inversion --quality --recipe fast --slots 8
 
-Same model, photos, batch size, learning rate and number of steps. Prints markdown. A figure is the median of
+Same model and photos; for speed also the same batch size, learning rate and number of steps. With `--quality` each has
+its own: the common algorithm those of the project's default, the engine those of the default or of `--recipe`, with as
+many concepts side by side as the last of `--slots`. Prints markdown. A figure is the median of
 alternating repetitions, with the lowest and highest; sample-steps a second are of the steps alone, what is done once a
 concept is beside it, and the seconds per concept are of both at the full budget of steps. With several processes each
 does all of it at the same time as the others: sample-steps are summed, and so are concepts.
@@ -20,6 +22,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -28,12 +31,13 @@ from torch import Tensor
 
 from benchmarks.restatement import CommonAlgorithm
 from benchmarks.timing import Rendezvous, Spread, alternate, heading, say, side_by_side, table
-from pipeline.config import RunConfig, load_config
+from pipeline.config import RunConfig, load_config, recipe
 from pipeline.manifest import BadRow, read_manifest
 from pipeline.models import load_model, locate
 from pipeline.samples import draw_samples, score
 from pipeline.storage import absolute, read_bytes
 from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
@@ -69,12 +73,13 @@ class Timing:
 class Contest:
     """The two on the same concepts."""
 
-    def __init__(self, config: RunConfig, cases: list[Case], learning_rate: float) -> None:
-        self.config, self.cases, self._learning_rate = config, cases, learning_rate
+    def __init__(self, config: RunConfig, cases: list[Case], common: InversionConfig) -> None:
+        """`common`: batch size and learning rate of the common algorithm."""
+        self.config, self.cases, self._batch_size = config, cases, common.batch_size
         self.backbone: Backbone = load_model(config)
         self.extractor = ClipExtractor(locate(config.extractor), config.device) if config.extractor else None
         self.common = CommonAlgorithm.load(
-            locate(config.model), learning_rate=learning_rate, batch_size=config.inversion.batch_size
+            locate(config.model), learning_rate=common.learning_rate, batch_size=common.batch_size
         )
         began = time.perf_counter()
         self._choose_start = StartChooser(self.backbone, config.inversion.init, self.extractor, seed=config.seed)
@@ -92,8 +97,7 @@ class Contest:
         for concept, photos in self.cases:
             once_s += seconds(lambda: self.common.begin(concept, photos))  # noqa: B023
             steps_s += seconds(lambda: self.common.learn(steps))
-        batch = self.config.inversion.batch_size
-        return Timing(once_s, steps_s, steps * batch * len(self.cases), len(self.cases))
+        return Timing(once_s, steps_s, steps * self._batch_size * len(self.cases), len(self.cases))
 
     def time_engine(self, steps: int, slots: int, slots_per_pass: int | None) -> Timing:
         began = time.perf_counter()
@@ -117,21 +121,21 @@ class Contest:
         looks[steps] = self.common.learn(steps, looks.__setitem__, every)
         return looks
 
-    def looks_of_engine(self, assignment: Assignment, steps: int, every: int) -> Rows:
-        """At every look up to the budget; after an early stop, what it stopped with."""
-        looks: Rows = {}
+    def looks_of_engine(self, assignments: list[Assignment], slots: int, every: int) -> list[Rows]:
+        """At every look, and at the end; each concept's."""
+        looks: dict[str, Rows] = {assignment.concept.concept_id: {} for assignment in assignments}
 
-        def look(_concept: Concept, state: SlotState) -> None:
-            looks[state.step] = state.parameters["clip_l"]
-            looks.setdefault(0, state.start["clip_l"])
+        def look(concept: Concept, state: SlotState) -> None:
+            looks[concept.concept_id][state.step] = state.parameters["clip_l"]
+            looks[concept.concept_id].setdefault(0, state.start["clip_l"])
 
         def end(outcome: Outcome) -> None:
-            looks[outcome.steps] = sound(outcome).vectors["clip_l"]
+            looks[outcome.concept.concept_id][outcome.steps] = sound(outcome).vectors["clip_l"]
 
-        waiting = [assignment]
-        engine = Engine(self.backbone, replace(self.config.inversion, steps=steps), slots=1, seed=self.config.seed)
+        waiting = list(assignments)
+        engine = Engine(self.backbone, self.config.inversion, slots=slots, seed=self.config.seed)
         engine.run(lambda _wait: waiting.pop() if waiting else None, end, look, every)
-        return looks
+        return list(looks.values())
 
     def scores(self, case: Case, row: Tensor) -> dict[str, float]:
         """The judge's, of the sample grid's pictures."""
@@ -145,21 +149,18 @@ class Contest:
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
-    config = configure(options)
-    rate = options.learning_rate or config.inversion.learning_rate
-    facts = {
-        "concepts": f"{options.concepts} of {options.manifest}, batches of {config.inversion.batch_size}",
-        "learning_rate": f"engine {config.inversion.learning_rate:g}, {COMMON} {rate:g}",
-        "processes": options.processes,
-    }
+    config, common = configure(options)
+    facts: dict[str, object] = {"concepts": f"{options.concepts} of {options.manifest}", "processes": options.processes}
+    for name, each in ((COMMON, common), ("engine", config.inversion)):
+        facts[name] = f"batches of {each.batch_size}, rate {each.learning_rate:g}, {each.steps} steps"
     say(heading("Inversion: the engine against the common algorithm", "benchmarks.inversion", arguments, **facts))
     if options.quality:
-        say(quality(options, config))
+        say(quality(options, config, common))
         return 0
     say(f"{options.repetitions} repetitions of {options.steps} steps a concept; ")
     say(f"the budget is {config.inversion.steps} steps\n\n")
     titles = ["threads", "", "sample-steps/s", f"times the {COMMON}", "s once a concept", "s per concept at the budget"]
-    say(table(titles, speed(options, config)))
+    say(table(titles, list(speed(options, config, common))))
     return 0
 
 
@@ -171,15 +172,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--slots", type=numbers, default=[1, 2, 4, 8], metavar="N,N", help="concepts in flight")
     parser.add_argument("--threads", type=numbers, default=[1], metavar="N,N", help="torch threads a process")
     parser.add_argument("--processes", type=int, default=1, help="side by side, as actors are")
-    parser.add_argument("--steps", type=int, default=0, help="a concept; default 25, with --quality the budget")
+    parser.add_argument("--steps", type=int, default=0, help="a concept; default 25, with --quality each its budget")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--quality", action="store_true", help="scores against seconds, in place of speed")
-    parser.add_argument("--every", type=int, default=50, metavar="STEPS", help="between looks, with --quality")
+    parser.add_argument("--every", type=int, default=100, metavar="STEPS", help="between looks, with --quality")
+    parser.add_argument("--recipe", default="", help="of the engine, with --quality; a name or a TOML file")
     parser.add_argument("--learning-rate", type=float, default=0.0, help="of the common algorithm; 0: as the engine's")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="the engine's settings")
     options = parser.parse_args(arguments)
     if options.quality and options.processes != 1:
         parser.error("--quality: one process, whose seconds are not shared")
+    if options.recipe and not options.quality:
+        parser.error("--recipe: for speed, both learn in the same way; see --set")
     return options
 
 
@@ -187,10 +191,18 @@ def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def configure(options: argparse.Namespace) -> RunConfig:
-    config = load_config("", ["device=cpu", *options.set])
-    options.steps = options.steps or (config.inversion.steps if options.quality else 25)
-    return config
+def configure(options: argparse.Namespace) -> tuple[RunConfig, InversionConfig]:
+    """The engine's settings, and those of the common algorithm, of which it knows batch size, rate and steps."""
+    toml = Path(recipe(options.recipe)).read_text() if options.recipe else ""
+    config = load_config(toml, ["device=cpu", *options.set])
+    common = InversionConfig() if options.quality else config.inversion
+    if options.quality and options.steps:
+        common = replace(common, steps=options.steps)
+        config = replace(config, inversion=replace(config.inversion, steps=options.steps))
+    options.steps = options.steps or 25
+    if options.learning_rate:
+        common = replace(common, learning_rate=options.learning_rate)
+    return config, common
 
 
 def read_cases(options: argparse.Namespace) -> list[Case]:
@@ -207,9 +219,9 @@ def read_cases(options: argparse.Namespace) -> list[Case]:
 # Speed
 
 
-def speed(options: argparse.Namespace, config: RunConfig) -> Iterable[list[object]]:
+def speed(options: argparse.Namespace, config: RunConfig, common: InversionConfig) -> Iterable[list[object]]:
     """Rows of the table, thread count by thread count."""
-    timings = side_by_side(options.processes, time_all, options, config)
+    timings = side_by_side(options.processes, time_all, options, config, common)
     rows: list[list[object]] = []
     for threads in options.threads:
         here = [each[threads] for each in timings]
@@ -226,15 +238,16 @@ def speed(options: argparse.Namespace, config: RunConfig) -> Iterable[list[objec
 
 
 def time_all(
-    together: Rendezvous, options: argparse.Namespace, config: RunConfig
+    together: Rendezvous, options: argparse.Namespace, config: RunConfig, common: InversionConfig
 ) -> dict[int, dict[str, list[Timing]]]:
     """Threads -> variant -> its timings; what one process does."""
-    contest = Contest(config, read_cases(options), options.learning_rate or config.inversion.learning_rate)
+    contest = Contest(config, read_cases(options), common)
     works: dict[str, Callable[[], Timing]] = {COMMON: lambda: contest.time_common(options.steps)}
     for slots in options.slots:
-        works[f"engine, {slots} in flight"] = partial(contest.time_engine, options.steps, slots, 1)
+        works[f"engine, {slots} in flight"] = partial(contest.time_engine, options.steps, slots, slots)
         if slots > 1:
-            works[f"engine, {slots} in flight, one pass"] = partial(contest.time_engine, options.steps, slots, slots)
+            name = f"engine, {slots} in flight, passes of their own"
+            works[name] = partial(contest.time_engine, options.steps, slots, 1)
     found = {}
     for threads in options.threads:
         torch.set_num_threads(threads)
@@ -245,62 +258,100 @@ def time_all(
 # Quality
 
 
-def quality(options: argparse.Namespace, config: RunConfig) -> str:
-    """Scores and seconds at every look, and when each has what the other ends with."""
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """How the scores of one variant rise."""
+
+    batch_size: int
+    once_s: float
+    """What is done once a concept."""
+    step_s: float
+    """A step of one concept: all steps' time by their number."""
+    looks: list[Rows]
+    """Each concept's."""
+    scores: dict[int, list[dict[str, float]]]
+    """Step -> each concept's."""
+
+    def seconds(self, step: float) -> float:
+        """Of a concept up to this step."""
+        return self.once_s + step * self.step_s
+
+    def each(self, score: str, step: int) -> Tensor:
+        return torch.tensor([scores.get(score, float("nan")) for scores in self.scores[step]])
+
+    @property
+    def end(self) -> int:
+        return max(self.scores)
+
+
+def quality(options: argparse.Namespace, config: RunConfig, common: InversionConfig) -> str:
+    """Scores and seconds at every look, how the two compare at the end, and when each has what the other ends with."""
     torch.set_num_threads(1)
-    contest = Contest(config, read_cases(options), options.learning_rate or config.inversion.learning_rate)
+    contest = Contest(config, read_cases(options), common)
     if contest.extractor is None:
         raise ValueError("extractor = '': --quality needs a judge")
     torch.set_num_threads(options.threads[0])
-    once, per_step, looks = learn_both(contest, options.steps, options.every)
-    steps = sorted(looks[COMMON][0])
-    titles, curves = ["steps"], {}
-    rows: list[list[object]] = [[step] for step in steps]
-    for name, each in looks.items():
-        titles += [f"s, {name}", f"CLIP-I, {name}", f"CLIP-T, {name}"]
-        curves[name] = {}
-        for row, step in zip(rows, steps, strict=True):
-            scores = [contest.scores(case, held(rows, step)) for case, rows in zip(contest.cases, each, strict=True)]
-            clip_i, error = mean_and_error(torch.tensor([score["clip_i"] for score in scores]))
-            clip_t = mean_and_error(torch.tensor([score.get("clip_t", float("nan")) for score in scores]))[0]
-            curves[name][step] = clip_i
+    curves = learn_both(contest, common, options.slots[-1], options.every)
+    rows: list[list[object]] = []
+    for name, curve in curves.items():
+        for step in curve.scores:
+            clip_i, error = mean_and_error(curve.each("clip_i", step))
+            clip_t = mean_and_error(curve.each("clip_t", step))[0]
             shown = f"{clip_i:.3f}" + (f" ± {error:.3f}" if error is not None else "")
-            row += [once[name] + step * per_step[name], shown, f"{clip_t:.3f}"]
-    text = table(titles, rows) + "\n"
+            rows.append([name, step, step * curve.batch_size, curve.seconds(step), shown, f"{clip_t:.3f}"])
+    text = table(["", "steps", "sample-steps", "s a concept", "CLIP-I", "CLIP-T"], rows) + "\n"
+    text += at_the_end(curves[COMMON], curves["engine"])
     for owner, curve in curves.items():
-        goal = curve[steps[-1]]
-        text += f"CLIP-I {goal:.3f}, what {owner} ends with, is reached by " + ", by ".join(
-            f"{name} {when(reaching(other, goal), once[name], per_step[name])}" for name, other in curves.items()
+        goal = float(curve.each("clip_i", curve.end).mean())
+        text += f"CLIP-I {goal:.3f}, what the {owner} ends with, is reached by " + ", by ".join(
+            f"the {name} {when(reaching(other, goal), other)}" for name, other in curves.items()
         )
         text += ".\n"
     once_a_process = contest.seconds_once_a_process
     return f"{text}\nOnce a process, not counted above: {once_a_process:.1f} s to fit the engine's starts.\n"
 
 
-def learn_both(
-    contest: Contest, steps: int, every: int
-) -> tuple[dict[str, float], dict[str, float], dict[str, list[Rows]]]:
-    """Seconds once a concept, seconds a step (means over concepts), and each concept's rows at the looks."""
-    once = {COMMON: 0.0, "engine": 0.0}
-    whole = dict.fromkeys(once, 0.0)
-    looks: dict[str, list[Rows]] = {name: [] for name in once}
-    for case in contest.cases:
-        began = time.perf_counter()
-        looks[COMMON].append(contest.looks_of_common(case, steps, every))
-        whole[COMMON] += time.perf_counter() - began
-        began = time.perf_counter()
-        assignment = contest.assign(case)
-        once["engine"] += time.perf_counter() - began
-        began = time.perf_counter()
-        looks["engine"].append(contest.looks_of_engine(assignment, steps, every))
-        whole["engine"] += time.perf_counter() - began
-    count = len(contest.cases)
-    taken = {name: sum(max(rows) for rows in each) for name, each in looks.items()}
+def at_the_end(common: Curve, engine: Curve) -> str:
+    """In words: scores concept by concept, and seconds."""
+    text = "At the end of its budget, concept by concept, the engine has "
+    for name, title in (("clip_i", "CLIP-I"), ("clip_t", "CLIP-T")):
+        more, error = mean_and_error(engine.each(name, engine.end) - common.each(name, common.end))
+        text += f"{more:+.3f}" + (f" ± {error:.3f}" if error is not None else "") + f" {title}, "
+    ours, theirs = engine.seconds(engine.end), common.seconds(common.end)
     return (
-        {name: value / count for name, value in once.items()},
-        {name: value / taken[name] for name, value in whole.items()},
-        looks,
+        f"{text}in {ours:.1f} s a concept against {theirs:.1f} s: {theirs / ours:.1f} times as many concepts an hour.\n"
     )
+
+
+def learn_both(contest: Contest, common: InversionConfig, slots: int, every: int) -> dict[str, Curve]:
+    """The common algorithm one concept after the other, the engine side by side."""
+    looks, whole, once = [], 0.0, 0.0
+    for concept, photos in contest.cases:
+        once += seconds(partial(contest.common.begin, concept, photos))
+        began = time.perf_counter()
+        looks.append(contest.looks_of_common((concept, photos), common.steps, every))
+        whole += time.perf_counter() - began
+    theirs = once, whole - once, looks  # beginning is in the whole, too
+    began = time.perf_counter()
+    assignments = [contest.assign(case) for case in contest.cases]
+    once = time.perf_counter() - began
+    began = time.perf_counter()
+    looks = contest.looks_of_engine(assignments, slots, every)
+    ours = once, time.perf_counter() - began, looks
+    return {
+        COMMON: drawn(contest, common.batch_size, *theirs),
+        "engine": drawn(contest, contest.config.inversion.batch_size, *ours),
+    }
+
+
+def drawn(contest: Contest, batch_size: int, once_s: float, steps_s: float, looks: list[Rows]) -> Curve:
+    """The looks with their scores."""
+    steps = sorted({step for rows in looks for step in rows})
+    scores = {
+        step: [contest.scores(case, held(rows, step)) for case, rows in zip(contest.cases, looks, strict=True)]
+        for step in steps
+    }
+    return Curve(batch_size, once_s / len(looks), steps_s / sum(max(rows) for rows in looks), looks, scores)
 
 
 def held(rows: Rows, step: int) -> Tensor:
@@ -308,19 +359,22 @@ def held(rows: Rows, step: int) -> Tensor:
     return rows[max(look for look in rows if look <= step)]
 
 
-def reaching(curve: dict[int, float], goal: float) -> float | None:
+def reaching(curve: Curve, goal: float) -> float | None:
     """After how many steps the score is first at the goal, read off straight lines between looks; None if never."""
-    before = min(curve)
-    for step in sorted(curve):
-        if curve[step] >= goal:
-            rise = curve[step] - curve[before]
-            return step - (step - before) * (curve[step] - goal) / rise if rise else float(step)
+    means = {step: float(curve.each("clip_i", step).mean()) for step in curve.scores}
+    before = min(means)
+    for step in sorted(means):
+        if means[step] >= goal:
+            rise = means[step] - means[before]
+            return step - (step - before) * (means[step] - goal) / rise if rise else float(step)
         before = step
     return None
 
 
-def when(steps: float | None, once: float, per_step: float) -> str:
-    return "never" if steps is None else f"after {steps:.0f} steps, {once + steps * per_step:.1f} s a concept"
+def when(step: float | None, curve: Curve) -> str:
+    if step is None:
+        return "never"
+    return f"after {step * curve.batch_size:.0f} sample-steps, {curve.seconds(step):.1f} s a concept"
 
 
 def sound(outcome: Outcome) -> LearnedEmbedding:

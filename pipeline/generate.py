@@ -60,6 +60,7 @@ RESULT_SCHEMA = pa.schema(
     ]
 )
 _PUT_THREADS = 8
+_BATCHES_PER_CALL = 8
 _EMBEDDINGS_KEPT = 256
 
 
@@ -102,6 +103,7 @@ def drawing(config: RunConfig) -> Stage:
         worker=Drawer,
         rows_per_call=config.generation.sampling.batch_size,
         rows_per_part=config.generation.rows_per_part,
+        calls_at_once=_BATCHES_PER_CALL,
     )
 
 
@@ -169,17 +171,19 @@ class Drawer:
         """PLAN_SCHEMA rows -> RESULT_SCHEMA rows, in order. Raises only for what no row can be blamed for."""
         rows = batch.to_pylist()
         results = self.draw(rows, self._config.generation.sampling)
-        return pa.Table.from_pylist(list(self._pool.map(self._finish, rows, results)), RESULT_SCHEMA)
+        # handed to the pool as they are drawn: the next are drawn while these are encoded and stored
+        finishing = [self._pool.submit(self._finish, row, result) for row, result in zip(rows, results, strict=True)]
+        return pa.Table.from_pylist([finished.result() for finished in finishing], RESULT_SCHEMA)
 
-    def draw(self, rows: Sequence[Mapping[str, Any]], sampling: SamplingConfig) -> list[Image.Image | str]:
+    def draw(self, rows: Sequence[Mapping[str, Any]], sampling: SamplingConfig) -> Iterator[Image.Image | str]:
         """Rows with a `prompt`, a `seed` and an `embedding` (a path in the run, or none) -> for each a picture, or what
-        is wrong with it."""
+        is wrong with it; a batch is drawn when its first picture is asked for."""
         checked = [self._check(row) for row in rows]
         good = [request for request in checked if isinstance(request, EncodedRequest)]
         size = sampling.batch_size
         batches = (draw(self._backbone, good[start : start + size], sampling) for start in range(0, len(good), size))
         pictures = chain.from_iterable(batches)
-        return [request if isinstance(request, str) else next(pictures) for request in checked]
+        return (request if isinstance(request, str) else next(pictures) for request in checked)
 
     def _load(self, path: str) -> LearnedEmbedding:
         folder = path.rpartition("/")[0]

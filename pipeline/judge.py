@@ -56,7 +56,7 @@ class Judge:
             for row in missing.values()
             for seed in row["seeds"]
         ]
-        drawn = iter(self._drawer.draw(requests, self._sampling))
+        drawn = self._drawer.draw(requests, self._sampling)
         found = {key: self._describe([next(drawn) for _ in row["seeds"]]) for key, row in missing.items()}
         found |= {key: self._references[key] for key in wanted if key in self._references}
         if len(self._references) > _REFERENCES_KEPT:

@@ -48,6 +48,9 @@ class Stage:
     rows_per_call: int
     rows_per_part: int
     """Rows of one Parquet part of the results; a finished part is not made again on the next run."""
+    calls_at_once: int = 1
+    """Whose rows come in one call, at most, where there are as many for every actor: a worker may store the first while
+    it makes the next."""
 
 
 def put_plan(store: RunStore, folder: str, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> None:
@@ -86,7 +89,7 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
             .repartition(target_num_rows_per_block=rows_per_block)
             .map_batches(
                 stage.worker,
-                batch_size=stage.rows_per_call,
+                batch_size=stage.rows_per_call * max(1, min(stage.calls_at_once, num_calls // size)),
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=size),
                 fn_constructor_args=[settings],

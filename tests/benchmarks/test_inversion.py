@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks import inversion
-from benchmarks.inversion import held, reaching
+from benchmarks.inversion import Curve, held, reaching, when
 from benchmarks.restatement import CommonAlgorithm
 from tests.pipeline.runs import write_manifest
 from textual_inversion.concept import Concept
@@ -68,8 +68,12 @@ def test_what_it_cannot_start_from(common: CommonAlgorithm) -> None:
 
 
 def test_when_a_score_is_reached() -> None:
-    curve = {0: 0.2, 10: 0.4, 20: 0.3}
+    scores = {
+        step: [{"clip_i": score - 0.1}, {"clip_i": score + 0.1}] for step, score in ((0, 0.2), (10, 0.4), (20, 0.3))
+    }
+    curve = Curve(batch_size=2, once_s=1.0, step_s=0.5, looks=[], scores=scores)
     assert reaching(curve, 0.3) == pytest.approx(5)
+    assert when(reaching(curve, 0.3), curve) == "after 10 sample-steps, 3.5 s a concept"
     assert reaching(curve, 0.1) == 0
     assert reaching(curve, 0.5) is None
     rows = {0: torch.zeros(1), 10: torch.ones(1)}
@@ -94,7 +98,12 @@ def cells(said: str) -> list[list[str]]:
 def test_the_speed_of_a_tiny_model(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert inversion.main([*arguments, "--slots", "1,2", "--repetitions", "1"]) == 0
     rows = cells(capsys.readouterr().out)
-    names = ["common algorithm", "engine, 1 in flight", "engine, 2 in flight", "engine, 2 in flight, one pass"]
+    names = [
+        "common algorithm",
+        "engine, 1 in flight",
+        "engine, 2 in flight",
+        "engine, 2 in flight, passes of their own",
+    ]
     assert [row[1] for row in rows] == names
     assert rows[0][3] == "1.00"
 
@@ -108,9 +117,13 @@ def test_two_processes_share_concepts(arguments: list[str], capsys: pytest.Captu
 def test_the_quality_of_a_tiny_model(arguments: list[str], judge: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["grid.images_per_prompt=1", "grid.sampling.steps=1", "grid.sampling.batch_size=2", f"extractor={judge}"]
     settings = [word for value in small for word in ("--set", value)]
-    assert inversion.main([*arguments, *settings, "--quality", "--every", "1"]) == 0
+    assert inversion.main([*arguments, *settings, "--quality", "--every", "1", "--slots", "2"]) == 0
     said = capsys.readouterr().out
     rows = cells(said)
-    assert [row[0] for row in rows] == ["0", "1", "2"]
-    assert rows[0][2] == rows[0][5]  # they start alike
-    assert "what engine ends with, is reached by common algorithm" in said
+    assert [row[:3] for row in rows] == [
+        *(["common algorithm", str(step), str(4 * step)] for step in range(3)),
+        *(["engine", str(step), str(2 * step)] for step in range(3)),
+    ]
+    assert rows[0][4:] == rows[3][4:]  # they start alike
+    assert "times as many concepts an hour" in said
+    assert "what the engine ends with, is reached by the common algorithm" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import pipeline.generate
 from pipeline.config import RunConfig
 from pipeline.generate import PLAN, PLAN_SCHEMA, Drawer, plan_rows, write_plan
 from pipeline.prompts import Prompt
@@ -146,3 +148,31 @@ def test_a_concept_is_drawn_with_its_adapter(
     assert without.tobytes() == expected[1].tobytes()
     assert isinstance(missing, str), "an adapter that is named but not there must not be left out in silence"
     assert ADAPTER_FILE in missing
+
+
+def test_pictures_are_stored_while_the_next_are_drawn(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two batches in one call, the first is in the store before the second is drawn."""
+    config = tiny_config(tiny_model, tmp_path)
+    size = config.generation.sampling.batch_size
+    drawn: list[int] = []
+
+    def draw(*arguments: Any) -> list[Any]:
+        deadline = time.monotonic() + 20
+        while len(list(tmp_path.glob("images/*/*.png"))) < sum(drawn) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(list(tmp_path.glob("images/*/*.png"))) == sum(drawn)
+        pictures = plain_draw(*arguments)
+        drawn.append(len(pictures))
+        return pictures
+
+    plain_draw = pipeline.generate.draw
+    monkeypatch.setattr(pipeline.generate, "draw", draw)
+    rows = [
+        {"row_id": f"r{i}", "concept_id": "c", "fingerprint": "f", "embedding": "", "prompt": "a cat", "seed": i}
+        for i in range(2 * size)
+    ]
+    results = Drawer(config)(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
+    assert drawn == [size, size]
+    assert [(row["row_id"], row["status"]) for row in results] == [(row["row_id"], "ok") for row in rows]
