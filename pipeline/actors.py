@@ -1,7 +1,7 @@
 """Load the model once, hand concepts to the engine, publish what it learned.
 
 No Ray in here: the driver makes `Learner` an actor class, and tests call it as it is. Its threads: the event loop only
-awaits, a small pool fetches, encodes, draws and stores, and one thread runs the engine's loop.
+awaits, small pools fetch, encode, draw and store, and one thread runs the engine's loop.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ from textual_inversion.prompts import check_sample_prompts
 
 log = logging.getLogger(__name__)
 
-POOL_THREADS = 4
-_ROOM_TRIES = 5
+POOL_THREADS, _ROOM_TRIES = 4, 5
 
 T = TypeVar("T")
 
@@ -102,6 +101,7 @@ class Learner:
         self._room = asyncio.Semaphore(self.ready())
         """Bounds the photos and latents held in memory."""
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="learner")
+        self._saver = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="saver")  # no checkpoint waits for pictures
         self._assignments: queue.Queue[Assignment | None] = queue.Queue()
         self._jobs: dict[str, _Job] = {}
         """Concept id -> job, from the start of `learn` to its end."""
@@ -195,6 +195,7 @@ class Learner:
         self._closed.set()
         self._assignments.put(None)
         self._pool.shutdown()
+        self._saver.shutdown()
 
     async def _learn(self, job: _Job, attempt: int) -> ConceptRecord:
         task = job.task
@@ -235,10 +236,9 @@ class Learner:
 
     def _fetch(self, concept: Concept) -> _Pictures:
         try:
-            photos, masks = open_pictures(concept, self._config.photos)
+            return _Pictures(*open_pictures(concept, self._config.photos))
         except OSError as error:
             raise PhotosUnreachable(str(error)) from error
-        return _Pictures(photos, masks)
 
     def _encode(self, job: _Job, pictures: _Pictures) -> Assignment:
         """Encode the photos once, see where to start, and take up the checkpoint that an earlier attempt may have left:
@@ -340,12 +340,12 @@ class Learner:
                 raise torch.OutOfMemoryError("photos or sample pictures found no memory")
 
     def _checkpoint(self, concept: Concept, state: SlotState) -> None:
-        """Handed to the pool, so that the engine never waits for storage; left out while the last is on its way."""
+        """Handed to a pool, so that the engine never waits for storage; left out while the last is on its way."""
         job = self._jobs[concept.concept_id]
         assert job.assignment is not None
         job.assignment = replace(job.assignment, state=state)
         if self._config.actors.checkpoint_steps and (job.save is None or job.save.done() or self._draining):
-            job.save = self._pool.submit(self._save, job, state, job.save)
+            job.save = self._saver.submit(self._save, job, state, job.save)
         self._left_slot(concept)
         if self._leaving:
             self._next_assignment(wait=False)  # hands back what waits for a slot

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from pipeline import actors
-from pipeline.actors import Learner, _Job
+from pipeline.actors import POOL_THREADS, Learner, _Job
 from pipeline.concept_log import ConceptLog
 from pipeline.faults import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed
 from pipeline.plan import ConceptTask
@@ -213,6 +214,30 @@ def test_checkpoints_are_written_and_taken_up(
     assert told == [("begins", 2), ("photos fetched", None), ("prepared", 2), ("checkpoint", 4), ("published", 6)]
     first, second = (load(store.get(one.folder.embedding))["<toy>"] for one in (calm, resumed))
     assert torch.equal(first, second)
+
+
+def test_checkpoints_wait_for_no_pictures(tiny_model: Path, photos: tuple[str, str], tmp_path: Path) -> None:
+    """Those of sixteen concepts that end together take a while, and a kill must not cost more meanwhile."""
+    actors = {"slots": 1, "checkpoint_steps": 1}
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion={"steps": 60}, actors=actors))
+    is_over = threading.Event()
+
+    async def learn() -> ConceptRecord:
+        call = asyncio.create_task(learner.learn(task("toy", photos)))
+        while not any(job.in_slot for job in learner._jobs.values()):
+            await asyncio.sleep(0.01)
+        for _ in range(POOL_THREADS):
+            learner._pool.submit(is_over.wait, 60)
+        (job,) = learner._jobs.values()
+        before, until = job.num_saves, time.monotonic() + 30
+        while job.num_saves < before + 3:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.01)
+        is_over.set()
+        return await call
+
+    assert asyncio.run(learn()).status == "done"
+    learner.close()
 
 
 def test_a_damaged_checkpoint_is_not_used(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
