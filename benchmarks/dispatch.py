@@ -3,7 +3,7 @@ the time and memory of planning.
 
     python -m benchmarks.dispatch
     python -m benchmarks.dispatch --concepts 0 --rows 1000000
-    python -m benchmarks.dispatch --run output/demo --actors 2
+    python -m benchmarks.dispatch --run output/demo
 
 Actors are stand-ins (`benchmarks/stand_ins.py`). `empty` ones answer at once; `storing` ones first write a concept's
 files and record to a local disk and read them back. The rate is that after the first fifth of the concepts, by when all
@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
+import math
 import multiprocessing
 import sys
 import tempfile
@@ -37,7 +39,7 @@ from benchmarks.timing import Spread, alternate, heading, peak_mb, say, table
 from pipeline.identity import identify
 from pipeline.manifest import read_manifest
 from pipeline.plan import ConceptTask, Plan
-from pipeline.records import ConceptRecord, load_records
+from pipeline.records import load_records
 from pipeline.storage import RunStore, absolute
 
 PHOTOS = 512
@@ -60,9 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     say(heading("Dispatch", "benchmarks.dispatch", arguments, actors=options.actors))
     if options.run:
-        done = [record for record in load_records(RunStore(absolute(options.run))) if record.status == "done"]
-        share = engine_share(done, options.actors)
-        say(f"{len(done)} concepts: engines were learning {100 * share:.1f} % of the actors' time.\n")
+        store = RunStore(absolute(options.run))
+        done = [record for record in load_records(store) if record.status == "done"]
+        share = engine_share(store.get(record.folder.log) for record in done)
+        learning = f"{100 * share.learning:.1f} % of the actors' time until the last concept was learned"
+        say(f"{len(done)} concepts: engines were learning {learning}, ")
+        say(f"{100 * share.whole:.1f} % until its pictures were drawn.\n")
         return 0
     with tempfile.TemporaryDirectory() as folder:
         if options.concepts:
@@ -202,14 +207,46 @@ def write_manifest(folder: Path, rows: int) -> Path:
 # A finished run
 
 
-def engine_share(done: list[ConceptRecord], actors: int) -> float:
-    """Seconds in slots by the seconds of all actors, from when the first concept was begun to when the last was stored,
-    for actors of one slot. Raises ValueError if there is nothing to look at."""
-    if not done:
-        raise ValueError("the run has no finished concepts")
-    ends = [datetime.fromisoformat(record.finished_at).timestamp() for record in done]
-    began = min(end - record.seconds for end, record in zip(ends, done, strict=True))
-    return sum(record.seconds for record in done) / (actors * (max(ends) - began))
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Of the actors' time in which their engines were learning."""
+
+    learning: float
+    """Of the time from an actor's first concept to the end of its last one's learning."""
+    whole: float
+    """Of the time to the end of its last one's pictures, too, for which there is nothing left to learn beside."""
+
+
+def engine_share(logs: Iterable[bytes]) -> Share:
+    """From the concepts' logs (`pipeline/concept_log.py`); what ended otherwise does not count as learning. Raises
+    ValueError if there is nothing to look at."""
+    spans: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    first: dict[tuple[str, int], float] = {}
+    last: dict[tuple[str, int], float] = {}
+    for lines in logs:
+        actor = ("", 0)
+        for told in map(json.loads, lines.splitlines()):
+            at = datetime.fromisoformat(told["time"]).timestamp()
+            if told["message"] == "begins":
+                actor = (told["host"], told["process"])
+                first[actor] = min(at, first.get(actor, at))
+            elif told["message"] == "left the engine":
+                spans.setdefault(actor, []).append((at - told["seconds"], at))
+            last[actor] = max(at, last.get(actor, at))
+    if not spans:
+        raise ValueError("the run has no concepts that were learned")
+    busy = sum(map(covered, spans.values()))
+    learning = sum(max(end for _, end in several) - first[actor] for actor, several in spans.items())
+    return Share(busy / learning, busy / sum(last[actor] - first[actor] for actor in spans))
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Seconds in at least one of them."""
+    total, until = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
 
 
 if __name__ == "__main__":

@@ -96,8 +96,7 @@ class Learner:
         self._choose_start = StartChooser(self._backbone, init, self._extractor, seed=config.seed, examples=examples)
         features = self._extractor.pixel_features if self._extractor else None
         self._slots = config.actors.slots or default_slots(self._backbone, config.inversion, features)
-        batch_size = self._slots * config.inversion.batch_size
-        compile_where_wanted(self._backbone, config, batch_size, gradients=True)
+        compile_where_wanted(self._backbone, config, self._slots * config.inversion.batch_size, gradients=True)
         self._room = asyncio.Semaphore(self.ready())
         """Bounds the photos and latents held in memory."""
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="learner")
@@ -211,6 +210,7 @@ class Learner:
         if self._broken:  # looked at after the job is known: the engine's end cannot have missed it
             raise ActorBroken(self._broken)
         outcome = await asyncio.wrap_future(job.outcome)
+        job.log.note("left the engine", step=outcome.steps, seconds=round(outcome.seconds, 3))
         if outcome.embedding is None:
             raise ValueError(outcome.error or "the engine gave no reason")
         return await self._on_device(lambda: self._publish(job, pictures.photos, outcome, attempt))

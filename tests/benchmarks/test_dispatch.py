@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from benchmarks import dispatch
 from benchmarks.dispatch import engine_share, known, plan_alone, write_manifest
 from benchmarks.stand_ins import FILES, NoLearning
 from pipeline.plan import finished
-from pipeline.records import ConceptRecord, load_records
+from pipeline.records import load_records
 from pipeline.storage import RunStore
 from tests.pipeline.runs import task
 
@@ -38,14 +39,24 @@ def test_a_stand_in_leaves_what_a_concept_leaves(tmp_path: Path) -> None:
 
 
 def test_the_share_of_time_in_the_engine() -> None:
-    def record(name: str, end: int, seconds: float) -> ConceptRecord:
-        return ConceptRecord(concept_id=name, fingerprint=name, status="done", placeholder_token=name, seconds=seconds,
-                             finished_at=f"2026-01-01T00:00:{end:02d}+00:00")  # fmt: skip
+    def concept(process: int, begins: int, learned: int, seconds: float, published: int) -> bytes:
+        told = [
+            {"message": "begins", "host": "here", "process": process, "time": begins},
+            {"message": "left the engine", "seconds": seconds, "time": learned},
+            {"message": "published", "time": published},
+        ]
+        return "".join(
+            json.dumps(line | {"time": f"2026-01-01T00:00:{line['time']:02d}+00:00"}) + "\n" for line in told
+        ).encode()
 
-    assert engine_share([record("a", 10, 10), record("b", 20, 6)], 1) == pytest.approx(0.8)
-    assert engine_share([record("a", 10, 10), record("b", 10, 8)], 2) == pytest.approx(0.9)
-    with pytest.raises(ValueError, match="no finished concepts"):
-        engine_share([], 1)
+    side_by_side = [concept(1, 0, 10, 8, 12), concept(1, 0, 14, 8, 16)]  # learned from 2 to 10 and from 6 to 14
+    share = engine_share(side_by_side)
+    assert share.learning == pytest.approx(12 / 14)
+    assert share.whole == pytest.approx(12 / 16)
+    share = engine_share([*side_by_side, concept(2, 10, 20, 10, 20)])
+    assert share.learning == pytest.approx(22 / 24)
+    with pytest.raises(ValueError, match="no concepts that were learned"):
+        engine_share([])
 
 
 @pytest.mark.slow

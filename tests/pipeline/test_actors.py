@@ -211,7 +211,14 @@ def test_checkpoints_are_written_and_taken_up(
     assert [loss == 77.0 for loss in losses] == [True] * 2 + [False] * 4
     assert not store.exists(resumed.folder.checkpoint)
     told = events(tmp_path / "out", record)
-    assert told == [("begins", 2), ("photos fetched", None), ("prepared", 2), ("checkpoint", 4), ("published", 6)]
+    assert told == [
+        ("begins", 2),
+        ("photos fetched", None),
+        ("prepared", 2),
+        ("checkpoint", 4),
+        ("left the engine", 6),
+        ("published", 6),
+    ]
     first, second = (load(store.get(one.folder.embedding))["<toy>"] for one in (calm, resumed))
     assert torch.equal(first, second)
 
