@@ -2,29 +2,41 @@
 
     python -m benchmarks.generation
     python -m benchmarks.generation --model runwayml/stable-diffusion-v1-5 --device cuda --batch-sizes 4,8,16
+    python -m benchmarks.generation --stage 256
 
 Ours is `textual_inversion.generate`, to decoded pictures. diffusers' is `StableDiffusionPipeline` with the concepts in
 its vocabulary, by `load_textual_inversion`, drawing lists of the same prompts with the same sampler. Loading concepts
 is not in its rate but in the last line; with ours there is none, as requests bring their rows. PNG encoding is in
 neither. A figure is the median of alternating repetitions, with the lowest and highest.
+
+`--stage` compares the bulk stage on Ray Data with a plain loop over the same rows: one actor against one process, both
+storing their pictures on a local disk. The stage's rate is that between its first and its last finished part, by when
+its actor has started.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 
 from benchmarks.timing import Spread, alternate, heading, say, table
-from pipeline.config import load_config
+from pipeline.config import RunConfig, load_config
+from pipeline.generate import METADATA, PLAN, PLAN_SCHEMA, Drawer, drawing
 from pipeline.models import load_model, locate
+from pipeline.stage import put_plan, run_stage
+from pipeline.storage import RunStore
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone
@@ -93,6 +105,14 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     disable_progress_bar()
+    if options.stage:
+        say(
+            heading(
+                "Generation: the stage against a plain loop", "benchmarks.generation", arguments, model=options.model
+            )
+        )
+        say(table(["", "pictures/s", "times the loop"], stage_and_loop(options)))
+        return 0
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} threads"
     sampler = f"{options.solver}, {options.steps} steps, guidance {options.guidance_scale:g}"
     say(heading("Generation", "benchmarks.generation", arguments, model=options.model, device=device, sampler=sampler))
@@ -132,6 +152,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--solver", default=default.solver, choices=("ddim", "dpm++"))
     parser.add_argument("--steps", type=int, default=default.steps)
     parser.add_argument("--guidance-scale", type=float, default=5.0)
+    parser.add_argument(
+        "--stage", type=int, default=0, metavar="ROWS", help="the stage against a loop, in place of all this"
+    )
+    parser.add_argument("--rows-per-part", type=int, default=32, help="with --stage; ROWS are three parts or more")
     return parser.parse_args(arguments)
 
 
@@ -162,6 +186,59 @@ def seconds_to_load(drawing: Drawing, model: str) -> float:
     for number in range(WORDS_PER_LOAD):
         load_into(plain, [an_embedding(drawing.backbone, f"<more-{number}>", number)])
     return (time.perf_counter() - began) / WORDS_PER_LOAD
+
+
+# The stage
+
+
+def stage_and_loop(options: argparse.Namespace) -> list[list[object]]:
+    """Rows of the table. The loop runs before and after each stage, so that neither has the better moment."""
+    loops, stages = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        settings = ["actors.count=1", f"device={options.device}", f"generation.rows_per_part={options.rows_per_part}",
+                    f"generation.sampling.steps={options.steps}"]  # fmt: skip
+        config = load_config("", settings, model=options.model, output=f"{folder}/loop")
+        rows = [
+            {"row_id": f"{i:05d}", "concept_id": "none", "fingerprint": "", "prompt": PROMPT.format("cat"), "seed": i}
+            for i in range(options.stage)
+        ]
+        drawer = Drawer(config)
+        for repetition in range(options.repetitions + 1):
+            loops.append(loop_rate(drawer, rows, options.rows_per_part))
+            if repetition < options.repetitions:
+                stages.append(stage_rate(replace(config, output=f"{folder}/{repetition}"), rows))
+    loop, stage = Spread.of(loops), Spread.of(stages)
+    return [["plain loop", loop, 1.0], ["Ray Data stage", stage, stage.median / loop.median]]
+
+
+def loop_rate(drawer: Drawer, rows: list[dict[str, Any]], rows_per_part: int) -> float:
+    """Pictures a second, all but the first part."""
+    parts = [pa.Table.from_pylist(rows[i : i + rows_per_part], PLAN_SCHEMA) for i in range(0, len(rows), rows_per_part)]
+    drawer(parts[0])
+    began = time.perf_counter()
+    for part in parts[1:]:
+        drawer(part)
+    return (len(rows) - rows_per_part) / (time.perf_counter() - began)
+
+
+def stage_rate(config: RunConfig, rows: list[dict[str, Any]]) -> float:
+    """Pictures a second, all but the first part. Raises ValueError if there are too few parts to tell."""
+    import ray
+
+    store = RunStore(config.output)
+    put_plan(store, PLAN, iter(rows), PLAN_SCHEMA)
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        run_stage(config, drawing(config), len(rows), 0)
+    finally:
+        if started:
+            ray.shutdown()
+    ends = sorted(part.stat().st_mtime for part in (Path(config.output) / METADATA).glob("*.parquet"))
+    if len(ends) < 3:
+        raise ValueError(f"{len(rows)} rows made {len(ends)} parts; three are needed to see a rate")
+    return (len(rows) - len(rows) / len(ends)) / (ends[-1] - ends[0])
 
 
 if __name__ == "__main__":

@@ -40,3 +40,13 @@ def test_the_command(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().out
     assert "| 2 | every row another, ours |" in said
     assert "to load one concept more" in said
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_stage_against_a_loop(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--stage", "6", "--rows-per-part", "2", "--repetitions", "1", "--steps", "2"]
+    assert generation.main(["--model", str(tiny_model), *small]) == 0
+    said = capsys.readouterr().out
+    assert "| plain loop |" in said
+    assert "| Ray Data stage |" in said
