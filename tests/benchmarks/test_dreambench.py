@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from benchmarks.dreambench import LIVE, prompts_of, read_classes, read_subjects
 from pipeline.config import load_config
 from pipeline.models import ROOT
 from pipeline.prompts import Prompt
+from pipeline.protocols import PROTOCOLS
 
 LISTED = """Classes
 
@@ -71,7 +73,11 @@ def test_the_recipe_is_a_configuration() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_command_on_the_demo_world(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_on_the_demo_world(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = PROTOCOLS["dreambench"]
+    monkeypatch.setitem(PROTOCOLS, "dreambench", replace(named, sampling=replace(named.sampling, steps=2)))
     # the longest prompts of objects are too long for the demo's model
     (dataset / dreambench.CLASSES).write_text(LISTED.replace("stuffed animal", "dog"))
     small = ["model=demo/model", "extractor=demo/clip", "evaluation.dino=demo/clip", "device=cpu", "actors.count=1",

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.pipeline.runs import tiny_toml, write_photo
-from tests.pipeline.s3_server import serve_s3
+from tests.pipeline.s3_server import S3Server
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,33 +50,31 @@ def test_what_starts_at_once_imports_nothing_heavy(code: str, arguments: list[st
 
 
 @pytest.mark.slow
-def test_everything_in_s3(tiny_model: Path, tmp_path: Path) -> None:
-    with serve_s3(tmp_path) as server:
-        bucket = server.make_bucket("catalog")
-        fs = fsspec.filesystem("s3", **server.options)
-        for name in ("a-0", "a-1"):
-            fs.pipe_file(
-                f"catalog/photos/{name}.png", Path(write_photo(tmp_path / f"{name}.png", ord(name[-1]))).read_bytes()
-            )
-        with fs.open("catalog/manifest.parquet", "wb") as file:
-            pq.write_table(pa.table({"concept_id": ["a"], "images": [["photos/a-0.png", "photos/a-1.png"]]}), file)
-        fs.pipe_file("catalog/prompts.txt", b"a photo of a {}\na rendering of a {}\n")
-        config = tmp_path / "job.toml"
-        config.write_text(tiny_toml(tiny_model, actors={"count": 1}))
-        command = [sys.executable, "-m", "pipeline.run", f"{bucket}/manifest.parquet", "--output", f"{bucket}/out",
-                   "--prompts", f"{bucket}/prompts.txt", "--config", str(config)]  # fmt: skip
-        environment = os.environ | server.environment | {"RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
+def test_everything_in_s3(s3_server: S3Server, bucket: str, tiny_model: Path, tmp_path: Path) -> None:
+    fs = fsspec.filesystem("s3", **s3_server.options)
+    for name in ("a-0", "a-1"):
+        fs.pipe_file(
+            f"{bucket}/photos/{name}.png", Path(write_photo(tmp_path / f"{name}.png", ord(name[-1]))).read_bytes()
+        )
+    with fs.open(f"{bucket}/manifest.parquet", "wb") as file:
+        pq.write_table(pa.table({"concept_id": ["a"], "images": [["photos/a-0.png", "photos/a-1.png"]]}), file)
+    fs.pipe_file(f"{bucket}/prompts.txt", b"a photo of a {}\na rendering of a {}\n")
+    config = tmp_path / "job.toml"
+    config.write_text(tiny_toml(tiny_model, actors={"count": 1}))
+    command = [sys.executable, "-m", "pipeline.run", f"{bucket}/manifest.parquet", "--output", f"{bucket}/out",
+               "--prompts", f"{bucket}/prompts.txt", "--config", str(config)]  # fmt: skip
+    environment = os.environ | s3_server.environment | {"RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
 
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "1 learned, 0 done before, 0 failed, 0 bad rows" in done.stdout
-        assert "pictures: 2 drawn" in done.stdout
-        names = {path.rpartition("/")[2] for path in fs.find("catalog/out/concepts/a")}
-        assert names == {"curve.parquet", "grid.png", "learned_embeds.safetensors", "log.jsonl", "record.json"}
-        assert len(fs.glob("catalog/out/images/a/*.png")) == 2
-        assert fs.exists("catalog/out/report.html")
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "1 learned, 0 done before, 0 failed, 0 bad rows" in done.stdout
+    assert "pictures: 2 drawn" in done.stdout
+    names = {path.rpartition("/")[2] for path in fs.find(f"{bucket}/out/concepts/a")}
+    assert names == {"curve.parquet", "grid.png", "learned_embeds.safetensors", "log.jsonl", "record.json"}
+    assert len(fs.glob(f"{bucket}/out/images/a/*.png")) == 2
+    assert fs.exists(f"{bucket}/out/report.html")
 
-        again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-        assert again.returncode == 0, again.stderr[-3000:]
-        assert "0 learned, 1 done before" in again.stdout
-        assert "pictures: 0 drawn, 2 done before" in again.stdout
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "0 learned, 1 done before" in again.stdout
+    assert "pictures: 0 drawn, 2 done before" in again.stdout
