@@ -278,6 +278,17 @@ def test_an_engine_that_stops_breaks_the_actor(
     assert all("device lost" in str(failure) for failure in failures)
 
 
+def end(learner: Learner) -> None:
+    """Stop an engine in the midst of its concepts: a thread that still computes when the process ends may abort it."""
+
+    def stop(*_arguments: object) -> None:
+        raise RuntimeError("the test is over")
+
+    learner._engine._step = stop  # type: ignore[method-assign,union-attr,assignment]
+    while not learner._broken:
+        time.sleep(0.01)
+
+
 def test_draining_saves_what_is_in_slots_and_starts_nothing(
     tiny_model: Path, photos: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -295,6 +306,7 @@ def test_draining_saves_what_is_in_slots_and_starts_nothing(
             call.cancel()
 
     asyncio.run(stop_midway())
+    end(learner)
     store = RunStore(str(tmp_path))
     assert store.exists(first.folder.checkpoint)
     assert not store.exists(second.folder.checkpoint)
@@ -317,6 +329,7 @@ def test_draining_asks_for_checkpoints_at_once(tiny_model: Path, photos: tuple[s
         return time.monotonic() - began
 
     assert asyncio.run(stop_midway()) < 30
+    end(learner)
     for one in tasks:
         state = SlotState.from_bytes(RunStore(str(tmp_path)).get(one.folder.checkpoint))
         assert state.step == len(state.curve) > 0
@@ -369,6 +382,7 @@ def test_draining_without_checkpoints_waits_for_nothing(
         call.cancel()
 
     asyncio.run(stop_midway())
+    end(learner)
     assert not RunStore(str(tmp_path)).exists(task("one").folder.checkpoint)
 
 
