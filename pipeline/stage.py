@@ -49,8 +49,8 @@ class Stage:
     rows_per_part: int
     """Rows of one Parquet part of the results; a finished part is not made again on the next run."""
     calls_at_once: int = 1
-    """Whose rows come in one call, at most, where there are as many for every actor: a worker may store the first while
-    it makes the next."""
+    """Whose rows come in one call, at most, where a part has as many: a worker may store the first while it makes the
+    next."""
 
 
 def put_plan(store: RunStore, folder: str, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> None:
@@ -75,6 +75,7 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
     cpus = int(ray.cluster_resources().get("CPU", 1))
     size = min(config.actors.count or int(gpus) or cpus, num_calls)
     rows_per_block = min(stage.rows_per_part, math.ceil(num_calls / size) * stage.rows_per_call)
+    at_once = max(1, min(stage.calls_at_once, rows_per_block // stage.rows_per_call))  # more would merge blocks
     actor_cpus = cpus_for_actor([node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]], size)
     settings = replace(config, device="cuda" if gpus else "cpu")
     plan_files = math.ceil(num_rows / _PLAN_ROWS)
@@ -89,7 +90,7 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
             .repartition(target_num_rows_per_block=rows_per_block)
             .map_batches(
                 stage.worker,
-                batch_size=stage.rows_per_call * max(1, min(stage.calls_at_once, num_calls // size)),
+                batch_size=stage.rows_per_call * at_once,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=size),
                 fn_constructor_args=[settings],

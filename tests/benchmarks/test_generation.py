@@ -45,7 +45,7 @@ def test_the_command(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_stage_against_a_loop(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--stage", "6", "--rows-per-part", "2", "--repetitions", "1", "--steps", "2"]
+    small = ["--stage", "48", "--rows-per-part", "16", "--repetitions", "1", "--steps", "2"]
     assert generation.main(["--model", str(tiny_model), *small]) == 0
     said = capsys.readouterr().out
     assert "| plain loop |" in said
