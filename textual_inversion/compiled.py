@@ -1,7 +1,7 @@
 """Frozen denoisers run by torch.compile, and a look whether they still do the same.
 
-Compilers err: torch 2.13's changed the layout of convolutions on a CPU and got gradients that were 20 % off, without a
-word, on a model whose outputs were right to 1e-6. Hence `layout_optimization` off, and `compile_checked`.
+Compilers err: torch 2.13's changes the layout of convolutions and then, on a CPU, gets the gradients of the demo model
+wrong without a word, while its outputs are right. Hence `layout_optimization` off, and `compile_checked`.
 """
 
 from __future__ import annotations
