@@ -91,7 +91,7 @@ def _job_client(address: str, process: subprocess.Popen[bytes]) -> JobSubmission
 def _arguments(tiny_model: Path, folder: Path, names: list[str], **settings: Any) -> list[str]:
     manifest = write_manifest(folder, names)
     (folder / "job.toml").write_text(
-        tiny_toml(tiny_model, **{"actors": {"count": 1, "checkpoint_steps": 5}, **settings})
+        tiny_toml(tiny_model, **{"actors": {"count": 1, "slots": 1, "checkpoint_steps": 5}, **settings})
     )
     return [str(manifest), "--config", str(folder / "job.toml"), "--output", str(folder / "out")]
 

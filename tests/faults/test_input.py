@@ -95,7 +95,7 @@ def test_each_gives_its_outcome_and_neighbours_keep_their_bytes(
             assert records[case.name].status == "failed", case.name
             assert case.said in records[case.name].error, (case.name, records[case.name].error)
 
-    calm = tiny_config(tiny_model, tmp_path / "calm", inversion={"steps": 2, "batch_size": 2}, actors={"slots": 1})
+    calm = tiny_config(tiny_model, tmp_path / "calm", inversion={"steps": 2, "batch_size": 2}, actors={"slots": 3})
     learn_all(calm, [task for task in tasks if task.concept.concept_id in NEIGHBOURS])
     for name in NEIGHBOURS:
         folder = next(task.folder for task in tasks if task.concept.concept_id == name)
