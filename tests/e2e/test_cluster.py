@@ -24,7 +24,7 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline.metrics import exported_names
-from tests.pipeline.runs import tiny_toml, write_manifest, write_photo
+from tests.pipeline.runs import tiny_toml, write_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -130,8 +130,8 @@ def _series(head: Head) -> dict[str, str]:
     return found
 
 
-@pytest.mark.timeout(600)  # three jobs
-def test_a_job_is_followed_scraped_stopped_resumed_and_mended(head: Head, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(600)  # two jobs
+def test_a_job_is_followed_scraped_stopped_and_resumed(head: Head, tiny_model: Path, tmp_path: Path) -> None:
     """A bad concept and four good ones: when the first is learned the job is stopped, however fast the machine is."""
     names, steps = ["rose-window", "weather-vane", "door-knocker", "sundial"], 250
     inversion = {"steps": steps, "batch_size": 4}
@@ -169,12 +169,6 @@ def test_a_job_is_followed_scraped_stopped_resumed_and_mended(head: Head, tiny_m
     told = [json.loads(line) for line in (under_way / "log.jsonl").read_text().splitlines()]
     begun = [line["step"] for line in told if line["message"] == "prepared"]
     assert begun[0] == 0 < begun[1]  # it went on from where it was stopped
-
-    write_photo(tmp_path / "photos" / "bad-0.png", 99)
-    mended = _submit(head, arguments)
-    said = mended.communicate(timeout=250)[0]
-    assert mended.returncode == 0, said[-3000:]
-    assert f"1 learned, {len(names)} done before, 0 failed" in said
 
 
 def test_a_running_cluster_is_joined(head: Head, tiny_model: Path, tmp_path: Path) -> None:
