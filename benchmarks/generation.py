@@ -106,11 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     disable_progress_bar()
     if options.stage:
-        say(
-            heading(
-                "Generation: the stage against a plain loop", "benchmarks.generation", arguments, model=options.model
-            )
-        )
+        title = "Generation: the stage against a plain loop"
+        say(heading(title, "benchmarks.generation", arguments, model=options.model))
         say(table(["", "pictures/s", "times the loop"], stage_and_loop(options)))
         return 0
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} threads"

@@ -3,11 +3,11 @@
     python -m benchmarks.gpu
     python -m benchmarks.gpu --shape small --device cpu --slots 1,2
 
-For each number of slots, eager and compiled (the U-Net by torch.compile): sample-steps a
-second, model-FLOP utilisation and memory, beside the common algorithm (`benchmarks/restatement.py`) on the same
-weights. Model FLOPs are those of one sample's forward pass and of the backward pass through its activations, counted on
-the model; what is computed twice to save memory does not count. Memory is the peak above the weights. Concepts an hour
-are calculated: encoding a concept's photos, 475 steps of 2 samples at this rate, and its sample grid, in turn.
+For each number of slots, eager and compiled (the U-Net by torch.compile): sample-steps a second, model-FLOP utilisation
+and memory, beside the common algorithm (`benchmarks/restatement.py`) on the same weights. Model FLOPs are those of one
+sample's forward pass and of the backward pass through its activations, counted on the model; what is computed twice to
+save memory does not count. Memory is the peak above the weights. Concepts an hour are calculated: encoding a concept's
+photos, 475 steps of 2 samples at this rate, and its sample grid, in turn.
 """
 
 from __future__ import annotations
@@ -91,15 +91,14 @@ class Figures:
 
 
 class Parts:
-    """A random model of a shape, shared by all that is measured."""
+    """A random model of a shape, shared by all that is measured: the layout that a backbone gives its convolutions, the
+    common algorithm has, too."""
 
     def __init__(self, shape: Shape, device: str, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
         with torch.device(device):
             self.unet = UNet2DConditionModel(**shape.unet).to(dtype)
             self.vae = AutoencoderKL(latent_channels=4, **shape.vae).to(dtype)
-            if device == "cuda":  # as families.sd.load does; the common algorithm has it, too
-                self.unet, self.vae = (m.to(memory_format=torch.channels_last) for m in (self.unet, self.vae))
             last = shape.text["vocab_size"] - 1
             self._text_encoder = CLIPTextModel(
                 CLIPTextConfig(bos_token_id=last - 1, eos_token_id=last, pad_token_id=last, **shape.text)

@@ -267,8 +267,6 @@ class Curve:
     """What is done once a concept."""
     step_s: float
     """A step of one concept: all steps' time by their number."""
-    looks: list[Rows]
-    """Each concept's."""
     scores: dict[int, list[dict[str, float]]]
     """Step -> each concept's."""
 
@@ -351,7 +349,7 @@ def drawn(contest: Contest, batch_size: int, once_s: float, steps_s: float, look
         step: [contest.scores(case, held(rows, step)) for case, rows in zip(contest.cases, looks, strict=True)]
         for step in steps
     }
-    return Curve(batch_size, once_s / len(looks), steps_s / sum(max(rows) for rows in looks), looks, scores)
+    return Curve(batch_size, once_s / len(looks), steps_s / sum(max(rows) for rows in looks), scores)
 
 
 def held(rows: Rows, step: int) -> Tensor:

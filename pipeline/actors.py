@@ -94,8 +94,8 @@ class Learner:
             read_examples(init.earlier_run, self._backbone.model_hash(), config.photos) if init.earlier_run else ()
         )
         self._choose_start = StartChooser(self._backbone, init, self._extractor, seed=config.seed, examples=examples)
-        features = self._extractor.pixel_features if self._extractor else None
-        self._slots = config.actors.slots or default_slots(self._backbone, config.inversion, features)
+        self._features = self._extractor.pixel_features if self._extractor else None
+        self._slots = config.actors.slots or default_slots(self._backbone, config.inversion, self._features)
         compile_where_wanted(self._backbone, config, self._slots * config.inversion.batch_size, gradients=True)
         self._room = asyncio.Semaphore(self.ready())
         """Bounds the photos and latents held in memory."""
@@ -279,9 +279,8 @@ class Learner:
         """What the device says when it has no memory left; empty when the engine is no more for other reasons."""
         config = self._config
         try:
-            features = self._extractor.pixel_features if self._extractor else None
             self._engine = Engine(
-                self._backbone, config.inversion, slots=self._slots, seed=config.seed, image_features=features
+                self._backbone, config.inversion, slots=self._slots, seed=config.seed, image_features=self._features
             )
             self._engine.run(self._next_assignment, self._ended, self._checkpoint, config.actors.checkpoint_steps)
             self._broken = "the engine was closed"

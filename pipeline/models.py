@@ -74,12 +74,12 @@ def default_slots(backbone: Backbone, config: InversionConfig, image_features: I
     results are promised to be: enough for a batch of 8 samples. (Its cores are busy from about there on, and more slots
     make a short run's last concepts wait for copies of each other.)
     """
+    if backbone.device.type != "cuda":
+        return max(1, _CPU_SAMPLES // config.batch_size)
+
     import torch
 
     from textual_inversion.trial import choose_slots, samples_per_second
-
-    if backbone.device.type != "cuda":
-        return max(1, _CPU_SAMPLES // config.batch_size)
 
     def rate(slots: int) -> float:
         free_bytes, _ = torch.cuda.mem_get_info(backbone.device)

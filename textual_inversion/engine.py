@@ -84,10 +84,9 @@ class Engine:
         image_features: ImageFeatures | None = None,
     ) -> None:
         """`slots`: concepts learned at a time. `slots_per_pass`: how many of them share a forward and backward pass;
-        None is all. `max_vectors`: rows a placeholder may stand
-        for. `read_every_steps`: losses fetched at a time; None is 1 on a CPU, else 16, so that the host can run ahead.
-        `image_features`: what `penalties.clip` compares pictures by. Raises ValueError if the configuration does not
-        go with the model."""
+        None is all. `max_vectors`: rows a placeholder may stand for. `read_every_steps`: losses fetched at a time; None
+        is 1 on a CPU, else 16, so that the host can run ahead. `image_features`: what `penalties.clip` compares
+        pictures by. Raises ValueError if the configuration does not go with the model."""
         if slots < 1:
             raise ValueError(f"slots = {slots}: must be 1 or more")
         if config.penalties.clip and image_features is None:

@@ -71,7 +71,7 @@ def test_when_a_score_is_reached() -> None:
     scores = {
         step: [{"clip_i": score - 0.1}, {"clip_i": score + 0.1}] for step, score in ((0, 0.2), (10, 0.4), (20, 0.3))
     }
-    curve = Curve(batch_size=2, once_s=1.0, step_s=0.5, looks=[], scores=scores)
+    curve = Curve(batch_size=2, once_s=1.0, step_s=0.5, scores=scores)
     assert reaching(curve, 0.3) == pytest.approx(5)
     assert when(reaching(curve, 0.3), curve) == "after 10 sample-steps, 3.5 s a concept"
     assert reaching(curve, 0.1) == 0

@@ -51,6 +51,10 @@ class StableDiffusion:
         replaced by a token table, and its linear layers take adapters."""
         for module in (text_encoder, unet, vae):
             module.requires_grad_(False).eval()
+        if (
+            unet.device.type == "cuda"
+        ):  # the layout that its convolutions are fastest in; on a CPU they choose their own
+            unet, vae = (module.to(memory_format=torch.channels_last) for module in (unet, vae))
         self._text_encoder, self._unet, self._vae = text_encoder, unet, vae
         self._denoiser: Any = unet
         self._tokenizer = Tokenizer(tokenizer, text_encoder.config.max_position_embeddings)
@@ -176,8 +180,6 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
     # torch_dtype and not dtype, which diffusers takes only from 0.42 on
     unet = read("unet", UNet2DConditionModel, torch_dtype=dtype)
     vae = read("vae", AutoencoderKL, torch_dtype=torch.float32 if dtype == torch.float16 else dtype)
-    if place.type == "cuda":  # the layout that its convolutions are fastest in; on a CPU they choose their own
-        unet, vae = (module.to(memory_format=torch.channels_last) for module in (unet, vae))
     return StableDiffusion(
         tokenizer=read_tokenizer(where),
         text_encoder=text_encoder.to(place),
