@@ -1,7 +1,7 @@
 """Load the model once, hand concepts to the engine, publish what it learned.
 
 No Ray in here: the driver makes `Learner` an actor class, and tests call it as it is. Its threads: the event loop only
-awaits, small pools fetch, encode, draw and store, and one thread runs the engine's loop.
+awaits, small pools fetch, encode and store, one thread draws, and one runs the engine's loop.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,26 +21,23 @@ from typing import TypeVar
 import torch
 from PIL import Image
 
-from pipeline import retries
 from pipeline.concept_log import ConceptLog
 from pipeline.config import RunConfig
 from pipeline.earlier import read_examples
 from pipeline.faults import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed, describe_error
 from pipeline.fetch import open_pictures
-from pipeline.gate import BELOW, verdict
 from pipeline.models import compile_where_wanted, default_slots, load_model, locate
+from pipeline.painter import Painter
 from pipeline.plan import ConceptTask
-from pipeline.publish import curve_parquet, failure_record, put_files, record_of, to_png
-from pipeline.records import ConceptRecord, from_json, put_record
+from pipeline.publish import Learned, failure_record, put_done, put_files
+from pipeline.records import ConceptRecord, from_json
 from pipeline.s3 import is_clients
-from pipeline.samples import draw_samples, score
+from pipeline.samples import Samples, sample_requests, score
 from pipeline.storage import RunStore
 from pipeline.vitals import Vitals, held_bytes
-from textual_inversion.adapter_formats import dump_adapter
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.extractors import ClipExtractor
-from textual_inversion.formats import dump_diffusers
 from textual_inversion.initialise import Start, StartChooser
 from textual_inversion.latents import encode_views
 from textual_inversion.prompts import check_sample_prompts
@@ -97,6 +94,7 @@ class Learner:
         self._features = self._extractor.pixel_features if self._extractor else None
         self._slots = config.actors.slots or default_slots(self._backbone, config.inversion, self._features)
         compile_where_wanted(self._backbone, config, self._slots * config.inversion.batch_size, gradients=True)
+        self._painter = Painter(self._backbone, config.grid.sampling)
         self._room = asyncio.Semaphore(self.ready())
         """Bounds the photos and latents held in memory."""
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="learner")
@@ -194,6 +192,7 @@ class Learner:
         self._closed.set()
         self._assignments.put(None)
         self._pool.shutdown()
+        self._painter.close()
         self._saver.shutdown()
 
     async def _learn(self, job: _Job, attempt: int) -> ConceptRecord:
@@ -205,7 +204,7 @@ class Learner:
             return from_json(await self._in_pool(lambda: self._store.get(task.folder.record)))
         pictures = await self._in_pool(lambda: self._fetch(task.concept))
         job.log.note("photos fetched", photos=len(pictures.photos))
-        job.assignment = await self._on_device(lambda: self._encode(job, pictures))
+        job.assignment = await self._on_device(lambda: self._in_pool(lambda: self._encode(job, pictures)))
         self._assignments.put(job.assignment)
         if self._broken:  # looked at after the job is known: the engine's end cannot have missed it
             raise ActorBroken(self._broken)
@@ -213,17 +212,17 @@ class Learner:
         job.log.note("left the engine", step=outcome.steps, seconds=round(outcome.seconds, 3))
         if outcome.embedding is None:
             raise ValueError(outcome.error or "the engine gave no reason")
-        return await self._on_device(lambda: self._publish(job, pictures.photos, outcome, attempt))
+        return await self._publish(job, pictures.photos, outcome, attempt)
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    async def _on_device(self, work: Callable[[], T]) -> T:
-        """In the pool; when the device has no memory left for it, again when the engine has given some back."""
+    async def _on_device(self, work: Callable[[], Awaitable[T]]) -> T:
+        """When the device has no memory left for it, again when the engine has given some back."""
         for _ in range(_ROOM_TRIES):
             slots = self._slots
             try:
-                return await self._in_pool(work)
+                return await work()
             except torch.OutOfMemoryError as error:
                 log.warning("no memory beside %d slots: %s", slots, describe_error(error))
             self._crowding = {name for name, job in self._jobs.items() if job.in_slot}
@@ -232,7 +231,7 @@ class Learner:
             while self._slots == slots and not self._broken and any(job.in_slot for job in self._jobs.values()):
                 await asyncio.sleep(0.05)
             torch.cuda.empty_cache()
-        return await self._in_pool(work)
+        return await work()
 
     def _fetch(self, concept: Concept) -> _Pictures:
         try:
@@ -361,39 +360,29 @@ class Learner:
         except OSError as error:  # the concept goes on; only a crash before the next checkpoint would cost more steps
             log.warning("a checkpoint of %s was not stored: %s", job.task.concept.concept_id, error)
 
-    def _publish(self, job: _Job, photos: list[Image.Image], outcome: Outcome, attempt: int) -> ConceptRecord:
-        """Everything the concept produced, then its record. Draws the sample pictures on the way."""
+    async def _publish(self, job: _Job, photos: list[Image.Image], outcome: Outcome, attempt: int) -> ConceptRecord:
+        """Its pictures, which share batches with those of other concepts, and then all that is to be stored of it."""
         assert outcome.embedding is not None
         assert job.start is not None
-        folder, config = job.task.folder, self._config
-        task = replace(job.task, concept=job.start.concept)
-        provenance = {
-            "model": config.model, "model_hash": self._backbone.model_hash(), "fingerprint": task.fingerprint,
-            "start": job.start.reason,
-        }  # fmt: skip
-        embedding = replace(outcome.embedding, metadata={**outcome.embedding.metadata, **provenance})
-        samples = draw_samples(self._backbone, task.concept, embedding, config.grid, config.seed)
-        scores = score(self._extractor, photos, samples) if self._extractor else {}
-        payload = {
-            folder.embedding: dump_diffusers(embedding),
-            folder.grid: to_png(samples.sheet(photos)),
-            folder.curve: curve_parquet(outcome.curve, outcome.frozen_losses),
-        }
-        if embedding.adapter:
-            payload[folder.adapter] = dump_adapter(embedding)
-        files = put_files(self._store, payload)
+        concept, grid = job.start.concept, self._config.grid
+        requests = sample_requests(concept, outcome.embedding, grid, self._config.seed)
+        pictures = await self._on_device(lambda: asyncio.wrap_future(self._painter.draw(requests)))
+        samples = Samples.of(pictures, concept.category, grid)
+        return await self._on_device(lambda: self._in_pool(lambda: self._put(job, photos, outcome, samples, attempt)))
+
+    def _put(
+        self, job: _Job, photos: list[Image.Image], outcome: Outcome, samples: Samples, attempt: int
+    ) -> ConceptRecord:
+        """Everything the concept produced, then its record."""
+        assert job.start is not None
+        learned = Learned(
+            task=replace(job.task, concept=job.start.concept), start=job.start.reason, outcome=outcome, attempt=attempt,
+            scores=score(self._extractor, photos, samples) if self._extractor else {}, grid=samples.sheet(photos),
+        )  # fmt: skip
+        files = put_files(self._store, learned, self._config.model, self._backbone.model_hash())
         if job.save is not None:
             concurrent.futures.wait([job.save])  # else it could land after the checkpoint is deleted
         if job.was_saved:
-            self._store.delete(folder.checkpoint)
-        self._store.delete(folder.failure)
-        judged = verdict(scores, config.gate)
-        if judged == BELOW and config.gate.ladder:  # before the record: with that, the concept counts as learned
-            self._store.put(folder.ladder, b"{}")
-        record = record_of(
-            task, "done", attempt, start=job.start.reason, steps=outcome.steps, seconds=outcome.seconds, scores=scores,
-            files=files, gate=judged, setbacks=outcome.setbacks, repeated=retries.repeated.take(),
-        )  # fmt: skip
-        job.log.store("published", steps=outcome.steps, seconds=round(outcome.seconds, 1), scores=scores)
-        put_record(self._store, record)
-        return record
+            self._store.delete(job.task.folder.checkpoint)
+        job.log.store("published", steps=outcome.steps, seconds=round(outcome.seconds, 1), scores=learned.scores)
+        return put_done(self._store, learned, files, self._config.gate)

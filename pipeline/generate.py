@@ -31,6 +31,7 @@ from pipeline.stage import Stage, finished_rows, first_errors, put_plan, run_sta
 from pipeline.storage import RunStore
 from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.conditioning import PromptEncoder
 from textual_inversion.config import SamplingConfig
 from textual_inversion.formats import parse_diffusers
 from textual_inversion.generate import EncodedRequest, ImageRequest, draw, encode_request
@@ -164,6 +165,7 @@ class Drawer:
         self._backbone = load_model(config)
         guided = 2 * config.generation.sampling.batch_size
         compile_where_wanted(self._backbone, config, guided, gradients=False)
+        self._encoder = PromptEncoder(self._backbone)
         self._embedding = lru_cache(_EMBEDDINGS_KEPT)(self._load)
         self._pool = ThreadPoolExecutor(_PUT_THREADS)
 
@@ -181,7 +183,7 @@ class Drawer:
         checked = [self._check(row) for row in rows]
         good = [request for request in checked if isinstance(request, EncodedRequest)]
         size = sampling.batch_size
-        batches = (draw(self._backbone, good[start : start + size], sampling) for start in range(0, len(good), size))
+        batches = (draw(self._encoder, good[start : start + size], sampling) for start in range(0, len(good), size))
         pictures = chain.from_iterable(batches)
         return (request if isinstance(request, str) else next(pictures) for request in checked)
 

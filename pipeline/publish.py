@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from torch import Tensor
 
+from pipeline import retries
+from pipeline.config import GateConfig
+from pipeline.gate import BELOW, verdict
 from pipeline.plan import ConceptTask
-from pipeline.records import ConceptRecord, StoredFile, now
+from pipeline.records import ConceptRecord, StoredFile, now, put_record
 from pipeline.redact import redact
 from pipeline.storage import RunStore
+from textual_inversion.adapter_formats import dump_adapter
+from textual_inversion.formats import dump_diffusers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from textual_inversion.engine import Outcome
 
 
 def failure_record(task: ConceptTask, error: str, attempts: int) -> ConceptRecord:
@@ -42,12 +52,55 @@ def record_of(task: ConceptTask, status: Literal["done", "failed"], attempts: in
     )
 
 
-def put_files(store: RunStore, payload: Mapping[str, bytes]) -> dict[str, StoredFile]:
-    """Path -> bytes, each put and made sure of; name -> what lies there now."""
-    return {
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learned:
+    """What became of a concept that was learned."""
+
+    task: ConceptTask
+    start: str
+    """Why it began where it did."""
+    outcome: Outcome
+    """With an embedding."""
+    scores: Mapping[str, float]
+    grid: Image.Image
+    attempt: int
+
+
+def put_files(store: RunStore, learned: Learned, model: str, model_hash: str) -> dict[str, StoredFile]:
+    """Put its files, with their provenance, and make sure of each; name -> what lies there now. Removes what tells of
+    an earlier failure."""
+    folder, outcome = learned.task.folder, learned.outcome
+    assert outcome.embedding is not None
+    provenance = {
+        "model": model, "model_hash": model_hash, "fingerprint": learned.task.fingerprint, "start": learned.start
+    }  # fmt: skip
+    embedding = replace(outcome.embedding, metadata={**outcome.embedding.metadata, **provenance})
+    payload = {
+        folder.embedding: dump_diffusers(embedding),
+        folder.grid: to_png(learned.grid),
+        folder.curve: curve_parquet(outcome.curve, outcome.frozen_losses),
+    }
+    if embedding.adapter:
+        payload[folder.adapter] = dump_adapter(embedding)
+    files = {
         path.rpartition("/")[2]: StoredFile(bytes=len(data), sha256=store.put_checked(path, data))
         for path, data in payload.items()
     }
+    store.delete(folder.failure)
+    return files
+
+
+def put_done(store: RunStore, learned: Learned, files: Mapping[str, StoredFile], gate: GateConfig) -> ConceptRecord:
+    """Put its record, the last of it."""
+    outcome, judged = learned.outcome, verdict(learned.scores, gate)
+    if judged == BELOW and gate.ladder:  # before the record: with that, the concept counts as learned
+        store.put(learned.task.folder.ladder, b"{}")
+    record = record_of(
+        learned.task, "done", learned.attempt, start=learned.start, steps=outcome.steps, seconds=outcome.seconds,
+        scores=learned.scores, files=files, gate=judged, setbacks=outcome.setbacks, repeated=retries.repeated.take(),
+    )  # fmt: skip
+    put_record(store, record)
+    return record
 
 
 def curve_parquet(curve: Tensor, frozen_losses: Tensor) -> bytes:

@@ -33,24 +33,35 @@ class Samples:
     initial: list[list[Image.Image]]
     """The same prompts and noise with the initializer word in the concept's place; empty if it has none."""
 
+    @classmethod
+    def of(cls, pictures: Sequence[Image.Image], category: str, config: GridConfig) -> Samples:
+        """Given the pictures of `sample_requests`, in their order."""
+        prompts, width = config.of(category), config.images_per_prompt
+        columns = [list(pictures[i : i + width]) for i in range(0, len(pictures), width)]
+        return cls(prompts=prompts, learned=columns[: len(prompts)], initial=columns[len(prompts) :])
+
     def sheet(self, photos: Sequence[Image.Image]) -> Image.Image:
         """The photos and a row of pictures for each prompt."""
         return grid(photos, list(zip(self.prompts, self.learned, strict=True)))
 
 
-def draw_samples(
-    backbone: Backbone, concept: Concept, embedding: LearnedEmbedding, config: GridConfig, seed: int
-) -> Samples:
-    """Draw the sample grid of one concept; the same whatever else the actor is doing."""
+def sample_requests(concept: Concept, embedding: LearnedEmbedding, config: GridConfig, seed: int) -> list[ImageRequest]:
+    """The pictures of one concept's sample grid; the same whatever else is drawn."""
     prompts = config.of(concept.category)
     embedding = replace(embedding, placeholder_token=HOLE)  # it may be a word that a prompt has elsewhere, too
     seeds = [seed_for(seed, concept.concept_id, "grid", i) for i in range(config.images_per_prompt)]
     requests = [ImageRequest(prompt, s, (embedding,)) for prompt in prompts for s in seeds]
     if concept.initializer:
         requests += [ImageRequest(fill(prompt, concept.initializer), s) for prompt in prompts for s in seeds]
-    pictures = generate(backbone, requests, config.sampling)
-    columns = [pictures[i : i + len(seeds)] for i in range(0, len(pictures), len(seeds))]
-    return Samples(prompts=prompts, learned=columns[: len(prompts)], initial=columns[len(prompts) :])
+    return requests
+
+
+def draw_samples(
+    backbone: Backbone, concept: Concept, embedding: LearnedEmbedding, config: GridConfig, seed: int
+) -> Samples:
+    """Draw the sample grid of one concept."""
+    pictures = generate(backbone, sample_requests(concept, embedding, config, seed), config.sampling)
+    return Samples.of(pictures, concept.category, config)
 
 
 def score(extractor: ClipExtractor, photos: Sequence[Image.Image], samples: Samples) -> dict[str, float]:

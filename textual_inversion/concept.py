@@ -79,9 +79,9 @@ class Concept:
                 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LearnedAdapter:
-    """A low-rank change of the text encoder that was learned with a concept (TextBoost)."""
+    """A low-rank change of the text encoder that was learned with a concept (TextBoost). Equal to itself alone."""
 
     kind: Literal["lora", "causal"]
     """`lora`: acts at every position. `causal`: from the concept's first token on, padding excepted."""
@@ -93,9 +93,9 @@ class LearnedAdapter:
     """Name of a linear layer within the text encoder -> (down [rank, in], up [out, rank]), float32 on the CPU."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LearnedEmbedding:
-    """The trained rows of one concept, for every text encoder of the model that learned them."""
+    """The trained rows of one concept, for every text encoder of the model that learned them. Equal to itself alone."""
 
     placeholder_token: str
     vectors: Mapping[str, Tensor]

@@ -15,14 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from textual_inversion.augment import to_pixels, to_weights
+from textual_inversion.conditioning import PromptEncoder
 from textual_inversion.config import SamplingConfig, check
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import (
     EncodedRequest,
+    Guidance,
     ImageRequest,
     batches,
     denoise,
-    encode,
     encode_request,
     initial_noises,
     pad,
@@ -59,12 +60,12 @@ def edit(
             )
     mask = mask.convert("L")
     encoded = [encode_request(backbone, request) for request in requests]
-    source = encode_picture(backbone, picture)
+    encoder, source = PromptEncoder(backbone), encode_picture(backbone, picture)
     region = latent_mask(mask, backbone)
     drawn = [
         one
         for batch in batches(encoded, config.batch_size)
-        for one in _edit_batch(backbone, source, region, batch, config, strength)
+        for one in _edit_batch(encoder, source, region, batch, config, strength)
     ]
     return [Image.composite(one, picture.convert("RGB"), mask) for one in drawn] if keep_pixels else drawn
 
@@ -86,7 +87,7 @@ def latent_mask(mask: Image.Image, backbone: Backbone) -> Tensor:
 
 
 def _edit_batch(
-    backbone: Backbone,
+    encoder: PromptEncoder,
     source: Tensor,
     region: Tensor,
     requests: Sequence[EncodedRequest],
@@ -94,7 +95,7 @@ def _edit_batch(
     strength: float,
 ) -> list[Image.Image]:
     """Algorithm 1, for one batch: z_k ~ noise(z_init, k); after each step, z_t = z_fg m + z_bg (1 - m)."""
-    padded = pad(requests, config.batch_size)
+    backbone, padded = encoder.backbone, pad(requests, config.batch_size)
     noise = initial_noises(backbone, padded)
     source = source.expand_as(noise)
     scheduler = backbone.scheduler(config.solver)
@@ -107,8 +108,8 @@ def _edit_batch(
 
     with torch.no_grad():
         latents = noised(scheduler, source, noise, timesteps, 0)
-        text = encode(backbone, padded)
-        latents = denoise(backbone, latents, text, scheduler, timesteps, config.guidance_scale, blend)
+        guidance = Guidance.of(encoder, padded, config)
+        latents = denoise(backbone, latents, guidance, scheduler, timesteps, blend)
         return to_pictures(backbone.decode(latents)[: len(requests)])
 
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
+from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.conditioning import PromptEncoder, TokenizedPrompt
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone, Conditioning
-from textual_inversion.lora import join, positions
 from textual_inversion.prompts import encode_prompt
 
 
@@ -35,15 +35,10 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRequest:
-    """A request found good, as token ids, the rows they read and the adapters they are encoded with."""
+    """A request found good."""
 
-    ids: tuple[int, ...]
-    """[max_length]; id `vocab_size + i` means `rows[...][i]`."""
-    rows: dict[str, Tensor]
-    """Text encoder key -> [num_rows, dim] float32, this request's embeddings one after the other."""
+    prompt: TokenizedPrompt
     seed: int
-    adapters: tuple[tuple[LearnedAdapter, range], ...] = ()
-    """Those of its embeddings, each with the ids of its concept; their changes are added."""
 
 
 def encode_request(backbone: Backbone, request: ImageRequest) -> EncodedRequest:
@@ -70,16 +65,8 @@ def encode_request(backbone: Backbone, request: ImageRequest) -> EncodedRequest:
     for word, rows in placeholders.items():
         if not set(rows) <= set(ids):
             raise ValueError(f"prompt {request.prompt!r} does not contain the placeholder token {word!r} as a word")
-    return EncodedRequest(
-        ids=tuple(ids),
-        rows={
-            key: torch.cat([e.vectors[key].float() for e in request.embeddings])
-            for key in backbone.token_tables
-            if request.embeddings
-        },
-        seed=request.seed,
-        adapters=tuple((e.adapter, placeholders[e.placeholder_token]) for e in request.embeddings if e.adapter),
-    )
+    concepts = tuple((embedding, placeholders[embedding.placeholder_token]) for embedding in request.embeddings)
+    return EncodedRequest(TokenizedPrompt(tuple(ids), concepts), request.seed)
 
 
 def check_fits(embedding: LearnedEmbedding, backbone: Backbone) -> None:
@@ -110,20 +97,21 @@ def generate(backbone: Backbone, requests: Sequence[ImageRequest], config: Sampl
     On a GPU, libraries make no such promise. Another batch size, device or library version changes rounding, no more.
     """
     encoded = [encode_request(backbone, request) for request in requests]
-    return [picture for batch in batches(encoded, config.batch_size) for picture in draw(backbone, batch, config)]
+    encoder = PromptEncoder(backbone)
+    return [picture for batch in batches(encoded, config.batch_size) for picture in draw(encoder, batch, config)]
 
 
-def draw(backbone: Backbone, requests: Sequence[EncodedRequest], config: SamplingConfig) -> list[Image.Image]:
+def draw(encoder: PromptEncoder, requests: Sequence[EncodedRequest], config: SamplingConfig) -> list[Image.Image]:
     """One batch of at most `config.batch_size` pictures; a smaller one is padded with copies of its last request."""
     if not requests:
         return []
-    padded = pad(requests, config.batch_size)
+    backbone, padded = encoder.backbone, pad(requests, config.batch_size)
     scheduler = backbone.scheduler(config.solver)
     scheduler.set_timesteps(config.steps, device=backbone.device)
     latents = initial_noises(backbone, padded) * scheduler.init_noise_sigma
     with torch.no_grad():
-        text = encode(backbone, padded)
-        latents = denoise(backbone, latents, text, scheduler, scheduler.timesteps, config.guidance_scale)
+        guidance = Guidance.of(encoder, padded, config)
+        latents = denoise(backbone, latents, guidance, scheduler, scheduler.timesteps)
         return to_pictures(backbone.decode(latents)[: len(requests)])
 
 
@@ -149,30 +137,24 @@ def batches(requests: Sequence[EncodedRequest], size: int) -> Iterator[Sequence[
         yield requests[start : start + size]
 
 
-def encode(backbone: Backbone, requests: Sequence[EncodedRequest]) -> Conditioning:
-    """[2 * batch]: the empty prompt once for each request, then the prompts, in one pass of the text encoder over the
-    batch's rows laid end to end.
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """What pulls latents towards their prompts: classifier-free guidance (Ho & Salimans 2022, Eq. 6, in diffusers'
+    scaling), the output for the empty prompt plus `scale` times the difference that the prompt makes."""
 
-    A request's adapters act on its empty prompt too, as in a pipeline that has loaded them: `lora` ones everywhere,
-    `causal` ones nowhere, as it names no concept.
-    """
-    own_ids = torch.tensor([backbone.assemble([])] * len(requests) + [request.ids for request in requests])
-    adapters = [
-        [
-            (adapter, positions(adapter.kind, ids, (ids >= own.start) & (ids < own.stop), backbone.end_of_text))
-            for adapter, own in request.adapters
-        ]
-        for request, ids in zip([*requests, *requests], own_ids, strict=True)
-    ]
-    num_rows = [max((len(rows) for rows in request.rows.values()), default=0) for request in requests]
-    shifts = torch.tensor([0] * len(requests) + [sum(num_rows[:i]) for i in range(len(requests))])
-    ids = torch.where(own_ids >= backbone.vocab_size, own_ids + shifts[:, None], own_ids)
-    rows = {
-        key: torch.cat([request.rows[key] for request in requests if request.rows]).to(backbone.device)
-        for key in backbone.token_tables
-        if any(num_rows)
-    }
-    return backbone.encode_prompts(ids.to(backbone.device), rows, join(adapters, backbone.device))
+    text: Conditioning
+    """[2 * batch], the empty prompts first; [batch] prompts alone where that difference is not looked at."""
+    scale: float
+    """1, or more where it is."""
+
+    @classmethod
+    def of(cls, encoder: PromptEncoder, requests: Sequence[EncodedRequest], config: SamplingConfig) -> Guidance:
+        """A scale of 0 in the configuration is the backbone's own."""
+        prompts = [request.prompt for request in requests]
+        scale = max(1.0, config.guidance_scale or encoder.backbone.guidance_scale)
+        if scale > 1:
+            prompts = [*[prompt.without_words(encoder.backbone) for prompt in prompts], *prompts]
+        return cls(encoder(prompts), scale)
 
 
 def _unchanged(latents: Tensor, _step: int) -> Tensor:
@@ -182,29 +164,23 @@ def _unchanged(latents: Tensor, _step: int) -> Tensor:
 def denoise(
     backbone: Backbone,
     latents: Tensor,
-    text: Conditioning,
+    guidance: Guidance,
     scheduler: Any,
     timesteps: Tensor,
-    guidance_scale: float,
     after_step: Callable[[Tensor, int], Tensor] = _unchanged,
 ) -> Tensor:
     """Noisy latents [batch, *latent_shape] at the first of `timesteps` -> latents, by a diffusers scheduler.
 
-    `text`: from `encode`. `timesteps`: the scheduler's own, all or the last ones. `after_step` may change the latents
-    after each of them and is told its place, 0 first. Classifier-free guidance (Ho & Salimans 2022, Eq. 6, in
-    diffusers' scaling): the output for the empty prompt plus `guidance_scale` times the difference that the prompt
-    makes; 0 is the backbone's own.
+    `timesteps`: the scheduler's own, all or the last ones. `after_step` may change the latents after each of them and
+    is told its place, 0 first.
     """
-    guidance_scale = guidance_scale or backbone.guidance_scale
-    guided = guidance_scale > 1
-    if not guided:
-        text = Conditioning(hidden=text.hidden[len(latents) :])
+    guided = guidance.scale > 1
     for step, timestep in enumerate(timesteps):
         model_input = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
-        output = backbone.predict(model_input, timestep.expand(len(model_input)), text)
+        output = backbone.predict(model_input, timestep.expand(len(model_input)), guidance.text)
         if guided:
             without, with_prompt = output.chunk(2)
-            output = without + guidance_scale * (with_prompt - without)
+            output = without + guidance.scale * (with_prompt - without)
         latents = after_step(scheduler.step(output, timestep, latents, return_dict=False)[0], step)
     return latents
 

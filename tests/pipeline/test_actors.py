@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-from pipeline import actors
+from pipeline import actors, painter
 from pipeline.actors import POOL_THREADS, Learner, _Job
 from pipeline.concept_log import ConceptLog
 from pipeline.faults import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed
@@ -429,24 +430,30 @@ def test_a_device_without_memory_for_one_slot_breaks_the_actor(
     assert "no memory for one slot: OutOfMemoryError: CUDA out of memory" in str(failure)
 
 
-@pytest.mark.parametrize("work", ["encode_views", "draw_samples"])
+@pytest.mark.parametrize(("place", "work", "good"), [(actors, "encode_views", 2), (painter, "draw", 0)])
 def test_when_photos_or_pictures_find_no_memory_the_engine_gives_some_back(
-    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str
+    tiny_model: Path,
+    photos: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: ModuleType,
+    work: str,
+    good: int,
 ) -> None:
     learner = Learner(tiny_config(tiny_model, tmp_path, inversion={"steps": 15}, actors={"slots": 4}))
-    do, tries = getattr(actors, work), []
+    do, tries = getattr(place, work), []
 
     def crowded(*arguments: object) -> object:
-        """No memory from the third try on, as soon as others are in their slots, as long as there are four."""
+        """No memory after the first good tries, as soon as others are in their slots, as long as there are four."""
         tries.append(1)
         until = time.monotonic() + 10
-        while len(tries) > 2 and learner._slots == 4 and time.monotonic() < until:
+        while len(tries) > good and learner._slots == 4 and time.monotonic() < until:
             if any(job.in_slot for job in list(learner._jobs.values())):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             time.sleep(0.001)
         return do(*arguments)
 
-    monkeypatch.setattr(actors, work, crowded)
+    monkeypatch.setattr(place, work, crowded)
     records = learn_all(learner, [task(f"c{number}", photos) for number in range(6)])
     assert [(record.status, record.steps) for record in records] == [("done", 15)] * 6
     assert learner._slots == 2

@@ -12,49 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny_models import DIM, MAX_LENGTH, RESOLUTION
-from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
+from tests.textual_inversion.asked import adapted_requests, an_embedding
+from tests.tiny_models import MAX_LENGTH, RESOLUTION
+from textual_inversion.concept import LearnedAdapter
+from textual_inversion.conditioning import PromptEncoder
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone
-from textual_inversion.generate import ImageRequest, draw, encode, encode_request, generate, initial_noise
-from textual_inversion.lora import TARGETS, initial_adapter
+from textual_inversion.generate import ImageRequest, draw, encode_request, generate, initial_noise
 
 FAST = SamplingConfig(steps=2, batch_size=4)
-
-
-def an_embedding(seed: int, word: str = "<c>", num_vectors: int = 1, dim: int = DIM) -> LearnedEmbedding:
-    rows = torch.randn(num_vectors, dim, generator=torch.Generator().manual_seed(seed)) * 0.3
-    return LearnedEmbedding(placeholder_token=word, vectors={"clip_l": rows})
-
-
-def an_adapter(
-    backbone: Backbone, seed: int, kind: Any = "lora", rank: int = 2, targets: tuple[str, ...] = TARGETS
-) -> LearnedAdapter:
-    generator = torch.Generator().manual_seed(seed)
-    start = initial_adapter(backbone.adapter_layers, targets, rank, generator)
-    tensors = {name: (down, 0.2 * torch.randn(up.shape, generator=generator)) for name, (down, up) in start.items()}
-    return LearnedAdapter(kind=kind, scale=1.5, tensors=tensors)
-
-
-def adapted_requests(backbone: Backbone) -> list[ImageRequest]:
-    """Adapted and plain ones: both kinds, several ranks and targets, and two adapted concepts in one prompt."""
-    embeddings = [
-        replace(an_embedding(1), adapter=an_adapter(backbone, 1)),
-        replace(an_embedding(2, num_vectors=2), adapter=an_adapter(backbone, 2, "causal", 1, ("fc2",))),
-        replace(an_embedding(3, "<d>"), adapter=an_adapter(backbone, 3, rank=5)),
-        replace(an_embedding(4, "<d>"), adapter=an_adapter(backbone, 4, "causal")),
-    ]
-    one, causal, of_rank_5, causal_of_rank_2 = embeddings
-    return [
-        ImageRequest("a photo of a <c>", 0, (one,)),
-        ImageRequest("a photo of a <c>", 0, (replace(one, adapter=None),)),
-        ImageRequest("a <c> on the moon", 2, (causal,)),
-        ImageRequest("a <d> and a <c>", 3, (one, of_rank_5)),
-        ImageRequest("a <d> and a <c>", 3, (causal_of_rank_2, causal)),
-        ImageRequest("a <d> and a <c>", 3, (one, causal_of_rank_2)),
-        ImageRequest("a photo of a cat", 4),
-        ImageRequest("a photo of a <d>", 5, (of_rank_5,)),
-    ]
 
 
 def requests() -> list[ImageRequest]:
@@ -101,44 +67,6 @@ def test_nor_do_pictures_with_adapters(tiny_backbone: Backbone, batch_size: int)
     assert all(same(together, [generate(tiny_backbone, [request], config)[0] for request in asked]))
     assert all(same(together, generate(tiny_backbone, asked[::-1], config)[::-1]))
     assert not any(same(together[:-1], together[1:])), "other adapters: other pictures"
-
-
-def test_the_empty_prompt_is_adapted_as_the_prompt_is(tiny_backbone: Backbone) -> None:
-    """As in a pipeline that has loaded a LoRA; a causal adapter finds no concept there."""
-    asked = [encode_request(tiny_backbone, request) for request in adapted_requests(tiny_backbone)[:3]]
-    with torch.no_grad():
-        lora, plain, causal = encode(tiny_backbone, asked).hidden[:3]
-    assert torch.equal(causal, plain)
-    assert not torch.equal(lora, plain)
-
-
-def test_changes_of_two_concepts_in_a_prompt_add_up(tiny_backbone: Backbone) -> None:
-    """Two adapters equal one whose layers are both side by side."""
-    request = adapted_requests(tiny_backbone)[3]
-    first, second = (embedding.adapter for embedding in request.embeddings)
-    assert first is not None
-    assert second is not None
-    both = {
-        name: (torch.cat([down, second.tensors[name][0]]), torch.cat([up, second.tensors[name][1]], dim=1))
-        for name, (down, up) in first.tensors.items()
-    }
-    merged = replace(request.embeddings[0], adapter=replace(first, tensors=both))
-    other = replace(request, embeddings=(merged, replace(request.embeddings[1], adapter=None)))
-    with torch.no_grad():
-        hidden = [encode(tiny_backbone, [encode_request(tiny_backbone, r)]).hidden for r in (request, other)]
-    torch.testing.assert_close(hidden[0], hidden[1], rtol=0, atol=1e-5)
-
-
-def test_each_causal_adapter_begins_at_its_own_concept(tiny_backbone: Backbone) -> None:
-    """In "a <d> and a <c>": between the two only the adapter of <d> acts, whatever <c> comes with."""
-    causal = adapted_requests(tiny_backbone)[4]
-    d, c = causal.embeddings
-    place = encode_request(tiny_backbone, causal).ids.index(tiny_backbone.vocab_size + 1)  # <c> has the rows after <d>
-    without = replace(causal, embeddings=(d, replace(c, adapter=None)))
-    with torch.no_grad():
-        both, only_d = encode(tiny_backbone, [encode_request(tiny_backbone, r) for r in (causal, without)]).hidden[2:]
-    assert torch.equal(both[:place], only_d[:place])
-    assert (both[place:] != only_d[place:]).any(1).all()
 
 
 def test_another_batch_size_changes_rounding_only(tiny_backbone: Backbone) -> None:
@@ -248,5 +176,5 @@ def test_a_bad_request_is_refused_before_anything_is_drawn(
 def test_draw_takes_at_most_one_batch(tiny_backbone: Backbone) -> None:
     encoded = [encode_request(tiny_backbone, request) for request in requests()]
     with pytest.raises(ValueError, match="7 requests do not fit a batch of 4"):
-        draw(tiny_backbone, encoded, FAST)
-    assert draw(tiny_backbone, [], FAST) == []
+        draw(PromptEncoder(tiny_backbone), encoded, FAST)
+    assert draw(PromptEncoder(tiny_backbone), [], FAST) == []
