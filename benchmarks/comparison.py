@@ -51,12 +51,12 @@ def by_setup(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def against_baseline(rows: Sequence[Row], score: str) -> dict[str, Figure | None]:
+def against(rows: Sequence[Row], score: str, baseline: str = BASELINE) -> dict[str, Figure | None]:
     """Setup -> mean over concepts of its score less the baseline's of the same concept. Concepts differ more among
     themselves than setups do, and all setups draw from the same noise: the error of these differences is what tells
     two setups apart."""
     scores = {(row["setup"], row["concept_id"]): row[score] for row in rows}
-    base = {concept: value for (setup, concept), value in scores.items() if setup == BASELINE}
+    base = {concept: value for (setup, concept), value in scores.items() if setup == baseline}
     return {
         name: Figure.of(
             scores[name, row["concept_id"]] - base[row["concept_id"]]
@@ -69,10 +69,11 @@ def against_baseline(rows: Sequence[Row], score: str) -> dict[str, Figure | None
 
 def table(rows: Sequence[Row], what: Mapping[str, str]) -> str:
     """Markdown: for each setup mean and standard error over concepts, the same of its difference to the baseline, and
-    what a concept took to learn."""
-    further = {score: against_baseline(rows, score) for score in ("clip_i", "clip_t")}
-    head = "setup | CLIP-I | more than the default | CLIP-T | more than the default | row norm | steps | s per concept"
-    lines = [f"| {head} | concepts | |", "|---" * 10 + "|"]
+    what a concept took to learn: steps taken, the step whose rows were kept, how many concepts ended before their
+    budget, seconds."""
+    further = {score: against(rows, score) for score in ("clip_i", "clip_t")}
+    head = "setup | CLIP-I | more than the default | CLIP-T | more than the default | row norm"
+    lines = [f"| {head} | steps taken | kept at | stopped early | s per concept | concepts | |", "|---" * 12 + "|"]
     for name, of_setup in by_setup(rows).items():
         cells = []
         for score in ("clip_i", "clip_t"):
@@ -80,10 +81,70 @@ def table(rows: Sequence[Row], what: Mapping[str, str]) -> str:
             more = further[score][name] if name != BASELINE else None
             cells.append(f"{more:+}" if more else "-")
         cells.append(str(Figure.of(row["norm"] for row in of_setup) or "-"))
-        steps, seconds = (fmean(row[key] for row in of_setup) for key in ("steps", "seconds"))
-        cells += [f"{steps:.0f}", f"{seconds:.0f}"] if steps else ["-", "-"]
+        if any(row["steps"] for row in of_setup):
+            cells += [spread(row["steps"] for row in of_setup), spread(row["kept_at"] for row in of_setup)]
+            cells += [str(sum(row["steps"] < row["budget"] for row in of_setup))]
+            cells += [f"{fmean(row['seconds'] for row in of_setup):.0f}"]
+        else:
+            cells += ["-"] * 4
         lines.append(f"| {name} | {' | '.join(cells)} | {len(of_setup)} | {what.get(name, '')} |")
     return "\n".join(lines) + "\n"
+
+
+def spread(values: Iterable[float]) -> str:
+    """Mean, lowest and highest, as text."""
+    known = list(values)
+    low, high = min(known), max(known)
+    return f"{fmean(known):.0f}" + (f" ({low:.0f} to {high:.0f})" if high > low else "")
+
+
+def stopping(rows: Sequence[Row], full_budget: Mapping[str, str]) -> str:
+    """Markdown: what each stop rule saves and costs, concept by concept. `full_budget`: setup -> the same without its
+    rule; a pair of which there is only one has no table."""
+    setups = by_setup(rows)
+    texts = []
+    for name, whole in full_budget.items():
+        others = {row["concept_id"]: row for row in setups.get(whole, ())}
+        pairs = [(row, others[row["concept_id"]]) for row in setups.get(name, ()) if row["concept_id"] in others]
+        if pairs:
+            texts.append(f"## {name} against {whole}, which takes all steps\n\n{_of_pair(pairs)}")
+    if texts:
+        texts.append(
+            "A difference is taken picture by picture, as both draw from the same noise; its error is over a concept's "
+            "pictures, in the\nlast row over concepts. Seconds are of learning alone, looks at the frozen batch "
+            "included.\n"
+        )
+    return "\n".join(texts)
+
+
+def _of_pair(pairs: Sequence[tuple[Row, Row]]) -> str:
+    """A row per concept, and one of all: (as the rule ends it, at the full budget)."""
+    titles = ["concept", "steps taken", "of", "kept at"]
+    titles += [title for score in ("CLIP-I", "CLIP-T") for title in (score, "at the full budget", "difference")]
+    lines = [f"| {' | '.join([*titles, 's', 'at the full budget'])} |", "|---" * 12 + "|"]
+    for row, other in pairs:
+        cells = [row["concept_id"], *(f"{row[key]:.0f}" for key in ("steps", "budget", "kept_at"))]
+        for score in ("clip_i", "clip_t"):
+            both = zip(row[f"{score}_pictures"], other[f"{score}_pictures"], strict=True)
+            cells += [_three(one[score]) for one in (row, other)]
+            cells.append(_signed(Figure.of(here - there for here, there in both)))
+        cells += [f"{one['seconds']:.0f}" for one in (row, other)]
+        lines.append(f"| {' | '.join(cells)} |")
+    ours, theirs = [row for row, _ in pairs], [other for _, other in pairs]
+    cells = [f"all {len(pairs)}", *(spread(row[key] for row in ours) for key in ("steps", "budget", "kept_at"))]
+    for score in ("clip_i", "clip_t"):
+        cells += [str(Figure.of(row[score] for row in side) or "-") for side in (ours, theirs)]
+        cells.append(_signed(against([*ours, *theirs], score, theirs[0]["setup"])[ours[0]["setup"]]))
+    cells += [f"{fmean(row['seconds'] for row in side):.0f}" for side in (ours, theirs)]
+    return "\n".join([*lines, f"| {' | '.join(cells)} |"]) + "\n"
+
+
+def _three(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _signed(figure: Figure | None) -> str:
+    return f"{figure:+}" if figure else "-"
 
 
 def rows_parquet(rows: Sequence[Row]) -> bytes:

@@ -2,12 +2,14 @@
 
     python -m benchmarks.methods --concepts 8 --processes 2
     python -m benchmarks.methods --setups textual-inversion,high-lr,low-lr --steps 300 --output output/rates
+    python -m benchmarks.methods --setups dvar,dvar-budget,textual-inversion,keep-best --output output/stopping
 
 Setups are those of `benchmarks/setups.py` and the recipes. As soon as a concept is done in a setup, its row and its
 pictures are in `rows/` of the output; at the end come all rows (`rows.parquet`), a table (`table.md`) and the
 distortion-editability plot (`plot.png`, by matplotlib). Run it again to continue: what is there is not done again.
 CLIP-I is taken from the prompt that says nothing but the concept, CLIP-T from all others (Gal et al. 2022, section 5).
-All setups draw from the same noise.
+All setups draw from the same noise. Where a setup and the same without its stop rule are both there, as in the last
+command, a table of each concept's steps and scores with and without follows (`stopping.md`).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.comparison import plot, rows_parquet, table
+from benchmarks.comparison import plot, rows_parquet, stopping, table
 from benchmarks.setups import CAPTIONS, SETUPS, Setup, find
 from pipeline.config import RunConfig, load_config
 from pipeline.evaluation import digest, seeds_of
@@ -42,14 +44,19 @@ from pipeline.publish import to_png
 from pipeline.storage import RunStore, absolute, read_bytes
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
-from textual_inversion.engine import learn
+from textual_inversion.engine import Assignment, Engine, Outcome
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
+from textual_inversion.initialise import StartChooser
+from textual_inversion.latents import encode_views
 from textual_inversion.metrics import clip_i_among, clip_i_each, clip_t_each, mean_and_error, without_placeholder
 from textual_inversion.photos import open_photo
 from textual_inversion.prompts import HOLE, fill
+
+_ROW_FORMAT = 2
+"""Counts up when a row gets new columns: those of an earlier one are measured again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +82,7 @@ class Job:
         photos = [str(identity) for identity in identify(self.concept.images).values()]
         parts = [
             asdict(replace(concept, images=("",) * len(concept.images))), photos, self.setup.drawn,
-            asdict(self.config.inversion), self.shared,
+            asdict(self.config.inversion), self.shared, _ROW_FORMAT,
         ]  # fmt: skip
         if self.setup.drawn == "caption":
             parts.append(CAPTIONS.get(concept.concept_id))
@@ -105,7 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
         store.put("rows.parquet", rows_parquet(present))
         store.put("table.md", table(present, what).encode())
         store.put("plot.png", plot(present))
-        say(f"\n{table(present, what)}\n{store.uri('table.md')}, plot.png, rows.parquet\n")
+        say(f"\n{table(present, what)}\n")
+        if text := stopping(present, {job.name: job.setup.full_budget for job in jobs}):
+            store.put("stopping.md", text.encode())
+            say(f"{text}\n")
+        say(f"{store.uri('table.md')}, plot.png, rows.parquet{', stopping.md' if text else ''}\n")
     return 1 if failures else 0
 
 
@@ -171,8 +182,9 @@ def measure(job: Job, output: str) -> dict[str, Any]:
     """Learn, draw and score one concept in one setup, and store its row. Raises ValueError for what cannot be done."""
     backbone, extractor = models(replace(job.config, inversion=InversionConfig()))
     began = time.perf_counter()
-    embedding = learned(job, backbone, extractor) if job.setup.drawn == "learned" else None
+    outcome = learned(job, backbone, extractor) if job.setup.drawn == "learned" else None
     seconds = time.perf_counter() - began
+    embedding = outcome.embedding if outcome else None
     protocol = choose(job.config)
     photos = [open_photo(read_bytes(uri)) for uri in job.concept.images]
     shown = pictures(job, protocol, embedding, backbone)
@@ -180,8 +192,10 @@ def measure(job: Job, output: str) -> dict[str, Any]:
         "key": job.key(),
         "setup": job.name,
         "concept_id": job.concept.concept_id,
-        "steps": int(embedding.metadata["step"]) if embedding else 0,
-        "seconds": seconds if embedding else 0.0,
+        "budget": job.config.inversion.steps if outcome else 0,
+        "steps": outcome.steps if outcome else 0,
+        "kept_at": int(embedding.metadata["step"]) if embedding else 0,
+        "seconds": seconds if outcome else 0.0,
         "norm": mean_norm(embedding) if embedding else None,
         **scores(photos, shown, prompts_of(job, protocol), protocol.reconstruction, extractor),
     }
@@ -199,12 +213,18 @@ def models(config: RunConfig) -> tuple[Backbone, ClipExtractor]:
     return load_model(config), ClipExtractor(locate(config.extractor), config.device)
 
 
-def learned(job: Job, backbone: Backbone, extractor: ClipExtractor) -> LearnedEmbedding:
-    concept = job.setup.concept(job.concept)
+def learned(job: Job, backbone: Backbone, extractor: ClipExtractor) -> Outcome:
+    """As `engine.learn` does it, which tells no more than what is learned. Raises ValueError if nothing is."""
+    concept, config, seed = job.setup.concept(job.concept), job.config.inversion, job.config.seed
     photos = [open_photo(read_bytes(uri)) for uri in concept.images]
-    return learn(
-        backbone, [(concept, photos)], job.config.inversion, slots=1, seed=job.config.seed, extractor=extractor
-    )[0]
+    start = StartChooser(backbone, config.init, extractor, seed=seed)(concept, photos)
+    views = encode_views(backbone, photos, config.augment, concept.concept_id, seed)
+    waiting, ended = [Assignment(start.concept, views, start=start.embedding)], list[Outcome]()
+    engine = Engine(backbone, config, slots=1, seed=seed, image_features=extractor.pixel_features)
+    engine.run(lambda _wait: waiting.pop() if waiting else None, ended.append)
+    if ended[0].error:
+        raise ValueError(ended[0].error)
+    return ended[0]
 
 
 def scores(
@@ -214,9 +234,9 @@ def scores(
     reconstruction: Sequence[str],
     extractor: ClipExtractor,
 ) -> dict[str, Any]:
-    """`clip_i` of the prompts that say nothing but the concept, `clip_t` of the others, each with `_se` over pictures;
-    `clip_i_all` of all prompts. `photos` are all of the concept's, also those a setup did not learn from; with nothing
-    `shown`, they are scored themselves."""
+    """`clip_i` of the prompts that say nothing but the concept, `clip_t` of the others, each with `_se` over pictures
+    and with those of every picture (`_pictures`); `clip_i_all` of all prompts. `photos` are all of the concept's, also
+    those a setup did not learn from; with nothing `shown`, they are scored themselves."""
     real = extractor.images(photos)
     telling, identity, everything = [], [], []
     for prompt in prompts:
@@ -229,7 +249,9 @@ def scores(
             telling.append(clip_t_each(seen, extractor.texts([without_placeholder(prompt.text, HOLE)])))
     found: dict[str, Any] = {"clip_i_all": float(torch.cat(everything).mean())}
     for name, values in (("clip_i", identity or everything), ("clip_t", telling)):
-        found[name], found[f"{name}_se"] = mean_and_error(torch.cat(values)) if values else (None, None)
+        each = torch.cat(values) if values else torch.tensor([])
+        found[name], found[f"{name}_se"] = mean_and_error(each) if values else (None, None)
+        found[f"{name}_pictures"] = each.tolist()
     return found
 
 

@@ -53,6 +53,8 @@ class Setup:
     drawn: str = "learned"
     """What stands in the prompt: the `learned` word, or, with nothing to learn, the `initializer`, a person's `caption`
     or nothing (`prompt`). `photos` draws nothing and scores those."""
+    full_budget: str = ""
+    """The setup that is the same but for its end: it takes all steps and keeps the last rows."""
 
     def concept(self, concept: Concept) -> Concept:
         """The concept as this setup learns it."""
@@ -114,9 +116,11 @@ SETUPS: dict[str, Setup] = {
     "range-500-900": Setup(what="timesteps from 500 to 900", recipe="range-500-900"),
     "snr-timesteps": Setup(what="noisy timesteps more often", settings=_settings("timesteps.sampler=snr")),
     "min-snr": Setup(what="losses weighted by min-SNR", recipe="min-snr"),
-    "dvar": Setup(what="until the loss on a frozen batch settles", recipe="dvar"),
-    "keep-best": Setup(what="the rows best on a frozen batch", settings=_settings("stop.keep_best=true")),
-}
+    "dvar": Setup(what="until the loss on a frozen batch settles", recipe="dvar", full_budget="dvar-budget"),
+    "dvar-budget": Setup(what="dvar to the end of the budget", recipe="dvar", settings=_settings("stop.method=budget")),
+    "keep-best": Setup(what="the default; the rows best on a frozen batch", settings=_settings("stop.keep_best=true"),
+                       full_budget="textual-inversion"),
+}  # fmt: skip
 
 
 def find(name: str) -> Setup:

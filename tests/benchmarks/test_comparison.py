@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from benchmarks.comparison import Figure, _overlap, _place, against_baseline, plot, rows_parquet, table
+from benchmarks.comparison import Figure, _overlap, _place, against, plot, rows_parquet, stopping, table
 
 
 def row(setup: str, concept: str, clip_i: float, clip_t: float | None, steps: int = 10) -> dict[str, Any]:
     return {"setup": setup, "concept_id": concept, "clip_i": clip_i, "clip_t": clip_t, "steps": steps, "seconds": 2.4,
-            "norm": 0.5 if steps else None}  # fmt: skip
+            "norm": 0.5 if steps else None, "budget": 12 if steps else 0, "kept_at": steps}  # fmt: skip
 
 
 ROWS = [
@@ -30,19 +30,46 @@ def test_mean_and_standard_error_over_concepts() -> None:
 
 
 def test_a_table() -> None:
-    assert table(ROWS, {"textual-inversion": "one vector"}) == (
-        "| setup | CLIP-I | more than the default | CLIP-T | more than the default | row norm | steps | s per concept "
-        "| concepts | |\n"
-        "|---|---|---|---|---|---|---|---|---|---|\n"
-        "| textual-inversion | 0.800 ± 0.100 | - | 0.400 ± 0.100 | - | 0.500 ± 0.000 | 10 | 2 | 2 | one vector |\n"
-        "| image-only | 0.800 ± 0.000 | +0.000 ± 0.100 | 0.100 | -0.400 | - | - | - | 2 |  |\n"
+    rows = [*ROWS, row("dvar", "a", 0.7, 0.3, 12) | {"kept_at": 6}, row("dvar", "b", 0.9, 0.5, 8)]
+    assert table(rows, {"textual-inversion": "one vector"}) == (
+        "| setup | CLIP-I | more than the default | CLIP-T | more than the default | row norm | steps taken | kept at "
+        "| stopped early | s per concept | concepts | |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|\n"
+        "| textual-inversion | 0.800 ± 0.100 | - | 0.400 ± 0.100 | - | 0.500 ± 0.000 | 10 | 10 | 2 | 2 | 2 "
+        "| one vector |\n"
+        "| image-only | 0.800 ± 0.000 | +0.000 ± 0.100 | 0.100 | -0.400 | - | - | - | - | - | 2 |  |\n"
+        "| dvar | 0.800 ± 0.100 | +0.000 ± 0.000 | 0.400 ± 0.100 | +0.000 ± 0.000 | 0.500 ± 0.000 | 10 (8 to 12) "
+        "| 7 (6 to 8) | 1 | 2 | 2 |  |\n"
     )
+
+
+def test_what_a_stop_rule_saves_and_costs() -> None:
+    def pair(setup: str, steps: int, shift: float) -> list[dict[str, Any]]:
+        pictures = {"a": ([0.6, 0.8], [0.1, 0.3]), "b": ([0.2, 0.4], [])}
+        return [
+            row(setup, concept, sum(clip_i) / 2 + shift, sum(clip_t) / 2 if clip_t else None, steps)
+            | {"clip_i_pictures": [value + shift for value in clip_i], "clip_t_pictures": clip_t}
+            for concept, (clip_i, clip_t) in pictures.items()
+        ]
+
+    rows = [*pair("dvar", 8, -0.1), *pair("dvar-budget", 12, 0.0), row("textual-inversion", "a", 0.7, 0.3)]
+    said = stopping(rows, {"dvar": "dvar-budget", "keep-best": "textual-inversion"}).splitlines()
+    assert [line for line in said if line.startswith("#")] == ["## dvar against dvar-budget, which takes all steps"]
+    assert said[2:7] == [
+        "| concept | steps taken | of | kept at | CLIP-I | at the full budget | difference | CLIP-T "
+        "| at the full budget | difference | s | at the full budget |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| a | 8 | 12 | 8 | 0.600 | 0.700 | -0.100 ± 0.000 | 0.200 | 0.200 | +0.000 ± 0.000 | 2 | 2 |",
+        "| b | 8 | 12 | 8 | 0.200 | 0.300 | -0.100 ± 0.000 | - | - | - | 2 | 2 |",
+        "| all 2 | 8 | 12 | 8 | 0.400 ± 0.200 | 0.500 ± 0.200 | -0.100 ± 0.000 | 0.200 | 0.200 | +0.000 | 2 | 2 |",
+    ]
+    assert stopping(ROWS, {"dvar": "dvar-budget"}) == ""
 
 
 def test_differences_are_taken_concept_by_concept() -> None:
     rows = [*ROWS, row("other", "a", 0.75, 0.2), row("other", "b", 0.95, 0.5), row("other", "c", 0.1, 0.1)]
-    assert against_baseline(rows, "clip_i")["other"] == Figure(pytest.approx(0.05), pytest.approx(0, abs=1e-9))
-    assert against_baseline(rows[2:], "clip_i")["other"] is None  # nothing to compare with
+    assert against(rows, "clip_i")["other"] == Figure(pytest.approx(0.05), pytest.approx(0, abs=1e-9))
+    assert against(rows[2:], "clip_i")["other"] is None  # nothing to compare with
 
 
 def test_rows_survive_as_parquet() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -38,6 +39,14 @@ def test_setups_have_the_same_number_of_samples_unless_a_recipe_asks_for_fewer()
     assert {name: (config.steps, config.batch_size) for name, config in budgets.items()} == {
         "class-cue": (1000, 4), "ti-paper": (500, 8), "textboost-v2": (100, 8)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name, setup in SETUPS.items() if setup.full_budget])
+def test_a_stop_rule_is_compared_with_the_same_without_it(name: str) -> None:
+    ours, theirs = (find(each).inversion(500, []) for each in (name, SETUPS[name].full_budget))
+    assert (theirs.stop.method, theirs.stop.keep_best) == ("budget", False)
+    assert ours.stop != theirs.stop
+    assert replace(ours, stop=theirs.stop) == theirs
 
 
 def test_a_setup_changes_the_concept() -> None:
@@ -124,9 +133,17 @@ def test_learning_from_one_photo_is_scored_against_all(arguments: list[str], tmp
     job = jobs_of(arguments, "ti-one-photo")[0]
     row = measure(job, str(tmp_path))
     assert len(job.setup.concept(job.concept).images) == 1
-    assert row["steps"] == 4  # of two samples: as many as two steps of four
+    assert (row["steps"], row["budget"], row["kept_at"]) == (4, 4, 4)  # of two samples: as many as two steps of four
     assert row["norm"] > 0
     assert (tmp_path / "rows/ti-one-photo/a.png").exists()
+
+
+def test_steps_taken_are_told_from_the_step_whose_rows_are_kept(arguments: list[str], tmp_path: Path) -> None:
+    still = ["--set", "inversion.stop.check_every_steps=1", "--set", "inversion.learning_rate=1e-30"]
+    row = measure(jobs_of([*arguments, *still], "keep-best")[0], str(tmp_path))
+    assert (row["steps"], row["budget"], row["kept_at"]) == (4, 4, 1)  # none is better than the first
+    assert (len(row["clip_i_pictures"]), len(row["clip_t_pictures"])) == (2, 2)
+    assert row["clip_t"] == pytest.approx(sum(row["clip_t_pictures"]) / 2)
 
 
 @pytest.mark.slow
