@@ -58,8 +58,8 @@ class Engine:
     - a loss is averaged over its concept's samples and summed over concepts, so gradients are those of the concept
       alone; clipping, Adam's bias correction and norm control are per slot;
     - every draw is seeded by (seed, concept id, step), never by the slot or the time;
-    - every pass has the same shape, `slots_per_pass * batch_size` samples: missing concepts are made up with copies
-      of a present one, whose gradient is dropped.
+    - every pass of a step has the same shape, `slots_per_pass * batch_size` samples: missing concepts are made up with
+      copies of a present one, whose gradient is dropped; a look at a frozen batch is a pass of one concept.
 
     **What is equal.** The arithmetic that makes a concept's rows is the same operations on the same shapes whoever
     sits in the other slots; only the place of its samples in the batch may be another. On a CPU with one torch thread
@@ -176,7 +176,9 @@ class Engine:
         part = self._made_up(part)
         places = self._places(part)
         values = {name: group.values[places].requires_grad_() for name, group in self._groups.items()}
-        loss = self._objective(part, values, "step", self._config.penalties)
+        drawn = {slot: self._samples(slot, "step", slot.step) for slot in dict.fromkeys(part)}
+        batch = join([drawn[slot] for slot in part], self._backbone.vocab_size, self._layout.max_rows)
+        loss = self._objective(part, values, batch, self._config.penalties)
         return loss.detach(), torch.autograd.grad(loss.sum(), list(values.values()))
 
     def _places(self, part: Sequence[Slot]) -> Tensor:
@@ -187,10 +189,8 @@ class Engine:
         """Always `slots_per_pass` concepts: this part's, made up with its first."""
         return part + part[:1] * (self._slots_per_pass - len(part))
 
-    def _objective(self, part: list[Slot], values: dict[str, Tensor], purpose: str, penalties: PenaltyConfig) -> Tensor:
-        """The loss of each concept [concepts] at these parameters, on the samples drawn for this purpose."""
-        drawn = {slot: self._samples(slot, purpose) for slot in dict.fromkeys(part)}
-        batch = join([drawn[slot] for slot in part], self._backbone.vocab_size, self._layout.max_rows)
+    def _objective(self, part: list[Slot], values: dict[str, Tensor], batch: Batch, penalties: PenaltyConfig) -> Tensor:
+        """The loss of each concept [concepts] at these parameters, on a batch of theirs."""
         places, own = self._places(part), self._own(part)
         trained = Trained(
             rows={key: values[key] for key in self._rows},
@@ -209,12 +209,11 @@ class Engine:
         )
         return per_concept(terms, len(part))
 
-    def _samples(self, slot: Slot, purpose: str) -> Batch:
-        """One concept's samples: for its next step, or those that stay the same at every look."""
-        step = slot.step if purpose == "step" else 0
+    def _samples(self, slot: Slot, purpose: str, step: int) -> Batch:
+        """One concept's samples for this purpose at this step."""
         generator = generator_for(self._seed, slot.concept.concept_id, purpose, step)
         size, shape = self._config.batch_size, self._backbone.latent_shape
-        return slot.material.draw(generator, size, slot.step, shape, self._sampler)
+        return slot.material.draw(generator, size, step, shape, self._sampler)
 
     @torch.no_grad()
     def _step(self, learning: list[Slot], losses: Tensor, grads: dict[str, Tensor]) -> None:
@@ -271,16 +270,19 @@ class Engine:
 
     @torch.no_grad()
     def _look(self, learning: list[Slot]) -> None:
-        """Note the denoising loss on the frozen batch of each concept that is due, and keep what was best on it."""
-        due = [slot for slot in learning if looks(self._config, slot.step)]
-        for part in self._passes(due):
-            full = self._made_up(part)
-            values = {name: group.values[self._places(full)] for name, group in self._groups.items()}
-            losses = self._objective(full, values, "frozen", PenaltyConfig()).tolist()
-            for slot, loss in zip(part, losses, strict=False):
-                if self._config.stop.keep_best and loss < slot.best_look.loss:
-                    slot.best = slot.parameters(self._groups)
-                slot.frozen_losses.append(FrozenLoss(slot.step, loss))
+        """Note the denoising loss on the frozen batch of each concept that is due, and keep what was best on it.
+
+        Each has a pass of its own: mostly one is due at a time, and so the shape is always the same."""
+        for slot in learning:
+            if not looks(self._config, slot.step):
+                continue
+            if slot.frozen is None:
+                slot.frozen = self._samples(slot, "frozen", 0)
+            values = {name: group.values[self._places([slot])] for name, group in self._groups.items()}
+            loss = float(self._objective([slot], values, slot.frozen, PenaltyConfig()))
+            if self._config.stop.keep_best and loss < slot.best_look.loss:
+                slot.best = slot.parameters(self._groups)
+            slot.frozen_losses.append(FrozenLoss(slot.step, loss))
 
     def _is_done(self, slot: Slot) -> bool:
         return self._stop_rule.due(slot.step) and self._stop_rule.stops(slot.curve, slot.frozen_losses)

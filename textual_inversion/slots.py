@@ -14,6 +14,7 @@ from torch import Tensor
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.latents import Views
 from textual_inversion.material import Material
+from textual_inversion.objective import Batch
 from textual_inversion.optim import ParameterGroup
 from textual_inversion.parameters import ADAPTER
 from textual_inversion.stopping import CurvePoint, FrozenLoss
@@ -175,6 +176,8 @@ class Slot:
     started: float
     curve: list[CurvePoint] = field(default_factory=list)
     """One point a step; may lag behind, as points are fetched from the accelerator many at a time."""
+    frozen: Batch | None = None
+    """What every look is at; drawn for the first one, and after a resume the same again."""
     frozen_losses: list[FrozenLoss] = field(default_factory=list)
     best: Mapping[str, Tensor] = field(default_factory=dict)
     """Its parameters when the loss on the frozen batch was least; empty unless they are to be kept."""

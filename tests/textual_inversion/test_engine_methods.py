@@ -367,6 +367,28 @@ def test_a_look_costs_the_training_no_draws() -> None:
     assert run([assignment(0)], config("plain"))["c0"].frozen_losses.shape == (0, 2)
 
 
+def test_a_look_is_a_pass_of_one_concept_and_its_batch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at, purposes = [], []
+    predict = BACKBONE.predict
+
+    def predicting(noisy: Tensor, *rest: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            looked_at.append(noisy)
+        return predict(noisy, *rest)
+
+    def drawing(seed: int, concept_id: str, purpose: str, step: int = 0) -> torch.Generator:
+        purposes.append(purpose)
+        return generator_for(seed, concept_id, purpose, step)
+
+    monkeypatch.setattr(BACKBONE, "predict", predicting)
+    monkeypatch.setattr("textual_inversion.engine.generator_for", drawing)
+    settings = config("plain", stop=StopConfig(keep_best=True, check_every_steps=2))
+    outcomes = run([assignment(number) for number in range(3)], settings, slots=4, slots_per_pass=4)
+    assert [outcome.frozen_losses[:, 0].tolist() for outcome in outcomes.values()] == [[2, 4, 6, 7]] * 3
+    assert [len(noisy) for noisy in looked_at] == [settings.batch_size] * 3 * 4
+    assert len({noisy.numpy().tobytes() for noisy in looked_at}) == purposes.count("frozen") == 3
+
+
 def test_too_many_photos_for_a_token_each() -> None:
     one = assignment(0)
     views = dataclasses.replace(one.views, photo=(0, 1, 2, 40))
