@@ -26,7 +26,7 @@ from pipeline.config import RunConfig
 from pipeline.earlier import read_examples
 from pipeline.faults import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed, describe_error
 from pipeline.fetch import open_pictures
-from pipeline.models import compile_where_wanted, default_slots, load_model, locate
+from pipeline.models import load_model, locate
 from pipeline.painter import Painter
 from pipeline.plan import ConceptTask
 from pipeline.publish import Learned, failure_record, put_done, put_files
@@ -34,6 +34,7 @@ from pipeline.records import ConceptRecord, from_json
 from pipeline.s3 import is_clients
 from pipeline.samples import Samples, sample_requests, score
 from pipeline.storage import RunStore
+from pipeline.tuning import compile_where_wanted, default_slots, passes_to_learn
 from pipeline.vitals import Vitals, held_bytes
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
@@ -93,7 +94,7 @@ class Learner:
         self._choose_start = StartChooser(self._backbone, init, self._extractor, seed=config.seed, examples=examples)
         self._features = self._extractor.pixel_features if self._extractor else None
         self._slots = config.actors.slots or default_slots(self._backbone, config.inversion, self._features)
-        compile_where_wanted(self._backbone, config, self._slots * config.inversion.batch_size, gradients=True)
+        self._compile()
         self._painter = Painter(self._backbone, config.grid.sampling)
         self._room = asyncio.Semaphore(self.ready())
         """Bounds the photos and latents held in memory."""
@@ -233,6 +234,11 @@ class Learner:
             torch.cuda.empty_cache()
         return await work()
 
+    def _compile(self) -> None:
+        """Or not: for passes of its slots, and only if that is as good."""
+        passes = passes_to_learn(self._backbone, self._config, self._slots)
+        compile_where_wanted(self._backbone, self._config, passes)
+
     def _fetch(self, concept: Concept) -> _Pictures:
         try:
             return _Pictures(*open_pictures(concept, self._config.photos))
@@ -264,8 +270,9 @@ class Learner:
 
     def _run_engine(self) -> None:
         """An engine, and with fewer slots another whenever the device is out of memory."""
+        as_begun = self._slots
         while not self._broken:
-            error = self._run_until_crowded()
+            error = self._run_until_crowded(compile_anew=self._slots != as_begun)
             if error and self._slots == 1:
                 self._broken = f"the device has no memory for one slot: {error}"
             elif error:
@@ -274,10 +281,12 @@ class Learner:
             if not job.outcome.done():
                 job.outcome.set_exception(ActorBroken(self._broken))
 
-    def _run_until_crowded(self) -> str:
+    def _run_until_crowded(self, compile_anew: bool) -> str:
         """What the device says when it has no memory left; empty when the engine is no more for other reasons."""
         config = self._config
         try:
+            if compile_anew:
+                self._compile()
             self._engine = Engine(
                 self._backbone, config.inversion, slots=self._slots, seed=config.seed, image_features=self._features
             )

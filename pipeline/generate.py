@@ -23,12 +23,13 @@ from PIL import Image
 
 from pipeline.config import RunConfig
 from pipeline.deadline import interrupting
-from pipeline.models import compile_where_wanted, load_model
+from pipeline.models import load_model
 from pipeline.prompts import Prompt
 from pipeline.publish import to_png
 from pipeline.records import ConceptRecord
 from pipeline.stage import Stage, finished_rows, first_errors, put_plan, run_stage
 from pipeline.storage import RunStore
+from pipeline.tuning import compile_where_wanted, drawing_pass
 from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.conditioning import PromptEncoder
@@ -163,8 +164,7 @@ class Drawer:
         self._config = config
         self._store = RunStore(config.output)
         self._backbone = load_model(config)
-        guided = 2 * config.generation.sampling.batch_size
-        compile_where_wanted(self._backbone, config, guided, gradients=False)
+        compile_where_wanted(self._backbone, config, [drawing_pass(self._backbone, config.generation.sampling)])
         self._encoder = PromptEncoder(self._backbone)
         self._embedding = lru_cache(_EMBEDDINGS_KEPT)(self._load)
         self._pool = ThreadPoolExecutor(_PUT_THREADS)

@@ -10,16 +10,10 @@ from pipeline.identity import identify_folder
 from textual_inversion import model_files
 
 if TYPE_CHECKING:
-    from textual_inversion.config import InversionConfig
     from textual_inversion.families.base import Backbone
-    from textual_inversion.material import ImageFeatures
     from textual_inversion.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-
-_CPU_SAMPLES = 8
-_GPU_SLOTS = 16
-_GPU_SHARE = 0.7
 
 
 def locate(model: str) -> str:
@@ -65,41 +59,3 @@ def load_model(config: RunConfig) -> Backbone:
     if config.device == "cpu":
         torch.set_num_threads(1)  # sums are split by thread: one thread gives the same numbers on every machine
     return load_backbone(locate(config.model), device=config.device, precision=config.precision)
-
-
-def default_slots(backbone: Backbone, config: InversionConfig, image_features: ImageFeatures | None) -> int:
-    """Concepts learned side by side when the configuration leaves it open.
-
-    On a GPU, found by trying, with room left in its memory for drawing beside. On a CPU the same on every machine, as
-    results are promised to be: enough for a batch of 8 samples. (Its cores are busy from about there on, and more slots
-    make a short run's last concepts wait for copies of each other.)
-    """
-    if backbone.device.type != "cuda":
-        return max(1, _CPU_SAMPLES // config.batch_size)
-
-    import torch
-
-    from textual_inversion.trial import choose_slots, samples_per_second
-
-    def rate(slots: int) -> float:
-        free_bytes, _ = torch.cuda.mem_get_info(backbone.device)
-        before = torch.cuda.memory_allocated(backbone.device)
-        torch.cuda.reset_peak_memory_stats(backbone.device)
-        found = samples_per_second(backbone, config, slots, image_features)
-        if torch.cuda.max_memory_allocated(backbone.device) - before > _GPU_SHARE * free_bytes:
-            raise torch.OutOfMemoryError(f"{slots} slots leave too little room for drawing")
-        return found
-
-    slots = choose_slots(rate, _GPU_SLOTS)
-    torch.cuda.empty_cache()
-    return slots
-
-
-def compile_where_wanted(backbone: Backbone, config: RunConfig, batch_size: int, *, gradients: bool) -> None:
-    """As `actors.compile` says, for passes of so many samples, with or without `gradients`. Raises RuntimeError where
-    it says `on` and that cannot be done."""
-    wanted = config.actors.compile
-    if wanted == "on" or (wanted == "auto" and backbone.device.type == "cuda"):
-        from textual_inversion.compiled import compile_checked
-
-        compile_checked(backbone, batch_size, gradients=gradients, or_plain=wanted == "auto")

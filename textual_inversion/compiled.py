@@ -1,4 +1,4 @@
-"""Frozen denoisers run by torch.compile, and a look whether they still do the same.
+"""Frozen denoisers run by torch.compile or as CUDA graphs, and a look whether they still do the same, and faster.
 
 Compilers err: torch 2.13's changes the layout of convolutions and then, on a CPU, gets the gradients of the demo model
 wrong without a word, while its outputs are right. Hence `layout_optimization` off, and `compile_checked`.
@@ -7,7 +7,10 @@ wrong without a word, while its outputs are right. Hence `layout_optimization` o
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,49 +22,103 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MIN_GAIN = 1.03
+"""By which a way to run the denoiser must be faster than a simpler one."""
+
 _TOLERANCE = {torch.float32: 1e-3}
 _HALF_TOLERANCE = 0.1
 """Of two ways to round half precision, relative; what is wrong is off by more."""
+
+_MAX_SHAPES = 64
+"""Compiled for one module. Torch's own bound is 8, and beyond it a module runs as it is, without a word."""
+
+_BOUND_BY_HOST = 0.8
+"""Share of a pass from which launching its kernels is what takes the time. Graphs spare that, and nothing else."""
+
+Mode = Literal["plain", "compiled", "graphs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A pass through the denoiser as it will come again and again."""
+
+    samples: int
+    gradients: bool
+    """Whether there is a pass back, to the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Of one pass."""
+
+    seconds: float
+    host_seconds: float
+    """Until the host has launched all of it; what remains is the device's work alone."""
 
 
 class Compiled:
     """Calls a module through torch.compile: each new shape is compiled when it first comes, for a minute or so."""
 
-    def __init__(self, module: nn.Module, *, backend: str = "inductor", or_plain: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False
+    ) -> None:
         """`or_plain`: where compiling fails (no C compiler, say), say so once and call the module as it is from then
-        on; else the error is raised."""
-        self._module, self._or_plain = module, or_plain
-        options: dict[str, Any] | None = {"layout_optimization": False} if backend == "inductor" else None
+        on; else the error is raised. `graphs`: on a GPU, record the kernels of each shape and launch them as one CUDA
+        graph, once for each thread that calls, as torch does; their memory stays taken. On a CPU it does nothing."""
+        import torch._dynamo as dynamo  # takes seconds
+
+        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _MAX_SHAPES)
+        self._module, self._or_plain, self._graphs = module, or_plain, graphs
+        options: dict[str, Any] | None = None
+        if backend == "inductor":
+            options = {"layout_optimization": False, "triton.cudagraphs": graphs}
         # shapes are few and fixed; code for any shape would be slower
         self._call: Any = torch.compile(module, backend=backend, options=options, dynamic=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the module. Raises RuntimeError if it cannot be compiled."""
-        from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+        """As the module, a tuple of tensors. Raises RuntimeError if it cannot be compiled."""
+        from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return self._call(*args, **kwargs)
+            outputs = self._call(*args, **kwargs)
         except TorchDynamoException as error:  # torch's own; what the module raises is none
             if not self._or_plain:
                 raise
             reason = str(error).strip().partition("\n\n")[0]
             log.warning("not compiled, so slower: %s: %s", type(error).__name__, reason)
-        self._call = self._module
-        return self._call(*args, **kwargs)
+            self._call, self._graphs = self._module, False
+            return self._call(*args, **kwargs)
+        # a graph's next run writes over what its last one gave
+        return tuple(output.clone() for output in outputs) if self._graphs else outputs
 
 
 def compile_checked(
-    backbone: Backbone, batch_size: int, *, gradients: bool, backend: str = "inductor", or_plain: bool = False
+    backbone: Backbone,
+    passes: Sequence[Pass],
+    *,
+    graphs: bool = False,
+    backend: str = "inductor",
+    or_plain: bool = False,
 ) -> bool:
-    """Run the denoiser compiled from now on, if for so many samples it then gives what it gives as it is: outputs, and
-    with `gradients` also those that reach the text. True if it does.
+    """Run the denoiser compiled from now on, if in all these passes it then gives what it gives as it is: outputs, and
+    the gradients that reach the text. True if it does.
 
     Otherwise it stays as it is; without `or_plain` that is an error: RuntimeError, naming the difference.
     """
-    plain = _results(backbone, batch_size, gradients)
-    backbone.compile(backend=backend, or_plain=or_plain)
-    compiled = _results(backbone, batch_size, gradients)
-    error = max(float((one - other).norm() / one.norm()) for one, other in zip(plain, compiled, strict=True))
+    backbone.uncompile()
+    inputs = [_inputs(backbone, each) for each in passes]
+    plain = [_results(backbone, *each) for each in zip(passes, inputs, strict=True)]
+    backbone.compile(backend=backend, or_plain=or_plain, graphs=graphs)
+    try:
+        compiled = [_results(backbone, *each) for each in zip(passes, inputs, strict=True)]
+    except BaseException:
+        backbone.uncompile()
+        raise
+    error = max(
+        float((one - other).norm() / one.norm())
+        for before, after in zip(plain, compiled, strict=True)
+        for one, other in zip(before, after, strict=True)
+    )
     if error <= _TOLERANCE.get(backbone.dtype, _HALF_TOLERANCE):
         return True
     backbone.uncompile()
@@ -72,15 +129,74 @@ def compile_checked(
     return False
 
 
-def _results(backbone: Backbone, batch_size: int, gradients: bool) -> list[Tensor]:
-    """The prediction for made-up samples, and the gradient of its square with respect to the text's states."""
+def timed(backbone: Backbone, one: Pass) -> Timing:
+    """The fastest of several, from an idle device to an idle device."""
+    inputs, found = _inputs(backbone, one), []
+    for _ in range(8):  # the first three are for graphs: warm up, record, launch
+        _synchronize(backbone)
+        began = time.perf_counter()
+        _results(backbone, one, inputs)
+        launched = time.perf_counter()
+        _synchronize(backbone)
+        found.append(Timing(time.perf_counter() - began, launched - began))
+    return min(found[3:], key=lambda timing: timing.seconds)
+
+
+def compile_fastest(
+    backbone: Backbone,
+    passes: Sequence[Pass],
+    *,
+    backend: str = "inductor",
+    measure: Callable[[Backbone, Pass], Timing] = timed,
+) -> Mode:
+    """Run the denoiser from now on in the way in which the first of these passes is fastest: as it is, compiled, or,
+    where launching kernels is what takes the time, compiled and as CUDA graphs. One that fails or gives other results
+    is not taken (`compile_checked`)."""
+    backbone.uncompile()
+    plain = measure(backbone, passes[0])
+    if not compile_checked(backbone, passes, backend=backend, or_plain=True):
+        return "plain"
+    compiled = measure(backbone, passes[0])
+    if compiled.host_seconds >= _BOUND_BY_HOST * compiled.seconds:
+        try:
+            if compile_checked(backbone, passes, graphs=True, backend=backend, or_plain=True):
+                graphs = measure(backbone, passes[0])
+                if graphs.seconds * MIN_GAIN <= min(plain.seconds, compiled.seconds):
+                    return _chosen("graphs", plain, graphs)
+        except RuntimeError as error:  # the device's: no memory for them, or they are not for this model
+            log.warning("no CUDA graphs: %s: %s", type(error).__name__, error)
+    if compiled.seconds * MIN_GAIN <= plain.seconds:
+        backbone.compile(backend=backend, or_plain=True)  # what was compiled is kept
+        return _chosen("compiled", plain, compiled)
+    backbone.uncompile()
+    return _chosen("plain", plain, compiled)
+
+
+def _chosen(mode: Mode, plain: Timing, other: Timing) -> Mode:
+    log.info("denoiser %s: a pass takes %.3g s plain, %.3g s otherwise", mode, plain.seconds, other.seconds)
+    return mode
+
+
+def _synchronize(backbone: Backbone) -> None:
+    if backbone.device.type == "cuda":
+        torch.cuda.synchronize(backbone.device)
+
+
+def _inputs(backbone: Backbone, one: Pass) -> tuple[Tensor, Tensor, Tensor]:
+    """Made up: latents, timesteps, the text's states."""
     generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(batch_size, *backbone.latent_shape, generator=generator).to(backbone.device)
-    timesteps = torch.linspace(0, len(backbone.alphas_cumprod) - 1, batch_size).long().to(backbone.device)
+    latents = torch.randn(one.samples, *backbone.latent_shape, generator=generator)
+    timesteps = torch.linspace(0, len(backbone.alphas_cumprod) - 1, one.samples).long()
     with torch.no_grad():
-        empty = torch.tensor([backbone.assemble([])] * batch_size, device=backbone.device)
-        states = backbone.encode_prompts(empty, {}).hidden
-        if not gradients:
+        states = backbone.encode_prompts(torch.tensor([backbone.assemble([])] * one.samples), {}).hidden
+    return latents.to(backbone.device), timesteps.to(backbone.device), states
+
+
+def _results(backbone: Backbone, one: Pass, inputs: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
+    """The prediction, and the gradient of its square with respect to the text's states."""
+    latents, timesteps, states = inputs
+    if not one.gradients:
+        with torch.no_grad():
             return [backbone.predict(latents, timesteps, Conditioning(hidden=states))]
     states = states.detach().requires_grad_()
     prediction = backbone.predict(latents, timesteps, Conditioning(hidden=states))

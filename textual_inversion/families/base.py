@@ -81,9 +81,9 @@ class Backbone(Protocol):
         """The denoiser's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
         ...
 
-    def compile(self, *, backend: str = "inductor", or_plain: bool = False) -> None:
-        """From now on `predict` runs through torch.compile, shape by shape; with `or_plain` it goes on without where
-        that fails."""
+    def compile(self, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False) -> None:
+        """From now on `predict` runs through torch.compile, shape by shape, and with `graphs` as CUDA graphs; with
+        `or_plain` it goes on without where compiling fails."""
         ...
 
     def uncompile(self) -> None:

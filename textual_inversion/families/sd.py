@@ -124,9 +124,9 @@ class StableDiffusion:
         )[0]
         return output.float()
 
-    def compile(self, *, backend: str = "inductor", or_plain: bool = False) -> None:
+    def compile(self, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False) -> None:
         """From now on `predict` runs through torch.compile; see `Compiled`."""
-        self._denoiser = Compiled(self._unet, backend=backend, or_plain=or_plain)
+        self._denoiser = Compiled(self._unet, backend=backend, or_plain=or_plain, graphs=graphs)
 
     def uncompile(self) -> None:
         """From now on it runs as it is."""
