@@ -166,7 +166,7 @@ def an_embedding(backbone: Backbone, word: str, seed: int) -> LearnedEmbedding:
     vectors = {}
     for key, token_table in backbone.token_tables.items():
         row = torch.randn(1, token_table.dim, generator=generator)
-        vectors[key] = row * (token_table.mean_norm() / row.norm())
+        vectors[key] = row * (token_table.mean_norm / row.norm())
     return LearnedEmbedding(placeholder_token=word, vectors=vectors)
 
 

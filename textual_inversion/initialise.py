@@ -50,7 +50,7 @@ def initial_rows(
         mean = _mean_vector(table, ids)[None] if start is None else _vectors(start, key, concept, table)
         if len(mean) == 1:
             amount[1:].clamp_(min=MIN_NOISE_BETWEEN_ROWS)
-        deviation = table.weight.float().std(0).cpu()
+        deviation = table.deviation if amount.any() else 0
         rows[key] = mean + amount * deviation * draw
     return rows
 
@@ -209,8 +209,7 @@ def _started(concept: Concept, vectors: Mapping[str, Tensor], reason: str) -> St
 
 def _mean_vector(table: TokenTable, ids: Sequence[int]) -> Tensor:
     """Mean of these tokens' vectors, or of the whole vocabulary's if there are none -> [dim] float32 CPU."""
-    chosen = table.weight[list(ids)] if ids else table.weight
-    return chosen.float().mean(0).cpu()
+    return table.weight[list(ids)].float().mean(0).cpu() if ids else table.mean
 
 
 def _vectors(start: LearnedEmbedding, key: str, concept: Concept, table: TokenTable) -> Tensor:

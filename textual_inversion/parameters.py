@@ -116,7 +116,7 @@ class Layout:
                 learning_rate=config.learning_rate,
                 weight_decay=config.weight_decay,
                 norm_control=config.norm_control,
-                norm=config.norm_limit * table.mean_norm(),
+                norm=config.norm_limit * table.mean_norm,
             )
             for key, table in backbone.token_tables.items()
         }
@@ -145,7 +145,7 @@ class Layout:
         parameters = {key: torch.cat([rows, auxiliary[key]]) if auxiliary else rows for key, rows in own.items()}
         if self.config.optimizer == "riemannian":  # the first step is to begin on the sphere
             for key, rows in parameters.items():
-                norm = self.config.norm_limit * self.backbone.token_tables[key].mean_norm()
+                norm = self.config.norm_limit * self.backbone.token_tables[key].mean_norm
                 parameters[key] = control_norms(rows, "sphere", norm)
         if self.adapter is not None:
             adapter, generator = self.config.adapter, generator_for(seed, concept.concept_id, "adapter")
@@ -168,8 +168,7 @@ class Layout:
         generator = generator_for(seed, concept.concept_id, "per-image")
         rows = {}
         for key, table in sorted(self.backbone.token_tables.items()):
-            weight = table.weight.float().cpu()
-            rows[key] = weight.mean(0) + weight.std(0) * torch.randn(num_photos, table.dim, generator=generator)
+            rows[key] = table.mean + table.deviation * torch.randn(num_photos, table.dim, generator=generator)
         return rows
 
     def adapters(self, values: Mapping[str, Tensor], ids: Tensor, own: Tensor) -> list[AdapterBatch]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +39,22 @@ class TokenTable(nn.Module):
     def dim(self) -> int:
         return self.weight.shape[1]
 
+    # Of the whole vocabulary, which takes a CPU up to half a second: worked out once, and only if somebody asks.
+
+    @cached_property
     def mean_norm(self) -> float:
         """Mean L2 norm of the vocabulary's vectors: where norm control holds the learned rows."""
         return float(self.weight.float().norm(dim=1).mean())
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """[dim] float32 CPU: the mean of the vocabulary's vectors."""
+        return self.weight.float().mean(0).cpu()
+
+    @cached_property
+    def deviation(self) -> Tensor:
+        """[dim] float32 CPU: the vocabulary's standard deviation, coordinate by coordinate."""
+        return self.weight.float().std(0).cpu()
 
     @contextmanager
     def reading(self, rows: Tensor | None) -> Iterator[None]:

@@ -208,7 +208,7 @@ def test_riemannian_rows_keep_their_norm_from_the_start() -> None:
     for state in states("riemannian", 2):
         for key, table in BACKBONE.token_tables.items():
             for rows in (state.start[key], state.parameters[key]):
-                assert (rows.norm(dim=1) - 2.0 * table.mean_norm()).abs().max() < 2e-6
+                assert (rows.norm(dim=1) - 2.0 * table.mean_norm).abs().max() < 2e-6
             assert state.exp_avg[key].abs().sum() == 0
 
 
@@ -218,9 +218,9 @@ def test_the_cap_is_in_units_of_the_vocabularys_norm_and_the_adapter_knows_none(
     outcome = run([assignment(2)], settings)["c2"]
     for key, table in BACKBONE.token_tables.items():
         norms = outcome.embedding.vectors[key].norm(dim=1)
-        torch.testing.assert_close(norms, torch.full((3,), 0.5 * table.mean_norm()))
+        torch.testing.assert_close(norms, torch.full((3,), 0.5 * table.mean_norm))
     _, up = outcome.embedding.adapter.tensors["long.fc2"]
-    assert up.norm(dim=1).max() > 2 * 0.5 * BACKBONE.token_tables["long"].mean_norm()
+    assert up.norm(dim=1).max() > 2 * 0.5 * BACKBONE.token_tables["long"].mean_norm
 
 
 def test_the_adapter_starts_as_the_released_code_does_and_both_halves_learn() -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.toy_backbone import DIMS, ToyBackbone, plain_views
+from tests.toy_backbone import DIMS, VOCAB_SIZE, ToyBackbone, plain_views
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig
 from textual_inversion.engine import Assignment, Engine, learn
@@ -91,6 +91,29 @@ def test_one_row_of_a_start_is_where_all_begin() -> None:
     assert torch.equal(first, learned["long"][0])
     assert not torch.equal(second, third)
     assert 0.05 < ((second - first) / WEIGHT.std(0)).std() < 0.2
+
+
+def test_the_whole_vocabulary_is_gone_through_only_if_need_be_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def note(name: str) -> None:
+        function = getattr(Tensor, name)
+
+        def noting(tensor: Tensor, *arguments: int) -> Tensor:
+            done.extend([name] if len(tensor) == VOCAB_SIZE else [])
+            return function(tensor, *arguments)
+
+        monkeypatch.setattr(Tensor, name, noting)
+
+    note("mean")
+    note("std")
+    backbone, word = ToyBackbone(), Concept(concept_id="c", placeholder_token="<c>", images=("x",), initializer="cat")
+    initial_rows(word, backbone, noise=0.0, seed=0)
+    assert done == []
+    for _ in range(2):
+        initial_rows(word, backbone, noise=0.5, seed=0)
+        initial_rows(replace(word, initializer=""), backbone, noise=0.0, seed=0)
+    assert sorted(done) == ["mean"] * len(DIMS) + ["std"] * len(DIMS)
 
 
 CONCEPT = Concept(concept_id="c", placeholder_token="<c>", images=("x",), initializer="dog toy")

@@ -80,7 +80,7 @@ def test_groups_have_their_own_rates_and_norms() -> None:
     for key, table in BACKBONE.token_tables.items():
         group = groups[key]
         assert (group.learning_rate, group.weight_decay, group.norm_control) == (0.1, 0.01, "sphere")
-        assert group.norm == pytest.approx(2 * table.mean_norm())
+        assert group.norm == pytest.approx(2 * table.mean_norm)
         assert group.values.shape == (3, 4, table.dim)
     adapter = groups[ADAPTER]
     assert (adapter.learning_rate, adapter.weight_decay, adapter.norm_control) == (LORA.learning_rate, 0.0, "none")

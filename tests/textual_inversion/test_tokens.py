@@ -66,5 +66,7 @@ def test_rows_in_use_belong_to_the_thread(table: TokenTable, rows: torch.Tensor)
     assert len(seen) == 1
 
 
-def test_mean_norm(table: TokenTable) -> None:
-    assert table.mean_norm() == pytest.approx(sum(v.norm().item() for v in table.weight) / VOCAB)
+def test_the_vocabularys_mean_deviation_and_norm(table: TokenTable) -> None:
+    assert table.mean_norm == pytest.approx(sum(v.norm().item() for v in table.weight) / VOCAB)
+    assert torch.equal(table.mean, table.weight.mean(0))
+    assert torch.equal(table.deviation, table.weight.std(0))
