@@ -374,7 +374,9 @@ class Learner:
         assert outcome.embedding is not None
         assert job.start is not None
         concept, grid = job.start.concept, self._config.grid
-        requests = sample_requests(concept, outcome.embedding, grid, self._config.seed)
+        requests = sample_requests(
+            concept, outcome.embedding, grid, self._config.seed, initial=self._extractor is not None
+        )
         pictures = await self._on_device(lambda: asyncio.wrap_future(self._painter.draw(requests)))
         samples = Samples.of(pictures, concept.category, grid)
         return await self._on_device(lambda: self._in_pool(lambda: self._put(job, photos, outcome, samples, attempt)))

@@ -31,7 +31,8 @@ class Samples:
     prompts: tuple[str, ...]
     learned: list[list[Image.Image]]
     initial: list[list[Image.Image]]
-    """The same prompts and noise with the initializer word in the concept's place; empty if it has none."""
+    """The same prompts and noise with the initializer word in the concept's place; empty if it has none, or nobody
+    asked for them."""
 
     @classmethod
     def of(cls, pictures: Sequence[Image.Image], category: str, config: GridConfig) -> Samples:
@@ -45,13 +46,16 @@ class Samples:
         return grid(photos, list(zip(self.prompts, self.learned, strict=True)))
 
 
-def sample_requests(concept: Concept, embedding: LearnedEmbedding, config: GridConfig, seed: int) -> list[ImageRequest]:
-    """The pictures of one concept's sample grid; the same whatever else is drawn."""
+def sample_requests(
+    concept: Concept, embedding: LearnedEmbedding, config: GridConfig, seed: int, *, initial: bool = True
+) -> list[ImageRequest]:
+    """The pictures of one concept's sample grid; the same whatever else is drawn. `initial`: and those of its
+    initializer word, which only scores are taken from."""
     prompts = config.of(concept.category)
     embedding = replace(embedding, placeholder_token=HOLE)  # it may be a word that a prompt has elsewhere, too
     seeds = [seed_for(seed, concept.concept_id, "grid", i) for i in range(config.images_per_prompt)]
     requests = [ImageRequest(prompt, s, (embedding,)) for prompt in prompts for s in seeds]
-    if concept.initializer:
+    if concept.initializer and initial:
         requests += [ImageRequest(fill(prompt, concept.initializer), s) for prompt in prompts for s in seeds]
     return requests
 

@@ -99,7 +99,7 @@ def _edit_batch(
     noise = initial_noises(backbone, padded)
     source = source.expand_as(noise)
     scheduler = backbone.scheduler(config.solver)
-    scheduler.set_timesteps(config.steps, device=backbone.device)
+    scheduler.set_timesteps(config.steps)
     timesteps = scheduler.timesteps[-max(1, round(strength * config.steps)) :]
 
     def blend(foreground: Tensor, step: int) -> Tensor:

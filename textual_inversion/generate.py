@@ -19,6 +19,7 @@ from textual_inversion.conditioning import PromptEncoder, TokenizedPrompt
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone, Conditioning
 from textual_inversion.prompts import encode_prompt
+from textual_inversion.transfer import put
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def draw(encoder: PromptEncoder, requests: Sequence[EncodedRequest], config: Sam
         return []
     backbone, padded = encoder.backbone, pad(requests, config.batch_size)
     scheduler = backbone.scheduler(config.solver)
-    scheduler.set_timesteps(config.steps, device=backbone.device)
+    scheduler.set_timesteps(config.steps)  # on the host, which would wait to read them from a device
     latents = initial_noises(backbone, padded) * scheduler.init_noise_sigma
     with torch.no_grad():
         guidance = Guidance.of(encoder, padded, config)
@@ -129,7 +130,7 @@ def initial_noise(backbone: Backbone, seed: int) -> Tensor:
 
 def initial_noises(backbone: Backbone, requests: Sequence[EncodedRequest]) -> Tensor:
     """[batch, *latent_shape] on the backbone's device, each by its own seed."""
-    return torch.stack([initial_noise(backbone, request.seed) for request in requests]).to(backbone.device)
+    return put(torch.stack([initial_noise(backbone, request.seed) for request in requests]), backbone.device)
 
 
 def batches(requests: Sequence[EncodedRequest], size: int) -> Iterator[Sequence[EncodedRequest]]:
@@ -171,13 +172,13 @@ def denoise(
 ) -> Tensor:
     """Noisy latents [batch, *latent_shape] at the first of `timesteps` -> latents, by a diffusers scheduler.
 
-    `timesteps`: the scheduler's own, all or the last ones. `after_step` may change the latents after each of them and
-    is told its place, 0 first.
+    `timesteps`: the scheduler's own, all or the last ones, on the host. `after_step` may change the latents after each
+    of them and is told its place, 0 first.
     """
-    guided = guidance.scale > 1
+    guided, on_device = guidance.scale > 1, put(timesteps, backbone.device)
     for step, timestep in enumerate(timesteps):
         model_input = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
-        output = backbone.predict(model_input, timestep.expand(len(model_input)), guidance.text)
+        output = backbone.predict(model_input, on_device[step].expand(len(model_input)), guidance.text)
         if guided:
             without, with_prompt = output.chunk(2)
             output = without + guidance.scale * (with_prompt - without)

@@ -86,6 +86,26 @@ def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[
     assert pq.read_table(tmp_path / "out" / one.folder.curve).num_rows == 6
 
 
+@pytest.mark.parametrize("scored", [False, True])
+def test_the_initializer_is_drawn_only_for_scores(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: bool
+) -> None:
+    learner = Learner(tiny_config(tiny_model, tmp_path))
+    if scored:
+        monkeypatch.setattr(learner, "_extractor", "a CLIP")
+        monkeypatch.setattr(actors, "score", lambda *_: {})
+    drawn: list[str] = []
+    paint = learner._painter.draw
+    monkeypatch.setattr(
+        learner._painter, "draw", lambda asked: drawn.extend(one.prompt for one in asked) or paint(asked)
+    )
+    (record,) = learn_all(learner, [task("toy", photos)])
+    learner.close()
+    assert record.status == "done"
+    assert any("{}" in prompt for prompt in drawn)
+    assert any("cat" in prompt for prompt in drawn) is scored
+
+
 def test_looks_at_the_frozen_batch_are_in_the_published_curve(
     tiny_model: Path, photos: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from tests.tiny_models import DIM
 from tests.toy_backbone import ToyBackbone, plain_views
-from textual_inversion.concept import Concept
-from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig
+from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.conditioning import PromptEncoder
+from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, SamplingConfig
 from textual_inversion.engine import Assignment, Engine
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone, Conditioning
+from textual_inversion.generate import ImageRequest, draw, encode_request
 from textual_inversion.transfer import put
 
 READS: Mapping[Any, Callable[[Tensor], object]] = {
@@ -106,6 +109,18 @@ def test_a_step_of_stable_diffusion_reads_nothing(tiny_model: Path, monkeypatch:
     events = watched(backbone, monkeypatch, 16)
     first = events.index("step")
     assert events[first : first + 17] == ["step"] * 16 + ["read by tolist"]
+
+
+@pytest.mark.parametrize("solver", ["dpm++", "ddim"])
+def test_a_batch_of_pictures_reads_nothing_until_it_is_drawn(tiny_model: Path, solver: Any) -> None:
+    watch = Watch()
+    with watch:
+        backbone = load_backbone(str(tiny_model), device="meta", precision="float32")
+        embedding = LearnedEmbedding(placeholder_token="<c>", vectors={"clip_l": torch.ones(1, DIM)})
+        asked = [encode_request(backbone, ImageRequest("a <c>", seed, (embedding,))) for seed in range(2)]
+        watch.events.clear()
+        draw(PromptEncoder(backbone), asked, SamplingConfig(solver=solver, steps=3, batch_size=2))
+    assert watch.events == ["read by cpu"]
 
 
 def test_what_is_put_arrives() -> None:
