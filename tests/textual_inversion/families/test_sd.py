@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from tests.tiny_models import DIM, LATENT_SHAPE, MAX_LENGTH, RESOLUTION
 from textual_inversion.families import load_backbone
@@ -124,6 +126,28 @@ def test_precision_of_the_parts(tiny_model: Path, precision: str, autoencoder: t
     assert backbone.predict(latents, torch.tensor([5]), conditioning).dtype == torch.float32
     assert backbone.decode(latents).dtype == torch.float32
     assert backbone.encode_images(torch.zeros(1, 3, RESOLUTION, RESOLUTION)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("bfloat16", torch.bfloat16), ("float16", torch.float32)])
+def test_the_text_encoder_multiplies_in_bfloat16_beside_such_a_denoiser(
+    tiny_model: Path, tiny_backbone: Backbone, precision: str, expected: torch.dtype
+) -> None:
+    """With the rows' gradient in float32 and, to bfloat16's rounding, what it is in float32."""
+    backbone: Any = load(tiny_model, precision=precision)
+    seen: set[torch.dtype] = set()
+    for module in backbone._text_encoder.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
+    gradients = []
+    for each in backbone, tiny_backbone:
+        row = torch.ones(1, DIM, requires_grad=True)
+        ids = torch.tensor([each.assemble([each.vocab_size, 5])])
+        hidden = each.encode_prompts(ids, {"clip_l": row}).hidden
+        gradients += torch.autograd.grad(hidden.float().square().mean(), row)
+    half, full = gradients
+    assert seen == {expected}
+    assert half.dtype == torch.float32
+    assert float(F.cosine_similarity(half, full)) > 0.99
 
 
 def test_unknown_precision_and_solver_are_refused(tiny_model: Path, tiny_backbone: Backbone) -> None:
