@@ -34,6 +34,7 @@ from textual_inversion.slots import (
     curve_tensor,
     look_points,
     look_tensor,
+    on_cpu,
 )
 from textual_inversion.stopping import FrozenLoss, StopRule, looks, rule_of
 from textual_inversion.timesteps import sampler
@@ -358,7 +359,7 @@ class Engine:
         step = slot.best_look.step if slot.best else slot.step
         embedding = self._layout.embedding(
             slot.concept,
-            slot.best or slot.parameters(self._groups),
+            on_cpu(slot.best or slot.parameters(self._groups)),
             {"step": str(step), "initializer": slot.concept.initializer},
         )
         return Outcome(slot.concept, embedding, slot.step, curve, seconds, None, frozen_losses, slot.setbacks)

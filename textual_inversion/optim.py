@@ -49,15 +49,15 @@ class ParameterGroup:
         )  # fmt: skip
 
     def put(self, slot: int, values: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
-        """Fill a slot with one concept's: each [vectors, dim]."""
+        """Fill a slot with one concept's: each [vectors, dim], on the CPU or the same device."""
         for stack, part in ((self.values, values), (self.exp_avg, exp_avg), (self.exp_avg_sq, exp_avg_sq)):
             stack[slot] = 0
-            stack[slot, : len(part)] = part
+            stack[slot, : len(part)] = put(part, stack.device)
 
     def take(self, slot: int, vectors: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Copies on the CPU of a slot's values and moments: each [vectors, dim]."""
+        """Copies of a slot's values and moments, on the same device: each [vectors, dim]."""
         stacks = (self.values, self.exp_avg, self.exp_avg_sq)
-        values, exp_avg, exp_avg_sq = (stack[slot, :vectors].clone().cpu() for stack in stacks)
+        values, exp_avg, exp_avg_sq = (stack[slot, :vectors].clone() for stack in stacks)
         return values, exp_avg, exp_avg_sq
 
 

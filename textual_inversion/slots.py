@@ -35,7 +35,8 @@ class SlotState:
 
     step: int
     parameters: Mapping[str, Tensor]
-    """Name (`parameters.Layout`) -> [vectors, dim] float32 CPU; so are Adam's moments and the next two."""
+    """Name (`parameters.Layout`) -> [vectors, dim] float32; so are Adam's moments and the next two. On the CPU, but for
+    a state that no one has asked for yet (`Slot.good`)."""
     exp_avg: Mapping[str, Tensor]
     exp_avg_sq: Mapping[str, Tensor]
     start: Mapping[str, Tensor]
@@ -98,6 +99,13 @@ class SlotState:
         """Put its parameters and moments in a slot."""
         for name, group in groups.items():
             group.put(place, self.parameters[name], self.exp_avg[name], self.exp_avg_sq[name])
+
+    def cpu(self) -> SlotState:
+        """The same on the CPU. What is there already is not copied."""
+        return replace(
+            self, parameters=on_cpu(self.parameters), exp_avg=on_cpu(self.exp_avg),
+            exp_avg_sq=on_cpu(self.exp_avg_sq), best=on_cpu(self.best),
+        )  # fmt: skip
 
     def back_at(self, step: int, parts: Mapping[str, Mapping[str, Tensor]]) -> SlotState:
         """What this was after an earlier step, given what has changed since: parameters, moments, the best."""
@@ -180,7 +188,8 @@ class Slot:
     """What every look is at; drawn for the first one, and after a resume the same again."""
     frozen_losses: list[FrozenLoss] = field(default_factory=list)
     best: Mapping[str, Tensor] = field(default_factory=dict)
-    """Its parameters when the loss on the frozen batch was least; empty unless they are to be kept."""
+    """Its parameters when the loss on the frozen batch was least; empty unless they are to be kept. On the device, until
+    a checkpoint has copied them; so is the next."""
     setbacks: int = 0
     good: SlotState | None = None
     """Where it goes back to if its loss is not finite."""
@@ -196,7 +205,7 @@ class Slot:
         lower rates; false if all is well, or that has been tried, or would be the same again."""
         if not self.error:
             if self.step % GOOD_EVERY_STEPS == 0:
-                self.good = replace(self.state(groups), good=None)
+                self.good = self._now(groups)
             return False
         good = self.good
         if good is None or self.setbacks == MAX_SETBACKS or len(self.curve) <= good.step + 1:
@@ -227,11 +236,18 @@ class Slot:
         return min(finite, key=lambda look: look.loss, default=FrozenLoss(0, math.inf))
 
     def parameters(self, groups: Mapping[str, ParameterGroup]) -> dict[str, Tensor]:
-        """Copies on the CPU of its parameters: name -> [vectors, dim]."""
+        """Copies of its parameters, on the device: name -> [vectors, dim]."""
         return {name: group.take(self.place, self.num_vectors[name])[0] for name, group in groups.items()}
 
     def state(self, groups: Mapping[str, ParameterGroup]) -> SlotState:
-        """A copy of all it is, on the CPU."""
+        """A copy of all it is, on the CPU. What changes no more is copied once, however often it is asked for."""
+        self.best = on_cpu(self.best)
+        self.good = self.good and self.good.cpu()
+        now = self.good if self.good and self.good.step == self.step else self._now(groups).cpu()
+        return replace(now, setbacks=self.setbacks, good=self.good)
+
+    def _now(self, groups: Mapping[str, ParameterGroup]) -> SlotState:
+        """A copy of all it is, on the device, but for where it goes back to."""
         parts = {name: group.take(self.place, self.num_vectors[name]) for name, group in groups.items()}
         return SlotState(
             step=self.step,
@@ -243,8 +259,12 @@ class Slot:
             curve=curve_tensor(self.curve),
             frozen_losses=look_tensor(self.frozen_losses),
             setbacks=self.setbacks,
-            good=self.good,
         )
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is there already is not copied."""
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def curve_tensor(curve: Sequence[CurvePoint]) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 
 def put(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host's, on the device. It lies in page-locked memory meanwhile: CUDA copies from other memory
-    only after all that the device still has to do."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    """A tensor of the host's, on the device; one that is there already stays as it is. It lies in page-locked memory
+    meanwhile: CUDA copies from other memory only after all that the device still has to do."""
+    pinned = device.type == "cuda" and tensor.device.type == "cpu"
+    return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tests.tiny_models import DIM
-from tests.toy_backbone import ToyBackbone, plain_views
+from tests.toy_backbone import DIMS, ToyBackbone, plain_views
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.conditioning import PromptEncoder
 from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, SamplingConfig
@@ -57,7 +57,9 @@ class Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def watched(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, steps: int, **options: Any) -> list[str]:
+def watched(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, steps: int, checkpoint_steps: int = 0, **options: Any
+) -> list[str]:
     """What happens while two concepts are learned, `step` where the denoiser is called."""
     watch = Watch()
     predict = backbone.predict
@@ -76,7 +78,7 @@ def watched(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, steps: int, **o
     outcomes: list[Any] = []
     with watch:
         engine = Engine(backbone, config, slots=2, seed=0)
-        engine.run(lambda _wait: waiting.pop() if waiting else None, outcomes.append)
+        engine.run(lambda _wait: waiting.pop() if waiting else None, outcomes.append, lambda *_: None, checkpoint_steps)
     assert [outcome.error for outcome in outcomes] == [None, None]
     return watch.events
 
@@ -109,6 +111,18 @@ def test_a_step_of_stable_diffusion_reads_nothing(tiny_model: Path, monkeypatch:
     events = watched(backbone, monkeypatch, 16)
     first = events.index("step")
     assert events[first : first + 17] == ["step"] * 16 + ["read by tolist"]
+
+
+@pytest.mark.parametrize(("checkpoint_steps", "copies"), [(0, 0), (4, 2 * len(DIMS) * 3)])
+def test_a_state_to_go_back_to_is_copied_to_the_host_for_a_checkpoint_alone_and_once(
+    monkeypatch: pytest.MonkeyPatch, checkpoint_steps: int, copies: int
+) -> None:
+    """Of two concepts, each parameter and its two moments."""
+    monkeypatch.setattr("textual_inversion.slots.GOOD_EVERY_STEPS", 4)
+    monkeypatch.setattr("textual_inversion.engine.GOOD_EVERY_STEPS", 4)
+    events = watched(ToyBackbone(device="meta"), monkeypatch, 8, checkpoint_steps)
+    between = events[events.index("step") :]
+    assert between[: 9 + copies] == [*["step"] * 4, "read by tolist", *["read by cpu"] * copies, *["step"] * 4]
 
 
 @pytest.mark.parametrize("solver", ["dpm++", "ddim"])
