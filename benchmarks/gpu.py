@@ -1,45 +1,50 @@
 """How much of an accelerator the engine uses: random weights of Stable Diffusion 1.5's shape, nothing to download.
 
     python -m benchmarks.gpu
+    python -m benchmarks.gpu --short
     python -m benchmarks.gpu --shape small --device cpu --slots 1,2
 
-For each number of slots, eager and compiled (the U-Net by torch.compile): sample-steps a second, model-FLOP utilisation
-and memory, beside the common algorithm (`benchmarks/restatement.py`) on the same weights. Model FLOPs are those of one
-sample's forward pass and of the backward pass through its activations, counted on the model; what is computed twice to
-save memory does not count. Memory is the peak above the weights. Concepts an hour are calculated: encoding a concept's
-photos, 475 steps of 2 samples at this rate, and its sample grid, in turn.
+For each number of slots, and for the U-Net as it is (`eager`), by torch.compile (`compiled`) and so with its kernels
+recorded as CUDA graphs (`graphs`): sample-steps a second, model-FLOP utilisation and memory. Each row is printed as
+soon as it is measured, so that a command that is cut off leaves those before; its repetitions alternate with the common
+algorithm's (`benchmarks/restatement.py`, the same weights), and the ratio is of those. Compiling takes minutes for each
+number of slots and for the sample grid; `--short` does it for one number only, and is meant for a machine that is lent
+for ten minutes.
+
+Model FLOPs are those of one sample's forward pass and of the backward pass through its activations, counted on the
+model; what is computed twice to save memory does not count. Memory is the highest above what was there before, warm-up
+included. Concepts an hour are calculated: encoding a concept's photos, 475 steps of 2 samples at this rate, and its
+sample grid drawn in the same mode, in turn.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import gc
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
+from benchmarks.random_model import SHAPES, Parts, count_flops
 from benchmarks.restatement import CommonAlgorithm
-from benchmarks.timing import Spread, alternate, heading, number, say, table
+from benchmarks.timing import Spread, alternate, heading, number, say, table, table_line
 from pipeline.config import GridConfig
-from pipeline.models import locate
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.engine import Assignment, Engine, Outcome
 from textual_inversion.families.sd import StableDiffusion
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.latents import Views, encode_views
+
+T = TypeVar("T")
 
 BUDGET_SAMPLES = 475 * 2
 """Of one concept (Voronov et al. 2023: the mean number of steps until DVAR stops, in batches of 2)."""
@@ -49,35 +54,12 @@ PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
 
 PHOTOS = 5
 
+MODES = ("eager", "compiled", "graphs")
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Configurations of the three networks, where they differ from their classes' defaults."""
+TITLES = ["", "sample-steps/s", "times the common algorithm beside it", "MFU %", "GB above weights", "s a sample grid",
+          "concepts/h"]  # fmt: skip
 
-    unet: dict[str, Any]
-    vae: dict[str, Any]
-    text: dict[str, Any]
-
-
-SHAPES = {
-    "sd15": Shape(
-        unet={"sample_size": 64, "cross_attention_dim": 768},  # all else are the defaults of the class
-        vae={"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512,
-             "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4},
-        text={"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-              "num_attention_heads": 12, "max_position_embeddings": 77},
-    ),
-    "small": Shape(
-        unet={"sample_size": 8, "cross_attention_dim": 32, "block_out_channels": (32, 32), "layers_per_block": 1,
-              "norm_num_groups": 8, "attention_head_dim": 2,
-              "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-              "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")},
-        vae={"block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 16,
-             "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2},
-        text={"vocab_size": 1400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-              "num_attention_heads": 2, "max_position_embeddings": 24},
-    ),
-}  # fmt: skip
+SHORT = {"slots": [1, 4, 8, 16], "compiled_slots": [8], "steps": 10, "repetitions": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,94 +72,85 @@ class Figures:
     """Peak above what was there before; None on a CPU."""
 
 
-class Parts:
-    """A random model of a shape, shared by all that is measured: the layout that a backbone gives its convolutions, the
-    common algorithm has, too."""
-
-    def __init__(self, shape: Shape, device: str, dtype: torch.dtype) -> None:
-        torch.manual_seed(0)
-        with torch.device(device):
-            self.unet = UNet2DConditionModel(**shape.unet).to(dtype)
-            self.vae = AutoencoderKL(latent_channels=4, **shape.vae).to(dtype)
-            last = shape.text["vocab_size"] - 1
-            self._text_encoder = CLIPTextModel(
-                CLIPTextConfig(bos_token_id=last - 1, eos_token_id=last, pad_token_id=last, **shape.text)
-            )
-        self.scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-        self._length = shape.text["max_position_embeddings"]
-
-    def tokenizer(self) -> Any:
-        """The demo's, whose vocabulary is the smaller one, with this shape's length."""
-        return CLIPTokenizerFast.from_pretrained(f"{locate('demo/model')}/tokenizer", model_max_length=self._length)
-
-    def backbone(self, compile_with: str = "") -> StableDiffusion:
-        """With a text encoder of its own, as its vocabulary is replaced; the U-Net compiled by this backend, if any."""
-        backbone = StableDiffusion(
-            tokenizer=self.tokenizer(), text_encoder=copy.deepcopy(self._text_encoder), unet=self.unet, vae=self.vae,
-            scheduler_config=self.scheduler.config, digest="random",
-        )  # fmt: skip
-        if compile_with:
-            backbone.compile(backend=compile_with)
-        return backbone
-
-    def common(self, batch_size: int) -> CommonAlgorithm:
-        return CommonAlgorithm(
-            tokenizer=self.tokenizer(), text_encoder=copy.deepcopy(self._text_encoder), unet=self.unet, vae=self.vae,
-            scheduler=self.scheduler, learning_rate=5e-3, batch_size=batch_size,
-        )  # fmt: skip
-
-    def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.unet.parameters())
-
-
 def main(arguments: list[str] | None = None) -> int:
+    """Returns 1 if anything failed for another reason than memory."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     parts = Parts(SHAPES[options.shape], options.device, dtype)
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} threads"
-    backbones = {name: parts.backbone("" if name == "eager" else options.backend) for name in options.modes.split(",")}
-    backbone = next(iter(backbones.values()))
+    eager = parts.backbone()
     tflop = count_flops(options.shape) / 1e12
     peak = options.peak_tflops or next((value for name, value in PEAK_TFLOPS.items() if name in device), 0.0)
-    once, grid = seconds_once(backbone, options.device), seconds_of_grid(backbone, options.repetitions)
+    once = seconds_once(eager, options.device)
     facts = {
         "device": device,
-        "model": f"{options.shape}, U-Net of {parts.parameters() / 1e6:,.1f} M, {dtype}, {backbone.resolution} px",
+        "model": f"{options.shape}, U-Net of {parts.parameters() / 1e6:,.1f} M, {dtype}, {eager.resolution} px",
         "samples": f"{options.batch_size} a step and concept",
         "repetitions": f"{options.repetitions} of {options.steps} steps",
         "model_GFLOP_a_sample_step": f"{number(1000 * tflop)}; peak {number(peak) if peak else 'unknown'} TFLOP/s",
         "a_concept's_photos_encoded": f"{number(once)} s",
-        "a_concept's_sample_grid": f"{number(grid)} s",
     }
     say(heading("Use of an accelerator", "benchmarks.gpu", arguments, **facts))
-    works = {"common algorithm": Attempt(partial(time_common, parts.common(options.batch_size), options))}
-    for slots in options.slots:
-        for mode, each in backbones.items():
-            works[f"{slots} slots, {mode}"] = Attempt(partial(time_engine, each, options, slots))
-    found = alternate(works, options.repetitions)
-    rows = list(rows_of(found, lambda rate: 3600 / (once + BUDGET_SAMPLES / rate + grid), tflop, peak))
-    titles = ["", "sample-steps/s", "times the common algorithm", "MFU %", "GB above weights", "concepts/h"]
-    say(table(titles, rows))
-    return 0
+    say(table(TITLES, []))
+    common = Work("common algorithm", Attempt(partial(time_common, parts.common(options.batch_size), options)))
+    common.grid = Attempt(partial(seconds_of_grid, eager, options.repetitions))()
+    failed = False
+    works = works_of(parts, eager, common.grid, options)
+    for work, beside in measured(common, works, options.repetitions):
+        say(table_line(row_of(work, beside, once, tflop, peak)))
+        failed = failed or work.attempt.error not in ("", OUT_OF_MEMORY)
+    return 1 if failed else 0
 
 
-def rows_of(
-    found: dict[str, list[Figures | None]], hourly: Callable[[float], float], tflop: float, peak: float
-) -> Iterator[list[object]]:
-    """Of the table; the first work is what the others are compared with. `hourly`: rate -> concepts an hour."""
-    first = None
-    for name, repetitions in found.items():
-        fitting = [figures for figures in repetitions if figures]
-        if not fitting:
-            yield [name, "out of memory", *[None] * 4]
-            continue
-        rate = Spread.of([figures.rate for figures in fitting])
-        first = first or rate.median
-        memory = max((figures.memory_gb for figures in fitting if figures.memory_gb), default=None)
-        used = 100 * rate.median * tflop / peak if peak else None
-        yield [name, rate, rate.median / first, used, memory, hourly(rate.median)]
+def works_of(parts: Parts, eager: StableDiffusion, grid: float | None, options: argparse.Namespace) -> Iterator[Work]:
+    """Mode by mode; `grid`: seconds of a sample grid in the eager one. What was compiled for a work is freed when the
+    next is asked for."""
+    if "eager" in options.modes:
+        for slots in options.slots:
+            note(f"{slots} slots, eager")
+            yield Work(f"{slots} slots, eager", Attempt(partial(time_engine, eager, options, slots)), grid)
+    for mode in (mode for mode in options.modes if mode != "eager"):
+        backbone = parts.backbone(mode, options.backend)
+        note(f"a sample grid, {mode}")
+        seconds = Attempt(partial(seconds_of_grid, backbone, options.repetitions))()
+        forget_compiled()
+        for slots in options.compiled_slots:
+            note(f"{slots} slots, {mode}")
+            yield Work(f"{slots} slots, {mode}", Attempt(partial(time_engine, backbone, options, slots)), seconds)
+            forget_compiled()
+
+
+def forget_compiled() -> None:
+    """Graphs keep their memory; no shape comes twice."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def measured(common: Work, works: Iterable[Work], repetitions: int) -> Iterator[tuple[Work, Work]]:
+    """Each work with the common algorithm's figures that were taken beside it; before the first, that itself."""
+    is_first = True
+    for work in works:
+        found = alternate({common.name: common.attempt, work.name: work.attempt}, repetitions)
+        beside = common.with_figures(found[common.name])
+        if is_first:
+            yield beside, beside
+        is_first = False
+        yield work.with_figures(found[work.name]), beside
+
+
+def row_of(work: Work, beside: Work, once: float, tflop: float, peak: float) -> list[object]:
+    """Of the table. `once`: seconds to encode a concept's photos."""
+    if not work.rates:
+        return [work.name, work.attempt.error, *[None] * (len(TITLES) - 2)]
+    rate = Spread.of(work.rates)
+    times = rate.median / median(beside.rates) if beside.rates else None
+    used = 100 * rate.median * tflop / peak if peak else None
+    hourly = None if work.grid is None else 3600 / (once + BUDGET_SAMPLES / rate.median + work.grid)
+    return [work.name, rate, times, used, work.memory_gb, work.grid, hourly]
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -186,38 +159,87 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--shape", default="sd15", choices=SHAPES)
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--slots", type=numbers, default=[1, 2, 4, 8, 16, 32], metavar="N,N")
-    parser.add_argument("--modes", default="eager,compiled", help="eager, compiled or both, with a comma between")
+    parser.add_argument("--compiled-slots", type=numbers, metavar="N,N",
+                        help="of the modes that compile (default: 1,8, or --slots where that is given)")  # fmt: skip
+    parser.add_argument("--modes", type=names, default=list(MODES), metavar="NAME,NAME",
+                        help="some of eager, compiled, graphs (default: all)")  # fmt: skip
+    parser.add_argument("--short", action="store_true",
+                        help="for ten minutes: "
+                        + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in SHORT.items()))  # fmt: skip
     parser.add_argument("--backend", default="inductor", help="torch.compile's")
     parser.add_argument("--batch-size", type=int, default=2, help="samples a step and concept")
     parser.add_argument("--steps", type=int, default=20, help="a repetition")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="torch's, on a CPU")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="of a device that is not in the table")
+    slots = parser.get_default("slots")
+    if parser.parse_args(arguments).short:
+        parser.set_defaults(**SHORT)  # what the command line names wins
     options = parser.parse_args(arguments)
-    if unknown := set(options.modes.split(",")) - {"eager", "compiled"}:
-        parser.error(f"--modes {options.modes}: no mode {', '.join(sorted(unknown))}; there are eager and compiled")
+    if unknown := set(options.modes) - {*MODES}:
+        parser.error(f"--modes: no mode {', '.join(sorted(unknown))}; there are {', '.join(MODES)}")
+    options.compiled_slots = options.compiled_slots or ([1, 8] if options.slots == slots else options.slots)
     return options
+
+
+def names(text: str) -> list[str]:
+    return text.split(",")
 
 
 def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-class Attempt:
-    """A work that may not fit the device's memory: then None, and it is not tried again."""
+def note(text: str) -> None:
+    """What is done now, where it does not get into the table."""
+    sys.stderr.write(f"{text}\n")
 
-    def __init__(self, work: Callable[[], Figures]) -> None:
-        self._work, self._fits = work, True
 
-    def __call__(self) -> Figures | None:
-        if not self._fits:
+OUT_OF_MEMORY = "out of memory"
+
+
+class Attempt(Generic[T]):
+    """A work that may fail, for want of memory above all: then None, and it is not tried again."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self.error = ""
+        self.results: list[T] = []
+
+    def __call__(self) -> T | None:
+        if self.error:
             return None
         try:
-            return self._work()
+            self.results.append(self._work())
+            return self.results[-1]
         except torch.OutOfMemoryError:
-            self._fits = False
-        torch.cuda.empty_cache()  # once the error, and with it the stack that holds tensors, is gone
+            self.error = OUT_OF_MEMORY
+        except RuntimeError as error:  # one mode that cannot be compiled must not take the others' rows with it
+            self.error = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # once the error, and with it the stack that holds tensors, is gone
         return None
+
+
+@dataclass(slots=True)
+class Work:
+    """A row of the table."""
+
+    name: str
+    attempt: Attempt[Figures]
+    grid: float | None = None
+    """Seconds that a concept's sample pictures take in the same mode."""
+    rates: list[float] = field(default_factory=list)
+    """Sample-steps a second, one a repetition; none if one failed."""
+
+    def with_figures(self, found: Sequence[Figures | None]) -> Work:
+        rates = [figures.rate for figures in found if figures]
+        return replace(self, rates=[] if self.attempt.error else rates)
+
+    @property
+    def memory_gb(self) -> float | None:
+        """Peak of all repetitions and of the warm-up, in which graphs are recorded; None on a CPU."""
+        return max((each.memory_gb for each in self.attempt.results if each.memory_gb), default=None)
 
 
 def time_common(common: CommonAlgorithm, options: argparse.Namespace) -> Figures:
@@ -270,21 +292,6 @@ def photos(side: int) -> list[Image.Image]:
 def encode(backbone: StableDiffusion) -> Views:
     """A concept's photos."""
     return encode_views(backbone, photos(backbone.resolution), InversionConfig().augment, "any", 0)
-
-
-def count_flops(shape: str, device: str = "meta") -> float:
-    """Of one sample-step, from the prompt to the row's gradient; on `meta` nothing is computed. Attention is spelt out
-    while counting: fused kernels are counted only where torch knows them, and repeat work in the backward pass."""
-    backbone = Parts(SHAPES[shape], device, torch.float32).backbone()
-    row = torch.zeros(1, next(iter(backbone.token_tables.values())).dim, device=backbone.device, requires_grad=True)
-    ids = torch.tensor([backbone.assemble([backbone.vocab_size])], device=backbone.device)
-    latents = torch.randn(1, *backbone.latent_shape, device=backbone.device)
-    timesteps = torch.tensor([500], device=backbone.device)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        conditioning = backbone.encode_prompts(ids, {"clip_l": row})
-        loss = backbone.predict(latents, timesteps, conditioning).square().mean()
-        torch.autograd.grad(loss, row)
-    return float(counter.get_total_flops())
 
 
 def seconds_once(backbone: StableDiffusion, device: str) -> float:

@@ -121,9 +121,12 @@ def heading(title: str, module: str, arguments: Sequence[str], **facts: object) 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """As markdown; numbers with three digits, None as a dash."""
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    lines += [f"| {' | '.join(cell(value) for value in row)} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return table_line(titles) + "|---" * len(titles) + "|\n" + "".join(table_line(row) for row in rows)
+
+
+def table_line(row: Sequence[object]) -> str:
+    """One row of it, for a table that is printed row by row."""
+    return f"| {' | '.join(cell(value) for value in row)} |\n"
 
 
 def cell(value: object) -> str:
