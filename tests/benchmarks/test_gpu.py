@@ -120,7 +120,7 @@ def test_what_is_compiled_takes_minutes_and_is_asked_for_by_itself(
 def test_a_compiled_model_goes_through_the_engine(capsys: pytest.CaptureFixture[str]) -> None:
     """Traced, not built: the compiler itself takes a minute."""
     small = ["--shape", "small", "--device", "cpu", "--slots", "1", "--steps", "1", "--repetitions", "1"]
-    assert gpu.main([*small, "--backend", "aot_eager"]) == 0
+    assert gpu.main([*small, "--modes", "eager,graphs", "--backend", "aot_eager"]) == 0
     said = capsys.readouterr().out
     for row in ("| 1 slots, eager |", "| 1 slots, graphs |"):
         assert row in said
