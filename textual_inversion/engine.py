@@ -6,7 +6,7 @@ The only place in the project that steps an optimizer. See `Engine` for what is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,13 +30,14 @@ from textual_inversion.slots import (
     Outcome,
     Slot,
     SlotState,
+    Unread,
     curve_points,
     curve_tensor,
     look_points,
     look_tensor,
     on_cpu,
 )
-from textual_inversion.stopping import FrozenLoss, StopRule, looks, rule_of
+from textual_inversion.stopping import StopRule, looks, rule_of
 from textual_inversion.timesteps import sampler
 from textual_inversion.transfer import put
 
@@ -104,7 +105,7 @@ class Engine:
         self._sampler = sampler(config.timesteps, backbone.alphas_cumprod)
         self._layout = Layout.of(backbone, config, max_vectors)
         self._slots: list[Slot | None] = [None] * slots
-        self._unread: list[tuple[list[Slot], Tensor]] = []
+        self._unread: list[Unread] = []
         self._save_all = False
         self.steps_taken = 0
         """By all its concepts together."""
@@ -135,10 +136,11 @@ class Engine:
         while self._refill(next_assignment, on_outcome):
             learning = [slot for slot in self._slots if slot]
             losses, grads = self._losses_and_gradients(learning)
-            self._step(learning, losses, grads)
+            norms = self._step(learning, losses, grads)
+            looked, frozen_losses = self._look(learning)
+            self._unread.append(Unread(learning, looked, torch.stack([losses, norms, frozen_losses])))
             asked, self._save_all = self._save_all, False
             self._read_if_due(learning, checkpoint_steps, asked)
-            self._look(learning)
             for slot in learning:
                 if slot.goes_back(self._groups):
                     continue
@@ -217,8 +219,9 @@ class Engine:
         return slot.material.draw(generator, size, step, shape, self._sampler)
 
     @torch.no_grad()
-    def _step(self, learning: list[Slot], losses: Tensor, grads: dict[str, Tensor]) -> None:
-        """Move the parameters of every concept whose loss and gradient are finite; the others' stay as they are."""
+    def _step(self, learning: list[Slot], losses: Tensor, grads: dict[str, Tensor]) -> Tensor:
+        """Move the parameters of every concept whose loss and gradient are finite; the others' stay as they are. The
+        mean norm of each concept's rows [slots], or NaN where they stay."""
         own = self._own(self._slots)
         for slot in learning:
             slot.step += 1
@@ -237,8 +240,7 @@ class Engine:
                 ages = row_ages if name in self._rows else [[slot.step if slot else 0] for slot in self._slots]
                 adamw_(group, grad, ages, rates, sound, self._config)
         norms = torch.stack([(group.values.norm(dim=2) * own).sum(1) for group in self._rows.values()]).mean(0)
-        mean_norms = norms / own.sum(1).clamp(min=1)
-        self._unread.append((learning, torch.stack([losses, mean_norms.where(sound, torch.nan)])))
+        return (norms / own.sum(1).clamp(min=1)).where(sound, torch.nan)
 
     def _row_ages(self, slot: Slot | None) -> list[int]:
         """`optim.Ages` of a slot's rows: one for all, unless they join one by one."""
@@ -254,36 +256,43 @@ class Engine:
         rows = torch.arange(self._layout.max_rows)
         return put((rows < torch.tensor(active)[:, None]).float(), self._backbone.device)
 
-    # The curve stays on the accelerator until somebody needs it.
-
-    def _read_if_due(self, learning: list[Slot], checkpoint_steps: int, at_once: bool) -> None:
-        """Fetch the points not yet read, when there are many or when a slot is about to be judged or saved."""
-        every = [steps for steps in (GOOD_EVERY_STEPS, checkpoint_steps) if steps]
-        steps = [slot.step for slot in learning]
-        due = at_once or any(self._stop_rule.due(step) or any(step % n == 0 for n in every) for step in steps)
-        if not due and len(self._unread) < self._read_every_steps:
-            return
-        values = torch.stack([points for _, points in self._unread]).tolist()
-        for (slots, _), (losses, norms) in zip(self._unread, values, strict=True):
-            for slot in slots:
-                slot.note(losses[slot.place], norms[slot.place])
-        self._unread.clear()
-
     @torch.no_grad()
-    def _look(self, learning: list[Slot]) -> None:
-        """Note the denoising loss on the frozen batch of each concept that is due, and keep what was best on it.
-
-        Each has a pass of its own: mostly one is due at a time, and so the shape is always the same."""
+    def _look(self, learning: list[Slot]) -> tuple[dict[Slot, Mapping[str, Tensor]], Tensor]:
+        """Those concepts that are due, with copies of their parameters if these may be the best; and the denoising loss
+        of each on its frozen batch [slots]. Each has a pass of its own: mostly one is due at a time, and so the shape
+        is always the same."""
+        looked: dict[Slot, Mapping[str, Tensor]] = {}
+        losses = torch.zeros(len(self._slots), device=self._backbone.device)
         for slot in learning:
             if not looks(self._config, slot.step):
                 continue
             if slot.frozen is None:
                 slot.frozen = self._samples(slot, "frozen", 0)
-            values = {name: group.values[self._places([slot])] for name, group in self._groups.items()}
-            loss = float(self._objective([slot], values, slot.frozen, PenaltyConfig()))
-            if self._config.stop.keep_best and loss < slot.best_look.loss:
-                slot.best = slot.parameters(self._groups)
-            slot.frozen_losses.append(FrozenLoss(slot.step, loss))
+            places = self._places([slot])
+            values = {name: group.values[places] for name, group in self._groups.items()}
+            losses[places] = self._objective([slot], values, slot.frozen, PenaltyConfig())
+            looked[slot] = slot.parameters(self._groups) if self._config.stop.keep_best else {}
+        return looked, losses
+
+    # What a step and its looks came to stays on the accelerator until somebody needs it.
+
+    def _read_if_due(self, learning: list[Slot], checkpoint_steps: int, at_once: bool) -> None:
+        """Fetch what is not yet read, when there is much or when a slot is about to be judged or saved.
+
+        A rule that may end a concept is not kept waiting for its looks: the concept would go on meanwhile, for as many
+        steps as its neighbours happen to be apart, and what is returned may not depend on them.
+        """
+        every = [steps for steps in (GOOD_EVERY_STEPS, checkpoint_steps) if steps]
+        steps = [slot.step for slot in learning]
+        due = at_once or any(self._stop_rule.due(step) or any(step % n == 0 for n in every) for step in steps)
+        if not due and len(self._unread) < self._read_every_steps:
+            return
+        numbers = torch.stack([unread.numbers for unread in self._unread]).tolist()
+        for unread, (losses, norms, frozen_losses) in zip(self._unread, numbers, strict=True):
+            for slot in unread.slots:
+                frozen_loss = frozen_losses[slot.place] if slot in unread.looked else None
+                slot.note(losses[slot.place], norms[slot.place], frozen_loss, unread.looked.get(slot, {}))
+        self._unread.clear()
 
     def _is_done(self, slot: Slot) -> bool:
         return self._stop_rule.due(slot.step) and self._stop_rule.stops(slot.curve, slot.frozen_losses)
@@ -309,7 +318,7 @@ class Engine:
     def _begin(self, assignment: Assignment, place: int) -> Slot:
         """Put a concept in a slot. Raises ValueError, leaving the slot free, if the assignment cannot be learned."""
         concept, views = assignment.concept, assignment.views
-        self._check(assignment)
+        assignment.check(self._layout)
         state = assignment.state or SlotState.beginning(
             self._layout.beginning(concept, num_photos(views), seed=self._seed, start=assignment.start)
         )
@@ -334,20 +343,6 @@ class Engine:
             self._start[key][place, : len(state.start[key])] = state.start[key]
         self._slots[place] = slot
         return slot
-
-    def _check(self, assignment: Assignment) -> None:
-        """Raise ValueError for what would fail later, or fail the neighbours too."""
-        concept, moments, state = assignment.concept, assignment.views.moments, assignment.state
-        shapes = self._layout.shapes(concept, num_photos(assignment.views))
-        wanted = (2, *self._backbone.latent_shape)
-        if moments.ndim != 5 or moments.shape[0] == 0 or moments.shape[1:] != wanted:
-            raise ValueError(f"moments have shape {tuple(moments.shape)}; this model needs [views, {wanted}]")
-        if not moments.isfinite().all():
-            raise ValueError("the photos' latents are not finite; check the photos and the autoencoder's precision")
-        if state is not None:
-            state.check(shapes, {name: shape for name, shape in shapes.items() if name in self._rows})
-        elif (method := self._config.init.method) != "words" and assignment.start is None:
-            raise ValueError(f"init.method {method!r} chooses a start by the photos: hand one over from StartChooser")
 
     def _end(self, slot: Slot) -> Outcome:
         """Free the slot; what it learned, or its error."""

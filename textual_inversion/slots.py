@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +17,7 @@ from textual_inversion.latents import Views
 from textual_inversion.material import Material
 from textual_inversion.objective import Batch
 from textual_inversion.optim import ParameterGroup
-from textual_inversion.parameters import ADAPTER
+from textual_inversion.parameters import ADAPTER, Layout, num_photos
 from textual_inversion.stopping import CurvePoint, FrozenLoss
 
 GOOD_EVERY_STEPS = 100
@@ -146,6 +147,20 @@ class Assignment:
     start: LearnedEmbedding | None = None
     """Start from these rows, and their adapter, not from the concept's initializer."""
 
+    def check(self, layout: Layout) -> None:
+        """Raises ValueError for what would fail later, or fail the neighbours too."""
+        moments, backbone = self.views.moments, layout.backbone
+        shapes = layout.shapes(self.concept, num_photos(self.views))
+        wanted = (2, *backbone.latent_shape)
+        if moments.ndim != 5 or moments.shape[0] == 0 or moments.shape[1:] != wanted:
+            raise ValueError(f"moments have shape {tuple(moments.shape)}; this model needs [views, {wanted}]")
+        if not moments.isfinite().all():
+            raise ValueError("the photos' latents are not finite; check the photos and the autoencoder's precision")
+        if self.state is not None:
+            self.state.check(shapes, {name: shape for name, shape in shapes.items() if name in backbone.token_tables})
+        elif (method := layout.config.init.method) != "words" and self.start is None:
+            raise ValueError(f"init.method {method!r} chooses a start by the photos: hand one over from StartChooser")
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -188,8 +203,8 @@ class Slot:
     """What every look is at; drawn for the first one, and after a resume the same again."""
     frozen_losses: list[FrozenLoss] = field(default_factory=list)
     best: Mapping[str, Tensor] = field(default_factory=dict)
-    """Its parameters when the loss on the frozen batch was least; empty unless they are to be kept. On the device, until
-    a checkpoint has copied them; so is the next."""
+    """Its parameters when the loss on the frozen batch was least; empty unless they are to be kept. On the device
+    until a checkpoint has copied them; so is the next."""
     setbacks: int = 0
     good: SlotState | None = None
     """Where it goes back to if its loss is not finite."""
@@ -216,12 +231,20 @@ class Slot:
         self.setbacks += 1
         return True
 
-    def note(self, loss: float, norm: float) -> None:
-        """Add the next point; a point that is not finite is the concept's last, and its error."""
+    def note(self, loss: float, norm: float, frozen_loss: float | None, looked_at: Mapping[str, Tensor]) -> None:
+        """Add what a step came to: the next point, and the loss on the frozen batch if there was a look. `looked_at`:
+        the parameters then, to be kept if none were better; or nothing.
+
+        A point that is not finite is the concept's last, and its error.
+        """
         if self.error:
             return
         step = len(self.curve) + 1
         self.curve.append(CurvePoint(step, loss, norm))
+        if frozen_loss is not None:
+            if looked_at and frozen_loss < self.best_look.loss:
+                self.best = looked_at
+            self.frozen_losses.append(FrozenLoss(step, frozen_loss))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             again = f", {self.setbacks} times at a lower rate" if self.setbacks else ""
             self.error = (
@@ -265,6 +288,17 @@ class Slot:
 def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What is there already is not copied."""
     return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+class Unread(NamedTuple):
+    """What a step came to, as long as it is on the accelerator."""
+
+    slots: list[Slot]
+    """Those that took the step."""
+    looked: Mapping[Slot, Mapping[str, Tensor]]
+    """Those whose frozen batch was looked at then, each with a copy of its parameters if the best are to be kept."""
+    numbers: Tensor
+    """[3, slots]: loss, norm of the rows, loss on the frozen batch."""
 
 
 def curve_tensor(curve: Sequence[CurvePoint]) -> Tensor:

@@ -367,6 +367,13 @@ def test_a_look_costs_the_training_no_draws() -> None:
     assert run([assignment(0)], config("plain"))["c0"].frozen_losses.shape == (0, 2)
 
 
+@pytest.mark.parametrize("name", ["dvar", "best of the frozen losses"])
+def test_looks_that_are_read_later_end_a_concept_at_the_same_step_with_the_same_rows(name: str) -> None:
+    at_once = {f"c{number}": contents(run([assignment(number)], config(name))[f"c{number}"]) for number in range(4)}
+    later = run([assignment(number) for number in range(4)], config(name), slots=3, read_every_steps=100)
+    assert {each: contents(outcome) for each, outcome in later.items()} == at_once
+
+
 def test_a_look_is_a_pass_of_one_concept_and_its_batch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at, purposes = [], []
     predict = BACKBONE.predict

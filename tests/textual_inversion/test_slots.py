@@ -82,7 +82,8 @@ def test_the_first_point_that_is_not_finite_is_the_last() -> None:
     )  # fmt: skip
     slot = Slot(place=0, concept=concept, material=material, num_vectors={}, start={}, step=3, started=0.0)
     for loss in (0.5, math.inf, 0.5):
-        slot.note(loss, 1.0)
+        slot.note(loss, 1.0, 0.25, {})
     assert [point.step for point in slot.curve] == [1, 2]
+    assert [look.step for look in slot.frozen_losses] == [1, 2]
     assert slot.error
     assert "not finite at step 2 (loss inf)" in slot.error

@@ -16,7 +16,7 @@ from tests.tiny_models import DIM
 from tests.toy_backbone import DIMS, ToyBackbone, plain_views
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.conditioning import PromptEncoder
-from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, SamplingConfig
+from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, SamplingConfig, StopConfig
 from textual_inversion.engine import Assignment, Engine
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone, Conditioning
@@ -60,12 +60,12 @@ class Watch(TorchFunctionMode):
 def watched(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch, steps: int, checkpoint_steps: int = 0, **options: Any
 ) -> list[str]:
-    """What happens while two concepts are learned, `step` where the denoiser is called."""
+    """What happens while two concepts are learned, `step` where the denoiser is called, or `look` without gradients."""
     watch = Watch()
     predict = backbone.predict
 
     def predicting(noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        watch.events.append("step")
+        watch.events.append("step" if torch.is_grad_enabled() else "look")
         return predict(noisy, timesteps, conditioning)
 
     monkeypatch.setattr(backbone, "predict", predicting)
@@ -87,13 +87,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "rows": {},
     "textboost": {"adapter": AdapterConfig(kind="lora"), "penalties": PenaltyConfig(knowledge=0.1)},
     "directions": {"optimizer": "riemannian", "norm_control": "sphere"},
+    "the best kept": {"stop": StopConfig(keep_best=True, check_every_steps=5)},
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_reads_nothing(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     events = watched(ToyBackbone(device="meta"), monkeypatch, 40, **METHODS[method])
-    between = events[events.index("step") :]
+    between = [event for event in events[events.index("step") :] if event != "look"]
     assert between.count("step") == 40
     # 16 steps' losses at a time, and the rest at the end, before what was learned is fetched
     assert between[:16] == ["step"] * 16
@@ -111,6 +112,13 @@ def test_a_step_of_stable_diffusion_reads_nothing(tiny_model: Path, monkeypatch:
     events = watched(backbone, monkeypatch, 16)
     first = events.index("step")
     assert events[first : first + 17] == ["step"] * 16 + ["read by tolist"]
+
+
+def test_a_rule_that_may_end_a_concept_is_told_of_its_looks_in_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopConfig(method="dvar", check_every_steps=4)
+    events = watched(ToyBackbone(device="meta"), monkeypatch, 8, stop=stop)
+    first = events.index("step")
+    assert events[first : first + 14] == [*["step"] * 4, "look", "look", "read by tolist"] * 2
 
 
 @pytest.mark.parametrize(("checkpoint_steps", "copies"), [(0, 0), (4, 2 * len(DIMS) * 3)])
