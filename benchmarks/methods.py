@@ -51,9 +51,9 @@ from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
 from textual_inversion.initialise import StartChooser
 from textual_inversion.latents import encode_views
-from textual_inversion.metrics import clip_i_among, clip_i_each, clip_t_each, mean_and_error, without_placeholder
+from textual_inversion.metrics import clip_i_among, clip_i_each, clip_t_each, mean_and_error
 from textual_inversion.photos import open_photo
-from textual_inversion.prompts import HOLE, fill
+from textual_inversion.prompts import HOLE, fill, without_placeholder
 
 _ROW_FORMAT = 2
 """Counts up when a row gets new columns: those of an earlier one are measured again."""

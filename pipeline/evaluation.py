@@ -22,8 +22,7 @@ from pipeline.protocols import Protocol
 from pipeline.records import ConceptRecord
 from pipeline.stage import finished_rows, read_results
 from pipeline.storage import RunStore
-from textual_inversion.metrics import without_placeholder
-from textual_inversion.prompts import HOLE
+from textual_inversion.prompts import HOLE, without_placeholder
 from textual_inversion.rng import seed_for
 
 LEARNED, INITIAL, PROMPT_ONLY, IMAGE_ONLY = "learned", "initializer", "prompt only", "image only"

@@ -19,8 +19,8 @@ from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
-from textual_inversion.metrics import clip_i, clip_i_among, clip_t, without_placeholder
-from textual_inversion.prompts import HOLE, fill
+from textual_inversion.metrics import clip_i, clip_i_among, clip_t
+from textual_inversion.prompts import HOLE, fill, without_placeholder
 from textual_inversion.rng import seed_for
 
 

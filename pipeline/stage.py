@@ -18,7 +18,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from pipeline.config import LogFormat, RunConfig
 from pipeline.progress import Progress
@@ -68,6 +67,8 @@ def put_plan(store: RunStore, folder: str, rows: Iterator[dict[str, Any]], schem
 
 def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> None:
     """Read the plan, work, write the results: one Ray Data pipeline. `gpus`: in the cluster; 0 works on CPUs."""
+    import ray  # here, as what is done is read without it, too
+
     store = RunStore(config.output)
     plan_fs, plan_path = hand_over(store.uri(stage.plan))
     results_fs, results_path = hand_over(store.uri(stage.results))

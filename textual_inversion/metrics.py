@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,8 +35,8 @@ def clip_t(generated: Tensor, text: Tensor) -> float:
     """Gal et al. 2022, section 5 (editability): mean cosine between each generated picture and the prompt's text.
 
     `generated`: [n, dim] image features, `text`: [1, dim] of the prompt without its placeholder token
-    (`without_placeholder`), or [n, dim] with each picture's own. Their released code averages cosines, as here; the
-    paper's text takes the cosine of the mean.
+    (`prompts.without_placeholder`), or [n, dim] with each picture's own. Their released code averages cosines, as here;
+    the paper's text takes the cosine of the mean.
     """
     return float(clip_t_each(generated, text).mean())
 
@@ -55,12 +53,6 @@ def mean_and_error(values: Tensor) -> tuple[float, float | None]:
     """Mean of [n] independent values and its standard error; of a single value the error is not known."""
     error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
     return float(values.mean()), error
-
-
-def without_placeholder(prompt: str, placeholder_token: str) -> str:
-    """The prompt that CLIP-T compares with: the word removed ("A photo of on the moon", Gal et al. 2022, section 5)."""
-    bare = re.sub(rf"(?<![\w<]){re.escape(placeholder_token)}(?![\w>])", " ", prompt)
-    return " ".join(bare.split())
 
 
 def _check(first: Tensor, second: Tensor) -> None:

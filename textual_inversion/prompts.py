@@ -91,6 +91,11 @@ def fill(template: str, word: str) -> str:
     return template.replace(HOLE, word)
 
 
+def without_placeholder(prompt: str, placeholder_token: str) -> str:
+    """The prompt that CLIP-T compares with: the word removed ("A photo of on the moon", Gal et al. 2022, section 5)."""
+    return " ".join(re.sub(whole_word(placeholder_token), " ", prompt).split())
+
+
 def training_templates(concept: Concept, *, class_cue: bool) -> tuple[str, ...]:
     """The templates a concept is learned from: its captions, the i-th for the i-th photo, or the list of its category,
     any for any photo. With the class cue, its initializer word follows the hole."""

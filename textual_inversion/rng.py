@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def seed_for(run_seed: int, concept_id: str, purpose: str, step: int = 0) -> int:
@@ -15,4 +17,6 @@ def seed_for(run_seed: int, concept_id: str, purpose: str, step: int = 0) -> int
 
 def generator_for(run_seed: int, concept_id: str, purpose: str, step: int = 0) -> torch.Generator:
     """A CPU generator for one purpose of one concept at one step: its draws do not depend on the device."""
+    import torch  # seeds alone are wanted where torch is not: it takes a second
+
     return torch.Generator().manual_seed(seed_for(run_seed, concept_id, purpose, step))

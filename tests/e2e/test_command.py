@@ -49,6 +49,24 @@ def test_what_starts_at_once_imports_nothing_heavy(code: str, arguments: list[st
     assert done.stdout.splitlines()[-1].split() == ["heavy:"]
 
 
+def test_no_command_imports_anything_heavy_to_say_how_it_is_used() -> None:
+    """All in one process: the first that does is named with what it brought."""
+    commands = sorted(path.stem for path in (ROOT / "pipeline").glob("*.py") if '"__main__"' in path.read_text())
+    assert {"evaluate", "explain", "run", "status", "use", "validate"} <= {*commands}
+    program = f"""
+import contextlib, os, runpy, sys
+for name in {commands}:
+    sys.argv = [name, "--help"]
+    with contextlib.redirect_stdout(open(os.devnull, "w")), contextlib.suppress(SystemExit):
+        runpy.run_module(f"pipeline.{{name}}", run_name="__main__")
+    if heavy := {{*{HEAVY}}} & {{*sys.modules}}:
+        sys.exit(f"python -m pipeline.{{name}} --help imports {{heavy}}")
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]  # what another command imported, is imported
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_everything_in_s3(s3_server: S3Server, bucket: str, tiny_model: Path, tmp_path: Path) -> None:
     fs = fsspec.filesystem("s3", **s3_server.options)

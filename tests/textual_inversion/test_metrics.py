@@ -13,7 +13,6 @@ from textual_inversion.metrics import (
     clip_t,
     clip_t_each,
     mean_and_error,
-    without_placeholder,
 )
 
 
@@ -66,16 +65,3 @@ def test_clip_t_with_one_text_for_all_or_one_for_each() -> None:
 def test_features_that_do_not_fit_are_refused(metric, a, b) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="feature matrices"):
         metric(torch.ones(a), torch.ones(b))
-
-
-@pytest.mark.parametrize(
-    ("prompt", "word", "text"),
-    [
-        ("A photo of <cat> on the moon", "<cat>", "A photo of on the moon"),  # the paper's own example
-        ("a cat in a catalog", "cat", "a in a catalog"),
-        ("<cat>", "<cat>", ""),
-        ("<cat> and <cat2>", "<cat>", "and <cat2>"),
-    ],
-)
-def test_the_placeholder_is_removed_from_the_text(prompt: str, word: str, text: str) -> None:
-    assert without_placeholder(prompt, word) == text

@@ -15,6 +15,7 @@ from textual_inversion.prompts import (
     fill,
     initializer_ids,
     training_templates,
+    without_placeholder,
 )
 
 BACKBONE = ToyBackbone()
@@ -48,6 +49,19 @@ def test_fill() -> None:
     assert fill("a photo of a {}", "cat") == "a photo of a cat"
     with pytest.raises(ValueError, match=r"'a photo' has no \{\}"):
         fill("a photo", "cat")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "text"),
+    [
+        ("A photo of <cat> on the moon", "<cat>", "A photo of on the moon"),  # the paper's own example
+        ("a cat in a catalog", "cat", "a in a catalog"),
+        ("<cat>", "<cat>", ""),
+        ("<cat> and <cat2>", "<cat>", "and <cat2>"),
+    ],
+)
+def test_the_placeholder_is_removed_from_the_text(prompt: str, word: str, text: str) -> None:
+    assert without_placeholder(prompt, word) == text
 
 
 def test_a_placeholder_becomes_its_rows() -> None:
