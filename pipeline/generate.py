@@ -61,7 +61,7 @@ RESULT_SCHEMA = pa.schema(
         pa.field("png", pa.binary()),
     ]
 )
-_PUT_THREADS = 8
+_STORE_THREADS = 8
 _BATCHES_PER_CALL = 8
 _EMBEDDINGS_KEPT = 256
 
@@ -167,7 +167,7 @@ class Drawer:
         compile_where_wanted(self._backbone, config, [drawing_pass(self._backbone, config.generation.sampling)])
         self._encoder = PromptEncoder(self._backbone)
         self._embedding = lru_cache(_EMBEDDINGS_KEPT)(self._load)
-        self._pool = ThreadPoolExecutor(_PUT_THREADS)
+        self._pool = ThreadPoolExecutor(_STORE_THREADS)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """PLAN_SCHEMA rows -> RESULT_SCHEMA rows, in order. Raises only for what no row can be blamed for."""
@@ -180,7 +180,9 @@ class Drawer:
     def draw(self, rows: Sequence[Mapping[str, Any]], sampling: SamplingConfig) -> Iterator[Image.Image | str]:
         """Rows with a `prompt`, a `seed` and an `embedding` (a path in the run, or none) -> for each a picture, or what
         is wrong with it; a batch is drawn when its first picture is asked for."""
-        checked = [self._check(row) for row in rows]
+        paths = dict.fromkeys(row["embedding"] for row in rows if row["embedding"])
+        embeddings = dict(zip(paths, self._pool.map(self._found, paths), strict=True))  # a store's waits side by side
+        checked = [self._check(row, embeddings.get(row["embedding"])) for row in rows]
         good = [request for request in checked if isinstance(request, EncodedRequest)]
         size = sampling.batch_size
         batches = (draw(self._encoder, good[start : start + size], sampling) for start in range(0, len(good), size))
@@ -191,12 +193,21 @@ class Drawer:
         folder = path.rpartition("/")[0]
         return with_adapter(parse_diffusers(self._store.get(path)), lambda name: self._store.get(f"{folder}/{name}"))
 
-    def _check(self, row: Mapping[str, Any]) -> EncodedRequest | str:
-        """The row as the model takes it, or what is wrong with it."""
+    def _found(self, path: str) -> LearnedEmbedding | str:
+        """What is there, or why it cannot be used."""
         try:
-            embeddings = (self._embedding(row["embedding"]),) if row["embedding"] else ()
-            return encode_request(self._backbone, ImageRequest(row["prompt"], row["seed"], embeddings))
+            return self._embedding(path)
         except (ValueError, OSError) as error:
+            return f"{type(error).__name__}: {error}"
+
+    def _check(self, row: Mapping[str, Any], embedding: LearnedEmbedding | str | None) -> EncodedRequest | str:
+        """The row as the model takes it, or what is wrong with it."""
+        if isinstance(embedding, str):
+            return embedding
+        try:
+            request = ImageRequest(row["prompt"], row["seed"], (embedding,) if embedding else ())
+            return encode_request(self._backbone, request)
+        except ValueError as error:
             return f"{type(error).__name__}: {error}"
 
     def _finish(self, row: Mapping[str, Any], result: Image.Image | str) -> dict[str, Any]:

@@ -119,6 +119,30 @@ def test_a_batch_is_drawn_and_described(tiny_model: Path, tmp_path: Path, packed
     assert alone["sha256"] == results[2]["sha256"]
 
 
+def test_a_calls_embeddings_are_fetched_side_by_side_and_once_each(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, store = tiny_config(tiny_model, tmp_path), RunStore(str(tmp_path))
+    records = [*(learned(store, f"c{number}", number) for number in range(16)), record("gone")]
+    drawer = Drawer(config)
+    asked: list[str] = []
+
+    def slow(self: RunStore, path: str) -> bytes:
+        asked.append(path)
+        time.sleep(0.05)
+        return plain(self, path)
+
+    plain = RunStore.get
+    monkeypatch.setattr(RunStore, "get", slow)
+    rows = list(plan_rows(config, records, PROMPTS))
+    began = time.monotonic()
+    results = drawer.draw(rows, config.generation.sampling)
+    assert time.monotonic() - began < 16 * 0.05
+    assert sorted(asked) == sorted(each.folder.embedding for each in records)
+    wrong = [row["concept_id"] for row, result in zip(rows, results, strict=True) if isinstance(result, str)]
+    assert wrong == ["gone"] * len(PROMPTS)
+
+
 @pytest.mark.parametrize("kind", ["lora", "causal"])
 def test_a_concept_is_drawn_with_its_adapter(
     tiny_backbone: Backbone, tiny_model: Path, tmp_path: Path, kind: Any
