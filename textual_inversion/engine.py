@@ -338,9 +338,9 @@ class Engine:
         )
         state.into(self._groups, place)
         for key, vector in class_vectors(concept, self._backbone).items():
-            self._class_vector[key][place] = vector
+            self._class_vector[key][place] = put(vector, self._backbone.device)
             self._start[key][place] = 0
-            self._start[key][place, : len(state.start[key])] = state.start[key]
+            self._start[key][place, : len(state.start[key])] = put(state.start[key], self._backbone.device)
         self._slots[place] = slot
         return slot
 

@@ -102,6 +102,6 @@ def freeze(backbone: Backbone, prompts: Sequence[str]) -> FrozenPrompts:
     """Encode prompts without an adapter; one that is too long for the text encoder is cut, as its tokenizer would."""
     longest = backbone.max_length - 2
     ids = torch.tensor([backbone.assemble(backbone.tokenize(prompt)[:longest]) for prompt in prompts])
-    ids = ids.to(backbone.device)
+    ids = put(ids, backbone.device)
     states = [backbone.encode_prompts(part, {}).hidden for part in torch.split(ids, _ENCODED_AT_A_TIME)]
     return FrozenPrompts(ids=ids, states=torch.cat(states))

@@ -99,13 +99,13 @@ def material(
 ) -> Material:
     """Raises ValueError if a prompt does not fit the model."""
     device = backbone.device
-    moments = views.moments.to(device, torch.float32)
+    moments = put(views.moments, device).float()
     prompts, plain, per_image = _prompts(concept, views, config, backbone)
     return Material(
         moments=moments,
-        mask=None if views.mask is None else views.mask.to(device, torch.float32),
+        mask=None if views.mask is None else put(views.mask, device).float(),
         features=None if image_features is None else _features(moments, backbone, image_features),
-        prompts=prompts.to(device),
+        prompts=put(prompts, device),
         plain=plain,
         per_image=per_image,
         joins=join_steps(config.steps, concept.num_vectors) if config.progressive else (0,) * concept.num_vectors,

@@ -54,6 +54,8 @@ class Watch(TorchFunctionMode):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             if any(isinstance(part, list) or (isinstance(part, Tensor) and not part.is_meta) for part in index):
                 self.events.append("an index from the host")
+        if func is Tensor.__setitem__ and args[0].is_meta and isinstance(args[2], Tensor) and not args[2].is_meta:
+            self.events.append("a copy that waits")
         return func(*args, **kwargs)
 
 
@@ -104,6 +106,11 @@ def test_a_step_reads_nothing(method: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert between[34:42] == ["step"] * 8
     assert between[42] == "read by tolist"
     assert {event for event in between if event != "step"} <= {"read by tolist", "read by cpu"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_concept_that_begins_is_handed_over_without_a_wait(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "a copy that waits" not in watched(ToyBackbone(device="meta"), monkeypatch, 1, **METHODS[method])
 
 
 def test_a_step_of_stable_diffusion_reads_nothing(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

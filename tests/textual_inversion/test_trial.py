@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from tests.toy_backbone import ToyBackbone
 from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig
+from textual_inversion.engine import Engine
+from textual_inversion.material import material
 from textual_inversion.trial import choose_slots, samples_per_second
 
 
@@ -59,3 +64,24 @@ def test_the_rate_is_of_the_real_engine(monkeypatch: pytest.MonkeyPatch, config:
     monkeypatch.setattr(backbone, "predict", spy)
     assert samples_per_second(backbone, config, 3) > 0
     assert set(batches) == {3 * config.batch_size}
+
+
+def test_only_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what an engine does once, such as encoding captions: that would be held against few slots most."""
+    backbone, events = ToyBackbone(), []
+    predict = backbone.predict
+
+    def note(event: str, then: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*arguments: Any, **options: Any) -> Any:
+            events.append(event)
+            return then(*arguments, **options)
+
+        return noting
+
+    monkeypatch.setattr(backbone, "predict", note("step", predict))
+    monkeypatch.setattr("textual_inversion.trial.Engine", note("engine", Engine))
+    monkeypatch.setattr("textual_inversion.engine.material", note("concept", material))
+    monkeypatch.setattr("textual_inversion.trial.time", SimpleNamespace(perf_counter=note("clock", time.perf_counter)))
+    samples_per_second(backbone, InversionConfig(), 2)
+    steps = ["step"] * 4
+    assert events == ["engine", "concept", "concept", *steps, "clock", "clock", *steps, "clock"]
