@@ -7,8 +7,9 @@ themselves are the ceiling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from PIL import Image
 from torch import Tensor
@@ -75,26 +76,20 @@ def score(extractor: ClipExtractor, photos: Sequence[Image.Image], samples: Samp
     the others, if there are several.
     """
     real = extractor.images(list(photos))
-    scores = _pair(extractor, real, samples.prompts, samples.learned, "")
+    texts = {place: text for place, prompt in enumerate(samples.prompts) if (text := without_placeholder(prompt, HOLE))}
+    wanted = dict(zip(texts, extractor.texts(list(texts.values())).unsqueeze(1).unbind(), strict=True)) if texts else {}
+    scores = _pair([extractor.images(pictures) for pictures in samples.learned], real, wanted, "")
     if samples.initial:
-        scores |= _pair(extractor, real, samples.prompts, samples.initial, "_initializer")
+        scores |= _pair([extractor.images(pictures) for pictures in samples.initial], real, wanted, "_initializer")
     if len(photos) > 1:
         scores["clip_i_photos"] = float(clip_i_among(real).mean())
     return scores
 
 
-def _pair(
-    extractor: ClipExtractor,
-    real: Tensor,
-    prompts: Sequence[str],
-    columns: Sequence[Sequence[Image.Image]],
-    suffix: str,
-) -> dict[str, float]:
-    """CLIP-I and CLIP-T of pictures by prompt."""
-    scores = {f"clip_i{suffix}": clip_i(extractor.images(columns[0]), real)}
-    texts = [without_placeholder(prompt, HOLE) for prompt in prompts]
-    telling = [(text, pictures) for text, pictures in zip(texts, columns, strict=True) if text]
-    if telling:
-        each = [clip_t(extractor.images(pictures), extractor.texts([text])) for text, pictures in telling]
-        scores[f"clip_t{suffix}"] = sum(each) / len(each)
+def _pair(columns: Sequence[Tensor], real: Tensor, texts: Mapping[int, Tensor], suffix: str) -> dict[str, float]:
+    """CLIP-I and CLIP-T. `columns`: features [pictures, dim] by prompt; `texts`: [1, dim] of those prompts, by place,
+    that say something besides the concept."""
+    scores = {f"clip_i{suffix}": clip_i(columns[0], real)}
+    if texts:
+        scores[f"clip_t{suffix}"] = fmean(clip_t(columns[place], text) for place, text in texts.items())
     return scores

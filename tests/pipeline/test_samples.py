@@ -55,10 +55,16 @@ def test_styles_have_their_own_prompts_and_no_word_no_baseline(tiny_backbone: Ba
 class Colours:
     """Features are the mean colour; a text means red or blue."""
 
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.read: list[str] = []
+
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        self.seen.append(len(pictures))
         return torch.tensor([picture.resize((1, 1)).getpixel((0, 0)) for picture in pictures]).float()
 
     def texts(self, texts: Sequence[str]) -> Tensor:
+        self.read += texts
         return torch.tensor([[255.0, 0, 0] if "red" in text else [0, 0, 255.0] for text in texts])
 
 
@@ -69,7 +75,8 @@ def test_scores() -> None:
         learned=[[red], [red], [blue, red]],
         initial=[[blue], [red], [red, red]],
     )
-    scores = score(Colours(), [red, red, blue], samples)  # type: ignore[arg-type]  # a stand-in for ClipExtractor
+    judge = Colours()
+    scores = score(judge, [red, red, blue], samples)  # type: ignore[arg-type]  # a stand-in for ClipExtractor
     assert scores == pytest.approx(
         {
             "clip_i": 2 / 3,
@@ -79,6 +86,13 @@ def test_scores() -> None:
             "clip_i_photos": (1 / 2 + 1 / 2 + 0) / 3,
         }
     )
+    assert (sum(judge.seen), judge.read) == (3 + 4 + 4, ["red", "blue"]), "each picture and text is looked at once"
+
+
+def test_prompts_that_say_nothing_besides_the_concept_have_no_clip_t() -> None:
+    red = Image.new("RGB", (4, 4), "red")
+    samples = Samples(prompts=("{}",), learned=[[red]], initial=[])
+    assert score(Colours(), [red], samples) == {"clip_i": pytest.approx(1)}  # type: ignore[arg-type]  # a stand-in
 
 
 def _row_of(backbone: Backbone, word: str) -> Tensor:
