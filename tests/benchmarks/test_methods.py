@@ -156,8 +156,9 @@ def test_the_command_goes_on_where_it_stopped(
     assert "| textual-inversion |" in (tmp_path / "out" / "table.md").read_text()
     assert len(pq.read_table(tmp_path / "out" / "rows.parquet")) == 4
 
-    assert main([*command[:-1], "image-only,textual-inversion,human-captions"]) == 1
+    assert main([*command[:-1], "image-only,textual-inversion,keep-best,human-captions"]) == 1
     said = capsys.readouterr().out
-    assert "6 rows, 4 there already, 2 to measure" in said
+    assert "8 rows, 4 there already, 4 to measure" in said
     assert "FAILED human-captions a: ValueError: no caption for 'a'" in said
-    assert len(pq.read_table(tmp_path / "out" / "rows.parquet")) == 4
+    assert len(pq.read_table(tmp_path / "out" / "rows.parquet")) == 6
+    assert "keep-best against textual-inversion" in (tmp_path / "out" / "stopping.md").read_text()
