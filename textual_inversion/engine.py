@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -106,6 +107,8 @@ class Engine:
         self._layout = Layout.of(backbone, config, max_vectors)
         self._slots: list[Slot | None] = [None] * slots
         self._unread: list[Unread] = []
+        # the few numbers that say who sits where are the same at nearly every step
+        self._sent = lru_cache(maxsize=256)(lambda numbers: put(torch.tensor(numbers), backbone.device))
         self._save_all = False
         self.steps_taken = 0
         """By all its concepts together."""
@@ -186,7 +189,7 @@ class Engine:
 
     def _places(self, part: Sequence[Slot]) -> Tensor:
         """[concepts] their indices in the stacks; on the device, as an index from the host would be waited for."""
-        return put(torch.tensor([slot.place for slot in part]), self._backbone.device)
+        return self._sent(tuple(slot.place for slot in part))
 
     def _made_up(self, part: list[Slot]) -> list[Slot]:
         """Always `slots_per_pass` concepts: this part's, made up with its first."""
@@ -252,9 +255,8 @@ class Engine:
 
     def _own(self, slots: Sequence[Slot | None]) -> Tensor:
         """[slots, rows] 1 for the rows of each concept's placeholder that its prompts use, 0 for all others."""
-        active = [slot.material.active_vectors(slot.step) if slot else 0 for slot in slots]
-        rows = torch.arange(self._layout.max_rows)
-        return put((rows < torch.tensor(active)[:, None]).float(), self._backbone.device)
+        active = self._sent(tuple(slot.material.active_vectors(slot.step) if slot else 0 for slot in slots))
+        return (torch.arange(self._layout.max_rows, device=active.device) < active[:, None]).float()
 
     @torch.no_grad()
     def _look(self, learning: list[Slot]) -> tuple[dict[Slot, Mapping[str, Tensor]], Tensor]:

@@ -140,6 +140,20 @@ def test_a_state_to_go_back_to_is_copied_to_the_host_for_a_checkpoint_alone_and_
     assert between[: 9 + copies] == [*["step"] * 4, "read by tolist", *["read by cpu"] * copies, *["step"] * 4]
 
 
+def test_who_sits_where_is_told_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Tensor] = []
+
+    def sending(tensor: Tensor, device: torch.device) -> Tensor:
+        sent.append(tensor)
+        return put(tensor, device)
+
+    monkeypatch.setattr("textual_inversion.engine.put", sending)
+    watched(ToyBackbone(device="meta"), monkeypatch, 1)
+    for_one_step = len(sent)
+    watched(ToyBackbone(device="meta"), monkeypatch, 20)
+    assert len(sent) == 2 * for_one_step
+
+
 @pytest.mark.parametrize("solver", ["dpm++", "ddim"])
 def test_a_batch_of_pictures_reads_nothing_until_it_is_drawn(tiny_model: Path, solver: Any) -> None:
     watch = Watch()
