@@ -94,11 +94,10 @@ class Engine:
             raise ValueError(f"slots = {slots}: must be 1 or more")
         if config.penalties.clip and image_features is None:
             raise ValueError(f"penalties.clip = {config.penalties.clip}: needs a CLIP; name one as `extractor`")
-        on_cpu = backbone.device.type == "cpu"
         self._backbone, self._config, self._seed = backbone, config, seed
         self._stop_rule = stop_rule or rule_of(config)
         self._slots_per_pass = slots_per_pass or slots
-        self._read_every_steps = read_every_steps or (1 if on_cpu else 16)
+        self._read_every_steps = read_every_steps or (1 if backbone.device.type == "cpu" else 16)
         self._image_features = image_features if config.penalties.clip else None
         self._knowledge = None
         if config.penalties.knowledge:
@@ -261,8 +260,7 @@ class Engine:
     @torch.no_grad()
     def _look(self, learning: list[Slot]) -> tuple[dict[Slot, Mapping[str, Tensor]], Tensor]:
         """Those concepts that are due, with copies of their parameters if these may be the best; and the denoising loss
-        of each on its frozen batch [slots]. Each has a pass of its own: mostly one is due at a time, and so the shape
-        is always the same."""
+        of each on its frozen batch [slots]. Mostly one is due at a time: so each has a pass of its own."""
         looked: dict[Slot, Mapping[str, Tensor]] = {}
         losses = torch.zeros(len(self._slots), device=self._backbone.device)
         for slot in learning:

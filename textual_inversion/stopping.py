@@ -28,7 +28,8 @@ class FrozenLoss(NamedTuple):
 
 
 class StopRule(Protocol):
-    """Asked only at steps it names as due: reading the curve makes the host wait for the accelerator."""
+    """Asked only at steps it names as due: reading the curve makes the host wait for the accelerator. The answer takes
+    effect at that very step, however many steps are read at a time: what is returned depends on no neighbour."""
 
     def due(self, step: int) -> bool:
         """Whether to ask after this many steps of the concept."""
