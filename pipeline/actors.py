@@ -226,9 +226,10 @@ class Learner:
                 return await work()
             except torch.OutOfMemoryError as error:
                 log.warning("no memory beside %d slots: %s", slots, describe_error(error))
-            self._crowding = {name for name, job in self._jobs.items() if job.in_slot}
-            if self._engine is not None and slots > 1:
-                self._engine.save_soon()
+            if self._slots == slots:  # else somebody else's want of memory has been seen to meanwhile
+                self._crowding = {name for name, job in self._jobs.items() if job.in_slot}
+                if self._engine is not None and slots > 1:
+                    self._engine.save_soon()
             while self._slots == slots and not self._broken and any(job.in_slot for job in self._jobs.values()):
                 await asyncio.sleep(0.05)
             torch.cuda.empty_cache()
