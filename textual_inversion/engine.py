@@ -6,6 +6,7 @@ The only place in the project that steps an optimizer. See `Engine` for what is 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ from textual_inversion.slots import (
 )
 from textual_inversion.stopping import StopRule, looks, rule_of
 from textual_inversion.timesteps import sampler
-from textual_inversion.transfer import put
+from textual_inversion.transfer import fetch, put
 
 if TYPE_CHECKING:
     from textual_inversion.extractors import ClipExtractor
@@ -83,13 +84,13 @@ class Engine:
         stop_rule: StopRule | None = None,
         slots_per_pass: int | None = None,
         max_vectors: int = 16,
-        read_every_steps: int | None = None,
+        steps_ahead: int | None = None,
         image_features: ImageFeatures | None = None,
     ) -> None:
         """`slots`: concepts learned at a time. `slots_per_pass`: how many of them share a forward and backward pass;
-        None is all. `max_vectors`: rows a placeholder may stand for. `read_every_steps`: losses fetched at a time; None
-        is 1 on a CPU, else 16, so that the host can run ahead. `image_features`: what `penalties.clip` compares
-        pictures by. Raises ValueError if the configuration does not go with the model."""
+        None is all. `max_vectors`: rows a placeholder may stand for. `steps_ahead`: which the host
+        may be while losses are on their way to it; None is 0 on a CPU, else 16. `image_features`: what `penalties.clip`
+        compares pictures by. Raises ValueError if the configuration does not go with the model."""
         if slots < 1:
             raise ValueError(f"slots = {slots}: must be 1 or more")
         if config.penalties.clip and image_features is None:
@@ -97,7 +98,8 @@ class Engine:
         self._backbone, self._config, self._seed = backbone, config, seed
         self._stop_rule = stop_rule or rule_of(config)
         self._slots_per_pass = slots_per_pass or slots
-        self._read_every_steps = read_every_steps or (1 if backbone.device.type == "cpu" else 16)
+        default = 0 if backbone.device.type == "cpu" else 16
+        self._steps_ahead = default if steps_ahead is None else steps_ahead
         self._image_features = image_features if config.penalties.clip else None
         self._knowledge = None
         if config.penalties.knowledge:
@@ -105,7 +107,7 @@ class Engine:
         self._sampler = sampler(config.timesteps, backbone.alphas_cumprod)
         self._layout = Layout.of(backbone, config, max_vectors)
         self._slots: list[Slot | None] = [None] * slots
-        self._unread: list[Unread] = []
+        self._unread: deque[Unread] = deque()
         # the few numbers that say who sits where are the same at nearly every step
         self._sent = lru_cache(maxsize=256)(lambda numbers: put(torch.tensor(numbers), backbone.device))
         self._save_all = False
@@ -140,9 +142,9 @@ class Engine:
             losses, grads = self._losses_and_gradients(learning)
             norms = self._step(learning, losses, grads)
             looked, frozen_losses = self._look(learning)
-            self._unread.append(Unread(learning, looked, torch.stack([losses, norms, frozen_losses])))
+            self._unread.append(Unread(learning, looked, fetch(torch.stack([losses, norms, frozen_losses]))))
             asked, self._save_all = self._save_all, False
-            self._read_if_due(learning, checkpoint_steps, asked)
+            self._read(learning, checkpoint_steps, asked)
             for slot in learning:
                 if slot.goes_back(self._groups):
                     continue
@@ -274,10 +276,10 @@ class Engine:
             looked[slot] = slot.parameters(self._groups) if self._config.stop.keep_best else {}
         return looked, losses
 
-    # What a step and its looks came to stays on the accelerator until somebody needs it.
+    # What a step and its looks came to is on its way to the host while the next ones are taken.
 
-    def _read_if_due(self, learning: list[Slot], checkpoint_steps: int, at_once: bool) -> None:
-        """Fetch what is not yet read, when there is much or when a slot is about to be judged or saved.
+    def _read(self, learning: list[Slot], checkpoint_steps: int, at_once: bool) -> None:
+        """Note what has arrived of earlier steps; all of it when a slot is about to be judged, saved or set back.
 
         A rule that may end a concept is not kept waiting for its looks: the concept would go on meanwhile, for as many
         steps as its neighbours happen to be apart, and what is returned may not depend on them.
@@ -285,14 +287,8 @@ class Engine:
         every = [steps for steps in (GOOD_EVERY_STEPS, checkpoint_steps) if steps]
         steps = [slot.step for slot in learning]
         due = at_once or any(self._stop_rule.due(step) or any(step % n == 0 for n in every) for step in steps)
-        if not due and len(self._unread) < self._read_every_steps:
-            return
-        numbers = torch.stack([unread.numbers for unread in self._unread]).tolist()
-        for unread, (losses, norms, frozen_losses) in zip(self._unread, numbers, strict=True):
-            for slot in unread.slots:
-                frozen_loss = frozen_losses[slot.place] if slot in unread.looked else None
-                slot.note(losses[slot.place], norms[slot.place], frozen_loss, unread.looked.get(slot, {}))
-        self._unread.clear()
+        while len(self._unread) > (0 if due or any(slot.error for slot in learning) else self._steps_ahead):
+            self._unread.popleft().note()
 
     def _is_done(self, slot: Slot) -> bool:
         return self._stop_rule.due(slot.step) and self._stop_rule.stops(slot.curve, slot.frozen_losses)

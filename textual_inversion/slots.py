@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -291,14 +291,21 @@ def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Unread(NamedTuple):
-    """What a step came to, as long as it is on the accelerator."""
+    """What a step came to, on its way from the accelerator."""
 
     slots: list[Slot]
     """Those that took the step."""
     looked: Mapping[Slot, Mapping[str, Tensor]]
     """Those whose frozen batch was looked at then, each with a copy of its parameters if the best are to be kept."""
-    numbers: Tensor
-    """[3, slots]: loss, norm of the rows, loss on the frozen batch."""
+    numbers: Callable[[], Tensor]
+    """[3, slots]: loss, norm of the rows, loss on the frozen batch (`transfer.fetch`)."""
+
+    def note(self) -> None:
+        """Tell the slots. Waits until it is there."""
+        losses, norms, frozen_losses = self.numbers().tolist()
+        for slot in self.slots:
+            frozen_loss = frozen_losses[slot.place] if slot in self.looked else None
+            slot.note(losses[slot.place], norms[slot.place], frozen_loss, self.looked.get(slot, {}))
 
 
 def curve_tensor(curve: Sequence[CurvePoint]) -> Tensor:

@@ -207,7 +207,7 @@ def test_checkpoints_come_at_the_concepts_own_steps() -> None:
         slots=2,
         on_checkpoint=lambda concept, state: seen.append((concept.concept_id, state.step, len(state.curve))),
         checkpoint_steps=3,
-        read_every_steps=5,
+        steps_ahead=5,
     )
     assert sorted(seen) == [(f"c{number}", step, step) for number in range(3) for step in (3, 6)]
 
@@ -222,10 +222,10 @@ def test_a_state_saved_after_the_last_step_ends_at_once(alone: dict[str, Outcome
     assert same(run([resumed], slots=1)["c1"], alone["c1"])
 
 
-@pytest.mark.parametrize("read_every_steps", [1, 3, 100])
-def test_a_loss_that_is_not_finite_ends_that_concept_alone(alone: dict[str, Outcome], read_every_steps: int) -> None:
+@pytest.mark.parametrize("steps_ahead", [0, 3, 100])
+def test_a_loss_that_is_not_finite_ends_that_concept_alone(alone: dict[str, Outcome], steps_ahead: int) -> None:
     broken = Assignment(assignment(1).concept, plain_views(assignment(1).views.moments * 1e30))
-    outcomes = run([assignment(0), broken, assignment(2)], slots=3, read_every_steps=read_every_steps)
+    outcomes = run([assignment(0), broken, assignment(2)], slots=3, steps_ahead=steps_ahead)
     failed = outcomes.pop("c1")
     assert failed.embedding is None
     assert failed.error
@@ -235,7 +235,7 @@ def test_a_loss_that_is_not_finite_ends_that_concept_alone(alone: dict[str, Outc
 
 
 def test_rows_do_not_move_at_a_step_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(BACKBONE, CONFIG, slots=1, seed=5, read_every_steps=3)
+    engine = Engine(BACKBONE, CONFIG, slots=1, seed=5, steps_ahead=3)
     steps: list[Tensor] = []
     predict = BACKBONE.predict
 
@@ -265,14 +265,14 @@ def late_fault(monkeypatch: pytest.MonkeyPatch, *, above_rate: float, at_step: i
     monkeypatch.setattr(Engine, "_pass", faulty)
 
 
-@pytest.mark.parametrize("read_every_steps", [1, 3, 100])
+@pytest.mark.parametrize("steps_ahead", [0, 3, 100])
 def test_after_a_loss_that_is_not_finite_the_last_good_state_is_gone_on_from_more_slowly(
-    alone: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch, read_every_steps: int
+    alone: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch, steps_ahead: int
 ) -> None:
     monkeypatch.setattr("textual_inversion.slots.GOOD_EVERY_STEPS", 2)
     monkeypatch.setattr("textual_inversion.engine.GOOD_EVERY_STEPS", 2)
     late_fault(monkeypatch, above_rate=0.02, at_step=6)
-    outcomes = run([assignment(number) for number in range(3)], slots=3, read_every_steps=read_every_steps)
+    outcomes = run([assignment(number) for number in range(3)], slots=3, steps_ahead=steps_ahead)
     assert all(same(outcomes[name], alone[name]) for name in ("c0", "c2"))
     slower = outcomes["c1"]
     assert slower.setbacks == 2
@@ -281,6 +281,19 @@ def test_after_a_loss_that_is_not_finite_the_last_good_state_is_gone_on_from_mor
     assert slower.curve.isfinite().all()
     assert vectors(slower) != vectors(alone["c1"])
     assert {outcome.setbacks for outcome in (outcomes["c0"], alone["c1"])} == {0}
+
+
+def test_a_loss_that_is_known_late_sets_a_concept_back_to_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps taken meanwhile count for nothing."""
+    monkeypatch.setattr("textual_inversion.slots.GOOD_EVERY_STEPS", 4)
+    monkeypatch.setattr("textual_inversion.engine.GOOD_EVERY_STEPS", 4)
+    late_fault(monkeypatch, above_rate=0.2, at_step=6)
+    longer = dataclasses.replace(CONFIG, steps=12)
+    at_once, late = (
+        run([assignment(number) for number in range(3)], slots=2, config=longer, steps_ahead=ahead) for ahead in (0, 1)
+    )
+    assert at_once["c1"].setbacks == 1
+    assert all(same(late[name], at_once[name]) for name in at_once)
 
 
 def test_setbacks_come_out_the_same_after_a_resume_at_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +322,7 @@ def test_setbacks_are_bounded_and_then_the_concept_fails_alone(
 
 def test_states_are_handed_over_at_once_when_asked_for(alone: dict[str, Outcome]) -> None:
     work, states, outcomes = iter([assignment(0), assignment(1)]), [], {}
-    engine = Engine(BACKBONE, CONFIG, slots=2, seed=5, slots_per_pass=1, read_every_steps=100)
+    engine = Engine(BACKBONE, CONFIG, slots=2, seed=5, slots_per_pass=1, steps_ahead=100)
 
     def save(concept: Concept, state: SlotState) -> None:
         states.append((concept.concept_id, state.step))

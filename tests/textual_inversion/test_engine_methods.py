@@ -370,7 +370,7 @@ def test_a_look_costs_the_training_no_draws() -> None:
 @pytest.mark.parametrize("name", ["dvar", "best of the frozen losses"])
 def test_looks_that_are_read_later_end_a_concept_at_the_same_step_with_the_same_rows(name: str) -> None:
     at_once = {f"c{number}": contents(run([assignment(number)], config(name))[f"c{number}"]) for number in range(4)}
-    later = run([assignment(number) for number in range(4)], config(name), slots=3, read_every_steps=100)
+    later = run([assignment(number) for number in range(4)], config(name), slots=3, steps_ahead=100)
     assert {each: contents(outcome) for each, outcome in later.items()} == at_once
 
 

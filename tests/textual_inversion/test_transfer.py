@@ -3,6 +3,7 @@ asks for one is noticed, and so is whoever hands something over in a way that wa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from tests.tiny_models import DIM
 from tests.toy_backbone import DIMS, ToyBackbone, plain_views
+from textual_inversion import engine as engine_module
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.conditioning import PromptEncoder
 from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, SamplingConfig, StopConfig
@@ -21,7 +23,7 @@ from textual_inversion.engine import Assignment, Engine
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone, Conditioning
 from textual_inversion.generate import ImageRequest, draw, encode_request
-from textual_inversion.transfer import put
+from textual_inversion.transfer import fetch, put
 
 READS: Mapping[Any, Callable[[Tensor], object]] = {
     Tensor.tolist: lambda tensor: torch.ones(tensor.shape).tolist(),
@@ -70,7 +72,15 @@ def watched(
         watch.events.append("step" if torch.is_grad_enabled() else "look")
         return predict(noisy, timesteps, conditioning)
 
+    def fetching(numbers: Tensor) -> Callable[[], Tensor]:
+        """As `transfer.fetch`: what is fetched arrives by itself, and nobody has to wait for what came after it."""
+        assert numbers.is_meta
+        number = next(numbered)
+        return lambda: watch.events.append(f"arrived {number}") or torch.ones(numbers.shape)
+
+    numbered = itertools.count(1)
     monkeypatch.setattr(backbone, "predict", predicting)
+    monkeypatch.setattr(engine_module, "fetch", fetching)
     views = plain_views(torch.ones(3, 2, *backbone.latent_shape))
     concepts = [
         Concept(concept_id=f"c{i}", placeholder_token=f"<c{i}>", images=("x",), initializer="cat") for i in range(2)
@@ -97,15 +107,11 @@ METHODS: dict[str, dict[str, Any]] = {
 def test_a_step_reads_nothing(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     events = watched(ToyBackbone(device="meta"), monkeypatch, 40, **METHODS[method])
     between = [event for event in events[events.index("step") :] if event != "look"]
-    assert between.count("step") == 40
-    # 16 steps' losses at a time, and the rest at the end, before what was learned is fetched
-    assert between[:16] == ["step"] * 16
-    assert between[16] == "read by tolist"
-    assert between[17:33] == ["step"] * 16
-    assert between[33] == "read by tolist"
-    assert between[34:42] == ["step"] * 8
-    assert between[42] == "read by tolist"
-    assert {event for event in between if event != "step"} <= {"read by tolist", "read by cpu"}
+    ahead = [event for step in range(17, 40) for event in ("step", f"arrived {step - 16}")]
+    assert between[: 16 + len(ahead)] == ["step"] * 16 + ahead, "16 steps on their way, and none is waited for"
+    # before the last step's end the rest is there, and then what was learned is fetched
+    assert between[16 + len(ahead) :][:18] == ["step", *[f"arrived {step}" for step in range(24, 41)]]
+    assert set(between[16 + len(ahead) + 18 :]) <= {"read by cpu"}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -118,14 +124,18 @@ def test_a_step_of_stable_diffusion_reads_nothing(tiny_model: Path, monkeypatch:
         backbone = load_backbone(str(tiny_model), device="meta", precision="float32")
     events = watched(backbone, monkeypatch, 16)
     first = events.index("step")
-    assert events[first : first + 17] == ["step"] * 16 + ["read by tolist"]
+    assert events[first : first + 17] == ["step"] * 16 + ["arrived 1"]
 
 
 def test_a_rule_that_may_end_a_concept_is_told_of_its_looks_in_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = StopConfig(method="dvar", check_every_steps=4)
     events = watched(ToyBackbone(device="meta"), monkeypatch, 8, stop=stop)
     first = events.index("step")
-    assert events[first : first + 14] == [*["step"] * 4, "look", "look", "read by tolist"] * 2
+    assert events[first : first + 20] == [
+        event
+        for start in (1, 5)
+        for event in (*["step"] * 4, "look", "look", *[f"arrived {step}" for step in range(start, start + 4)])
+    ]
 
 
 @pytest.mark.parametrize(("checkpoint_steps", "copies"), [(0, 0), (4, 2 * len(DIMS) * 3)])
@@ -136,8 +146,8 @@ def test_a_state_to_go_back_to_is_copied_to_the_host_for_a_checkpoint_alone_and_
     monkeypatch.setattr("textual_inversion.slots.GOOD_EVERY_STEPS", 4)
     monkeypatch.setattr("textual_inversion.engine.GOOD_EVERY_STEPS", 4)
     events = watched(ToyBackbone(device="meta"), monkeypatch, 8, checkpoint_steps)
-    between = events[events.index("step") :]
-    assert between[: 9 + copies] == [*["step"] * 4, "read by tolist", *["read by cpu"] * copies, *["step"] * 4]
+    between = [event for event in events[events.index("step") :] if not event.startswith("arrived")]
+    assert between[: 8 + copies] == [*["step"] * 4, *["read by cpu"] * copies, *["step"] * 4]
 
 
 def test_who_sits_where_is_told_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +174,11 @@ def test_a_batch_of_pictures_reads_nothing_until_it_is_drawn(tiny_model: Path, s
         watch.events.clear()
         draw(PromptEncoder(backbone), asked, SamplingConfig(solver=solver, steps=3, batch_size=2))
     assert watch.events == ["read by cpu"]
+
+
+def test_what_is_fetched_arrives() -> None:
+    tensor = torch.arange(3)
+    assert fetch(tensor)() is tensor
 
 
 def test_what_is_put_arrives() -> None:
