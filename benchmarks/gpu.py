@@ -300,20 +300,18 @@ def seconds_once(backbone: StableDiffusion, device: str) -> float:
 
 
 def seconds_of_grid(backbone: StableDiffusion, repetitions: int) -> float:
-    """To draw a concept's sample pictures, the initializer's own among them, as an actor does."""
-    grid = GridConfig()
+    """A concept's share of a batch of sample pictures, which the grids of several concepts fill, as in an actor. The
+    initializer word's are not among them: they are drawn only where there is something to score them by."""
+    grid, sampling = GridConfig(), SamplingConfig()
     row = torch.zeros(1, next(iter(backbone.token_tables.values())).dim)
     embedding = LearnedEmbedding(placeholder_token="<c0>", vectors={"clip_l": row})
-    count = len(grid.prompts) * grid.images_per_prompt
-    requests = [ImageRequest("a photo of a <c0>", seed, (embedding,)) for seed in range(count)]
-    requests += [ImageRequest("a photo of a cat", seed) for seed in range(count)]
-    sampling = SamplingConfig(batch_size=len(requests))
+    requests = [ImageRequest("a photo of a <c0>", seed, (embedding,)) for seed in range(sampling.batch_size)]
     seconds = []
     for _ in range(repetitions + 1):  # the first is not counted
         began = time.perf_counter()
         generate(backbone, requests, sampling)
         seconds.append(time.perf_counter() - began)
-    return median(seconds[1:])
+    return median(seconds[1:]) * len(grid.prompts) * grid.images_per_prompt / len(requests)
 
 
 if __name__ == "__main__":
