@@ -44,13 +44,12 @@ from pipeline.publish import to_png
 from pipeline.storage import RunStore, absolute, read_bytes
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
-from textual_inversion.engine import Assignment, Engine, Outcome
+from textual_inversion.engine import Outcome
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
-from textual_inversion.initialise import StartChooser
-from textual_inversion.latents import encode_views
+from textual_inversion.learn import learn_outcomes
 from textual_inversion.metrics import clip_i_among, clip_i_each, clip_t_each, mean_and_error
 from textual_inversion.photos import open_photo
 from textual_inversion.prompts import HOLE, fill, without_placeholder
@@ -214,17 +213,11 @@ def models(config: RunConfig) -> tuple[Backbone, ClipExtractor]:
 
 
 def learned(job: Job, backbone: Backbone, extractor: ClipExtractor) -> Outcome:
-    """As `engine.learn` does it, which tells no more than what is learned. Raises ValueError if nothing is."""
-    concept, config, seed = job.setup.concept(job.concept), job.config.inversion, job.config.seed
+    concept = job.setup.concept(job.concept)
     photos = [open_photo(read_bytes(uri)) for uri in concept.images]
-    start = StartChooser(backbone, config.init, extractor, seed=seed)(concept, photos)
-    views = encode_views(backbone, photos, config.augment, concept.concept_id, seed)
-    waiting, ended = [Assignment(start.concept, views, start=start.embedding)], list[Outcome]()
-    engine = Engine(backbone, config, slots=1, seed=seed, image_features=extractor.pixel_features)
-    engine.run(lambda _wait: waiting.pop() if waiting else None, ended.append)
-    if ended[0].error:
-        raise ValueError(ended[0].error)
-    return ended[0]
+    return learn_outcomes(
+        backbone, [(concept, photos)], job.config.inversion, slots=1, seed=job.config.seed, extractor=extractor
+    )[0]
 
 
 def scores(

@@ -26,9 +26,9 @@ from pipeline.samples import draw_samples, score
 from pipeline.storage import absolute, read_bytes
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
-from textual_inversion.engine import learn
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
+from textual_inversion.learn import learn
 from textual_inversion.photos import open_photo
 
 SETTINGS = ("none", "clamp", "clamp:2", "clamp:4", "sphere", "sphere:2")

@@ -9,18 +9,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.concept import Concept
 from textual_inversion.config import InversionConfig, PenaltyConfig
 from textual_inversion.families.base import Backbone
-from textual_inversion.initialise import StartChooser, class_vectors
+from textual_inversion.initialise import class_vectors
 from textual_inversion.knowledge import KnowledgePreservation, read_captions
-from textual_inversion.latents import encode_views
 from textual_inversion.material import ImageFeatures, material
 from textual_inversion.objective import Batch, Trained, join, objective, per_concept
 from textual_inversion.optim import adamw_, clip_scales, control_norms, gradient_norms, riemannian_
@@ -43,10 +40,7 @@ from textual_inversion.stopping import StopRule, looks, rule_of
 from textual_inversion.timesteps import sampler
 from textual_inversion.transfer import fetch, put
 
-if TYPE_CHECKING:
-    from textual_inversion.extractors import ClipExtractor
-
-__all__ = ["Assignment", "Engine", "Outcome", "SlotState", "learn"]
+__all__ = ["Assignment", "Engine", "Outcome", "SlotState"]
 
 NextAssignment = Callable[[bool], Assignment | None]
 OnOutcome = Callable[[Outcome], None]
@@ -354,36 +348,3 @@ class Engine:
             {"step": str(step), "initializer": slot.concept.initializer},
         )
         return Outcome(slot.concept, embedding, slot.step, curve, seconds, None, frozen_losses, slot.setbacks)
-
-
-def learn(
-    backbone: Backbone,
-    concepts: Sequence[tuple[Concept, Sequence[Image.Image]]],
-    config: InversionConfig,
-    *,
-    slots: int = 4,
-    seed: int = 0,
-    extractor: ClipExtractor | None = None,
-) -> list[LearnedEmbedding]:
-    """Learn every (concept, its pictures), in that order; options as `Engine`'s. `extractor` is what the start
-    (`StartChooser`) and `penalties.clip` see with. Raises ValueError naming the first concept that failed."""
-    outcomes: dict[str, Outcome] = {}
-    waiting = iter(concepts)
-    choose_start = StartChooser(backbone, config.init, extractor, seed=seed)
-
-    def next_assignment(_wait: bool) -> Assignment | None:
-        for concept, pictures in waiting:
-            start = choose_start(concept, pictures)
-            views = encode_views(backbone, pictures, config.augment, concept.concept_id, seed)
-            return Assignment(start.concept, views, start=start.embedding)
-        return None
-
-    def on_outcome(outcome: Outcome) -> None:
-        if outcome.embedding is None:
-            raise ValueError(f"concept {outcome.concept.concept_id!r}: {outcome.error}")
-        outcomes[outcome.concept.concept_id] = outcome
-
-    features = extractor.pixel_features if extractor else None
-    engine = Engine(backbone, config, slots=min(slots, len(concepts)) or 1, seed=seed, image_features=features)
-    engine.run(next_assignment, on_outcome)
-    return [e for c, _ in concepts if (e := outcomes[c.concept_id].embedding)]

@@ -16,9 +16,10 @@ from torch import Tensor
 from tests.toy_backbone import DIMS, ToyBackbone, plain_views
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig
-from textual_inversion.engine import Assignment, Engine, Outcome, SlotState, learn
+from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
+from textual_inversion.learn import learn
 from textual_inversion.slots import Slot
 from textual_inversion.stopping import CurvePoint, FrozenLoss
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from tests.toy_backbone import DIMS, VOCAB_SIZE, ToyBackbone, plain_views
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig
-from textual_inversion.engine import Assignment, Engine, learn
+from textual_inversion.engine import Assignment, Engine
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import Example, StartChooser, class_vectors, encoder_output, initial_rows
 from textual_inversion.latents import encode_views
+from textual_inversion.learn import learn
 from textual_inversion.slots import SlotState
 from textual_inversion.tokens import TokenTable
 

@@ -11,10 +11,10 @@ from PIL import Image
 from tests.tiny_models import DIM, MAX_LENGTH
 from textual_inversion.concept import Concept
 from textual_inversion.config import AdapterConfig, AdapterKind, InversionConfig, PenaltyConfig
-from textual_inversion.engine import learn
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.knowledge import MAX_CAPTIONS, KnowledgePreservation, distance, freeze, read_captions
+from textual_inversion.learn import learn
 from textual_inversion.lora import TARGETS, AdapterBatch, initial_adapter, join, positions
 
 CAPTIONS = ("a cat on the beach", "a blue clock", "the moon and a tree", "snow", "a red toy")

@@ -1,0 +1,65 @@
+"""The engine for who has concepts and pictures at hand, and neither Ray nor a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.config import InversionConfig
+from textual_inversion.engine import Assignment, Engine, Outcome
+from textual_inversion.families.base import Backbone
+from textual_inversion.initialise import StartChooser
+from textual_inversion.latents import encode_views
+
+if TYPE_CHECKING:
+    from textual_inversion.extractors import ClipExtractor
+
+
+def learn(
+    backbone: Backbone,
+    concepts: Sequence[tuple[Concept, Sequence[Image.Image]]],
+    config: InversionConfig,
+    *,
+    slots: int = 4,
+    seed: int = 0,
+    extractor: ClipExtractor | None = None,
+) -> list[LearnedEmbedding]:
+    """Learn every (concept, its pictures), in that order; options as `Engine`'s. `extractor` is what the start
+    (`StartChooser`) and `penalties.clip` see with. Raises ValueError naming the first concept that failed."""
+    outcomes = learn_outcomes(backbone, concepts, config, slots=slots, seed=seed, extractor=extractor)
+    return [outcome.embedding for outcome in outcomes if outcome.embedding]
+
+
+def learn_outcomes(
+    backbone: Backbone,
+    concepts: Sequence[tuple[Concept, Sequence[Image.Image]]],
+    config: InversionConfig,
+    *,
+    slots: int,
+    seed: int,
+    extractor: ClipExtractor | None,
+) -> list[Outcome]:
+    """As `learn`, with what else is known of each."""
+    outcomes: dict[str, Outcome] = {}
+    waiting = iter(concepts)
+    choose_start = StartChooser(backbone, config.init, extractor, seed=seed)
+
+    def next_assignment(_wait: bool) -> Assignment | None:
+        for concept, pictures in waiting:
+            start = choose_start(concept, pictures)
+            views = encode_views(backbone, pictures, config.augment, concept.concept_id, seed)
+            return Assignment(start.concept, views, start=start.embedding)
+        return None
+
+    def on_outcome(outcome: Outcome) -> None:
+        if outcome.embedding is None:
+            raise ValueError(f"concept {outcome.concept.concept_id!r}: {outcome.error}")
+        outcomes[outcome.concept.concept_id] = outcome
+
+    features = extractor.pixel_features if extractor else None
+    engine = Engine(backbone, config, slots=min(slots, len(concepts)) or 1, seed=seed, image_features=features)
+    engine.run(next_assignment, on_outcome)
+    return [outcomes[concept.concept_id] for concept, _ in concepts]
