@@ -236,7 +236,7 @@ class Learner:
         return await work()
 
     def _compile(self) -> None:
-        """Or not: for passes of its slots, and only if that is as good."""
+        """As `actors.compile` says, for the passes that so many slots make."""
         passes = passes_to_learn(self._backbone, self._config, self._slots)
         compile_where_wanted(self._backbone, self._config, passes)
 

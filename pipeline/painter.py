@@ -45,7 +45,6 @@ class Painter:
         self._backbone, self._config = backbone, config
         self._encoder = PromptEncoder(backbone)
         self._waiting: queue.Queue[_Wanted | None] = queue.Queue()
-        self._putting = threading.Lock()
         threading.Thread(target=self._run, name="painter", daemon=True).start()
 
     def draw(self, requests: Sequence[ImageRequest]) -> Future[list[Image.Image]]:
@@ -55,9 +54,8 @@ class Painter:
         order.future.set_running_or_notify_cancel()  # from now on nobody cancels it
         if not encoded:
             order.future.set_result([])
-        with self._putting:  # a batch's pictures of one order come one after the other
-            for request in encoded:
-                self._waiting.put(_Wanted(request, order, request is encoded[-1]))
+        for request in encoded:
+            self._waiting.put(_Wanted(request, order, request is encoded[-1]))
         return order.future
 
     def close(self) -> None:
@@ -80,16 +78,16 @@ class Painter:
     def _next_batch(self) -> list[_Wanted]:
         """Waits for one picture at least; none at the end."""
         batch: list[_Wanted] = []
-        deadline = float("inf")
+        until = 0.0
         while len(batch) < self._config.batch_size:
             try:
-                wanted = self._waiting.get(timeout=max(0.0, deadline - time.monotonic()) if batch else None)
+                wanted = self._waiting.get(timeout=max(0.0, until - time.monotonic()) if batch else None)
             except queue.Empty:
                 break
             if wanted is None:
                 self._waiting.put(None)
                 break
             if not wanted.order.future.done():  # else an earlier batch of it has failed
+                until = until or time.monotonic() + _LINGER_S
                 batch.append(wanted)
-                deadline = min(deadline, time.monotonic() + _LINGER_S)
         return batch

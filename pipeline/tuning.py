@@ -10,6 +10,7 @@ from pipeline.config import RunConfig
 from textual_inversion.compiled import Pass, compile_checked, compile_fastest
 from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.families.base import Backbone
+from textual_inversion.generate import guidance_scale
 from textual_inversion.material import ImageFeatures
 from textual_inversion.trial import choose_slots, samples_per_second
 
@@ -54,11 +55,11 @@ def compile_where_wanted(backbone: Backbone, config: RunConfig, passes: Sequence
 
 def passes_to_learn(backbone: Backbone, config: RunConfig, slots: int) -> list[Pass]:
     """Of an actor that learns so many concepts at a time, draws their sample pictures, and may look how they do."""
-    size, stop = config.inversion.batch_size, config.inversion.stop
+    size = config.inversion.batch_size
     passes = [Pass(slots * size, gradients=True), drawing_pass(backbone, config.grid.sampling)]
-    return [*passes, Pass(size, gradients=False)] if stop.method == "dvar" or stop.keep_best else passes
+    return [*passes, Pass(size, gradients=False)] if config.inversion.stop.looks else passes
 
 
 def drawing_pass(backbone: Backbone, config: SamplingConfig) -> Pass:
-    guided = (config.guidance_scale or backbone.guidance_scale) > 1
+    guided = guidance_scale(backbone, config) > 1
     return Pass((1 + guided) * config.batch_size, gradients=False)

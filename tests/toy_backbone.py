@@ -80,8 +80,8 @@ class ToyBackbone:
         text = (conditioning.hidden * self._position.cumsum(0)).sum(1)
         return (seen + text).view_as(noisy_latents)
 
-    def compile(self, *, backend: str = "inductor", or_plain: bool = False) -> None:
-        raise NotImplementedError(f"the toy is not worth it ({backend}, {or_plain})")
+    def compile(self, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False) -> None:
+        raise NotImplementedError(f"the toy is not worth it ({backend}, {or_plain}, {graphs})")
 
     def uncompile(self) -> None: ...
 

@@ -194,6 +194,11 @@ class StopConfig:
     keep_best: bool = False
     """Return the rows that were best on the frozen batch, not the last. Looks at it also under `budget`."""
 
+    @property
+    def looks(self) -> bool:
+        """Whether anybody asks for the loss on the frozen batch."""
+        return self.method == "dvar" or self.keep_best
+
     def __post_init__(self) -> None:
         check(self.method in ("budget", "dvar"), "stop.method", self.method, "'budget' or 'dvar'")
         check(self.check_every_steps >= 1, "stop.check_every_steps", self.check_every_steps, "1 or more")

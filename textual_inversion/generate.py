@@ -138,6 +138,11 @@ def batches(requests: Sequence[EncodedRequest], size: int) -> Iterator[Sequence[
         yield requests[start : start + size]
 
 
+def guidance_scale(backbone: Backbone, config: SamplingConfig) -> float:
+    """1, where the empty prompt is not looked at, or more. 0 in the configuration is the backbone's own."""
+    return max(1.0, config.guidance_scale or backbone.guidance_scale)
+
+
 @dataclass(frozen=True, slots=True)
 class Guidance:
     """What pulls latents towards their prompts: classifier-free guidance (Ho & Salimans 2022, Eq. 6, in diffusers'
@@ -150,9 +155,7 @@ class Guidance:
 
     @classmethod
     def of(cls, encoder: PromptEncoder, requests: Sequence[EncodedRequest], config: SamplingConfig) -> Guidance:
-        """A scale of 0 in the configuration is the backbone's own."""
-        prompts = [request.prompt for request in requests]
-        scale = max(1.0, config.guidance_scale or encoder.backbone.guidance_scale)
+        prompts, scale = [request.prompt for request in requests], guidance_scale(encoder.backbone, config)
         if scale > 1:
             prompts = [*[prompt.without_words(encoder.backbone) for prompt in prompts], *prompts]
         return cls(encoder(prompts), scale)

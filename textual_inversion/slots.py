@@ -198,7 +198,7 @@ class Slot:
     """Optimizer steps taken."""
     started: float
     curve: list[CurvePoint] = field(default_factory=list)
-    """One point a step; may lag behind, as points are fetched from the accelerator many at a time."""
+    """One point a step; may lag behind, as points are on their way from the accelerator for a while."""
     frozen: Batch | None = None
     """What every look is at; drawn for the first one, and after a resume the same again."""
     frozen_losses: list[FrozenLoss] = field(default_factory=list)

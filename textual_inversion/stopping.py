@@ -89,5 +89,4 @@ def rule_of(config: InversionConfig) -> StopRule:
 def looks(config: InversionConfig, step: int) -> bool:
     """Whether the frozen batch is looked at after this many steps of a concept."""
     stop = config.stop
-    wanted = stop.method == "dvar" or stop.keep_best
-    return wanted and (step % stop.check_every_steps == 0 or step == config.steps)
+    return stop.looks and (step % stop.check_every_steps == 0 or step == config.steps)
