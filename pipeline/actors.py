@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from pipeline.config import RunConfig
 from pipeline.earlier import read_examples
 from pipeline.faults import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed, describe_error
 from pipeline.fetch import open_pictures
+from pipeline.job import Job, Pictures
 from pipeline.models import load_model, locate
 from pipeline.painter import Painter
 from pipeline.plan import ConceptTask
@@ -39,7 +40,7 @@ from pipeline.vitals import Vitals, held_bytes
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.extractors import ClipExtractor
-from textual_inversion.initialise import Start, StartChooser
+from textual_inversion.initialise import StartChooser
 from textual_inversion.latents import encode_views
 from textual_inversion.prompts import check_sample_prompts
 
@@ -48,34 +49,6 @@ log = logging.getLogger(__name__)
 POOL_THREADS, _ROOM_TRIES = 4, 5
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Pictures:
-    """What a concept is learned from, opened."""
-
-    photos: list[Image.Image]
-    masks: list[Image.Image]
-    """None, or one a photo and of its size."""
-
-
-@dataclass(eq=False, slots=True)
-class _Job:
-    """One concept on its way through the actor."""
-
-    task: ConceptTask
-    log: ConceptLog
-    start: Start | None = None
-    """Chosen when its photos are there."""
-    outcome: concurrent.futures.Future[Outcome] = field(default_factory=concurrent.futures.Future)
-    save: concurrent.futures.Future[None] | None = None
-    """Its last checkpoint on the way to storage."""
-    assignment: Assignment | None = None
-    """What the engine was given, brought up to date by its checkpoints."""
-    in_slot: bool = False
-    num_saves: int = 0
-    was_saved: bool = False
-    """There is, or may be, a checkpoint of it."""
 
 
 class Learner:
@@ -101,7 +74,7 @@ class Learner:
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="learner")
         self._saver = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="saver")  # no checkpoint waits for pictures
         self._assignments: queue.Queue[Assignment | None] = queue.Queue()
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         """Concept id -> job, from the start of `learn` to its end."""
         self._engine: Engine | None = None
         self._crowding: set[str] | None = None
@@ -125,7 +98,7 @@ class Learner:
         StoreFailed when the run's storage fails, and PhotosUnreachable when its photos cannot be had for now.
         """
         async with self._room:
-            job = self._jobs[task.concept.concept_id] = _Job(task, ConceptLog(self._store, task.folder, attempt))
+            job = self._jobs[task.concept.concept_id] = Job(task, ConceptLog(self._store, task.folder, attempt))
             try:
                 return await self._learn(job, attempt)
             except ValueError as error:
@@ -196,7 +169,7 @@ class Learner:
         self._painter.close()
         self._saver.shutdown()
 
-    async def _learn(self, job: _Job, attempt: int) -> ConceptRecord:
+    async def _learn(self, job: Job, attempt: int) -> ConceptRecord:
         task = job.task
         if self._leaving:
             raise ActorLeaving
@@ -240,13 +213,13 @@ class Learner:
         passes = passes_to_learn(self._backbone, self._config, self._slots)
         compile_where_wanted(self._backbone, self._config, passes)
 
-    def _fetch(self, concept: Concept) -> _Pictures:
+    def _fetch(self, concept: Concept) -> Pictures:
         try:
-            return _Pictures(*open_pictures(concept, self._config.photos))
+            return Pictures(*open_pictures(concept, self._config.photos))
         except OSError as error:
             raise PhotosUnreachable(str(error)) from error
 
-    def _encode(self, job: _Job, pictures: _Pictures) -> Assignment:
+    def _encode(self, job: Job, pictures: Pictures) -> Assignment:
         """Encode the photos once, see where to start, and take up the checkpoint that an earlier attempt may have left:
         with one, the rows are as it says, and the start only has its initializer."""
         config, folder = self._config, job.task.folder
@@ -358,7 +331,7 @@ class Learner:
         if self._leaving:
             self._next_assignment(wait=False)  # hands back what waits for a slot
 
-    def _save(self, job: _Job, state: SlotState, former: concurrent.futures.Future[None] | None) -> None:
+    def _save(self, job: Job, state: SlotState, former: concurrent.futures.Future[None] | None) -> None:
         if former is not None:
             concurrent.futures.wait([former])  # else it could land after this one
         job.was_saved = True
@@ -370,7 +343,7 @@ class Learner:
         except OSError as error:  # the concept goes on; only a crash before the next checkpoint would cost more steps
             log.warning("a checkpoint of %s was not stored: %s", job.task.concept.concept_id, error)
 
-    async def _publish(self, job: _Job, photos: list[Image.Image], outcome: Outcome, attempt: int) -> ConceptRecord:
+    async def _publish(self, job: Job, photos: list[Image.Image], outcome: Outcome, attempt: int) -> ConceptRecord:
         """Its pictures, which share batches with those of other concepts, and then all that is to be stored of it."""
         assert outcome.embedding is not None
         assert job.start is not None
@@ -383,7 +356,7 @@ class Learner:
         return await self._on_device(lambda: self._in_pool(lambda: self._put(job, photos, outcome, samples, attempt)))
 
     def _put(
-        self, job: _Job, photos: list[Image.Image], outcome: Outcome, samples: Samples, attempt: int
+        self, job: Job, photos: list[Image.Image], outcome: Outcome, samples: Samples, attempt: int
     ) -> ConceptRecord:
         """Everything the concept produced, then its record."""
         assert job.start is not None

@@ -21,9 +21,10 @@ from safetensors.torch import load
 from torch import Tensor
 
 from pipeline import actors, painter
-from pipeline.actors import POOL_THREADS, Learner, _Job
+from pipeline.actors import POOL_THREADS, Learner
 from pipeline.concept_log import ConceptLog
 from pipeline.faults import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed
+from pipeline.job import Job
 from pipeline.plan import ConceptTask
 from pipeline.records import ConceptRecord, from_json
 from pipeline.storage import RunStore
@@ -169,7 +170,7 @@ def test_masks_and_captions_reach_the_engine(learner: Learner, photos: tuple[str
         return replace(plain, concept=replace(plain.concept, masks=masks, captions=("a {} on snow", "a {} in the sun")))
 
     good = masked("good", (str(tmp_path / "half.png"), str(tmp_path / "half.png")))
-    views = learner._encode(_Job(good, ConceptLog(learner._store, good.folder, 1)), learner._fetch(good.concept)).views
+    views = learner._encode(Job(good, ConceptLog(learner._store, good.folder, 1)), learner._fetch(good.concept)).views
     assert views.mask is not None
     assert views.mask.shape == (4, 1, 8, 8)
     assert views.mask[0, 0, :, :3].min() == 1
