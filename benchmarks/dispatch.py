@@ -36,11 +36,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.stand_ins import FILES, NoLearning
 from benchmarks.timing import Spread, alternate, heading, peak_mb, say, table
-from pipeline.identity import identify
-from pipeline.manifest import read_manifest
-from pipeline.plan import ConceptTask, Plan
-from pipeline.records import load_records
-from pipeline.storage import RunStore, absolute
+from pipeline.inputs.content_hash import content_hashes
+from pipeline.inputs.manifest import read_manifest
+from pipeline.ledger.plan import ConceptTask, Plan
+from pipeline.ledger.records import load_records
+from pipeline.store.storage import RunStore, absolute
 
 PHOTOS = 512
 """Different photos that a made-up manifest's rows name, three each."""
@@ -166,7 +166,7 @@ def planned(options: argparse.Namespace, folder: Path) -> Iterable[list[object]]
 def plan_alone(manifest: str, rows: int, hashed: bool) -> Planning:
     """Plan once, in this process, whose memory it is."""
     before, began = peak_mb(), time.perf_counter()
-    plan = Plan("no settings", set(), identify if hashed else known)
+    plan = Plan("no settings", set(), content_hashes if hashed else known)
     for _ in plan.tasks(read_manifest(manifest)):
         pass
     seconds = time.perf_counter() - began
@@ -218,7 +218,7 @@ class Share:
 
 
 def engine_share(logs: Iterable[bytes]) -> Share:
-    """From the concepts' logs (`pipeline/concept_log.py`); what ended otherwise does not count as learning. Raises
+    """From the concepts' logs (`actor/concept_log.py`); what ended otherwise does not count as learning. Raises
     ValueError if there is nothing to look at."""
     spans: dict[tuple[str, int], list[tuple[float, float]]] = {}
     first: dict[tuple[str, int], float] = {}

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import evaluate
-from pipeline.models import ROOT
-from pipeline.prompts import read_prompts
-from pipeline.storage import RunStore
+from pipeline.inputs.models import ROOT
+from pipeline.inputs.prompt_table import read_prompts
+from pipeline.store.storage import RunStore
 
 RECIPE = ROOT / "pipeline/recipes/dreambench.toml"
 PROMPTS = ROOT / "manifests/dreambench"

@@ -24,17 +24,18 @@ from functools import partial
 from statistics import fmean, stdev
 
 from benchmarks.timing import heading, say, table
-from pipeline import ladder, run
-from pipeline.actors import Learner
+from pipeline import gate_retries, run
+from pipeline.actor.learner import Learner
+from pipeline.actor.library import read_embedding
+from pipeline.actor.model_loading import load_model
+from pipeline.actor.samples import draw_samples, score
 from pipeline.config import RunConfig
-from pipeline.gate import BELOW
-from pipeline.learned import read_embedding
-from pipeline.manifest import ManifestRow, read_manifest
-from pipeline.models import load_model, locate
-from pipeline.plan import EVERY, ConceptTask, digest, settings_path
-from pipeline.records import ConceptRecord, Try, load_records
-from pipeline.samples import draw_samples, score
-from pipeline.storage import ConceptFolder, RunStore, read_bytes
+from pipeline.inputs.manifest import ManifestRow, read_manifest
+from pipeline.inputs.models import locate
+from pipeline.ledger.gate import BELOW
+from pipeline.ledger.plan import EVERY, ConceptTask, digest, settings_path
+from pipeline.ledger.records import ConceptRecord, Try, load_records
+from pipeline.store.storage import ConceptFolder, RunStore, read_bytes
 from textual_inversion.concept import Concept
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
@@ -103,7 +104,7 @@ def night(options: argparse.Namespace, seed: int) -> tuple[list[object], list[Cl
         if record.gate == BELOW and config.gate.ladder:
             plan.below[record.concept_id] = record.fingerprint
     first_s = time.perf_counter() - began
-    ladder.climb(config, store, plan, EVERY, learned_here, ladder.Climbed())
+    gate_retries.retry_below_gate(config, store, plan, EVERY, learned_here, gate_retries.RetryStats())
     seconds = time.perf_counter() - began
     records = list(load_records(store, plan.current))
     found = list(climbed(config, records))

@@ -32,11 +32,13 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 from diffusers.utils.logging import disable_progress_bar
 
 from benchmarks.timing import Spread, alternate, heading, say, table
-from pipeline.config import RunConfig, load_config
-from pipeline.generate import METADATA, PLAN, PLAN_SCHEMA, Drawer, drawing
-from pipeline.models import load_model, locate
-from pipeline.stage import put_plan, run_stage
-from pipeline.storage import RunStore
+from pipeline.actor.model_loading import load_model
+from pipeline.bulk.generate import METADATA, PLAN, PLAN_SCHEMA, Drawer, drawing
+from pipeline.bulk.stage import put_plan, run_stage
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config
+from pipeline.inputs.models import locate
+from pipeline.store.storage import RunStore
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone

@@ -31,11 +31,13 @@ from torch import Tensor
 
 from benchmarks.restatement import CommonAlgorithm
 from benchmarks.timing import Rendezvous, Spread, alternate, heading, say, side_by_side, table
-from pipeline.config import RunConfig, load_config, recipe
-from pipeline.manifest import BadRow, read_manifest
-from pipeline.models import load_model, locate
-from pipeline.samples import draw_samples, score
-from pipeline.storage import absolute, read_bytes
+from pipeline.actor.model_loading import load_model
+from pipeline.actor.samples import draw_samples, score
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config, recipe
+from pipeline.inputs.manifest import BadRow, read_manifest
+from pipeline.inputs.models import locate
+from pipeline.store.storage import absolute, read_bytes
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState

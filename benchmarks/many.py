@@ -35,7 +35,7 @@ from benchmarks.stand_ins import FILES, Pretending
 from benchmarks.timing import heading, peak_mb, say, table
 from pipeline import cluster, driver, run
 from pipeline.config import GateConfig, RunConfig
-from pipeline.records import ConceptRecord
+from pipeline.ledger.records import ConceptRecord
 
 PARTS = 10
 """At how many points of the way memory is told."""

@@ -32,16 +32,18 @@ from PIL import Image
 
 from benchmarks.comparison import plot, rows_parquet, stopping, table
 from benchmarks.setups import CAPTIONS, SETUPS, Setup, find
-from pipeline.config import RunConfig, load_config
-from pipeline.evaluation import digest, seeds_of
-from pipeline.faults import describe_error
-from pipeline.identity import identify
-from pipeline.manifest import BadRow, read_manifest
-from pipeline.models import extractor_hash, load_model, locate, model_hash
-from pipeline.prompts import Prompt
-from pipeline.protocols import Protocol, choose
-from pipeline.publish import to_png
-from pipeline.storage import RunStore, absolute, read_bytes
+from pipeline.actor.model_loading import load_model
+from pipeline.actor.publish import to_png
+from pipeline.bulk.evaluation import digest, seeds_of
+from pipeline.bulk.protocols import Protocol, choose
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config
+from pipeline.inputs.content_hash import content_hashes
+from pipeline.inputs.manifest import BadRow, read_manifest
+from pipeline.inputs.models import extractor_hash, locate, model_hash
+from pipeline.inputs.prompt_table import Prompt
+from pipeline.store.errors import describe_error
+from pipeline.store.storage import RunStore, absolute, read_bytes
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Outcome
@@ -78,7 +80,7 @@ class Job:
     def key(self) -> str:
         """Of all that the row depends on; the photos count by their content."""
         concept = self.setup.concept(self.concept)
-        photos = [str(identity) for identity in identify(self.concept.images).values()]
+        photos = [str(identity) for identity in content_hashes(self.concept.images).values()]
         parts = [
             asdict(replace(concept, images=("",) * len(concept.images))), photos, self.setup.drawn,
             asdict(self.config.inversion), self.shared, _ROW_FORMAT,

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
 from benchmarks.restatement import CommonAlgorithm
-from pipeline.models import locate
+from pipeline.inputs.models import locate
 from textual_inversion.families.sd import StableDiffusion
 
 

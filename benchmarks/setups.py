@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from pipeline.config import RECIPES, load_config
+from pipeline.config_file import RECIPES, load_config
 from textual_inversion.concept import Concept
 from textual_inversion.config import InversionConfig
 

@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.config import GateConfig
-from pipeline.gate import verdict
-from pipeline.plan import ConceptTask
-from pipeline.records import ConceptRecord, now, put_record
-from pipeline.storage import RunStore
+from pipeline.ledger.gate import verdict
+from pipeline.ledger.plan import ConceptTask
+from pipeline.ledger.records import ConceptRecord, put_record
+from pipeline.store.storage import RunStore
+from pipeline.times import now
 
 FILES = {"learned_embeds.safetensors": 4_000, "grid.png": 100_000, "curve.parquet": 10_000}
 """What a concept leaves, in bytes, of about the size that Stable Diffusion 1.5 makes them."""
 
 POOL_THREADS = 4
-"""As `pipeline.actors`."""
+"""As `pipeline.actor.learner`."""
 
 
 class NoLearning:

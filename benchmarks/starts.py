@@ -23,10 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.config import RunConfig, load_config
-from pipeline.manifest import BadRow, read_manifest
-from pipeline.models import load_model, locate
-from pipeline.storage import absolute, read_bytes
+from pipeline.actor.model_loading import load_model
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config
+from pipeline.inputs.manifest import BadRow, read_manifest
+from pipeline.inputs.models import locate
+from pipeline.store.storage import absolute, read_bytes
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig, SamplingConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState

@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.learned import LearnedConcept, open_library
-from pipeline.storage import absolute, read_bytes
+from pipeline.actor.library import LearnedConcept, open_library
+from pipeline.store.storage import absolute, read_bytes
 from textual_inversion.metrics import clip_i_among, clip_i_each
 from textual_inversion.photos import open_photo
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import ray
 
-from pipeline.actors import Learner
+from pipeline.actor.learner import Learner
 from pipeline.config import RunConfig
 from pipeline.driver import Policy
-from pipeline.faults import describe_error
-from pipeline.logs import configure_logs
-from pipeline.metrics import export
+from pipeline.prometheus import export
+from pipeline.report.logs import configure_logs
+from pipeline.store.errors import describe_error
 
 log = logging.getLogger(__name__)
 

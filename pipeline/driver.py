@@ -20,11 +20,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.faults import ActorBroken, ActorLeaving, RunAborted, StoreFailed, describe_error
-from pipeline.plan import ConceptTask
-from pipeline.progress import Progress
-from pipeline.publish import failure_record
-from pipeline.records import ConceptRecord
+from pipeline.actor.publish import failure_record
+from pipeline.ledger.plan import ConceptTask
+from pipeline.ledger.records import ConceptRecord
+from pipeline.report.progress import Progress
+from pipeline.store.errors import ActorBroken, ActorLeaving, RunAborted, StoreFailed, describe_error
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pipeline import run
-from pipeline.config import RunConfig, load_config, recipe
-from pipeline.evaluation import (
+from pipeline.bulk.evaluation import (
     PARTS,
     PLAN,
     PLAN_SCHEMA,
@@ -29,15 +28,17 @@ from pipeline.evaluation import (
     table_path,
     write_table,
 )
-from pipeline.faults import describe_error
-from pipeline.logs import configure_logs
-from pipeline.models import portable
-from pipeline.protocols import Protocol, choose
-from pipeline.records import latest, load_records
-from pipeline.redact import redact
-from pipeline.stage import Stage, finished_rows, put_plan, run_stage
-from pipeline.storage import RunStore, absolute, read_bytes
-from pipeline.tally import FAILED, OK, STOPPED, USAGE
+from pipeline.bulk.protocols import Protocol, choose
+from pipeline.bulk.stage import Stage, finished_rows, put_plan, run_stage
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config, recipe
+from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
+from pipeline.inputs.models import portable
+from pipeline.ledger.records import latest, load_records
+from pipeline.report.logs import configure_logs
+from pipeline.store.errors import describe_error
+from pipeline.store.redact import redact
+from pipeline.store.storage import RunStore, absolute, read_bytes
 
 _SHOWN_FAILURES = 20
 _PICTURES_PER_CALL = 64
@@ -63,7 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("run", metavar="RUN", help="the output of a run, or a manifest; any fsspec URI")
-    parser.add_argument("--protocol", help="quick (default), paper or dreambench: see pipeline/protocols.py")
+    parser.add_argument("--protocol", help="quick (default), paper or dreambench: see pipeline/bulk/protocols.py")
     parser.add_argument("--prompts", metavar="URI", help="prompts in place of the protocol's: text or Parquet")
     parser.add_argument("--output", metavar="URI", help="of a manifest's run (default: output/<manifest name>)")
     parser.add_argument("--model", help="of a manifest's run (default: the demo model)")
@@ -135,14 +136,14 @@ def score_missing(config: RunConfig, protocol: Protocol, num_rows: int) -> dict[
     gpus, _ = run.connect(config)
     from ray.exceptions import RayError
 
-    from pipeline.judge import Judge
+    from pipeline.bulk.scorer import Scorer
 
     pictures = protocol.images_per_prompt
     stage = Stage(
         name="evaluating",
         plan=PLAN,
         results=PARTS,
-        worker=Judge,
+        worker=Scorer,
         rows_per_call=max(1, _PICTURES_PER_CALL // pictures),
         rows_per_part=max(1, config.generation.rows_per_part // pictures),
     )

@@ -15,17 +15,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.answers import answer
-from pipeline.config import PhotoConfig, parse_config
-from pipeline.differences import input_differences, settings_differences
-from pipeline.identity import identify
-from pipeline.manifest import BadRow, ManifestRow, concept_ids, read_manifest
-from pipeline.plan import digest, fingerprint_inputs, settings_path
-from pipeline.progress import duration, moment, span
-from pipeline.records import ConceptRecord, from_json
-from pipeline.selection import unknown
-from pipeline.storage import ConceptFolder, RunStore
-from pipeline.survey import no_run, read_run
+from pipeline.config import PhotoConfig
+from pipeline.config_file import parse_config
+from pipeline.inputs.content_hash import content_hashes
+from pipeline.inputs.manifest import BadRow, ManifestRow, concept_ids, read_manifest
+from pipeline.ledger.differences import input_differences, settings_differences
+from pipeline.ledger.plan import digest, fingerprint_inputs, settings_path
+from pipeline.ledger.records import ConceptRecord, from_json
+from pipeline.ledger.selection import unknown
+from pipeline.report.run_status import no_run, read_run
+from pipeline.status import answer
+from pipeline.store.storage import ConceptFolder, RunStore
+from pipeline.times import duration, moment, span
 
 
 @dataclass(kw_only=True)
@@ -159,7 +160,7 @@ def _inputs(found: Explanation, row: ManifestRow, run: Mapping[str, Any]) -> dic
         limits = parse_config(run.get("config", {})).photos
     except ValueError:  # of another release
         limits = PhotoConfig()
-    identities = identify({*concept.images, *concept.masks}, limits)
+    identities = content_hashes({*concept.images, *concept.masks}, limits)
     known = {uri: value if isinstance(value, str) else f"cannot be read: {value}" for uri, value in identities.items()}
     found.photos = [(uri, known[uri]) for uri in concept.images]
     wrong = [uri for uri in (*concept.images, *concept.masks) if not isinstance(identities[uri], str)]

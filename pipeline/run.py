@@ -22,40 +22,30 @@ from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.checks import examine
-from pipeline.config import RunConfig, load_config, recipe
-from pipeline.deadline import DeadlinePassed, moment_named
-from pipeline.faults import RunAborted, StoreFailed, describe_error
-from pipeline.gate import BELOW
-from pipeline.identity import identify
-from pipeline.ladder import climb, pending, rungs
-from pipeline.lease import held
-from pipeline.logs import configure_logs, say
-from pipeline.manifest import count_rows, read_by_priority
-from pipeline.models import locate, portable, tokenizer_of
-from pipeline.plan import EVERY, ConceptTask, Plan, Selection, digest, finished, settings_path
-from pipeline.progress import Facts, Progress
-from pipeline.prompts import Prompt, read_prompts
-from pipeline.prune import delete_leftovers, find_leftovers
-from pipeline.records import ConceptRecord, load_records, put_record
-from pipeline.redact import redact
-from pipeline.report import build_report
-from pipeline.selection import RETRIES, select
-from pipeline.settings import current_settings
-from pipeline.storage import RunStore, absolute, read_bytes
-from pipeline.tally import (
-    FAILED,
-    OK,
-    STOPPED,
-    USAGE,
-    DeviceTime,
-    Tally,
-    conclude,
-    describe_bad,
-    describe_run,
-    figures_of,
-    left_out,
-)
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config, recipe
+from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
+from pipeline.gate_retries import pending, retry_below_gate, retry_rules
+from pipeline.inputs.content_hash import content_hashes
+from pipeline.inputs.manifest import count_rows, read_by_priority
+from pipeline.inputs.models import locate, portable, tokenizer_of
+from pipeline.inputs.prompt_table import Prompt, read_prompts
+from pipeline.ledger.gate import BELOW
+from pipeline.ledger.plan import EVERY, ConceptTask, Plan, Selection, digest, finished, settings_path
+from pipeline.ledger.preflight import examine
+from pipeline.ledger.prune import delete_leftovers, find_leftovers
+from pipeline.ledger.records import ConceptRecord, load_records, put_record
+from pipeline.ledger.selection import RETRIES, select
+from pipeline.ledger.settings import current_settings
+from pipeline.report.logs import configure_logs, say
+from pipeline.report.page import build_report
+from pipeline.report.progress import Facts, Progress
+from pipeline.report.run_summary import DeviceTime, RunStats, conclude, describe_bad, describe_run, figures_of, left_out
+from pipeline.store.errors import RunAborted, StoreFailed, describe_error
+from pipeline.store.lease import held
+from pipeline.store.redact import redact
+from pipeline.store.storage import RunStore, absolute, read_bytes
+from pipeline.times import DeadlinePassed, moment_named
 
 # ray and torch are imported where they are first needed: --help and --dry-run answer at once.
 
@@ -134,7 +124,7 @@ def configure(options: argparse.Namespace) -> RunConfig:
         model=portable(config.model),
         extractor=portable(extractor),
     )
-    rungs(config)  # a ladder that makes no sense is refused now
+    retry_rules(config)  # a ladder that makes no sense is refused now
     return config
 
 
@@ -171,7 +161,7 @@ def run(config: RunConfig, chosen: Selection = EVERY, *, until: float = math.inf
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     store = RunStore(config.output)
     plan, settings = make_plan(config, store, chosen)
-    tally = Tally(count_rows(config.manifest), until)
+    tally = RunStats(count_rows(config.manifest), until)
     tasks = plan.tasks(read_by_priority(config.manifest))
     store.put(settings_path(digest(settings)), json.dumps(settings, indent=1).encode())
 
@@ -204,14 +194,16 @@ def run(config: RunConfig, chosen: Selection = EVERY, *, until: float = math.inf
 def make_plan(config: RunConfig, store: RunStore, chosen: Selection = EVERY) -> tuple[Plan, dict[str, Any]]:
     """The plan, and the settings it was made for."""
     settings = current_settings(config)
-    known, below = partial(identify, photos=config.photos), dict[str, str]()
+    known, below = partial(content_hashes, photos=config.photos), dict[str, str]()
     return Plan(digest(settings), finished(store.scan("concepts"), below), known, chosen, below), settings
 
 
-def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: Plan, note: Callable[[], None]) -> None:
+def learn(
+    config: RunConfig, tasks: Iterator[ConceptTask], tally: RunStats, plan: Plan, note: Callable[[], None]
+) -> None:
     """Learn every concept that is not done; each failure is recorded and the others go on."""
     connect(config)
-    from pipeline.metrics import RunMetrics
+    from pipeline.prometheus import RunMetrics
 
     store, metrics = RunStore(config.output), RunMetrics()
     total = partial(plan.expected, tally.rows)
@@ -224,7 +216,7 @@ def learn(config: RunConfig, tasks: Iterator[ConceptTask], tally: Tally, plan: P
             plan.below[record.concept_id] = record.fingerprint
 
 
-def try_again(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection, note: Callable[[], None]) -> None:
+def try_again(config: RunConfig, tally: RunStats, plan: Plan, chosen: Selection, note: Callable[[], None]) -> None:
     """Learn concepts below the gate again, as `gate.ladder` says."""
 
     def learn_these(
@@ -234,12 +226,12 @@ def try_again(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection, no
         if first is not None and time.time() < tally.until:
             yield from learn_all(changed, chain([first], tasks), words, lambda: count, tally, note)
 
-    climb(config, RunStore(config.output), plan, chosen, learn_these, tally.climbed)
+    retry_below_gate(config, RunStore(config.output), plan, chosen, learn_these, tally.climbed)
     tally.late |= bool(tally.climbed.waiting) and time.time() >= tally.until
 
 
 def learn_all(
-    config: RunConfig, tasks: Iterator[ConceptTask], words: str, total: Callable[[], int], tally: Tally,
+    config: RunConfig, tasks: Iterator[ConceptTask], words: str, total: Callable[[], int], tally: RunStats,
     note: Callable[[], None], watch: Callable[[Facts], None] | None = None,
 ) -> Iterator[ConceptRecord]:  # fmt: skip
     """The records of tasks, as they end; fewer if the run is stopped or given up meanwhile."""
@@ -273,12 +265,12 @@ def learn_all(
         tally.stopped = stop.is_set()
 
 
-def draw(config: RunConfig, prompts: list[Prompt], tally: Tally, plan: Plan, chosen: Selection) -> None:
+def draw(config: RunConfig, prompts: list[Prompt], tally: RunStats, plan: Plan, chosen: Selection) -> None:
     """Draw every prompt with every finished concept, as far as they were named."""
     gpus, cpus = connect(config)
     from ray.exceptions import RayError
 
-    from pipeline.generate import generate_images
+    from pipeline.bulk.generate import generate_images
 
     store = RunStore(config.output)
     records = load_records(store, plan.current)
@@ -301,7 +293,7 @@ def draw(config: RunConfig, prompts: list[Prompt], tally: Tally, plan: Plan, cho
         tally.problems["drawing"] = f"{counts.failed} pictures were not drawn: {'; '.join(counts.first_errors)}"
 
 
-def clear_up(config: RunConfig, tally: Tally, plan: Plan) -> None:
+def clear_up(config: RunConfig, tally: RunStats, plan: Plan) -> None:
     """Delete what is left over, unless something is still to be done: it may yet be wanted."""
     store = RunStore(config.output)
     try:
@@ -315,7 +307,7 @@ def clear_up(config: RunConfig, tally: Tally, plan: Plan) -> None:
         tally.problems["pruning"] = redact(str(error))
 
 
-def report(config: RunConfig, tally: Tally, plan: Plan, chosen: Selection = EVERY) -> None:
+def report(config: RunConfig, tally: RunStats, plan: Plan, chosen: Selection = EVERY) -> None:
     figures = figures_of(config, tally, plan, chosen)
     build_report(RunStore(config.output), config, figures, plan.current, plan.bad)
 

@@ -6,15 +6,23 @@ For a run that goes on, has ended or has died, on any store, from any machine: i
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any, TypeVar
 
-from pipeline.answers import answer
-from pipeline.progress import duration, moment, span
-from pipeline.survey import Status, read_status
+from pipeline.exit_codes import OK, USAGE
+from pipeline.report.run_status import RunStatus, read_status
+from pipeline.store.redact import redact
+from pipeline.store.s3 import is_clients
+from pipeline.store.storage import RunStore
+from pipeline.times import duration, moment, span
 
 _SHOWN_CAUSES, _SHOWN_NAMES = 10, 4
+
+Found = TypeVar("Found", bound=Any)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     return answer(options.output, read_status, describe, as_json=options.json)
 
 
-def describe(status: Status) -> Iterator[str]:
+def describe(status: RunStatus) -> Iterator[str]:
     """Lines for a person."""
     yield status.output
     yield f"  {_run_line(status)}"
@@ -56,7 +64,7 @@ def describe(status: Status) -> Iterator[str]:
     yield from _advice(status)
 
 
-def _run_line(status: Status) -> str:
+def _run_line(status: RunStatus) -> str:
     quiet = span(status.quiet_s)
     began = f"; began {moment(status.started_at)}" if status.started_at else ""
     if status.alive:
@@ -68,7 +76,7 @@ def _run_line(status: Status) -> str:
     return f"last written {quiet} ago"
 
 
-def _counts(status: Status) -> Iterator[tuple[int, str]]:
+def _counts(status: RunStatus) -> Iterator[tuple[int, str]]:
     """What became of every row: together they are all."""
     in_run = status.done - status.done_before
     before = f": {status.done_before:,} before, {in_run:,} by this run" if status.done_before else ""
@@ -83,7 +91,7 @@ def _counts(status: Status) -> Iterator[tuple[int, str]]:
     yield from ((count, name) for name, count in more.items() if count)
 
 
-def _others(status: Status) -> Iterator[tuple[int, str]]:
+def _others(status: RunStatus) -> Iterator[tuple[int, str]]:
     """What else there is; concepts that the rows' counts hold already."""
     others = "of other photos, rows or settings than now" if status.stage == "ended" else "of an earlier run so far"
     more = {
@@ -97,7 +105,7 @@ def _others(status: Status) -> Iterator[tuple[int, str]]:
     yield from ((count, name) for name, count in more.items() if count)
 
 
-def _paces(status: Status) -> Iterator[tuple[str, str]]:
+def _paces(status: RunStatus) -> Iterator[tuple[str, str]]:
     if status.concepts_per_hour:
         line = f"{status.concepts_per_hour:,.0f} concepts an hour"
         if status.recent_per_hour is not None:
@@ -114,7 +122,7 @@ def _paces(status: Status) -> Iterator[tuple[str, str]]:
         yield "" if number else "slowest", text
 
 
-def _advice(status: Status) -> Iterable[str]:
+def _advice(status: RunStatus) -> Iterable[str]:
     names: Sequence[str] = status.causes[0].names if status.causes else ()
     lines = []
     if names and names[0] != "unnamed":
@@ -122,6 +130,26 @@ def _advice(status: Status) -> Iterable[str]:
     if not status.alive and status.stage not in (None, "ended"):
         lines.append("run the same command again: it goes on from the last checkpoints")
     return ["", *lines] if lines else []
+
+
+def answer(
+    output: str, find: Callable[[RunStore], Found], describe: Callable[[Found], Iterable[str]], *, as_json: bool
+) -> int:
+    """Print what `find` makes of an output, a dataclass, and return the exit code; its ValueErrors and whatever a store
+    raises are told in a line."""
+    try:
+        found = find(RunStore(output))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {redact(str(error)) or type(error).__name__}\n")
+        return USAGE
+    except Exception as error:
+        if not is_clients(error):
+            raise
+        sys.stderr.write(f"error: {redact(f'{output} cannot be reached: {error}')}\n")
+        return USAGE
+    text = json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(describe(found))
+    sys.stdout.write(redact(text) + "\n")
+    return OK
 
 
 if __name__ == "__main__":

@@ -20,22 +20,23 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import RunConfig, load_config
-from pipeline.models import load_model, portable
-from pipeline.storage import RunStore, absolute, read_bytes
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config
+from pipeline.exit_codes import OK, USAGE
+from pipeline.inputs.models import portable
+from pipeline.store.storage import RunStore, absolute, read_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pipeline.learned import LearnedConcept, Library
-    from pipeline.pages import Page, Paint
+    from pipeline.actor.library import LearnedConcept, Library
+    from pipeline.sheets.contact_sheet import ContactSheet, Paint
     from textual_inversion.config import SamplingConfig
     from textual_inversion.families.base import Backbone
     from textual_inversion.generate import ImageRequest
 
 # torch is imported where it is first needed: --help answers at once.
 
-OK, USAGE = 0, 2
 OBJECT_PROMPT, STYLE_PROMPT = "a photo of a {}", "a painting in the style of {}"
 STYLED_OBJECT_PROMPT = "a picture of a {} in the style of {}"
 COMPOSITION_PROMPT = "a photo of a {} and a {}"
@@ -44,7 +45,7 @@ COMPOSITION_PROMPT = "a photo of a {} and a {}"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
-    from pipeline.learned import open_library
+    from pipeline.actor.library import open_library
 
     try:
         config = configure(options)
@@ -116,54 +117,54 @@ def configure(options: argparse.Namespace) -> RunConfig:
 
 def variations(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
     """Gal et al. 2022, section 4.1."""
-    from pipeline.pages import Page, own_photos
+    from pipeline.sheets.contact_sheet import ContactSheet, own_photos
 
     concept = library.named(options.concept)
     prompts = [_alone(concept)]
-    _finish(Page.of(library, prompts, _seeds(options), given=own_photos([concept])), config, options)
+    _finish(ContactSheet.of(library, prompts, _seeds(options), given=own_photos([concept])), config, options)
 
 
 def draw(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
     """Gal et al. 2022, section 4.2."""
-    from pipeline.pages import Page
+    from pipeline.sheets.contact_sheet import ContactSheet
 
-    _finish(Page.of(library, options.prompts, _seeds(options)), config, options)
+    _finish(ContactSheet.of(library, options.prompts, _seeds(options)), config, options)
 
 
 def style(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
     """Gal et al. 2022, section 4.3."""
-    from pipeline.pages import Page, own_photos
+    from pipeline.sheets.contact_sheet import ContactSheet, own_photos
 
     concept = library.named(options.concept)
     words = [library.named(name).placeholder_token if library.knows(name) else name for name in options.objects]
     prompts = [STYLE_PROMPT.format(concept.placeholder_token)]
     prompts += [STYLED_OBJECT_PROMPT.format(word, concept.placeholder_token) for word in words]
-    _finish(Page.of(library, prompts, _seeds(options), given=own_photos([concept])), config, options)
+    _finish(ContactSheet.of(library, prompts, _seeds(options), given=own_photos([concept])), config, options)
 
 
 def compose(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
     """Gal et al. 2022, section 4.4."""
-    from pipeline.pages import Page, own_photos
+    from pipeline.sheets.contact_sheet import ContactSheet, own_photos
 
     pair = sorted((library.named(name) for name in options.concepts), key=lambda concept: concept.category == "style")
     together = options.prompt or (STYLED_OBJECT_PROMPT if pair[1].category == "style" else COMPOSITION_PROMPT)
     if together.count("{}") != 2:
         raise ValueError(f"--prompt {together!r} must have {{}} twice, for the two concepts")
     prompts = [together.format(*(concept.placeholder_token for concept in pair)), *map(_alone, pair)]
-    _finish(Page.of(library, prompts, _seeds(options), given=own_photos(pair, most=2)), config, options)
+    _finish(ContactSheet.of(library, prompts, _seeds(options), given=own_photos(pair, most=2)), config, options)
 
 
 def bias(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
     """Gal et al. 2022, section 4.5; what the judge answers before and after goes into the list as `shift`."""
-    from pipeline.pages import Page, own_photos
-    from pipeline.shift import judge_of, measure
+    from pipeline.sheets.contact_sheet import ContactSheet, own_photos
+    from pipeline.sheets.shift import judge_of, measure
 
     if options.prompt.count("{}") != 1:
         raise ValueError(f"--prompt {options.prompt!r} must have {{}} once, for the word")
     concept = library.named(options.concept)
     photos = own_photos([concept])
     prompts = [options.prompt.format(word) for word in (options.word, concept.placeholder_token)]
-    page = Page.of(library, prompts, _seeds(options), title="the set it was learned from", given=photos)
+    page = ContactSheet.of(library, prompts, _seeds(options), title="the set it was learned from", given=photos)
     config = _ready(page, config, options)
     judge = judge_of(config, options.caption)
     rows = _drawn(page, config)
@@ -176,13 +177,13 @@ def edit(options: argparse.Namespace, config: RunConfig, library: Library) -> No
     """Avrahami et al. 2023 with learned words, as Gal et al. 2022, section 4.6."""
     from PIL import Image, ImageOps
 
-    from pipeline.pages import Page, opened
+    from pipeline.sheets.contact_sheet import ContactSheet, opened
     from textual_inversion import edit as editing
     from textual_inversion.photos import open_mask, open_photo
 
     picture = opened(options.picture, open_photo)
     mask = opened(options.mask, partial(open_mask, photo=picture))
-    page = Page.of(library, options.prompts, _seeds(options), title="picture and mask", given=[picture, mask])
+    page = ContactSheet.of(library, options.prompts, _seeds(options), title="picture and mask", given=[picture, mask])
     config = _ready(page, config, options)
 
     def paint(backbone: Backbone, requests: list[ImageRequest], sampling: SamplingConfig) -> list[Image.Image]:
@@ -208,28 +209,29 @@ def _seeds(options: argparse.Namespace) -> range:
     return range(options.seed, options.seed + options.count)
 
 
-def _finish(page: Page, config: RunConfig, options: argparse.Namespace) -> None:
+def _finish(page: ContactSheet, config: RunConfig, options: argparse.Namespace) -> None:
     config = _ready(page, config, options)
     _write(page, _drawn(page, config), config)
 
 
-def _ready(page: Page, config: RunConfig, options: argparse.Namespace) -> RunConfig:
+def _ready(page: ContactSheet, config: RunConfig, options: argparse.Namespace) -> RunConfig:
     """The configuration with the model to draw with; raises ValueError for what would go wrong after drawing."""
-    from pipeline.pages import check_free, choose_model
+    from pipeline.sheets.contact_sheet import check_free, choose_model
 
     if not options.overwrite:
         check_free(RunStore(config.output), page)
     return choose_model(list(page.embeddings.values()), config, options.model)
 
 
-def _drawn(page: Page, config: RunConfig, paint: Paint | None = None) -> list[list[Image.Image]]:
+def _drawn(page: ContactSheet, config: RunConfig, paint: Paint | None = None) -> list[list[Image.Image]]:
+    from pipeline.actor.model_loading import load_model
     from textual_inversion.generate import generate
 
     return page.draw(load_model(config), config.generation.sampling, paint or generate)
 
 
-def _write(page: Page, rows: Sequence[Sequence[Image.Image]], config: RunConfig, **more: Any) -> None:
-    from pipeline.pages import write
+def _write(page: ContactSheet, rows: Sequence[Sequence[Image.Image]], config: RunConfig, **more: Any) -> None:
+    from pipeline.sheets.contact_sheet import write
 
     write(RunStore(config.output), page, rows, config, **more)
 

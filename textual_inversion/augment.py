@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from textual_inversion.config import AugmentConfig
-from textual_inversion.paired import View, augment_paired
+from textual_inversion.paired_augment import View, augment_paired
 
 Box = tuple[float, float, float, float]
 

@@ -18,7 +18,6 @@ from textual_inversion.config import InversionConfig, PenaltyConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors
 from textual_inversion.knowledge import KnowledgePreservation, read_captions
-from textual_inversion.material import ImageFeatures, material
 from textual_inversion.objective import Batch, Trained, join, objective, per_concept
 from textual_inversion.optim import adamw_, clip_scales, control_norms, gradient_norms, riemannian_
 from textual_inversion.parameters import Layout, num_photos
@@ -27,9 +26,9 @@ from textual_inversion.slots import (
     GOOD_EVERY_STEPS,
     Assignment,
     Outcome,
+    PendingReadback,
     Slot,
     SlotState,
-    Unread,
     curve_points,
     curve_tensor,
     look_points,
@@ -38,6 +37,7 @@ from textual_inversion.slots import (
 )
 from textual_inversion.stopping import StopRule, looks, rule_of
 from textual_inversion.timesteps import sampler
+from textual_inversion.training_data import ImageFeatures, material
 from textual_inversion.transfer import fetch, put
 
 __all__ = ["Assignment", "Engine", "Outcome", "SlotState"]
@@ -101,7 +101,7 @@ class Engine:
         self._sampler = sampler(config.timesteps, backbone.alphas_cumprod)
         self._layout = Layout.of(backbone, config, max_vectors)
         self._slots: list[Slot | None] = [None] * slots
-        self._unread: deque[Unread] = deque()
+        self._unread: deque[PendingReadback] = deque()
         # the few numbers that say who sits where are the same at nearly every step
         self._sent = lru_cache(maxsize=256)(lambda numbers: put(torch.tensor(numbers), backbone.device))
         self._save_all = False
@@ -136,7 +136,7 @@ class Engine:
             losses, grads = self._losses_and_gradients(learning)
             norms = self._step(learning, losses, grads)
             looked, frozen_losses = self._look(learning)
-            self._unread.append(Unread(learning, looked, fetch(torch.stack([losses, norms, frozen_losses]))))
+            self._unread.append(PendingReadback(learning, looked, fetch(torch.stack([losses, norms, frozen_losses]))))
             asked, self._save_all = self._save_all, False
             self._read(learning, checkpoint_steps, asked)
             for slot in learning:

@@ -20,7 +20,7 @@ from textual_inversion import amortise
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig
 from textual_inversion.families.base import Backbone
-from textual_inversion.paired import AUGMENTATION_TOKENS
+from textual_inversion.paired_augment import AUGMENTATION_TOKENS
 from textual_inversion.prompts import initializer_ids
 from textual_inversion.rng import generator_for
 from textual_inversion.tokens import TokenTable

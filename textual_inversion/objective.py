@@ -91,7 +91,7 @@ def objective(
         terms["denoising"] = terms["denoising"] * min_snr_weights(abar, min_snr_gamma, prediction_type)
     if penalties.clip and image_features is not None and batch.features is not None:
         x_0 = predicted_latents(prediction, x_t, abar, prediction_type)
-        terms["clip"] = penalties.clip * unlike(image_features(backbone.decode(x_0)), batch.features)
+        terms["clip"] = penalties.clip * cosine_distance(image_features(backbone.decode(x_0)), batch.features)
 
     if penalties.knowledge and batch.other_ids is not None and batch.other_states is not None:
         # they name none of the rows; without rows, the host would look whether they do, and wait for the device
@@ -138,7 +138,7 @@ def start_distance(rows: Mapping[str, Tensor], start: Mapping[str, Tensor], own:
     return _mean_of(norms, own)
 
 
-def unlike(features: Tensor, others: Tensor) -> Tensor:
+def cosine_distance(features: Tensor, others: Tensor) -> Tensor:
     """1 - cosine, [batch, dim] each -> [batch]; as CLIP-I compares pictures."""
     return 1 - F.cosine_similarity(features.float(), others.float(), dim=1)
 

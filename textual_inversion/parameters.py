@@ -18,7 +18,7 @@ from textual_inversion.initialise import augmentation_rows, initial_rows
 from textual_inversion.latents import Views
 from textual_inversion.lora import AdapterBatch, initial_adapter, positions
 from textual_inversion.optim import ParameterGroup, control_norms
-from textual_inversion.paired import AUGMENTATION_TOKENS
+from textual_inversion.paired_augment import AUGMENTATION_TOKENS
 from textual_inversion.rng import generator_for
 
 ADAPTER = "adapter"

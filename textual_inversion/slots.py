@@ -14,11 +14,11 @@ from torch import Tensor
 
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.latents import Views
-from textual_inversion.material import Material
 from textual_inversion.objective import Batch
 from textual_inversion.optim import ParameterGroup
 from textual_inversion.parameters import ADAPTER, Layout, num_photos
 from textual_inversion.stopping import CurvePoint, FrozenLoss
+from textual_inversion.training_data import TrainingData
 
 GOOD_EVERY_STEPS = 100
 """Steps between states that a concept can go back to. By its own steps, so that a resume changes nothing."""
@@ -188,7 +188,7 @@ class Slot:
     place: int
     """Where in the stacked parameters it is."""
     concept: Concept
-    material: Material
+    material: TrainingData
     """What its samples are drawn from."""
     num_vectors: Mapping[str, int]
     """Of each of its parameters, auxiliary rows included."""
@@ -290,7 +290,7 @@ def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
-class Unread(NamedTuple):
+class PendingReadback(NamedTuple):
     """What a step came to, on its way from the accelerator."""
 
     slots: list[Slot]

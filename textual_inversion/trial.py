@@ -13,7 +13,7 @@ from textual_inversion.config import InitConfig, InversionConfig, StopConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.families.base import Backbone
 from textual_inversion.latents import Views
-from textual_inversion.material import ImageFeatures
+from textual_inversion.training_data import ImageFeatures
 
 MIN_GAIN = 1.05
 """By which twice the slots must be faster to be taken: each concept takes twice as long in them, and more is lost when

@@ -11,9 +11,9 @@ import pytest
 from benchmarks import dispatch
 from benchmarks.dispatch import engine_share, known, plan_alone, write_manifest
 from benchmarks.stand_ins import FILES, NoLearning
-from pipeline.plan import finished
-from pipeline.records import load_records
-from pipeline.storage import RunStore
+from pipeline.ledger.plan import finished
+from pipeline.ledger.records import load_records
+from pipeline.store.storage import RunStore
 from tests.pipeline.runs import task
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from benchmarks import dreambench
 from benchmarks.dreambench import LIVE, prompts_of, read_classes, read_subjects
-from pipeline.config import load_config
-from pipeline.models import ROOT
-from pipeline.prompts import Prompt
-from pipeline.protocols import PROTOCOLS
+from pipeline.bulk.protocols import PROTOCOLS
+from pipeline.config_file import load_config
+from pipeline.inputs.models import ROOT
+from pipeline.inputs.prompt_table import Prompt
 
 LISTED = """Classes
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import gate
 from benchmarks.gate import Climb, by_concept, by_rung
-from pipeline.records import Try
+from pipeline.ledger.records import Try
 
 ROOT = Path(__file__).resolve().parents[2]
 

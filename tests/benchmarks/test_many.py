@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import many
-from pipeline.records import load_records
-from pipeline.storage import RunStore
+from pipeline.ledger.records import load_records
+from pipeline.store.storage import RunStore
 
 
 @pytest.mark.slow

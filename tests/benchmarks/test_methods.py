@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks import methods, setups
 from benchmarks.methods import Job, main, make_jobs, measure, parse, word_of
 from benchmarks.setups import SETUPS, Setup, find
-from pipeline.protocols import choose
+from pipeline.bulk.protocols import choose
 from tests.pipeline.runs import write_manifest
 from tests.tiny_models import tiny_judge
 from textual_inversion.concept import Concept

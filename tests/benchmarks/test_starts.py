@@ -6,8 +6,9 @@ from statistics import fmean
 import pytest
 
 from benchmarks.starts import METHODS, reached, read_cases
-from pipeline.config import load_config
-from pipeline.models import load_model, locate
+from pipeline.actor.model_loading import load_model
+from pipeline.config_file import load_config
+from pipeline.inputs.models import locate
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.initialise import StartChooser, initial_rows
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import ImageChops, ImageFilter
 
 from demo.perceptual import compare, efficientnet, shift_tolerant_lpips
-from pipeline.records import put_record
-from pipeline.storage import RunStore
-from tests.pipeline.test_learned import record
+from pipeline.ledger.records import put_record
+from pipeline.store.storage import RunStore
+from tests.pipeline.actor.test_library import record
 from textual_inversion.photos import open_photo
 
 pytest.importorskip("efficientnet_lite_pytorch")

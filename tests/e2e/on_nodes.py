@@ -17,11 +17,12 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-from pipeline import cluster, generate, run
-from pipeline.actors import Learner
+from pipeline import cluster, run
+from pipeline.actor.learner import Learner
+from pipeline.bulk import generate
+from pipeline.bulk.generate import Drawer
 from pipeline.config import RunConfig
 from pipeline.driver import Policy, drive
-from pipeline.generate import Drawer
 from tests.pipeline.runs import task
 from tests.pipeline.stand_ins import StandIn
 from textual_inversion.concept import Concept

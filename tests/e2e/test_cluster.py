@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from pipeline.metrics import exported_names
+from pipeline.prometheus import exported_names
 from tests.pipeline.runs import tiny_toml, write_manifest
 
 pytestmark = pytest.mark.slow

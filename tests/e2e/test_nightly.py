@@ -15,15 +15,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.actors import Learner
+from pipeline.actor.learner import Learner
 from pipeline.config import GateConfig
-from pipeline.manifest import ManifestRow, read_manifest
-from pipeline.models import locate
-from pipeline.plan import ConceptTask
-from pipeline.records import ConceptRecord, StoredFile, load_records
+from pipeline.exit_codes import LATE, STOPPED
+from pipeline.inputs.manifest import ManifestRow, read_manifest
+from pipeline.inputs.models import locate
+from pipeline.ledger.plan import ConceptTask
+from pipeline.ledger.records import ConceptRecord, StoredFile, load_records
 from pipeline.run import OK, main
-from pipeline.storage import RunStore
-from pipeline.tally import LATE, STOPPED
+from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]

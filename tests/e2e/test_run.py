@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.config import parse_config
+from pipeline.actor.library import read_embedding
+from pipeline.actor.model_loading import load_model
+from pipeline.config_file import parse_config
 from pipeline.explain import explain
-from pipeline.learned import read_embedding
-from pipeline.models import load_model
+from pipeline.report.run_status import read_status
 from pipeline.run import FAILED, OK, main
-from pipeline.storage import RunStore
-from pipeline.survey import read_status
+from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_toml, tiny_tree, write_manifest, write_photo
 from textual_inversion.generate import ImageRequest, generate
 

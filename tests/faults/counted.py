@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline import actors, cluster, run
-from pipeline.actors import Learner
+from pipeline import cluster, run
+from pipeline.actor import learner
+from pipeline.actor.learner import Learner
 from pipeline.config import RunConfig
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Engine, NextAssignment, OnCheckpoint, OnOutcome
@@ -45,7 +46,7 @@ class CountedLearner(Learner):
 
     def __init__(self, config: RunConfig, equip: Callable[[Learner], None] | None = None) -> None:
         self._note = Notes(config.output)
-        actors.Engine = partial(CountedEngine, note=self._note)  # type: ignore[assignment,misc]
+        learner.Engine = partial(CountedEngine, note=self._note)  # type: ignore[assignment,misc]
         super().__init__(config, equip)
 
     def _checkpoint(self, concept: Concept, state: SlotState) -> None:
@@ -73,7 +74,7 @@ class CountedEngine(Engine):
             if on_checkpoint and state.step % checkpoint_steps == 0:
                 on_checkpoint(concept, state)
 
-        def after_last(outcome: actors.Outcome) -> None:
+        def after_last(outcome: learner.Outcome) -> None:
             self._note(outcome.concept, STEP, outcome.steps)
             on_outcome(outcome)
 

@@ -19,12 +19,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from pipeline.actors import Learner
+from pipeline.actor.learner import Learner
 from pipeline.config import RunConfig
-from pipeline.manifest import read_manifest
-from pipeline.plan import ConceptTask
+from pipeline.inputs.manifest import read_manifest
+from pipeline.ledger.plan import ConceptTask
 from pipeline.run import make_plan
-from pipeline.storage import RunStore
+from pipeline.store.storage import RunStore
 from tests.faults.processes import descendants, kill
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import RunConfig, load_config
-from pipeline.records import from_json
-from pipeline.storage import RunStore
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config
+from pipeline.ledger.records import from_json
+from pipeline.store.storage import RunStore
 from tests.faults.counted import attempts
 from tests.faults.night import Night, learned_calmly, two_nodes
 from tests.faults.processes import descendants

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.actors import Learner
-from pipeline.manifest import ManifestRow, read_manifest
-from pipeline.plan import ConceptTask
-from pipeline.records import from_json
+from pipeline.actor.learner import Learner
+from pipeline.inputs.manifest import ManifestRow, read_manifest
+from pipeline.ledger.plan import ConceptTask
+from pipeline.ledger.records import from_json
 from pipeline.run import OK, STOPPED, main
 from tests.faults.processes import descendants, kill
 from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.actors import Learner
-from pipeline.checks import examine
+from pipeline.actor.learner import Learner
 from pipeline.config import RunConfig
-from pipeline.identity import identify
-from pipeline.manifest import BadRow, read_manifest
-from pipeline.models import tokenizer_of
-from pipeline.plan import ConceptTask, Plan
-from pipeline.records import ConceptRecord, put_record
-from pipeline.report import RunFigures, build_report
+from pipeline.inputs.content_hash import content_hashes
+from pipeline.inputs.manifest import BadRow, read_manifest
+from pipeline.inputs.models import tokenizer_of
+from pipeline.ledger.plan import ConceptTask, Plan
+from pipeline.ledger.preflight import examine
+from pipeline.ledger.records import ConceptRecord, put_record
+from pipeline.report.page import RunFigures, build_report
 from pipeline.run import FAILED, main
-from pipeline.storage import RunStore
+from pipeline.store.storage import RunStore
 from tests.faults.corpus import NEIGHBOURS, Case, write_corpus, write_rows
 from tests.pipeline.runs import tiny_config, tiny_toml
 
@@ -38,7 +38,7 @@ def config(tiny_model: Path, tmp_path: Path) -> RunConfig:
 
 
 def planned(manifest: str, config: RunConfig) -> tuple[Plan, list[ConceptTask]]:
-    plan = Plan("settings", set(), partial(identify, photos=config.photos))
+    plan = Plan("settings", set(), partial(content_hashes, photos=config.photos))
     return plan, list(plan.tasks(read_manifest(manifest)))
 
 

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import RunConfig, load_config
-from pipeline.disk import TEMPORARY
-from pipeline.generate import METADATA, PLAN_SCHEMA, Drawer, plan_rows
-from pipeline.prompts import Prompt
-from pipeline.records import from_json
+from pipeline.bulk.generate import METADATA, PLAN_SCHEMA, Drawer, plan_rows
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config
+from pipeline.inputs.prompt_table import Prompt
+from pipeline.ledger.records import from_json
+from pipeline.store.disk import TEMPORARY
 from tests.faults.night import Night, learned_calmly, two_nodes
 from tests.pipeline.runs import tiny_toml, write_manifest
 

@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import retries
-from pipeline.actors import Learner
+from pipeline.actor.learner import Learner
 from pipeline.config import RunConfig
-from pipeline.faults import StoreFailed
-from pipeline.manifest import ManifestRow, read_manifest
-from pipeline.plan import ConceptTask, finished
-from pipeline.records import ConceptRecord, from_json
-from pipeline.storage import RunStore, hand_over, open_for_reading, open_store, read_bytes
+from pipeline.inputs.manifest import ManifestRow, read_manifest
+from pipeline.ledger.plan import ConceptTask, finished
+from pipeline.ledger.records import ConceptRecord, from_json
+from pipeline.store import retries
+from pipeline.store.errors import StoreFailed
+from pipeline.store.storage import RunStore, hand_over, open_for_reading, open_store, read_bytes
 from tests.pipeline.runs import task, tiny_config, tiny_toml, write_photo
 from tests.pipeline.s3_faults import KINDS, S3Faults, serve_faults
 from tests.pipeline.s3_server import KEY, OTHER_KEY, OTHER_SECRET, SECRET, S3Server

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import RunConfig, load_config
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config
 from tests.k8s.house_rules import nightly_problems, pod_problems, ray_problems, reference_problems
 from tests.k8s.operator_rules import operator_problems
 from tests.k8s.render import K8S, KUSTOMIZATIONS, OVERLAYS, ROOT, Manifest, only, render

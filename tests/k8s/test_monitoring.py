@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.metrics import exported_names
+from pipeline.prometheus import exported_names
 from tests.k8s.render import K8S, Manifest, only, render, yaml
 
 OTHERS = {

@@ -9,11 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import RunConfig, to_tree
-from pipeline.manifest import ManifestRow, read_manifest
-from pipeline.plan import ConceptTask, Plan, digest, settings_of, settings_path
-from pipeline.records import ConceptRecord, now, put_record
-from pipeline.storage import RunStore
+from pipeline.config import RunConfig
+from pipeline.config_file import to_tree
+from pipeline.inputs.manifest import ManifestRow, read_manifest
+from pipeline.ledger.plan import ConceptTask, Plan, digest, settings_of, settings_path
+from pipeline.ledger.records import ConceptRecord, put_record
+from pipeline.store.storage import RunStore
+from pipeline.times import now
 
 
 def settings(**changes: Any) -> dict[str, Any]:

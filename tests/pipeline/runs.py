@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.config import RunConfig, parse_config
-from pipeline.plan import ConceptTask
+from pipeline.config import RunConfig
+from pipeline.config_file import parse_config
+from pipeline.ledger.plan import ConceptTask
 from textual_inversion.concept import Concept
 
 

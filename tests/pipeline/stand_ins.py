@@ -8,9 +8,9 @@ import os
 import signal
 from pathlib import Path
 
-from pipeline.faults import ActorBroken, ActorLeaving, StoreFailed
-from pipeline.plan import ConceptTask
-from pipeline.records import ConceptRecord
+from pipeline.ledger.plan import ConceptTask
+from pipeline.ledger.records import ConceptRecord
+from pipeline.store.errors import ActorBroken, ActorLeaving, StoreFailed
 
 
 class StandIn:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.cluster import Room, is_leaving, learner_actors, policy_of, watch_for_notice
-from pipeline.config import parse_config
+from pipeline.config_file import parse_config
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from pipeline.config import GridConfig, RunConfig, load_config, parse_config, to_tree
+from pipeline.config import GridConfig, RunConfig
+from pipeline.config_file import load_config, parse_config, to_tree
 
 
 def test_nothing_given_is_all_defaults() -> None:

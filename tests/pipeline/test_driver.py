@@ -13,10 +13,10 @@ import pytest
 import ray
 
 from pipeline.driver import Policy, drive
-from pipeline.faults import RunAborted
-from pipeline.plan import ConceptTask
-from pipeline.progress import Facts, Progress
-from pipeline.records import ConceptRecord
+from pipeline.ledger.plan import ConceptTask
+from pipeline.ledger.records import ConceptRecord
+from pipeline.report.progress import Facts, Progress
+from pipeline.store.errors import RunAborted
 from tests.pipeline.runs import task
 from tests.pipeline.stand_ins import StandIn
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import to_tree
+from pipeline.config_file import to_tree
 from pipeline.evaluate import main, mean_and_error, parse, prepare
 from pipeline.run import OK, USAGE
-from pipeline.storage import RunStore
+from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.answers import OK, USAGE
+from pipeline.exit_codes import OK, USAGE
 from pipeline.explain import describe, explain, main
-from pipeline.records import Try
-from pipeline.storage import RunStore
+from pipeline.ledger.records import Try
+from pipeline.store.storage import RunStore
 from tests.pipeline.outputs import end, make_photos, put_manifest, put_run, settings, tasks_of
 
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config import RECIPES, RunConfig, load_config, recipe, to_tree
+from pipeline.config import RunConfig
+from pipeline.config_file import RECIPES, load_config, recipe, to_tree
 from pipeline.run import configure, parse
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))

@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import RunConfig, load_config
-from pipeline.manifest import ManifestRow, read_manifest
-from pipeline.plan import Plan, digest
-from pipeline.publish import record_of
-from pipeline.records import to_json
-from pipeline.remembered import Remembered
+from pipeline.actor.publish import record_of
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config
+from pipeline.inputs.manifest import ManifestRow, read_manifest
+from pipeline.ledger.plan import Plan, digest
+from pipeline.ledger.records import RecordCache, to_json
+from pipeline.ledger.settings import current_settings
 from pipeline.run import OK, main
-from pipeline.settings import current_settings
-from pipeline.storage import RunStore
+from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_toml
 from tests.pipeline.s3_memory import S3Memory, serve_memory
 
@@ -56,7 +56,7 @@ def fill(server: S3Memory, config: RunConfig) -> None:
         server.objects |= {f"{folder}/file-{i}": b"x" for i in range(FILES)}
         server.objects[f"{folder}/record.json"] = to_json(record)
     store = RunStore(config.output)
-    known = Remembered(store)
+    known = RecordCache(store)
     for path, size, written in store.scan_dated("concepts"):
         if path.endswith("/record.json"):
             known.keep(path, size, written, server.objects[f"catalog/out/{path}"])

@@ -13,14 +13,15 @@ import pytest
 
 from pipeline import run
 from pipeline.config import ReportConfig, RunConfig
-from pipeline.manifest import BadRow
-from pipeline.models import ROOT, locate, portable
-from pipeline.plan import Plan, digest
-from pipeline.records import ConceptRecord
-from pipeline.run import FAILED, OK, STOPPED, USAGE, Tally, conclude, configure, main, parse, stopping_on_signals
-from pipeline.settings import captions_hash
-from pipeline.storage import RunStore
-from pipeline.tally import LATE, DeviceTime, figures_of
+from pipeline.exit_codes import LATE
+from pipeline.inputs.manifest import BadRow
+from pipeline.inputs.models import ROOT, locate, portable
+from pipeline.ledger.plan import Plan, digest
+from pipeline.ledger.records import ConceptRecord
+from pipeline.ledger.settings import captions_hash
+from pipeline.report.run_summary import DeviceTime, figures_of
+from pipeline.run import FAILED, OK, STOPPED, USAGE, RunStats, conclude, configure, main, parse, stopping_on_signals
+from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_toml, write_manifest
 
 
@@ -160,10 +161,10 @@ def test_memory_is_refused() -> None:
 
 def test_last_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, plan = RunConfig(output=str(tmp_path)), Plan("settings", set())
-    assert conclude(config, Tally(rows=2, learned=2), plan) == OK
+    assert conclude(config, RunStats(rows=2, learned=2), plan) == OK
     capsys.readouterr()
 
-    tally = Tally(rows=30, learned=5, failures={f"c{i}": "no photo" for i in range(25)})
+    tally = RunStats(rows=30, learned=5, failures={f"c{i}": "no photo" for i in range(25)})
     plan.bad.append(BadRow(file="m.parquet", row=7, concept_id=None, reason="no concept_id"))
     tally.problems["drawing"] = "stopped"
     assert conclude(config, tally, plan) == FAILED
@@ -183,7 +184,7 @@ def test_last_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_a_run_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = ReportConfig(hour_price=2.5, currency="EUR")
     config, plan = RunConfig(output=str(tmp_path), report=report), Plan("settings", set())
-    tally = Tally(rows=1, on_gpus=True)
+    tally = RunStats(rows=1, on_gpus=True)
     hours = DeviceTime(tally, devices_per_actor=0.5)
     for seconds, ready in ((3600.0, 4), (7200.0, 8)):  # half a GPU each
         hours.observe({"seconds": seconds, "ready": ready, "starting": 0})
@@ -194,7 +195,7 @@ def test_what_a_run_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_calls_lost_and_tries_are_counted(tmp_path: Path) -> None:
-    tally, plan = Tally(rows=3), Plan("settings", set())
+    tally, plan = RunStats(rows=3), Plan("settings", set())
     for name, attempts, status in (("a", 1, "done"), ("b", 3, "done"), ("c", 3, "failed")):
         tally.settle(
             ConceptRecord(
@@ -208,7 +209,7 @@ def test_calls_lost_and_tries_are_counted(tmp_path: Path) -> None:
 
 
 def test_the_page_tells_of_a_stage_that_was_given_up(tmp_path: Path) -> None:
-    tally = Tally(rows=1)
+    tally = RunStats(rows=1)
     tally.problems["learning"] = "given up: no actor starts"
     config = RunConfig(output=str(tmp_path))
     run.report(config, tally, Plan("settings", set()))

@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.answers import OK, USAGE
-from pipeline.causes import Cause
+from pipeline.exit_codes import OK, USAGE
+from pipeline.report.overview import Cause
+from pipeline.report.run_status import AttemptInfo, RunStatus
 from pipeline.status import describe, main
-from pipeline.storage import RunStore
-from pipeline.survey import Facts, Status
+from pipeline.store.storage import RunStore
 from tests.pipeline.outputs import end, make_photos, put_manifest, put_run, settings, tasks_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_run_at_work_reads_well() -> None:
-    status = Status(
+    status = RunStatus(
         output="s3://b/out", stage="learning", alive=True, started_at="2026-01-02T01:00:00+00:00", quiet_s=12.3,
         manifest="s3://b/m.parquet", rows=10_000, looked_at=8_000, done=7_000, done_before=6_500, failed=3, learning=8,
         waiting=2_989, concepts_per_hour=100.0, recent_per_hour=120.4, seconds_left=7800.0, median_s=61.0,
-        slowest=[Facts(concept_id="owl", seconds=600.0, steps=500, attempts=2)],
+        slowest=[AttemptInfo(concept_id="owl", seconds=600.0, steps=500, attempts=2)],
         causes=[Cause("out of memory", ("owl", "fox", "cat"), 3)],
     )  # fmt: skip
     assert (
@@ -60,14 +60,14 @@ why, and what there is of one: python -m pipeline.explain s3://b/out owl"""
     ],
 )
 def test_it_says_whether_anything_is_at_work(stage: str | None, line: str) -> None:
-    lines = list(describe(Status(output="o", stage=stage, quiet_s=7200)))
+    lines = list(describe(RunStatus(output="o", stage=stage, quiet_s=7200)))
     assert lines[1].strip() == line
     assert ("run the same command again" in lines[-1]) == (stage in ("learning", "stopped"))
 
 
 def test_problems_beside_concepts_and_what_was_not_read_are_told() -> None:
     causes = [Cause(f"cause {i}", ("unnamed",), 1) for i in range(12)]
-    status = Status(
+    status = RunStatus(
         output="o", stage="ended", problems={"learning": "given up: no actor starts"}, causes=causes, unread=9
     )
     lines = list(describe(status))

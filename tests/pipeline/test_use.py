@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from pipeline import use
-from pipeline.models import model_hash
-from pipeline.records import ConceptRecord, put_record
-from pipeline.storage import RunStore
+from pipeline.inputs.models import model_hash
+from pipeline.ledger.records import ConceptRecord, put_record
+from pipeline.store.storage import RunStore
 from tests.pipeline.runs import write_photo
 from tests.tiny_models import DIM, RESOLUTION
 from textual_inversion.bias import Share
@@ -197,7 +197,7 @@ class ColourJudge:
 def test_a_shift_is_measured(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.shift.ClipExtractor", lambda *_: ColourJudge())
+    monkeypatch.setattr("pipeline.sheets.shift.ClipExtractor", lambda *_: ColourJudge())
     answers = ["--caption=dark", "--caption=bright", "--set=extractor=a-judge"]
     assert command("bias", "cat", "tiger", *answers, count=5) == 0
     listed = drawn(tmp_path / "out")

@@ -25,7 +25,7 @@ from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.initialise import augmentation_rows, initial_rows
 from textual_inversion.latents import Views
 from textual_inversion.lora import initial_adapter
-from textual_inversion.paired import AUGMENTATION_TOKENS
+from textual_inversion.paired_augment import AUGMENTATION_TOKENS
 from textual_inversion.rng import generator_for
 
 BACKBONE = ToyBackbone()

@@ -14,12 +14,12 @@ from textual_inversion.objective import (
     Batch,
     Trained,
     class_distance,
+    cosine_distance,
     denoising,
     join,
     objective,
     per_concept,
     start_distance,
-    unlike,
 )
 
 BACKBONE = ToyBackbone()
@@ -162,8 +162,8 @@ def test_the_clip_term_compares_the_decoded_prediction_with_the_photo(prediction
 
 def test_unlike() -> None:
     a = random(3, 5)
-    torch.testing.assert_close(unlike(a, 2 * a), torch.zeros(3), rtol=0, atol=1e-6)
-    torch.testing.assert_close(unlike(a, -a), 2 * torch.ones(3))
+    torch.testing.assert_close(cosine_distance(a, 2 * a), torch.zeros(3), rtol=0, atol=1e-6)
+    torch.testing.assert_close(cosine_distance(a, -a), 2 * torch.ones(3))
 
 
 def test_terms_are_summed_and_samples_averaged() -> None:

@@ -7,7 +7,7 @@ from tests.toy_backbone import DIMS, VOCAB_SIZE, ToyBackbone, plain_views
 from textual_inversion.concept import Concept
 from textual_inversion.config import AdapterConfig, AugmentConfig, InversionConfig
 from textual_inversion.lora import initial_adapter
-from textual_inversion.paired import AUGMENTATION_TOKENS
+from textual_inversion.paired_augment import AUGMENTATION_TOKENS
 from textual_inversion.parameters import ADAPTER, AdapterLayout, Layout, num_photos
 
 BACKBONE = ToyBackbone()

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save
 
 from textual_inversion.concept import Concept
-from textual_inversion.material import Material
 from textual_inversion.slots import Slot, SlotState, curve_points, curve_tensor, look_points, look_tensor
 from textual_inversion.stopping import CurvePoint, FrozenLoss
+from textual_inversion.training_data import TrainingData
 
 PARTS = ("parameters", "exp_avg", "exp_avg_sq", "start", "best")
 
@@ -76,7 +76,7 @@ def test_an_empty_curve() -> None:
 
 def test_the_first_point_that_is_not_finite_is_the_last() -> None:
     concept = Concept(concept_id="c", placeholder_token="<c>", images=("x",))
-    material = Material(
+    material = TrainingData(
         moments=torch.empty(0), mask=None, features=None, prompts=torch.empty(0), plain=torch.empty(0), per_image=None,
         joins=(0,),
     )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from tests.toy_backbone import ToyBackbone
 from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig
 from textual_inversion.engine import Engine
-from textual_inversion.material import material
+from textual_inversion.training_data import material
 from textual_inversion.trial import choose_slots, samples_per_second
 
 

@@ -1,0 +1,54 @@
+"""What happened to one concept, beside its results: JSON lines, attempt after attempt.
+
+A cluster's own logs go with its pods; this stays, and says where each attempt ran and how far it came.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+
+from pipeline.report.logs import json_line
+from pipeline.store.redact import redacted
+from pipeline.store.storage import ConceptFolder, RunStore
+
+log = logging.getLogger(__name__)
+
+_MOST_BYTES = 256 * 1024
+"""Of what earlier attempts left; a concept that fails every night does not grow its log for ever."""
+
+
+class ConceptLog:
+    """Of one attempt, appended to what earlier ones left. May be used on any thread. Never ends an attempt: what cannot
+    be stored is only told in this process's own log."""
+
+    def __init__(self, store: RunStore, folder: ConceptFolder, attempt: int) -> None:
+        self._store, self._path = store, folder.log
+        self._earlier: bytes | None = None
+        self._lines: list[str] = []
+        self._lock = threading.Lock()
+        self.note("begins", attempt=attempt, host=socket.gethostname(), process=os.getpid())
+
+    def note(self, what: str, **facts: object) -> None:
+        """A line more, to be stored with the next `store`."""
+        self._lines.append(json_line(what, logger="concept", facts=redacted(facts)))
+
+    def store(self, what: str, **facts: object) -> None:
+        """A line more, and all of them are stored."""
+        self.note(what, **facts)
+        with self._lock:
+            try:
+                if self._earlier is None:
+                    self._earlier = self._read()
+                self._store.put(self._path, self._earlier + "".join(f"{line}\n" for line in self._lines).encode())
+            except OSError as error:
+                log.warning("%s was not stored: %s", self._store.uri(self._path), error)
+
+    def _read(self) -> bytes:
+        try:
+            found = self._store.get(self._path)
+        except FileNotFoundError:
+            return b""
+        return found if len(found) <= _MOST_BYTES else found[-_MOST_BYTES:].partition(b"\n")[2]

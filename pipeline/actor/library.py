@@ -1,0 +1,143 @@
+"""Learned concepts to draw with: those of finished runs, and embedding files of ours or of another tool."""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.ledger.records import ConceptRecord, latest, load_records
+from pipeline.store.storage import RunStore, absolute, read_bytes
+from textual_inversion.adapter_formats import with_adapter
+from textual_inversion.concept import LearnedEmbedding, whole_word
+from textual_inversion.formats import parse_diffusers
+
+_SUFFIX = ".safetensors"
+_NAMELESS_KEYS = ("emb_params", "clip_l", "*")
+"""What other tools write in place of a word; they take the file's name for it, and so is done here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnedConcept:
+    """A concept that can be drawn."""
+
+    name: str
+    """Concept id, or a file's name without its ending."""
+    placeholder_token: str
+    uri: str
+    """Of its embedding."""
+    category: str = "object"
+    initializer: str = ""
+    images: tuple[str, ...] = ()
+    """Addresses of the photos it was learned from, as far as that is known."""
+
+    def read(self) -> LearnedEmbedding:
+        """Its embedding, under its placeholder token here. Raises ValueError as `read_embedding` does."""
+        return replace(read_embedding(self.uri), placeholder_token=self.placeholder_token)
+
+
+def read_embedding(uri: str) -> LearnedEmbedding:
+    """With the adapter beside it, if it was learned with one. Raises ValueError naming the file if it cannot be had
+    or is not an embedding."""
+
+    def beside(name: str) -> bytes:
+        address = f"{uri.rpartition('/')[0]}/{name}"
+        try:
+            return read_bytes(address)
+        except OSError as error:
+            raise ValueError(f"it was learned with an adapter, and {address} cannot be read ({error})") from error
+
+    try:
+        return with_adapter(parse_diffusers(read_bytes(uri)), beside)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{uri} cannot be used: {error}") from error
+
+
+class Library:
+    """All learned concepts a command may draw with."""
+
+    def __init__(self, concepts: Iterable[LearnedConcept], failures: Iterable[ConceptRecord] = ()) -> None:
+        self.concepts = tuple(concepts)
+        self._failures = {record.concept_id: record.error for record in failures}
+
+    def named(self, name: str) -> LearnedConcept:
+        """By concept id or placeholder token. Raises ValueError for a name of none or of several."""
+        found = [concept for concept in self.concepts if name in (concept.name, concept.placeholder_token)]
+        if found:
+            return _only(name, found)
+        if name in self._failures:
+            raise ValueError(f"concept {name!r} was not learned: {self._failures[name]}; mend that and run it again")
+        names = [concept.name for concept in self.concepts]
+        close = difflib.get_close_matches(name, names, n=3) or names[:8]
+        raise ValueError(f"no learned concept is named {name!r}; there are {len(names)}, such as {', '.join(close)}")
+
+    def knows(self, name: str) -> bool:
+        return any(name in (concept.name, concept.placeholder_token) for concept in self.concepts)
+
+    def in_prompt(self, prompt: str) -> tuple[LearnedConcept, ...]:
+        """The concepts whose placeholder tokens stand in the prompt, in its order.
+
+        Raises ValueError for a token of several concepts, and for a word in angle brackets that is none of them.
+        """
+        words = sorted({concept.placeholder_token for concept in self.concepts}, key=len, reverse=True)
+        found = list(dict.fromkeys(re.findall(whole_word(*words), prompt))) if words else []
+        unknown = [word for word in re.findall(r"<[^<>\s]+>", prompt) if word not in found]
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], words, n=3, cutoff=0.3) or words[:8]
+            known = f"those at hand are {', '.join(close)}" if words else "no --learned was given"
+            raise ValueError(f"prompt {prompt!r}: {unknown[0]} is no learned concept's placeholder token; {known}")
+        return tuple(
+            _only(word, [concept for concept in self.concepts if concept.placeholder_token == word]) for word in found
+        )
+
+
+def open_library(sources: Sequence[str]) -> Library:
+    """`sources`: output folders of runs, and `.safetensors` files, which may have another word put in front of them
+    as `WORD=`. Any fsspec URIs. Raises ValueError for one with no learned concept in it."""
+    concepts: list[LearnedConcept] = []
+    failures: list[ConceptRecord] = []
+    for source in sources:
+        if source.endswith((".pt", ".bin", ".ckpt")):
+            raise ValueError(f"{source}: only {_SUFFIX} files are read, as others can run code; convert it first")
+        if source.endswith(_SUFFIX):
+            concepts.append(_of_file(source))
+            continue
+        records = latest(load_records(RunStore(source)))
+        if not records:
+            raise ValueError(f"{source}: no concepts there; give the output folder of a run, or a {_SUFFIX} file")
+        concepts += [_of_record(RunStore(source), record) for record in records if record.status == "done"]
+        failures += [record for record in records if record.status == "failed"]
+    return Library(concepts, failures)
+
+
+def _of_record(store: RunStore, record: ConceptRecord) -> LearnedConcept:
+    return LearnedConcept(
+        name=record.concept_id,
+        placeholder_token=record.placeholder_token,
+        uri=store.uri(record.result.embedding),
+        category=record.category,
+        initializer=record.initializer,
+        images=record.images,
+    )
+
+
+def _of_file(source: str) -> LearnedConcept:
+    word, equals, path = source.partition("=")
+    if not equals or "/" in word:
+        word, path = "", source
+    uri = absolute(path)
+    stem = posixpath.basename(uri).removesuffix(_SUFFIX)
+    key = word or read_embedding(uri).placeholder_token
+    return LearnedConcept(name=stem, placeholder_token=stem if key in _NAMELESS_KEYS else key, uri=uri)
+
+
+def _only(name: str, found: Sequence[LearnedConcept]) -> LearnedConcept:
+    if len(found) > 1:
+        uris = ", ".join(concept.uri for concept in found[:3])
+        raise ValueError(
+            f"{name!r} is the name of {len(found)} learned concepts ({uris}); give the one you mean a word of its own: "
+            f"--learned '<my-word>={found[0].uri}'"
+        )
+    return found[0]

@@ -1,0 +1,124 @@
+"""What is written of a concept: its record, its curve, its pictures as files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.config import GateConfig
+from pipeline.ledger.gate import BELOW, verdict
+from pipeline.ledger.plan import ConceptTask
+from pipeline.ledger.records import ConceptRecord, StoredFile, put_record
+from pipeline.store import retries
+from pipeline.store.redact import redact
+from pipeline.store.storage import RunStore
+from pipeline.times import now
+from textual_inversion.adapter_formats import dump_adapter
+from textual_inversion.formats import dump_diffusers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from textual_inversion.engine import Outcome
+
+
+def failure_record(task: ConceptTask, error: str, attempts: int) -> ConceptRecord:
+    """For a concept that cannot be learned: what was asked for and why it failed."""
+    return record_of(task, "failed", attempts, error=redact(error))
+
+
+def record_of(task: ConceptTask, status: Literal["done", "failed"], attempts: int, **facts: Any) -> ConceptRecord:
+    """Its record, with what is to be told besides the task itself."""
+    concept = task.concept
+    return ConceptRecord(
+        concept_id=concept.concept_id,
+        fingerprint=task.fingerprint,
+        status=status,
+        placeholder_token=concept.placeholder_token,
+        initializer=concept.initializer,
+        category=concept.category,
+        num_vectors=concept.num_vectors,
+        images=tuple(redact(uri) for uri in concept.images),
+        attempts=attempts,
+        finished_at=now(),
+        carried=task.carried,
+        inputs=task.inputs,
+        **facts,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learned:
+    """What became of a concept that was learned."""
+
+    task: ConceptTask
+    start: str
+    """Why it began where it did."""
+    outcome: Outcome
+    """With an embedding."""
+    scores: Mapping[str, float]
+    grid: Image.Image
+    attempt: int
+
+
+def put_files(store: RunStore, learned: Learned, model: str, model_hash: str) -> dict[str, StoredFile]:
+    """Put its files, with their provenance, and make sure of each; name -> what lies there now. Removes what tells of
+    an earlier failure."""
+    folder, outcome = learned.task.folder, learned.outcome
+    assert outcome.embedding is not None
+    provenance = {
+        "model": model, "model_hash": model_hash, "fingerprint": learned.task.fingerprint, "start": learned.start
+    }  # fmt: skip
+    embedding = replace(outcome.embedding, metadata={**outcome.embedding.metadata, **provenance})
+    payload = {
+        folder.embedding: dump_diffusers(embedding),
+        folder.grid: to_png(learned.grid),
+        folder.curve: curve_parquet(outcome.curve, outcome.frozen_losses),
+    }
+    if embedding.adapter:
+        payload[folder.adapter] = dump_adapter(embedding)
+    files = {
+        path.rpartition("/")[2]: StoredFile(bytes=len(data), sha256=store.put_checked(path, data))
+        for path, data in payload.items()
+    }
+    store.delete(folder.failure)
+    return files
+
+
+def put_done(store: RunStore, learned: Learned, files: Mapping[str, StoredFile], gate: GateConfig) -> ConceptRecord:
+    """Put its record, the last of it."""
+    outcome, judged = learned.outcome, verdict(learned.scores, gate)
+    if judged == BELOW and gate.ladder:  # before the record: with that, the concept counts as learned
+        store.put(learned.task.folder.ladder, b"{}")
+    record = record_of(
+        learned.task, "done", learned.attempt, start=learned.start, steps=outcome.steps, seconds=outcome.seconds,
+        scores=learned.scores, files=files, gate=judged, setbacks=outcome.setbacks, repeated=retries.repeated.take(),
+    )  # fmt: skip
+    put_record(store, record)
+    return record
+
+
+def curve_parquet(curve: Tensor, frozen_losses: Tensor) -> bytes:
+    """[n, 3] rows of (step, loss, norm) as a Parquet file; [looks, 2] rows of (step, loss on the frozen batch), where
+    anybody looked, are one column more, null at the other steps."""
+    steps, losses, norms = curve.unbind(1)
+    columns = {"step": steps.int().numpy(), "loss": losses.numpy(), "norm": norms.numpy()}
+    if len(frozen_losses):
+        looks = dict(frozen_losses.tolist())
+        columns["frozen_loss"] = pa.array([looks.get(step) for step in steps.tolist()], pa.float32())
+    table = pa.table(columns)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def to_png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,75 @@
+"""How learned concepts are evaluated, by name: which prompts, how many pictures, which sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pipeline.config import EvaluationConfig, RunConfig
+from pipeline.inputs.models import ROOT
+from pipeline.inputs.prompt_table import Prompt, read_prompts
+from textual_inversion.config import SamplingConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Protocol:
+    """What is drawn of every concept, and which prompt stands for what in a summary."""
+
+    prompts: tuple[Prompt, ...] = ()
+    prompts_file: str = ""
+    """Of the repository, that holds them instead."""
+    images_per_prompt: int
+    sampling: SamplingConfig
+    reconstruction: tuple[str, ...] = ()
+    """The prompts that say nothing but the concept: a summary takes CLIP-I from them and CLIP-T from all others, as Gal
+    et al. 2022 do. Where there are none, it takes both from all, as Ruiz et al. 2023 do."""
+
+
+PROTOCOLS = {
+    "quick": Protocol(
+        prompts_file="manifests/demo_prompts.parquet",
+        images_per_prompt=4,
+        sampling=SamplingConfig(solver="dpm++", steps=20),
+        reconstruction=("a photo of a {}", "a painting in the style of {}"),
+    ),
+    # Gal et al. 2022, section 5, with the guidance of their code. The paper does not print its list of prompts; these
+    # are those that its text names, and for styles those of its figure on style transfer.
+    "paper": Protocol(
+        prompts=(
+            Prompt("a photo of {}", category="object"),
+            Prompt("a photo of {} on the moon", category="object"),
+            Prompt("a photo of {} on the beach", category="object"),
+            Prompt("an oil painting of {}", category="object"),
+            Prompt("Elmo holding a {}", category="object"),
+            Prompt("a painting in the style of {}", category="style"),
+            Prompt("the streets of Paris in the style of {}", category="style"),
+            Prompt("an adorable corgi in the style of {}", category="style"),
+            Prompt("a painting of a black hole in the style of {}", category="style"),
+        ),
+        images_per_prompt=64,
+        sampling=SamplingConfig(solver="ddim", steps=50, guidance_scale=5.0),
+        reconstruction=("a photo of {}", "a painting in the style of {}"),
+    ),
+    # Ruiz et al. 2023, section 4. The sampler is not stated there; guidance 7.5 is Stable Diffusion's own. For cats and
+    # dogs the data set has a list of its own: `benchmarks/dreambench.py` puts both together.
+    "dreambench": Protocol(
+        prompts_file="manifests/dreambench/object_prompts.txt",
+        images_per_prompt=4,
+        sampling=SamplingConfig(solver="ddim", steps=50, guidance_scale=7.5),
+    ),
+}
+
+
+def choose(config: RunConfig) -> Protocol:
+    """The protocol a run's `evaluation` settings name, with what they put in its place; its prompts are read.
+
+    Raises ValueError for prompts that cannot be.
+    """
+    settings: EvaluationConfig = config.evaluation
+    named = PROTOCOLS[settings.protocol]
+    file = settings.prompts or (named.prompts_file and str(ROOT / named.prompts_file))
+    return replace(
+        named,
+        prompts=tuple(read_prompts(file)) if file else named.prompts,
+        images_per_prompt=settings.images_per_prompt or named.images_per_prompt,
+        sampling=replace(named.sampling, batch_size=config.generation.sampling.batch_size),
+    )

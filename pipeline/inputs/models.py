@@ -1,0 +1,47 @@
+"""The frozen models of a run: where they are and what is in them, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import RunConfig
+from pipeline.inputs.content_hash import folder_hash
+from textual_inversion import model_files
+
+if TYPE_CHECKING:
+    from textual_inversion.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def locate(model: str) -> str:
+    """A model's directory as seen from this machine, or its hub id; a relative path may lie in the current directory
+    or in the repository, which may be elsewhere on another machine."""
+    for directory in (Path(model), ROOT / model):
+        if directory.is_dir():
+            return str(directory.resolve())
+    return model
+
+
+def portable(model: str) -> str:
+    """A name for the model that `locate` understands on every machine: made absolute unless the repository has it."""
+    return model if not Path(model).is_dir() or (ROOT / model).is_dir() else str(Path(model).resolve())
+
+
+def model_hash(model: str) -> str:
+    """Digest of everything that decides what the model computes."""
+    return model_files.model_hash(locate(model))
+
+
+def extractor_hash(model: str) -> str:
+    """The same for the CLIP that scores; a hub id stands for itself, no extractor for nothing."""
+    directory = locate(model)
+    return folder_hash(directory) if model and Path(directory).is_dir() else model
+
+
+def tokenizer_of(config: RunConfig) -> Tokenizer:
+    """The model's tokenizer alone, without torch. Raises ValueError if it cannot be read."""
+    from textual_inversion.tokenizer import load_tokenizer
+
+    return load_tokenizer(model_files.find(locate(config.model)).directory)

@@ -1,0 +1,93 @@
+"""Photos and masks, fetched as the job's settings allow: their addresses are written by somebody else.
+
+Everything that a manifest names goes through `fetch`. What the command line and the configuration name does not:
+whoever may start a job may read what it reads.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pipeline.config import PhotoConfig
+from pipeline.store import http_client
+from pipeline.store.redact import redact
+from pipeline.store.storage import read_bytes
+from textual_inversion.concept import Concept
+from textual_inversion.photos import open_mask, open_photo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL import Image
+
+_LASTING = (ValueError, FileNotFoundError, PermissionError, IsADirectoryError)
+
+
+def fetch(uri: str, photos: PhotoConfig) -> bytes:
+    """A whole object, at most `photos.max_bytes`.
+
+    Raises ValueError, FileNotFoundError or PermissionError for what stays as it is, and other OSErrors for what another
+    attempt may mend. The texts hold no credentials.
+    """
+    check_scheme(uri, photos)
+    try:
+        if scheme_of(uri) in ("http", "https"):
+            bounds = http_client.Bounds(schemes=photos.schemes, networks=photos.private_networks)
+            return http_client.read(uri, photos.max_bytes, bounds)
+        return read_bytes(uri, photos.max_bytes)
+    except _LASTING as error:
+        kind = next(kind for kind in _LASTING if isinstance(error, kind))
+        raise kind(redact(str(error))) from None
+    except ImportError as error:  # of the store's own client
+        raise ValueError(redact(str(error))) from None
+    except OSError as error:
+        raise OSError(redact(str(error)) or type(error).__name__) from None
+    except Exception as error:  # clients of object stores have errors of their own
+        raise OSError(f"{type(error).__name__}: {redact(str(error))}") from None
+
+
+def open_pictures(concept: Concept, photos: PhotoConfig) -> tuple[list[Image.Image], list[Image.Image]]:
+    """A concept's photos, and their masks (none, or one each), fetched and decoded.
+
+    Raises ValueError naming the first that cannot be had or used, or if there are too many pixels in all; OSErrors that
+    another attempt may mend are left as they are.
+    """
+    pictures: list[Image.Image] = []
+    pixels = 0
+    for uri in concept.images:
+        picture = _opened("photo", uri, photos, partial(open_photo, max_pixels=photos.max_pixels))
+        pixels += picture.width * picture.height
+        if pixels > photos.max_concept_pixels:
+            raise ValueError(
+                f"its first {len(pictures) + 1} photos hold {pixels:,} px, more than photos.max_concept_pixels = "
+                f"{photos.max_concept_pixels:,}; scale them down or give fewer"
+            )
+        pictures.append(picture)
+    pairs = zip(concept.masks, pictures, strict=False)  # as many masks as photos, or none
+    masks = [
+        _opened("mask", uri, photos, partial(open_mask, photo=photo, max_pixels=photos.max_pixels))
+        for uri, photo in pairs
+    ]
+    return pictures, masks
+
+
+def _opened(kind: str, uri: str, photos: PhotoConfig, decode: Callable[[bytes], Image.Image]) -> Image.Image:
+    """ValueError saying which could not be, and why."""
+    try:
+        return decode(fetch(uri, photos))
+    except _LASTING as error:
+        raise ValueError(f"{kind} {redact(uri)}: {redact(str(error))}") from None
+
+
+def check_scheme(uri: str, photos: PhotoConfig) -> None:
+    """Raises ValueError unless the settings allow photos from such an address."""
+    if (scheme := scheme_of(uri)) not in photos.schemes:
+        raise ValueError(
+            f"photos may not come from {scheme}://; the setting photos.schemes allows {', '.join(photos.schemes)}"
+        )
+
+
+def scheme_of(uri: str) -> str:
+    """In lower case; of a plain path, `file`."""
+    return uri.partition("://")[0].lower() if "://" in uri else "file"

@@ -1,0 +1,30 @@
+"""What every concept of a run depends on, as it is now: settings, and the content of what they name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.inputs.content_hash import content_hashes
+from pipeline.inputs.models import extractor_hash, model_hash
+from pipeline.ledger.plan import earlier_hash, settings_of
+
+
+def current_settings(config: RunConfig) -> dict[str, Any]:
+    """`settings_of` a configuration. Raises ValueError for what it names and cannot be read."""
+    return settings_of(
+        config,
+        model_hash=model_hash(config.model),
+        extractor_hash=extractor_hash(config.extractor),
+        captions_hash=captions_hash(config.inversion.penalties.captions),
+        earlier_hash=earlier_hash(config.inversion.init.earlier_run),
+    )
+
+
+def captions_hash(path: str) -> str:
+    """What is in the file of captions, nothing for those that come with the package. Raises ValueError if it cannot
+    be read."""
+    identity = content_hashes([path])[path] if path else ""
+    if not isinstance(identity, str):
+        raise ValueError(f"inversion.penalties.captions = {path!r} cannot be read: {identity}")
+    return identity

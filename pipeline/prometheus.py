@@ -1,0 +1,121 @@
+"""What Prometheus is told: the run by its driver, an accelerator's use by each actor.
+
+Ray's agent on each node exports the series as `ray_<name>`, with the labels of the process that made them. No tag names
+a concept: a night has thousands of them, and every one would be a series.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from pipeline.ledger.records import ConceptRecord
+from pipeline.report.progress import Facts
+from pipeline.store.errors import describe_error
+
+if TYPE_CHECKING:
+    from pipeline.actor.vitals import Vitals
+
+log = logging.getLogger(__name__)
+
+COUNTERS = {
+    "concepts_done": "Concepts learned by this run",
+    "concepts_failed": "Concepts that failed in this run, those given up included",
+    "concepts_retried": "Calls lost with an actor, its node or storage, and made again",
+    "concepts_quarantined": "Concepts given up after actors.max_attempts lost calls",
+    "learner_steps": "Optimizer steps of all concepts of an actor together",
+}
+GAUGES = {
+    "concepts_planned": "Concepts that this run is to learn, as far as the manifest has been read",
+    "concepts_left": "Of these, those that have neither ended well nor failed",
+    "concepts_in_flight": "Concepts handed to actors",
+    "concepts_eta_seconds": "Time until all are learned, at the run's rate so far",
+    "actors_ready": "Actors that have loaded the model",
+    "actors_starting": "Actors that wait for a node or load the model",
+    "learner_slots": "Concepts an actor can learn side by side",
+    "learner_slots_used": "Concepts it learns side by side now",
+    "learner_loss": "Mean over its slots of the last loss read",
+    "learner_device_bytes": "Memory that torch holds on an actor's GPU; 0 on a CPU",
+    "learner_host_bytes": "Most main memory an actor has held",
+}
+HISTOGRAMS = {"concepts_seconds": "Wall time of a concept in its slot"}
+_BOUNDARIES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
+_EVERY_S = 2.0
+
+
+def exported_names() -> set[str]:
+    """The names of all series, as Prometheus knows them."""
+    return {
+        *(f"ray_{name}_total" for name in COUNTERS),
+        *(f"ray_{name}" for name in GAUGES),
+        *(f"ray_{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "sum", "count")),
+    }
+
+
+class RunMetrics:
+    """The driver's: how far the run is. To be made after ray.init."""
+
+    def __init__(self) -> None:
+        self._counters = {name: _Total(name) for name in COUNTERS if name.startswith("concepts_")}
+        names = [name for name in GAUGES if not name.startswith("learner_")]
+        self._gauges = {name: Gauge(name, GAUGES[name]) for name in names}
+        (name,) = HISTOGRAMS
+        self._seconds = Histogram(name, HISTOGRAMS[name], boundaries=list(_BOUNDARIES_S))
+
+    def observe(self, facts: Facts) -> None:
+        """Take in what a progress line tells, with the driver's counts."""
+        for name, counter in self._counters.items():
+            counter.reach(facts[name.removeprefix("concepts_")])
+        self._gauges["concepts_planned"].set(facts["total"])
+        self._gauges["concepts_left"].set(max(0, facts["total"] - facts["done"] - facts["failed"]))
+        self._gauges["concepts_in_flight"].set(facts["in_flight"])
+        self._gauges["actors_ready"].set(facts["ready"])
+        self._gauges["actors_starting"].set(facts["starting"])
+        if "seconds_left" in facts:
+            self._gauges["concepts_eta_seconds"].set(facts["seconds_left"])
+
+    def settled(self, record: ConceptRecord) -> None:
+        """Take in how long a concept took."""
+        if record.status == "done":
+            self._seconds.observe(record.seconds)
+
+
+def export(vitals: Callable[[], Vitals]) -> None:
+    """An actor's: ask for its vitals now and then, for as long as its process lives."""
+    counter = _Total("learner_steps")
+    gauges: Mapping[str, Gauge] = {name: Gauge(name, GAUGES[name]) for name in GAUGES if name.startswith("learner_")}
+
+    def watch() -> None:
+        rest = threading.Event()
+        while not rest.wait(_EVERY_S):
+            try:
+                now = vitals()
+            except Exception as error:  # it asks on a thread that the engine knows nothing of; the next look may do
+                log.warning("no metrics for this moment: %s", describe_error(error))
+                continue
+            counter.reach(now.steps)
+            gauges["learner_slots"].set(now.slots)
+            gauges["learner_slots_used"].set(now.slots_used)
+            if now.losses:
+                gauges["learner_loss"].set(sum(now.losses) / len(now.losses))
+            gauges["learner_device_bytes"].set(now.device_bytes)
+            gauges["learner_host_bytes"].set(now.host_bytes)
+
+    threading.Thread(target=watch, name="metrics", daemon=True).start()
+
+
+class _Total:
+    """A counter told its value, not its growth. Ray counts no zeros: until there is one, there is no series."""
+
+    def __init__(self, name: str) -> None:
+        self._counter = Counter(name, COUNTERS[name])
+        self._value = 0.0
+
+    def reach(self, value: float) -> None:
+        if value > self._value:
+            self._counter.inc(value - self._value)
+            self._value = value

@@ -1,0 +1,42 @@
+"""What this process says: lines for people, or one JSON object a line for a log store; without credentials."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import sys
+from collections.abc import Mapping
+
+from pipeline.config import LogFormat
+from pipeline.store.redact import RedactingFormatter, redact, redact_logs
+
+
+class JsonFormatter(RedactingFormatter):
+    """A record as `json_line` writes it, with its traceback where it has one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json_line(super().format(record), level=record.levelname, logger=record.name)
+
+
+def configure_logs(log_format: LogFormat = "text", level: int = logging.INFO) -> None:
+    """Send this process's records to stderr, unless they go somewhere already, and set how they are written."""
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if log_format == "text":
+        redact_logs()
+        return
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(JsonFormatter("%(message)s"))
+
+
+def say(log_format: LogFormat, text: str) -> None:
+    """A line of the command's own, on stdout; `text` ends with a newline."""
+    sys.stdout.write(json_line(text.rstrip("\n")) + "\n" if log_format == "json" else text)
+
+
+def json_line(
+    message: str, *, level: str = "INFO", logger: str = "run", facts: Mapping[str, object] | None = None
+) -> str:
+    """One line: `time` (UTC, ISO 8601, milliseconds), `level`, `logger`, `message`, then the facts."""
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": time, "level": level, "logger": logger, "message": redact(message), **(facts or {})})

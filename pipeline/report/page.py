@@ -1,0 +1,192 @@
+"""The page a person reads in the morning: `report.html`, one self-contained file derived from records.
+
+Failures first, then the concepts that most need a look. A bounded number carries its pictures inside the page; all
+others are rows of a table that link to the objects next to it. Imports neither ray nor torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+from PIL import Image, ImageOps
+
+from pipeline.config import PhotoConfig, RunConfig
+from pipeline.config_file import to_tree
+from pipeline.inputs.manifest import BadRow
+from pipeline.inputs.photos import fetch
+from pipeline.ledger.records import ConceptRecord, latest, load_records
+from pipeline.ledger.results import write_results
+from pipeline.report.curves import Curve, read_curve
+from pipeline.report.overview import COLUMNS, MAX_CARRIED, Overview
+from pipeline.store.redact import redact, redacted
+from pipeline.store.storage import ConceptFolder, RunStore
+from pipeline.times import duration, now
+from textual_inversion.photos import opened
+
+log = logging.getLogger(__name__)
+
+PATH = "report.html"
+
+_ANY = ConceptFolder("", "")
+_MAX_CAUSES = 100
+_MAX_PHOTOS = 6
+_PHOTO_PX, _GRID_PX = 112, 640
+_THREADS = 8
+
+_JINJA = jinja2.Environment(
+    loader=jinja2.PackageLoader("pipeline.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFigures:
+    """What the driver knows of a run and records do not."""
+
+    learned: int = 0
+    """Concepts that this run finished."""
+    skipped: int = 0
+    """Done before it started."""
+    pending: int = 0
+    """Not reached, when the run was stopped."""
+    retried: int = 0
+    """Of which calls were lost, or that were tried again for being below the gate."""
+    cost: str = ""
+    """Of the devices it held, with the currency; empty if no price is set."""
+    seconds: float = 0.0
+    """Wall time."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """What failed besides concepts: stage or part -> cause."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Anything else worth a line: devices, versions, pictures generated."""
+
+    @property
+    def concepts_per_hour(self) -> float:
+        return self.learned / self.seconds * 3600 if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """An image inside the page, or a note where it cannot be shown."""
+
+    data_uri: str = ""
+    width: int = 0
+    height: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """One concept with its pictures."""
+
+    record: ConceptRecord
+    photos: tuple[_Picture, ...]
+    grid: _Picture
+    curve: Curve | None
+
+
+def build_report(
+    store: RunStore,
+    config: RunConfig,
+    figures: RunFigures,
+    current: Mapping[bytes, bytes] | None = None,
+    bad: Sequence[BadRow] = (),
+) -> None:
+    """Derive results.parquet and report.html from the records; may be done again at any time.
+
+    `current` and `bad` are a plan's; without them, the newest record of every concept is taken.
+    """
+    overview = Overview(config.report.embedded)
+    records = load_records(store, current, remember=True) if current is not None else latest(load_records(store))
+    write_results(store, overview.passing(records), bad)
+    write_page(store, config, figures, overview, bad)
+
+
+def write_page(
+    store: RunStore, config: RunConfig, figures: RunFigures, overview: Overview, bad: Sequence[BadRow]
+) -> None:
+    """Write report.html."""
+    for name, cause in figures.problems.items():
+        overview.causes.add(name, "", cause)
+    for row in bad:
+        place = f"row {row.row} of {row.file.rpartition('/')[2]}"
+        overview.causes.add(f"{row.concept_id or 'unnamed'} ({place})", row.concept_id or "", row.reason)
+    causes = overview.causes.ranked()
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="report") as pool:
+        cards = list(pool.map(lambda record: _card(store, record, config.photos), overview.worst()))
+    missing = sum(bool(picture.note) for card in cards for picture in (*card.photos, card.grid))
+    if missing:
+        log.warning("%d pictures of finished concepts cannot be shown; the page says which and why", missing)
+    page = _JINJA.get_template("report.html").render(
+        config=config,
+        settings=list(_flatten(redacted(to_tree(config)))),
+        figures=figures,
+        made_at=now().replace("T", " ").replace("+00:00", " UTC"),
+        failures=causes[:_MAX_CAUSES],
+        num_causes=len(causes),
+        num_failures=overview.num_failed + len(bad) + len(figures.problems),
+        cards=cards,
+        columns=[*COLUMNS, *overview.carried, *[""] * (MAX_CARRIED - len(overview.carried))],
+        files={name: path.rpartition("/")[2] for name, path in (("grid", _ANY.grid), ("embedding", _ANY.embedding))},
+        rows=overview.rows(),
+        num_done=overview.num_done,
+        num_below=overview.num_below,
+        has_scores=overview.has_scores,
+        medians=overview.medians(),
+        scales={name: overview.scale(name) for name in ("clip_i", "clip_t")},
+        duration=duration,
+    )
+    store.put(PATH, page.encode())
+
+
+def _card(store: RunStore, record: ConceptRecord, limits: PhotoConfig) -> _Card:
+    folder = record.result
+    photos = tuple(_thumbnail(uri, limits) for uri in islice(record.images, _MAX_PHOTOS))
+    try:
+        grid = _embed(store.get(folder.grid), _GRID_PX, limits.max_pixels)
+    except (OSError, ValueError) as error:
+        grid = _Picture(note=f"no sample grid: {error}")
+    try:
+        curve = read_curve(store.get(folder.curve))
+    except (OSError, ValueError, pa.ArrowException):
+        curve = None  # the card says so
+    return _Card(record, photos, grid, curve)
+
+
+def _thumbnail(uri: str, limits: PhotoConfig) -> _Picture:
+    try:
+        return _embed(fetch(uri, limits), _PHOTO_PX, limits.max_pixels)
+    except Exception as error:  # on damaged files PIL's readers raise nearly everything
+        return _Picture(note=redact(f"{uri}: {error}"))
+
+
+def _embed(data: bytes, side_px: int, max_pixels: int) -> _Picture:
+    """A picture as a data URI, its longer side at most `side_px`; small drawings stay lossless."""
+    with opened(data, "picture", max_pixels) as found:
+        found.draft("RGB", (side_px, side_px))  # JPEG: decode at a fraction of the size
+        picture: Image.Image = ImageOps.exif_transpose(found).convert("RGBA")
+    paper = Image.new("RGB", picture.size, "white")
+    paper.paste(picture, mask=picture.getchannel("A"))
+    paper.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    paper.save(buffer, "WEBP", quality=82, method=4)
+    text = base64.b64encode(buffer.getvalue()).decode()
+    return _Picture(f"data:image/webp;base64,{text}", *paper.size)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted setting names and their values, as `--set` takes them."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", " · ".join(value) if isinstance(value, list | tuple) else str(value)

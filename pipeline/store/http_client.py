@@ -1,0 +1,154 @@
+"""One object over HTTP, whole or not at all, from no place that the caller did not allow.
+
+The address checked is the one connected to, for the first request and for every redirect: names are not looked up
+twice, so a name that answers differently the second time gains nothing. Proxies of the environment are not used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fsspec.asyn import get_loop, sync
+
+from pipeline.store.redact import redact
+
+if TYPE_CHECKING:
+    import aiohttp  # where it is needed: most runs fetch nothing over HTTP, and a dry run is to answer at once
+
+ATTEMPTS = 3
+"""Requests for one object that the server or the network fails; what a client asked wrongly is not asked again."""
+
+FIRST_WAIT_S = 0.5
+"""Before the second attempt; twice as long before the third."""
+
+_TIMEOUT_S = {"total": 300, "sock_connect": 20, "sock_read": 60}
+_CHUNK_BYTES = 2**16
+_MAX_REDIRECTS = 5
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """Where a fetch may lead."""
+
+    schemes: tuple[str, ...] = ("http", "https")
+    """Of the address and of every redirect."""
+    networks: tuple[str, ...] = ()
+    """Private networks (CIDR) that may be connected to besides public addresses."""
+
+
+def read(url: str, limit: int, bounds: Bounds | None = None) -> bytes:
+    """The body of a GET; `bounds` None goes anywhere. Compressed transfer is neither asked for nor undone.
+
+    Raises FileNotFoundError or PermissionError when the server says so, ValueError for what another attempt would not
+    mend (larger than `limit` bytes, a forbidden place, a wrong address), and OSError after `ATTEMPTS` failures of
+    server or network. The texts name no address but those connected to, and hold no credentials.
+    """
+    data: bytes = sync(get_loop(), _read_patiently, url, limit, bounds)
+    return data
+
+
+def is_public(address: Address) -> bool:
+    """Whether anybody may be sent there: not private, loopback, link-local, shared, reserved or multicast, nor an IPv6
+    form of such an IPv4 address."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+        if inner is None and address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(inner)
+    return address.is_global and not address.is_multicast
+
+
+async def _read_patiently(url: str, limit: int, bounds: Bounds | None) -> bytes:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return await _read(url, limit, bounds)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError as error:
+            if attempt == ATTEMPTS:
+                raise OSError(f"{redact(str(error))} ({ATTEMPTS} attempts)") from None
+            await asyncio.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _read(url: str, limit: int, bounds: Bounds | None) -> bytes:
+    import aiohttp
+
+    refused: list[str] = []
+    """Why a connection or redirect was not made; aiohttp wraps what is raised inside it."""
+
+    def connect(info: Any) -> socket.socket:
+        family, kind, protocol, _, (host, *_) = info
+        if bounds is not None and not _may_reach(ipaddress.ip_address(str(host).partition("%")[0]), bounds.networks):
+            refused.append(f"{host} is no public address; photos.private_networks can allow its network")
+            raise PermissionError(refused[-1])
+        return socket.socket(family, kind, protocol)
+
+    async def within_bounds(request: Any, handler: Any) -> Any:
+        if bounds is not None and request.url.scheme not in bounds.schemes:
+            refused.append(f"it leads to {request.url.scheme}://, which photos.schemes does not allow")
+            raise PermissionError(refused[-1])
+        return await handler(request)
+
+    connector = aiohttp.TCPConnector(socket_factory=connect, force_close=True)
+    try:
+        async with (
+            aiohttp.ClientSession(
+                connector=connector, timeout=aiohttp.ClientTimeout(**_TIMEOUT_S), middlewares=(within_bounds,),
+                auto_decompress=False, headers={"Accept-Encoding": "identity"},
+            ) as session,
+            session.get(url, max_redirects=_MAX_REDIRECTS) as response,
+        ):  # fmt: skip
+            _check_status(response.status)
+            return await _body(response, limit)
+    except (FileNotFoundError, PermissionError, ValueError) as error:
+        if isinstance(error, aiohttp.InvalidURL):  # a redirect's address, too
+            raise ValueError("it is not, or does not lead to, an address of the web") from None
+        if refused:
+            raise ValueError(refused[-1]) from None
+        raise
+    except (aiohttp.ClientError, OSError) as error:  # timeouts are OSErrors
+        if refused:
+            raise ValueError(refused[-1]) from None
+        if isinstance(error, aiohttp.TooManyRedirects):
+            raise ValueError(f"redirected more than {_MAX_REDIRECTS} times") from None
+        raise OSError(f"{type(error).__name__}: {redact(str(error))}") from None
+
+
+def _may_reach(address: Address, networks: Sequence[str]) -> bool:
+    return is_public(address) or any(address in ipaddress.ip_network(network) for network in networks)
+
+
+def _check_status(status: int) -> None:
+    shown = f"the server answered {status}"
+    if status in (404, 410):
+        raise FileNotFoundError(f"{shown}, not found")
+    if status in (401, 403, 407):
+        raise PermissionError(f"{shown}, not allowed; a signed address may have expired")
+    if 400 <= status < 500 and status not in (408, 425, 429):
+        raise ValueError(shown)
+    if status != 200:
+        raise OSError(shown)
+
+
+async def _body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    too_large = ValueError(f"it has more than {limit:,} bytes")
+    if (response.content_length or 0) > limit:
+        raise too_large
+    parts, size = [], 0
+    async for part in response.content.iter_chunked(_CHUNK_BYTES):
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise too_large
+    return b"".join(parts)

@@ -1,0 +1,100 @@
+"""Those who ask at the same time share batches, and get what they would get alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.actor import image_batcher
+from pipeline.actor.image_batcher import ImageBatcher
+from tests.textual_inversion.asked import an_embedding
+from textual_inversion.config import SamplingConfig
+from textual_inversion.families.base import Backbone
+from textual_inversion.generate import ImageRequest, generate
+
+CONFIG = SamplingConfig(steps=2, batch_size=4)
+
+
+def asked(concept: int, count: int) -> list[ImageRequest]:
+    embedding = an_embedding(concept)
+    return [ImageRequest("a photo of a <c>", seed, (embedding,)) for seed in range(count)]
+
+
+class Gate:
+    """Lets batches be drawn when it is open, and notes their sizes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open, self.begun = threading.Event(), threading.Event()
+        self.sizes: list[int] = []
+        self.errors: list[BaseException] = []
+        self._draw = image_batcher.draw
+        monkeypatch.setattr(image_batcher, "draw", self)
+
+    def __call__(self, encoder: Any, requests: Sequence[Any], config: SamplingConfig) -> list[Image.Image]:
+        self.begun.set()
+        assert self.open.wait(30)
+        self.sizes.append(len(requests))
+        if self.errors:
+            raise self.errors.pop()
+        return self._draw(encoder, requests, config)
+
+
+def pixels(pictures: Sequence[Image.Image]) -> list[bytes]:
+    return [picture.tobytes() for picture in pictures]
+
+
+def test_who_asks_together_shares_batches_and_gets_what_is_drawn_alone(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, shared = Gate(monkeypatch), ImageBatcher(tiny_backbone, CONFIG)
+    orders = [asked(0, 4), asked(1, 3), asked(2, 2), asked(3, 6), []]
+    futures = [shared.draw(order) for order in orders]
+    gate.open.set()
+    found = [pixels(future.result(60)) for future in futures]
+    assert gate.sizes == [4, 4, 4, 3], "15 pictures, where concept by concept had taken five batches"
+    assert found == [pixels(generate(tiny_backbone, order, CONFIG)) for order in orders]
+    shared.close()
+
+
+def test_what_fails_ends_those_in_the_batch_and_no_others(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, shared = Gate(monkeypatch), ImageBatcher(tiny_backbone, CONFIG)
+    gate.errors.append(torch.OutOfMemoryError("CUDA out of memory"))
+    long, short, last = (shared.draw(asked(concept, count)) for concept, count in enumerate((3, 6, 2)))
+    gate.open.set()
+    for future in (long, short):
+        with pytest.raises(torch.OutOfMemoryError):
+            future.result(60)
+    assert pixels(last.result(60)) == pixels(generate(tiny_backbone, asked(2, 2), CONFIG))
+    assert gate.sizes == [4, 2], "of an order that has failed no more is drawn"
+    assert len(shared.draw(asked(1, 6)).result(60)) == 6, "and it may be asked again"
+    shared.close()
+
+
+def test_a_bad_request_is_told_to_who_asks(tiny_backbone: Backbone) -> None:
+    shared = ImageBatcher(tiny_backbone, CONFIG)
+    with pytest.raises(ValueError, match="does not contain the placeholder token '<c>'"):
+        shared.draw([ImageRequest("a cat", 0, (an_embedding(0),))])
+    assert len(shared.draw(asked(0, 1)).result(60)) == 1
+    shared.close()
+
+
+def test_closing_lets_it_draw_what_was_asked_for(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = set(threading.enumerate())
+    gate, shared = Gate(monkeypatch), ImageBatcher(tiny_backbone, CONFIG)
+    (thread,) = set(threading.enumerate()) - others
+    waiting: list[Future[Any]] = [shared.draw(asked(0, 1))]
+    assert gate.begun.wait(30)
+    waiting.append(shared.draw(asked(1, 5)))
+    shared.close()
+    gate.open.set()
+    assert [len(future.result(60)) for future in waiting] == [1, 5]
+    thread.join(30)
+    assert not thread.is_alive()

@@ -1,0 +1,498 @@
+"""The learner without Ray: what it publishes, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load
+from torch import Tensor
+
+from pipeline.actor import image_batcher
+from pipeline.actor import learner as learner_module
+from pipeline.actor.concept_log import ConceptLog
+from pipeline.actor.job import Job
+from pipeline.actor.learner import POOL_THREADS, Learner
+from pipeline.ledger.plan import ConceptTask
+from pipeline.ledger.records import ConceptRecord, from_json
+from pipeline.store.errors import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed
+from pipeline.store.storage import RunStore
+from tests.pipeline.runs import task, tiny_config, write_photo
+from textual_inversion.adapter_formats import with_adapter
+from textual_inversion.config import StopConfig
+from textual_inversion.engine import Engine
+from textual_inversion.formats import parse_diffusers
+from textual_inversion.slots import Slot, SlotState
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("photos")
+    return write_photo(folder / "a.png", 1), write_photo(folder / "b.png", 2)
+
+
+@pytest.fixture
+def learner(tiny_model: Path, tmp_path: Path) -> Iterator[Learner]:
+    learner = Learner(tiny_config(tiny_model, tmp_path / "out", actors={"slots": 2, "checkpoint_steps": 2}))
+    yield learner
+    learner.close()
+
+
+def events(output: Path, record: ConceptRecord) -> list[tuple[str, object]]:
+    """(what happened, the number or text that matters) of a concept's log."""
+    told = map(json.loads, (output / record.folder.log).read_text().splitlines())
+    return [
+        (line["message"], line.get("step", line.get("steps", line.get("error", line.get("attempt"))))) for line in told
+    ]
+
+
+def learn_all(learner: Learner, tasks: list[ConceptTask], attempt: int = 1) -> list:
+    async def together() -> list:
+        return await asyncio.gather(*(learner.learn(one, attempt) for one in tasks), return_exceptions=True)
+
+    return asyncio.run(together())
+
+
+def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
+    one = task("toy", photos)
+    (record,) = learn_all(learner, [one])
+    vitals = learner.vitals()
+    assert (vitals.steps, vitals.slots, vitals.slots_used, vitals.losses) == (6, 2, 0, [])
+    assert vitals.host_bytes > 2**26  # torch alone is more
+    assert vitals.device_bytes == 0
+
+    store = RunStore(str(tmp_path / "out"))
+    assert record.status == "done"
+    assert (record.initializer, record.start) == ("cat", "words")
+    assert record.steps == 6
+    assert from_json(store.get(one.folder.record)) == record
+    names = {path.rpartition("/")[2] for path in store.list(one.folder.root)}
+    assert names == {"learned_embeds.safetensors", "grid.png", "curve.parquet", "log.jsonl", "record.json"}
+    for name, stored in record.files.items():
+        data = store.get(one.folder.file(name))
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (stored.bytes, stored.sha256)
+    (rows,) = load(store.get(one.folder.embedding)).values()
+    assert rows.shape == (1, 32)
+    assert pq.read_table(tmp_path / "out" / one.folder.curve).num_rows == 6
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_the_initializer_is_drawn_only_for_scores(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: bool
+) -> None:
+    learner = Learner(tiny_config(tiny_model, tmp_path))
+    if scored:
+        monkeypatch.setattr(learner, "_extractor", "a CLIP")
+        monkeypatch.setattr(learner_module, "score", lambda *_: {})
+    drawn: list[str] = []
+    paint = learner._image_batcher.draw
+    monkeypatch.setattr(
+        learner._image_batcher, "draw", lambda asked: drawn.extend(one.prompt for one in asked) or paint(asked)
+    )
+    (record,) = learn_all(learner, [task("toy", photos)])
+    learner.close()
+    assert record.status == "done"
+    assert any("{}" in prompt for prompt in drawn)
+    assert any("cat" in prompt for prompt in drawn) is scored
+
+
+def test_looks_at_the_frozen_batch_are_in_the_published_curve(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    stop = {"keep_best": True, "check_every_steps": 4}
+    settings = tiny_config(tiny_model, tmp_path / "out")
+    learner = Learner(replace(settings, inversion=replace(settings.inversion, stop=StopConfig(**stop))))
+    one = task("toy", photos)
+    (record,) = learn_all(learner, [one])
+    learner.close()
+    losses = pq.read_table(tmp_path / "out" / one.folder.curve)["frozen_loss"].to_pylist()
+    assert [loss is not None for loss in losses] == [False, False, False, True, False, True]
+    best = 4 if losses[3] <= losses[5] else 6
+    with safe_open(tmp_path / "out" / one.folder.embedding, "pt") as file:
+        assert file.metadata()["step"] == str(best)
+    assert record.steps == 6
+
+
+@pytest.mark.parametrize("kind", ["lora", "causal"])
+def test_an_adapter_is_published_with_its_concept(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, kind: str
+) -> None:
+    inversion = {"steps": 4, "batch_size": 2, "adapter": {"kind": kind, "learning_rate": 0.01, "rank": 2, "alpha": 1.0}}
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion=inversion))
+    one = task("toy", photos)
+    (record,) = learn_all(learner, [one])
+    learner.close()
+
+    store = RunStore(str(tmp_path))
+    assert record.status == "done", record.error
+    assert "adapter.safetensors" in record.files
+    found = with_adapter(
+        parse_diffusers(store.get(one.folder.embedding)), lambda name: store.get(one.folder.file(name))
+    )
+    assert found.adapter is not None
+    assert (found.adapter.kind, found.adapter.scale) == (kind, 0.5)
+    assert found.metadata["fingerprint"] == one.fingerprint
+    assert all(up.any() for _, up in found.adapter.tensors.values())
+
+
+def test_bad_photos_fail_their_concept_alone(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not a picture")
+    records = learn_all(
+        learner,
+        [task("good", photos), task("bad", (photos[0], str(broken))), task("gone", (str(tmp_path / "no.png"),))],
+    )
+    assert [record.status for record in records] == ["done", "failed", "failed"]
+    assert "broken.png" in records[1].error
+    assert "no.png" in records[2].error
+    assert events(tmp_path / "out", records[1])[-1] == ("failed", records[1].error)
+
+
+def test_masks_and_captions_reach_the_engine(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
+    half = Image.new("L", (20, 18), 0)
+    half.paste(255, (0, 0, 10, 18))
+    half.save(tmp_path / "half.png")
+    Image.new("L", (18, 20), 255).save(tmp_path / "turned.png")
+
+    def masked(name: str, masks: tuple[str, str]) -> ConceptTask:
+        plain = task(name, photos)
+        return replace(plain, concept=replace(plain.concept, masks=masks, captions=("a {} on snow", "a {} in the sun")))
+
+    good = masked("good", (str(tmp_path / "half.png"), str(tmp_path / "half.png")))
+    views = learner._encode(Job(good, ConceptLog(learner._store, good.folder, 1)), learner._fetch(good.concept)).views
+    assert views.mask is not None
+    assert views.mask.shape == (4, 1, 8, 8)
+    assert views.mask[0, 0, :, :3].min() == 1
+    assert views.mask[0, 0, :, -3:].max() == 0
+    records = learn_all(learner, [good, masked("bad", (str(tmp_path / "half.png"), str(tmp_path / "turned.png")))])
+    assert [record.status for record in records] == ["done", "failed"]
+    assert f"mask {tmp_path / 'turned.png'}: the mask is 18 x 20 px but its photo 40 x 36" in records[1].error
+
+
+def test_the_word_that_was_chosen_is_told(tiny_model: Path, photos: tuple[str, str], tmp_path: Path) -> None:
+    demo_clip = str(Path(__file__).parents[3] / "demo" / "clip")
+    init = {"method": "auto", "words": ["clock", "statue", "beach"]}
+    learner = Learner(tiny_config(tiny_model, tmp_path, extractor=demo_clip, inversion={"init": init}))
+    one = task("toy", photos)
+    (record,) = learn_all(learner, [one])
+    learner.close()
+    assert record.status == "done"
+    assert record.initializer in init["words"]
+    assert record.start.startswith(f"auto: {record.initializer} (cosine 0.")
+    with safe_open(tmp_path / one.folder.embedding, "pt") as file:
+        assert file.metadata()["initializer"] == record.initializer
+        assert file.metadata()["start"] == record.start
+
+
+def test_a_result_does_not_depend_on_company(tiny_model: Path, photos: tuple[str, str], tmp_path: Path) -> None:
+    def embedding(*names: str) -> bytes:
+        output = tmp_path / f"{len(names)}"
+        learner = Learner(tiny_config(tiny_model, output, actors={"slots": 2}))
+        records = learn_all(learner, [task(name, photos) for name in names])
+        learner.close()
+        assert {record.status for record in records} == {"done"}
+        return RunStore(str(output)).get(task("toy").folder.embedding)
+
+    assert embedding("toy") == embedding("other", "toy", "third", "fourth")
+
+
+def test_checkpoints_are_written_and_taken_up(
+    learner: Learner, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RunStore(str(tmp_path / "out"))
+    saved: list[SlotState] = []
+    save = Learner._save
+
+    def keep(self: Learner, job: object, state: SlotState, former: object) -> None:
+        saved.append(state)
+        save(self, job, state, former)
+
+    monkeypatch.setattr(Learner, "_save", keep)
+    calm, resumed = task("toy", photos, "calm"), task("toy", photos, "resumed")
+    learn_all(learner, [calm])
+    assert saved[0].step == 2
+    monkeypatch.undo()
+
+    # a mark in the checkpoint's curve shows that learning went on from it
+    marked = replace(saved[0], curve=torch.tensor([[1.0, 77.0, 1.0], [2.0, 77.0, 1.0]]))
+    store.put(resumed.folder.checkpoint, marked.to_bytes())
+    (record,) = learn_all(learner, [resumed], attempt=2)
+    assert (record.status, record.attempts, record.steps) == ("done", 2, 6)
+    losses = pq.read_table(tmp_path / "out" / resumed.folder.curve)["loss"].to_pylist()
+    assert [loss == 77.0 for loss in losses] == [True] * 2 + [False] * 4
+    assert not store.exists(resumed.folder.checkpoint)
+    told = events(tmp_path / "out", record)
+    assert told == [
+        ("begins", 2),
+        ("photos fetched", None),
+        ("prepared", 2),
+        ("checkpoint", 4),
+        ("left the engine", 6),
+        ("published", 6),
+    ]
+    first, second = (load(store.get(one.folder.embedding))["<toy>"] for one in (calm, resumed))
+    assert torch.equal(first, second)
+
+
+def test_checkpoints_wait_for_no_pictures(tiny_model: Path, photos: tuple[str, str], tmp_path: Path) -> None:
+    """Those of sixteen concepts that end together take a while, and a kill must not cost more meanwhile."""
+    actors = {"slots": 1, "checkpoint_steps": 1}
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion={"steps": 60}, actors=actors))
+    is_over = threading.Event()
+
+    async def learn() -> ConceptRecord:
+        call = asyncio.create_task(learner.learn(task("toy", photos)))
+        while not any(job.in_slot for job in learner._jobs.values()):
+            await asyncio.sleep(0.01)
+        for _ in range(POOL_THREADS):
+            learner._pool.submit(is_over.wait, 60)
+        (job,) = learner._jobs.values()
+        before, until = job.num_saves, time.monotonic() + 30
+        while job.num_saves < before + 3:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.01)
+        is_over.set()
+        return await call
+
+    assert asyncio.run(learn()).status == "done"
+    learner.close()
+
+
+def test_a_damaged_checkpoint_is_not_used(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
+    one = task("toy", photos)
+    RunStore(str(tmp_path / "out")).put(one.folder.checkpoint, b"cut sh")
+    (record,) = learn_all(learner, [one])
+    assert (record.status, record.steps) == ("done", 6)
+
+
+def test_a_finished_concept_is_not_learned_again(
+    learner: Learner, photos: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = task("toy", photos)
+    (record,) = learn_all(learner, [one])
+    monkeypatch.setattr(Learner, "_fetch", lambda *_: pytest.fail("began again"))
+    assert learn_all(learner, [one], attempt=2) == [record]
+
+
+def test_an_engine_that_stops_breaks_the_actor(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(_engine: Engine, next_assignment: Callable[[bool], object], *_: object) -> None:
+        next_assignment(True)
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(Engine, "run", crash)
+    learner = Learner(tiny_config(tiny_model, tmp_path))
+    failures = learn_all(learner, [task("a", photos), task("b", photos)])
+    failures += learn_all(learner, [task("c", photos)])
+    assert [type(failure) for failure in failures] == [ActorBroken] * 3
+    assert all("device lost" in str(failure) for failure in failures)
+
+
+def end(learner: Learner) -> None:
+    """Stop an engine in the midst of its concepts: a thread that still computes when the process ends may abort it."""
+
+    def stop(*_arguments: object) -> None:
+        raise RuntimeError("the test is over")
+
+    learner._engine._step = stop  # type: ignore[method-assign,union-attr,assignment]
+    while not learner._broken:
+        time.sleep(0.01)
+
+
+def test_draining_saves_what_is_in_slots_and_starts_nothing(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    config = tiny_config(tiny_model, tmp_path, inversion={"steps": 100_000}, actors={"slots": 1, "checkpoint_steps": 5})
+    learner = Learner(config)
+    first, second = task("first", photos), task("second", photos)
+
+    async def stop_midway() -> None:
+        calls = [asyncio.create_task(learner.learn(first))]
+        while not any(job.in_slot for job in learner._jobs.values()):
+            await asyncio.sleep(0.01)
+        calls.append(asyncio.create_task(learner.learn(second)))
+        await learner.drain(30)
+        for call in calls:
+            call.cancel()
+
+    asyncio.run(stop_midway())
+    end(learner)
+    store = RunStore(str(tmp_path))
+    assert store.exists(first.folder.checkpoint)
+    assert not store.exists(second.folder.checkpoint)
+
+
+def test_draining_asks_for_checkpoints_at_once(tiny_model: Path, photos: tuple[str, str], tmp_path: Path) -> None:
+    """However far the next regular one is: a preempted machine has seconds."""
+    actors = {"slots": 2, "checkpoint_steps": 1_000_000}
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion={"steps": 100_000}, actors=actors))
+    tasks = [task("one", photos), task("two", photos)]
+
+    async def stop_midway() -> float:
+        calls = [asyncio.create_task(learner.learn(one)) for one in tasks]
+        while sum(job.in_slot for job in learner._jobs.values()) < 2:
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+        await learner.drain(60)
+        for call in calls:
+            call.cancel()
+        return time.monotonic() - began
+
+    assert asyncio.run(stop_midway()) < 30
+    end(learner)
+    for one in tasks:
+        state = SlotState.from_bytes(RunStore(str(tmp_path)).get(one.folder.checkpoint))
+        assert state.step == len(state.curve) > 0
+
+
+def test_with_notice_what_is_in_a_slot_goes_on_and_all_else_is_handed_back(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    actors = {"slots": 1, "calls_ahead": 1, "checkpoint_steps": 1_000_000}
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion={"steps": 400}, actors=actors))
+    begun, ahead, late = (task(name, photos) for name in ("begun", "ahead", "late"))
+
+    async def take_back() -> ConceptRecord:
+        notice = asyncio.create_task(learner.notice())
+        calls = [asyncio.create_task(learner.learn(begun))]
+        while not any(job.in_slot for job in learner._jobs.values()):
+            await asyncio.sleep(0.01)
+        calls.append(asyncio.create_task(learner.learn(ahead)))
+        while ahead.concept.concept_id not in learner._jobs:
+            await asyncio.sleep(0.01)
+        assert not notice.done()
+        while not calls[1].done():  # as the one who watches for notice does
+            learner.leave()
+            await asyncio.sleep(0.05)
+        await asyncio.wait_for(notice, 10)
+        for call in (calls[1], learner.learn(late)):
+            with pytest.raises(ActorLeaving):
+                await call
+        return await calls[0]
+
+    record = asyncio.run(take_back())
+    learner.close()
+    assert (record.status, record.steps) == ("done", 400)
+    told = [what for what, _ in events(tmp_path, record)]
+    assert "checkpoint" in told
+    assert told[-1] == "published"
+    assert [path.name for path in (tmp_path / ahead.folder.root).iterdir()] == ["log.jsonl"]
+
+
+def test_draining_without_checkpoints_waits_for_nothing(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion={"steps": 100_000}, actors={"checkpoint_steps": 0}))
+
+    async def stop_midway() -> None:
+        call = asyncio.create_task(learner.learn(task("one", photos)))
+        while not any(job.in_slot for job in learner._jobs.values()):
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(learner.drain(60), 30)
+        call.cancel()
+
+    asyncio.run(stop_midway())
+    end(learner)
+    assert not RunStore(str(tmp_path)).exists(task("one").folder.checkpoint)
+
+
+def without_memory_for(monkeypatch: pytest.MonkeyPatch, slots: int, from_step: int = 0) -> None:
+    """A device that has no memory for a step with so many slots, or more, once a concept is that far."""
+    passes = Engine._losses_and_gradients
+
+    def crowded(self: Engine, learning: list[Slot]) -> object:
+        if len(self._slots) >= slots and any(slot.step >= from_step for slot in learning):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return passes(self, learning)
+
+    monkeypatch.setattr(Engine, "_losses_and_gradients", crowded)
+
+
+@pytest.mark.parametrize("from_step", [0, 3])
+def test_a_device_out_of_memory_gives_up_slots_and_loses_nothing(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_step: int
+) -> None:
+    def embeddings(output: Path, slots: int) -> list[Tensor]:
+        learner = Learner(tiny_config(tiny_model, output, actors={"slots": slots, "checkpoint_steps": 2}))
+        tasks = [task(f"c{number}", photos) for number in range(5)]
+        records = learn_all(learner, tasks)
+        learner.close()
+        assert [(record.status, record.steps) for record in records] == [("done", 6)] * 5
+        assert learner.vitals().slots == 1
+        store = RunStore(str(output))
+        return [next(iter(load(store.get(one.folder.embedding)).values())) for one in tasks]
+
+    calm = embeddings(tmp_path / "calm", 1)
+    without_memory_for(monkeypatch, 2, from_step)
+    crowded = embeddings(tmp_path / "crowded", 4)
+    torch.testing.assert_close(crowded, calm, rtol=1e-4, atol=1e-5)  # equal to rounding: passes of another size
+
+
+def test_a_device_without_memory_for_one_slot_breaks_the_actor(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_memory_for(monkeypatch, 1)
+    learner = Learner(tiny_config(tiny_model, tmp_path, actors={"slots": 2}))
+    (failure,) = learn_all(learner, [task("a", photos)])
+    learner.close()
+    assert isinstance(failure, ActorBroken)
+    assert "no memory for one slot: OutOfMemoryError: CUDA out of memory" in str(failure)
+
+
+@pytest.mark.parametrize(("place", "work", "good"), [(learner_module, "encode_views", 2), (image_batcher, "draw", 0)])
+def test_when_photos_or_pictures_find_no_memory_the_engine_gives_some_back(
+    tiny_model: Path,
+    photos: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: ModuleType,
+    work: str,
+    good: int,
+) -> None:
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion={"steps": 15}, actors={"slots": 4}))
+    do, tries = getattr(place, work), []
+
+    def crowded(*arguments: object) -> object:
+        """No memory after the first good tries, as soon as others are in their slots, as long as there are four."""
+        tries.append(1)
+        until = time.monotonic() + 10
+        while len(tries) > good and learner._slots == 4 and time.monotonic() < until:
+            if any(job.in_slot for job in list(learner._jobs.values())):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            time.sleep(0.001)
+        return do(*arguments)
+
+    monkeypatch.setattr(place, work, crowded)
+    records = learn_all(learner, [task(f"c{number}", photos) for number in range(6)])
+    assert [(record.status, record.steps) for record in records] == [("done", 15)] * 6
+    assert learner._slots == 2
+    learner.close()
+
+
+def test_whose_storage_failed_is_told_apart(
+    learner: Learner, photos: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "put", fails)
+        (failure,) = learn_all(learner, [task("a", photos)])
+    assert isinstance(failure, StoreFailed)
+    assert "No space left on device" in str(failure)
+    monkeypatch.setattr(learner_module, "open_pictures", fails)
+    (failure,) = learn_all(learner, [task("b", photos)])
+    assert isinstance(failure, PhotosUnreachable)

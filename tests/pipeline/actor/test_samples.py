@@ -1,0 +1,100 @@
+"""Sample pictures of a concept and their scores, with a judge that sees nothing but colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.actor.samples import Samples, draw_samples, score
+from pipeline.config import GridConfig
+from tests.tiny_models import DIM, RESOLUTION
+from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.config import SamplingConfig
+from textual_inversion.families.base import Backbone
+
+GRID = GridConfig(
+    prompts=("a photo of a {}", "{} snow"),
+    style_prompts=("{} art",),
+    images_per_prompt=2,
+    sampling=SamplingConfig(steps=2, batch_size=8),
+)
+
+
+def concept(**changes: str) -> Concept:
+    fields = {"concept_id": "toy", "placeholder_token": "<toy>", "initializer": "cat"} | changes
+    return Concept(**fields, images=("x",))  # type: ignore[arg-type]  # all are strings
+
+
+def learned() -> LearnedEmbedding:
+    rows = torch.randn(1, DIM, generator=torch.Generator().manual_seed(3))
+    return LearnedEmbedding(placeholder_token="<toy>", vectors={"clip_l": rows})
+
+
+def test_learned_and_initial_share_prompts_and_noise(tiny_backbone: Backbone) -> None:
+    samples = draw_samples(tiny_backbone, concept(), learned(), GRID, seed=0)
+    assert samples.prompts == GRID.prompts
+    for columns in samples.learned, samples.initial:
+        assert [[picture.size for picture in column] for column in columns] == [[(RESOLUTION, RESOLUTION)] * 2] * 2
+    assert samples.learned[0][0].tobytes() != samples.initial[0][0].tobytes()
+
+    as_cat = LearnedEmbedding(placeholder_token="<toy>", vectors={"clip_l": _row_of(tiny_backbone, "cat")})
+    again = draw_samples(tiny_backbone, concept(), as_cat, GRID, seed=0)
+    assert again.learned[0][0].tobytes() == samples.initial[0][0].tobytes()
+    assert samples.sheet([Image.new("RGB", (40, 30))]).width > RESOLUTION
+
+
+def test_styles_have_their_own_prompts_and_no_word_no_baseline(tiny_backbone: Backbone) -> None:
+    samples = draw_samples(tiny_backbone, concept(category="style", initializer=""), learned(), GRID, seed=0)
+    assert (samples.prompts, len(samples.learned), samples.initial) == (GRID.style_prompts, 1, [])
+
+
+class Colours:
+    """Features are the mean colour; a text means red or blue."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.read: list[str] = []
+
+    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        self.seen.append(len(pictures))
+        return torch.tensor([picture.resize((1, 1)).getpixel((0, 0)) for picture in pictures]).float()
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        self.read += texts
+        return torch.tensor([[255.0, 0, 0] if "red" in text else [0, 0, 255.0] for text in texts])
+
+
+def test_scores() -> None:
+    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    samples = Samples(
+        prompts=("{}", "red {}", "blue {}"),
+        learned=[[red], [red], [blue, red]],
+        initial=[[blue], [red], [red, red]],
+    )
+    judge = Colours()
+    scores = score(judge, [red, red, blue], samples)  # type: ignore[arg-type]  # a stand-in for ClipExtractor
+    assert scores == pytest.approx(
+        {
+            "clip_i": 2 / 3,
+            "clip_t": (1 + 1 / 2) / 2,
+            "clip_i_initializer": 1 / 3,
+            "clip_t_initializer": 1 / 2,
+            "clip_i_photos": (1 / 2 + 1 / 2 + 0) / 3,
+        }
+    )
+    assert (sum(judge.seen), judge.read) == (3 + 4 + 4, ["red", "blue"]), "each picture and text is looked at once"
+
+
+def test_prompts_that_say_nothing_besides_the_concept_have_no_clip_t() -> None:
+    red = Image.new("RGB", (4, 4), "red")
+    samples = Samples(prompts=("{}",), learned=[[red]], initial=[])
+    assert score(Colours(), [red], samples) == {"clip_i": pytest.approx(1)}  # type: ignore[arg-type]  # a stand-in
+
+
+def _row_of(backbone: Backbone, word: str) -> Tensor:
+    (token,) = backbone.tokenize(word)
+    return backbone.token_tables["clip_l"].weight[token : token + 1]

@@ -1,0 +1,202 @@
+"""The bulk stage without a cluster: what is planned, what a batch becomes, what counts as done."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import pipeline.bulk.generate
+from pipeline.bulk.generate import PLAN, PLAN_SCHEMA, Drawer, plan_rows, write_plan
+from pipeline.config import RunConfig
+from pipeline.inputs.prompt_table import Prompt
+from pipeline.ledger.records import ConceptRecord
+from pipeline.store.storage import RunStore
+from tests.pipeline.runs import tiny_config
+from tests.tiny_models import DIM
+from textual_inversion.adapter_formats import dump_adapter
+from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
+from textual_inversion.families.base import Backbone
+from textual_inversion.formats import ADAPTER_FILE, dump_diffusers
+from textual_inversion.generate import ImageRequest, generate
+from textual_inversion.lora import initial_adapter
+
+PROMPTS = [Prompt("a photo of a {}"), Prompt("a rendering of a {}")]
+
+
+def record(name: str) -> ConceptRecord:
+    return ConceptRecord(concept_id=name, fingerprint=f"f-{name}", status="done", placeholder_token=f"<{name}>")
+
+
+def an_embedding(name: str, seed: int) -> LearnedEmbedding:
+    rows = torch.randn(1, DIM, generator=torch.Generator().manual_seed(seed))
+    return LearnedEmbedding(placeholder_token=f"<{name}>", vectors={"clip_l": rows})
+
+
+def learned(store: RunStore, name: str, seed: int) -> ConceptRecord:
+    """A record whose embedding is in the store."""
+    store.put(record(name).folder.embedding, dump_diffusers(an_embedding(name, seed)))
+    return record(name)
+
+
+def with_adapter(backbone: Backbone, embedding: LearnedEmbedding, kind: Any) -> LearnedEmbedding:
+    generator = torch.Generator().manual_seed(9)
+    start = initial_adapter(backbone.adapter_layers, ("fc2", "v_proj"), 2, generator)
+    tensors = {name: (down, 0.3 * torch.randn(up.shape, generator=generator)) for name, (down, up) in start.items()}
+    return replace(embedding, adapter=LearnedAdapter(kind=kind, scale=0.5, tensors=tensors))
+
+
+def rows_of(config: RunConfig, names: list[str], prompts: list[Prompt] = PROMPTS) -> list[dict[str, Any]]:
+    return list(plan_rows(config, [record(name) for name in names], prompts))
+
+
+def test_rows_are_the_same_every_time_and_none_is_like_another() -> None:
+    config = tiny_config("m", "out", generation={"images_per_prompt": 3})
+    rows = rows_of(config, ["a", "b"])
+    assert rows == rows_of(config, ["a", "b"])
+    assert len(rows) == len({row["row_id"] for row in rows}) == len({row["seed"] for row in rows}) == 12
+    assert rows[0]["prompt"] == "a photo of a <a>"
+    assert {row["row_id"] for row in rows_of(config, ["a"])} < {row["row_id"] for row in rows}
+
+
+def test_a_row_changes_with_what_its_picture_depends_on() -> None:
+    sampling = {"steps": 2, "guidance_scale": 2.0, "batch_size": 4}
+    same = tiny_config("m", "out", generation={"sampling": sampling | {"batch_size": 2}})
+    other = tiny_config("m", "out", generation={"sampling": sampling | {"steps": 3}})
+    first = rows_of(tiny_config("m", "out"), ["a"])[0]["row_id"]
+    assert rows_of(same, ["a"])[0]["row_id"] == first
+    assert rows_of(other, ["a"])[0]["row_id"] != first
+
+
+def test_prompts_of_one_concept_and_seeds_that_are_given() -> None:
+    prompts = [Prompt("{} in the snow", concept_id="b"), Prompt("a {}", seed=7)]
+    rows = rows_of(tiny_config("m", "out", generation={"images_per_prompt": 2}), ["a", "b"], prompts)
+    assert [(row["prompt"], row["seed"]) for row in rows if row["concept_id"] == "a"] == [("a <a>", 7), ("a <a>", 8)]
+    assert "<b> in the snow" in {row["prompt"] for row in rows}
+    assert "<a> in the snow" not in {row["prompt"] for row in rows}
+
+
+def test_only_what_is_missing_is_planned(tmp_path: Path) -> None:
+    config, store = tiny_config("m", tmp_path), RunStore(str(tmp_path))
+    records = [record("a"), record("b")]
+    everything, asked = write_plan(store, config, records, PROMPTS, set())
+    assert len(everything) == asked == 4
+    done = set(sorted(everything)[:3])
+    assert write_plan(store, config, records, [*PROMPTS, *PROMPTS], done) == (everything - done, 4)
+    table = pq.read_table(tmp_path / PLAN)
+    assert set(table["row_id"].to_pylist()) == everything - done
+    assert write_plan(store, config, records, PROMPTS, everything) == (set(), 4)
+    assert store.list(PLAN) == {}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_is_drawn_and_described(tiny_model: Path, tmp_path: Path, packed: bool) -> None:
+    config = tiny_config(tiny_model, tmp_path, generation={"packed": packed})
+    store = RunStore(str(tmp_path))
+    records = [learned(store, "a", 1), learned(store, "b", 2), record("gone")]
+    too_long = Prompt("a very " + "clean " * 40 + "{}")
+    rows = list(plan_rows(config, records, [PROMPTS[0], too_long]))
+    drawer = Drawer(config)
+    results = drawer(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
+
+    assert [row["row_id"] for row in results] == [row["row_id"] for row in rows]
+    assert [row["status"] for row in results] == ["ok", "failed"] * 2 + ["failed"] * 2
+    assert "clean clean" in results[1]["error"]
+    assert "FileNotFoundError" in results[4]["error"]
+    for row in results[0], results[2]:
+        data = row["png"] if packed else store.get(row["path"])
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (row["bytes"], row["sha256"])
+    assert bool(store.list("images")) != packed
+
+    alone = drawer(pa.Table.from_pylist(rows[2:3], PLAN_SCHEMA)).to_pylist()[0]
+    assert alone["sha256"] == results[2]["sha256"]
+
+
+def test_a_calls_embeddings_are_fetched_side_by_side_and_once_each(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, store = tiny_config(tiny_model, tmp_path), RunStore(str(tmp_path))
+    records = [*(learned(store, f"c{number}", number) for number in range(16)), record("gone")]
+    drawer = Drawer(config)
+    asked: list[str] = []
+
+    def slow(self: RunStore, path: str) -> bytes:
+        asked.append(path)
+        time.sleep(0.05)
+        return plain(self, path)
+
+    plain = RunStore.get
+    monkeypatch.setattr(RunStore, "get", slow)
+    rows = list(plan_rows(config, records, PROMPTS))
+    began = time.monotonic()
+    results = drawer.draw(rows, config.generation.sampling)
+    assert time.monotonic() - began < 16 * 0.05
+    assert sorted(asked) == sorted(each.folder.embedding for each in records)
+    wrong = [row["concept_id"] for row, result in zip(rows, results, strict=True) if isinstance(result, str)]
+    assert wrong == ["gone"] * len(PROMPTS)
+
+
+@pytest.mark.parametrize("kind", ["lora", "causal"])
+def test_a_concept_is_drawn_with_its_adapter(
+    tiny_backbone: Backbone, tiny_model: Path, tmp_path: Path, kind: Any
+) -> None:
+    config, store = tiny_config(tiny_model, tmp_path), RunStore(str(tmp_path))
+    plain, adapted, lost = record("plain"), record("adapted"), record("lost")
+    embeddings = [an_embedding("plain", 1), with_adapter(tiny_backbone, an_embedding("adapted", 1), kind)]
+    for one, embedding in ((plain, embeddings[0]), (adapted, embeddings[1]), (lost, embeddings[1])):
+        store.put(one.folder.embedding, dump_diffusers(embedding))
+    store.put(adapted.folder.adapter, dump_adapter(embeddings[1]))
+    assert adapted.folder.adapter == adapted.folder.file(ADAPTER_FILE)
+
+    requests = [
+        ImageRequest(f"a photo of a {embedding.placeholder_token}", 3, (embedding,))
+        for embedding in (embeddings[1], embeddings[0], replace(embeddings[1], adapter=None))
+    ]
+    expected = generate(tiny_backbone, requests, config.generation.sampling)
+    drawer = Drawer(config)
+    rows = [
+        {"embedding": one.folder.embedding, "prompt": f"a photo of a {word}", "seed": 3}
+        for one, word in ((adapted, "<adapted>"), (plain, "<plain>"), (lost, "<adapted>"))
+    ]
+    with_it, without, missing = drawer.draw(rows, config.generation.sampling)
+    assert not isinstance(with_it, str)
+    assert not isinstance(without, str)
+    assert with_it.tobytes() == expected[0].tobytes() != expected[2].tobytes()
+    assert without.tobytes() == expected[1].tobytes()
+    assert isinstance(missing, str), "an adapter that is named but not there must not be left out in silence"
+    assert ADAPTER_FILE in missing
+
+
+def test_pictures_are_stored_while_the_next_are_drawn(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two batches in one call, the first is in the store before the second is drawn."""
+    config = tiny_config(tiny_model, tmp_path)
+    size = config.generation.sampling.batch_size
+    drawn: list[int] = []
+
+    def draw(*arguments: Any) -> list[Any]:
+        deadline = time.monotonic() + 20
+        while len(list(tmp_path.glob("images/*/*.png"))) < sum(drawn) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(list(tmp_path.glob("images/*/*.png"))) == sum(drawn)
+        pictures = plain_draw(*arguments)
+        drawn.append(len(pictures))
+        return pictures
+
+    plain_draw = pipeline.bulk.generate.draw
+    monkeypatch.setattr(pipeline.bulk.generate, "draw", draw)
+    rows = [
+        {"row_id": f"r{i}", "concept_id": "c", "fingerprint": "f", "embedding": "", "prompt": "a cat", "seed": i}
+        for i in range(2 * size)
+    ]
+    results = Drawer(config)(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
+    assert drawn == [size, size]
+    assert [(row["row_id"], row["status"]) for row in results] == [(row["row_id"], "ok") for row in rows]

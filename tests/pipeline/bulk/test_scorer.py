@@ -1,0 +1,133 @@
+"""The evaluation's actor without a cluster, on tiny random models: scores equal those made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.bulk.evaluation import PLAN_SCHEMA, RESULT_SCHEMA, plan_rows
+from pipeline.bulk.protocols import Protocol
+from pipeline.bulk.scorer import Scorer
+from pipeline.config import RunConfig
+from pipeline.inputs.prompt_table import Prompt
+from pipeline.ledger.records import ConceptRecord
+from pipeline.store.storage import RunStore
+from tests.pipeline.runs import tiny_config, write_photo
+from tests.tiny_models import DIM, tiny_judge
+from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.extractors import ClipExtractor, load_extractor
+from textual_inversion.families.base import Backbone
+from textual_inversion.formats import dump_diffusers
+from textual_inversion.generate import ImageRequest, generate
+
+PROMPTS = (Prompt("a photo of a {}"), Prompt("{}"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_judge("clip", tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_judge("vit", tmp_path_factory.mktemp("dino"))
+
+
+@pytest.fixture
+def config(tiny_model: Path, clip: Path, dino: Path, tmp_path: Path) -> RunConfig:
+    return tiny_config(tiny_model, tmp_path, extractor=str(clip), evaluation={"dino": str(dino)})
+
+
+def learned(config: RunConfig, name: str, photos: int = 2, seed: int = 0) -> tuple[ConceptRecord, LearnedEmbedding]:
+    """A record whose embedding and photos are there."""
+    images = tuple(write_photo(Path(config.output) / f"{name}-{i}.png", seed + i) for i in range(photos))
+    rows = torch.randn(1, DIM, generator=torch.Generator().manual_seed(seed))
+    embedding = LearnedEmbedding(placeholder_token=f"<{name}>", vectors={"clip_l": rows})
+    record = ConceptRecord(concept_id=name, fingerprint=f"f-{name}", status="done", placeholder_token=f"<{name}>",
+                           initializer="cat", images=images)  # fmt: skip
+    RunStore(config.output).put(record.folder.embedding, dump_diffusers(embedding))
+    return record, embedding
+
+
+def judged(config: RunConfig, *records: ConceptRecord, judge: Scorer | None = None) -> list[dict[str, Any]]:
+    protocol = Protocol(prompts=PROMPTS, images_per_prompt=3, sampling=config.generation.sampling)
+    batch = pa.Table.from_pylist(list(plan_rows(config, protocol, records)), PLAN_SCHEMA)
+    results = (judge or Scorer(config))(batch)
+    assert results.schema == RESULT_SCHEMA
+    assert results["row_id"].to_pylist() == batch["row_id"].to_pylist()
+    return results.to_pylist()
+
+
+def cosines(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cosine_similarity(first[:, None], second[None], dim=2)
+
+
+def test_scores_by_hand(config: RunConfig, tiny_backbone: Backbone, clip: Path, dino: Path) -> None:
+    record, embedding = learned(config, "a")
+    rows = {(row["setup"], row["prompt"]): row for row in judged(config, record)}
+    protocol = Protocol(prompts=PROMPTS, images_per_prompt=3, sampling=config.generation.sampling)
+    seeds = next(plan_rows(config, protocol, [record]))["seeds"]
+    photos = [Image.open(path) for path in record.images]
+    judge, other = ClipExtractor(str(clip), "cpu"), load_extractor(str(dino), "cpu")
+    text = judge.texts(["a photo of a"])
+
+    for setup, prompt, embeddings in (
+        ("learned", "a photo of a <a>", (embedding,)), ("initializer", "a photo of a cat", ()),
+        ("prompt only", "a photo of a", ()),
+    ):  # fmt: skip
+        requests = [ImageRequest(prompt, seed, embeddings) for seed in seeds]
+        pictures = generate(tiny_backbone, requests, config.generation.sampling)
+        row = rows[setup, "a photo of a {}"]
+        of_each = cosines(judge.images(pictures), judge.images(photos)).mean(1)
+        assert row["clip_i"] == pytest.approx(of_each.mean().item(), abs=1e-5)
+        assert row["clip_i_se"] == pytest.approx(of_each.std().item() / 3**0.5, abs=1e-5)
+        assert row["clip_t"] == pytest.approx(cosines(judge.images(pictures), text).mean().item(), abs=1e-5)
+        wanted = cosines(other.images(pictures), other.images(photos)).mean().item()
+        assert row["dino"] == pytest.approx(wanted, abs=1e-5)
+    among = rows["image only", "a photo of a {}"]
+    assert among["clip_i"] == pytest.approx(cosines(*judge.images(photos)[:, None]).item(), abs=1e-5)
+    assert among["num_samples"] == 2
+    assert rows["learned", "{}"]["clip_t"] is None  # nothing but the concept: no text to compare with
+    assert {row["status"] for row in rows.values()} == {"ok"}
+
+
+def test_one_bad_concept_never_takes_the_others_with_it(config: RunConfig) -> None:
+    (good, _), (no_photo, _), (no_embedding, _) = (learned(config, name, seed=9) for name in ("a", "b", "c"))
+    Path(no_photo.images[1]).unlink()
+    RunStore(config.output).delete(no_embedding.folder.embedding)
+    rows = judged(config, good, no_photo, no_embedding)
+    failed = {(row["concept_id"], row["setup"]): row["error"] for row in rows if row["status"] == "failed"}
+    assert set(failed) == {("b", s) for s in ("learned", "initializer", "prompt only", "image only")} | {
+        ("c", "learned")
+    }
+    assert f"photo {no_photo.images[1]}" in failed["b", "learned"]
+    assert "FileNotFoundError" in failed["c", "learned"]
+    assert [row["clip_i"] for row in judged(config, good)] == [r["clip_i"] for r in rows if r["concept_id"] == "a"]
+
+
+def test_what_concepts_share_is_drawn_once(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, drawn = Scorer(config), []
+    draw = judge._drawer.draw
+
+    def counting(rows: list[dict[str, Any]], sampling: Any) -> Any:
+        drawn.extend((row["prompt"], row["embedding"]) for row in rows)
+        return draw(rows, sampling)
+
+    monkeypatch.setattr(judge._drawer, "draw", counting)
+    first = judged(config, learned(config, "a")[0], learned(config, "b", seed=5)[0], judge=judge)
+    assert len(drawn) == 3 * (2 * 2 + 2 + 1)  # two concepts and prompts; the initializer's two; one without the word
+    drawn.clear()
+    again = judged(config, learned(config, "a")[0], learned(config, "b", seed=5)[0], judge=judge)
+    assert len(drawn) == 3 * 2 * 2
+    assert again == first
+
+
+def test_without_dino_that_score_is_left_out(config: RunConfig) -> None:
+    config = replace(config, evaluation=replace(config.evaluation, dino=""))
+    assert {row["dino"] for row in judged(config, learned(config, "a")[0])} == {None}

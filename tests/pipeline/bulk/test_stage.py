@@ -1,0 +1,115 @@
+"""What a Ray Data pass leaves behind: plans in parts, results that say what is done."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray.exceptions import RayError
+
+from pipeline.bulk import stage
+from pipeline.bulk.stage import Stage, cpus_for_actor, finished_rows, first_errors, put_plan, run_stage
+from pipeline.config import RunConfig
+from pipeline.store.storage import RunStore
+from tests.pipeline.runs import tiny_config
+
+RESULTS = "some/results"
+
+
+def test_done_is_what_a_whole_part_says(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    assert finished_rows(store, RESULTS) == set()
+    part = pa.table({"row_id": ["x", "y"], "status": ["ok", "failed"], "error": [None, "too long"]})
+    (tmp_path / RESULTS).mkdir(parents=True)
+    pq.write_table(part, tmp_path / RESULTS / "one.parquet")
+    whole = (tmp_path / RESULTS / "one.parquet").read_bytes()
+    store.put(f"{RESULTS}/cut.parquet", whole[:-20])
+    assert finished_rows(store, RESULTS) == {"x"}
+    assert set(store.list(RESULTS)) == {f"{RESULTS}/one.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors", "each"),
+    [([2.0], 2, 0.5), ([1.0], 1, 0.0), ([16.0], 1, 0.5), ([0.0, 1.0, 1.0], 2, 0.0), ([0.0, 2.0, 2.0], 2, 0.5),
+     ([4.0, 4.0], 16, 0.375)],
+)  # fmt: skip
+def test_a_whole_core_is_left_for_reading_and_writing(nodes: list[float], actors: int, each: float) -> None:
+    assert cpus_for_actor(nodes, actors) == each
+    assert sum(nodes) - actors * each >= sum(cores > 0 for cores in nodes)  # so that some node has one
+
+
+def test_a_few_distinct_causes(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    (tmp_path / RESULTS).mkdir(parents=True)
+    errors = ["too long", None, "too long", "no embedding", "not asked for"]
+    part = pa.table({"row_id": list("abcde"), "status": ["failed"] * 5, "error": errors})
+    pq.write_table(part, tmp_path / RESULTS / "one.parquet")
+    assert first_errors(store, RESULTS, set("abcd")) == ("too long", "no embedding")
+    assert first_errors(store, RESULTS, set("abcd"), at_most=1) == ("too long",)
+
+
+def test_a_shorter_plan_takes_the_place_of_a_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_PLAN_ROWS", 2)
+    store, schema = RunStore(str(tmp_path)), pa.schema([("row_id", pa.string())])
+    put_plan(store, "plan", ({"row_id": name} for name in "abcde"), schema)
+    assert len(store.list("plan")) == 3
+    put_plan(store, "plan", ({"row_id": name} for name in "xy"), schema)
+    assert pq.read_table(tmp_path / "plan")["row_id"].to_pylist() == ["x", "y"]
+
+
+class Mortal:
+    """Is killed by rows named `once-...` the first time it sees them, and by `always` each time."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._notes = Path(config.output)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        for name in batch["row_id"].to_pylist():
+            died = self._notes / f"died.{name}"
+            if name == "always" or (name.startswith("once") and not died.exists()):
+                with died.open("a") as file:
+                    file.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+        return batch.append_column("status", pa.array(["ok"] * len(batch)))
+
+
+def work_on(names: list[str], output: Path) -> None:
+    config, schema = tiny_config("none", output, actors={"count": 1}), pa.schema([("row_id", pa.string())])
+    stage = Stage(name="dying", plan="plan", results=RESULTS, worker=Mortal, rows_per_call=1, rows_per_part=2)
+    put_plan(RunStore(config.output), stage.plan, ({"row_id": name} for name in names), schema)
+    run_stage(config, stage, len(names), gpus=0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_nothing_but_the_workers_is_started_and_all_parts_are_of_one_size(tmp_path: Path) -> None:
+    """Ray Data may read a plan with 32 actors, each of which needs a core to start."""
+    before = set(ray._private.state.actors())
+    work_on([f"never-{number}" for number in range(6)], tmp_path)
+    started = [each["ActorClassName"] for key, each in ray._private.state.actors().items() if key not in before]
+    assert len(started) <= 1 + 3, started  # Ray Data's own three: autoscaling, places, statistics
+    assert [pq.read_table(path).num_rows for path in (tmp_path / RESULTS).iterdir()] == [2] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_actor_may_die_more_often_than_a_row_may_kill(tmp_path: Path) -> None:
+    names = [f"{kind}-{number}" for number in range(5) for kind in ("once", "never")]
+    work_on(names, tmp_path)
+    rows = [row for path in (tmp_path / RESULTS).iterdir() for row in pq.read_table(path)["row_id"].to_pylist()]
+    assert sorted(rows) == sorted(names)
+    assert len(list(tmp_path.glob("died.*"))) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_row_that_kills_ends_the_stage_and_what_was_done_before_counts(tmp_path: Path) -> None:
+    with pytest.raises(RayError):
+        work_on(["a", "b", "c", "d", "always"], tmp_path)
+    assert len((tmp_path / "died.always").read_text()) == 4
+    assert finished_rows(RunStore(str(tmp_path)), RESULTS) == set("abcd")

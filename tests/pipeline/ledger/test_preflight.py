@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import RunConfig
+from pipeline.inputs.models import tokenizer_of
+from pipeline.inputs.prompt_table import Prompt
+from pipeline.ledger.plan import ConceptTask
+from pipeline.ledger.preflight import Finding, examine
+from pipeline.validate import main
+from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest, write_photo
+from textual_inversion.concept import Concept
+
+
+@pytest.fixture
+def config(tiny_model: Path, tmp_path: Path) -> RunConfig:
+    return tiny_config(tiny_model, tmp_path / "out")
+
+
+def findings(
+    config: RunConfig, prompts: list[Prompt] | None = None, *, photos: bool = False, **row: Any
+) -> list[Finding]:
+    row = {"concept_id": "it", "placeholder_token": "<it>", "images": ("unused",), "initializer": "cat", **row}
+    task = ConceptTask(concept=Concept(**row), fingerprint="f")
+    return list(examine([task], config, prompts or [], tokenizer_of(config), photos=photos))
+
+
+def test_nothing_is_said_of_what_is_fine(config: RunConfig) -> None:
+    assert findings(config, [Prompt("a photo of {} on the beach")]) == []
+    assert findings(config, initializer="", category="style", num_vectors=4) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"num_vectors": 20}, "more than the 22 that fit; shorten the prompt or use fewer vectors"),
+        ({"captions": ("a {} " + "on the beach " * 9,)}, "prompt 'a {} on the beach"),
+        ({"captions": ("a {} <|endoftext|> cat",)}, "no token for something in '<|endoftext|> cat'"),
+        ({"initializer": "<|endoftext|>"}, "initializer: the model's tokenizer has no token for something in"),
+        ({"initializer": "cat dog toy tree " * 6}, "prompt 'a photo of a cat"),
+    ],
+)  # fmt: skip
+def test_texts_that_do_not_fit_would_fail(config: RunConfig, row: dict[str, Any], text: str) -> None:
+    (finding,) = findings(config, **row)
+    assert finding.fails
+    assert text in finding.text
+    assert str(finding).startswith("would fail: it: ")
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"initializer": "xqzvbnmk"}, "'xqzvbnmk' is not in the model's vocabulary: it is spelled out in"),
+        ({"placeholder_token": "cat"}, "placeholder 'cat' is a word of the model's own vocabulary"),
+    ],
+)
+def test_what_is_odd_is_noted(config: RunConfig, row: dict[str, Any], text: str) -> None:
+    (finding,) = findings(config, **row)
+    assert not finding.fails
+    assert text in finding.text
+
+
+def test_bulk_prompts_are_tried_with_every_concept(config: RunConfig) -> None:
+    texts = ("a photo of {}", "a photo of {}s", "a very " * 9 + "{}")
+    prompts = [*map(Prompt, texts), Prompt("not {}", concept_id="other")]
+    (finding,) = findings(config, prompts)
+    assert finding.fails
+    assert finding.text.startswith("2 of its 3 prompts cannot be drawn: prompt 'a photo of <it>s' does not have the")
+    twice = findings(config, [Prompt("a photo of a cat and a {}")], placeholder_token="cat")
+    assert twice[-1] == Finding("it", "1 prompts have its placeholder 'cat' outside the hole, too", fails=False)
+
+
+def test_photos_are_opened_only_if_asked_for(config: RunConfig, tmp_path: Path) -> None:
+    good, bad = write_photo(tmp_path / "a.png", 1), tmp_path / "b.png"
+    bad.write_bytes(Path(good).read_bytes()[:60])
+    images = (good, str(bad))
+    assert findings(config, images=images) == []
+    (finding,) = findings(config, images=images, photos=True)
+    assert finding.fails
+    assert finding.text.startswith(f"photo {bad}: the picture is damaged or cut short (60 bytes)")
+    (finding,) = findings(config, images=(str(tmp_path / "absent.png"),), photos=True)
+    assert "absent.png: " in finding.text
+
+
+def test_the_command_needs_neither_torch_nor_ray(tiny_model: Path, tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, ["a", "b"], initializer=["<|endoftext|>", "cat"])
+    (tmp_path / "photos" / "b-1.png").write_bytes(b"<html>")
+    (tmp_path / "job.toml").write_text(tiny_toml(tiny_model))
+    program = (
+        "import sys; from pipeline.validate import main; code = main(sys.argv[1:]);"
+        "print(sorted({'torch', 'ray', 'diffusers'} & sys.modules.keys())); sys.exit(code)"
+    )
+    options = [str(manifest), "--photos", "--config", str(tmp_path / "job.toml"), "--output", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1, done.stderr
+    assert lines[0].startswith("would fail: a: initializer: the model's tokenizer has no token")
+    assert lines[1].startswith("would fail: b: photo ")
+    assert "b-1.png: not a picture but a web page (HTML, 6 bytes): the address may lead to" in lines[1]
+    assert lines[2] == "2 of 2 concepts to do would fail, or pictures of them"
+    assert lines[3].startswith("0 done, 2 to do, 0 bad rows")
+    assert lines[4] == "[]"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_takes_the_options_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["m.parquet", "--set", "photos.schemas=3"]) == 2
+    assert "did you mean photos.schemes?" in capsys.readouterr().err

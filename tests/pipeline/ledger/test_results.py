@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.inputs.manifest import BadRow
+from pipeline.ledger import results
+from pipeline.ledger.records import ConceptRecord
+from pipeline.ledger.results import write_results
+from pipeline.store.storage import RunStore
+
+
+def make(concept_id: str, **values: Any) -> ConceptRecord:
+    defaults: dict[str, Any] = {"status": "done", "placeholder_token": f"<{concept_id}>", "fingerprint": "0" * 32}
+    return ConceptRecord(concept_id=concept_id, **{**defaults, **values})
+
+
+def read(store: RunStore) -> Any:
+    return pq.read_table(io.BytesIO(store.get("results.parquet")))
+
+
+def test_one_row_a_concept_bad_rows_included(root: str) -> None:
+    store = RunStore(root)
+    done = make("a", scores={"clip_i": 0.5, "clip_t": 0.25}, images=("x.png",), steps=9, seconds=1.5,
+                carried={"sku": 7})  # fmt: skip
+    failed = make("b", status="failed", error="out of memory", carried={"sku": 8})
+    bad = [BadRow(file="m.parquet", row=3, concept_id=None, reason="concept_id None")]
+    assert write_results(store, [done, failed], bad) == 3
+    first, second, third = read(store).to_pylist()
+    assert (first["clip_i"], first["clip_t"], first["steps"], first["sku"]) == (0.5, 0.25, 9, 7)
+    assert first["embedding"] == store.uri(f"concepts/a/{'0' * 32}/learned_embeds.safetensors")
+    assert first["images"] == ["x.png"]
+    assert (second["status"], second["error"], second["sku"]) == ("failed", "out of memory", 8)
+    assert (second["embedding"], second["clip_i"]) == (None, None)
+    assert third["concept_id"] is None
+    assert third["error"] == "m.parquet row 3: concept_id None"
+
+
+def test_an_empty_run_has_an_empty_table(root: str) -> None:
+    store = RunStore(root)
+    assert write_results(store, []) == 0
+    assert "concept_id" in read(store).schema.names
+
+
+def test_carried_columns_give_way_to_ours_but_are_kept() -> None:
+    store = RunStore("memory://names")
+    carried = {"status": "sale", "clip_i": "own", "manifest_status": "taken", "note": "n"}
+    write_results(store, [make("a", scores={"clip_i": 0.5}, carried=carried)])
+    (row,) = read(store).to_pylist()
+    assert (row["status"], row["clip_i"], row["note"]) == ("done", 0.5, "n")
+    assert row["manifest_clip_i"] == "own"
+    assert {row["manifest_status"], row["manifest_manifest_status"]} == {"sale", "taken"}
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 2000])
+def test_carried_types_do_not_depend_on_where_a_batch_ends(batch_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "_BATCH_ROWS", batch_rows)
+    store = RunStore("memory://types")
+    values: list[dict[str, Any]] = [
+        {"number": 1, "mixed": 1, "text": "a", "nested": {"k": [1]}, "flag": True},
+        {"number": 2.5, "mixed": "two", "text": None, "nested": None, "flag": None},
+        {},
+        {"number": None, "mixed": None, "text": "ü", "nested": [2], "late": "x", "flag": False},
+    ]
+    write_results(store, [make(f"c{i}", carried=carried) for i, carried in enumerate(values)])
+    table = read(store)
+    assert table["number"].to_pylist() == [1.0, 2.5, None, None]
+    assert table["mixed"].to_pylist() == ["1", "two", None, None]
+    assert table["text"].to_pylist() == ["a", None, None, "ü"]
+    assert table["nested"].to_pylist() == ['{"k": [1]}', None, None, "[2]"]
+    assert table["late"].to_pylist() == [None, None, None, "x"]
+    assert table["flag"].to_pylist() == [True, None, None, False]

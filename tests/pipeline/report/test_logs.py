@@ -1,0 +1,45 @@
+"""Log lines for people and for log stores."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+
+import pytest
+
+from pipeline.report.logs import JsonFormatter, configure_logs, json_line, say
+
+
+def test_a_record_is_one_object_whatever_is_in_it() -> None:
+    try:
+        raise OSError("cannot read https://u:p@h/x\nsecond line")
+    except OSError as error:
+        failed = (type(error), error, error.__traceback__)
+    record = logging.LogRecord("pipeline.run", logging.WARNING, "", 1, "photo %s", ("https://u:p@h/x",), failed)
+    line = JsonFormatter("%(message)s").format(record)
+    assert "\n" not in line
+    told = json.loads(line)
+    assert (told["level"], told["logger"]) == ("WARNING", "pipeline.run")
+    assert told["message"].startswith("photo https://***@h/x\nTraceback")
+    assert "u:p" not in line
+    assert datetime.datetime.fromisoformat(told["time"]).utcoffset() == datetime.timedelta(0)
+
+
+def test_the_format_is_set_for_every_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = [logging.NullHandler(), logging.NullHandler()]
+    monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
+    record = logging.LogRecord("n", logging.INFO, "", 1, "hello", (), None)
+    configure_logs("json")
+    assert [json.loads(handler.format(record))["message"] for handler in handlers] == ["hello"] * 2
+    configure_logs("text")
+    assert [handler.format(record) for handler in handlers] == ["hello"] * 2
+
+
+def test_lines_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    say("text", "3 learned\n")
+    say("json", "3 learned\n")
+    plain, as_json = capsys.readouterr().out.splitlines()
+    assert plain == "3 learned"
+    assert json.loads(as_json)["message"] == "3 learned"
+    assert json.loads(json_line("m", facts={"done": 3}))["done"] == 3

@@ -1,0 +1,145 @@
+"""One run at a time: on a disk, in memory and on a real S3 server."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline.store.lease import PATH, Holder, Lease, LeaseHeld, held
+from pipeline.store.storage import RunStore
+
+ELSEWHERE = dataclasses.replace(Holder.here(), run="theirs", host="another-host", process=77, machine="another")
+
+
+def lease(store: RunStore, seconds: float = 0.6) -> Lease:
+    return Lease(store, seconds, on_lost=lambda: None)
+
+
+def test_it_is_there_while_it_is_held_and_then_no_more(root: str) -> None:
+    store = RunStore(root)
+    with held(store, 60):
+        assert Holder.read(store.get(PATH)).process == os.getpid()
+    assert not store.exists(PATH)
+    with held(store, 60), held(store, 0):  # 0 asks nobody
+        pass
+
+
+def test_a_second_run_refuses_while_the_first_lives_and_says_which_it_is(root: str) -> None:
+    store = RunStore(root)
+    first, is_over = Lease(store, 2, on_lost=lambda: None), threading.Event()
+    first._mine = ELSEWHERE
+    first.take()
+    keeper = threading.Thread(target=first.keep, daemon=True)
+    keeper.start()
+    with pytest.raises(LeaseHeld, match=r"in use by another run: on another-host, process 77, since .*--output"):
+        lease(store, 30).take()
+    first.release()
+    lease(store).take()
+    assert not is_over.is_set()
+
+
+def test_a_lease_without_a_sign_of_life_ends(root: str) -> None:
+    store = RunStore(root)
+    store.put(PATH, ELSEWHERE.to_bytes())
+    began = time.monotonic()
+    lease(store).take()
+    assert time.monotonic() - began >= 0.6
+    assert Holder.read(store.get(PATH)).host != "another-host"
+
+
+def test_what_is_no_lease_ends_as_well(root: str) -> None:
+    store = RunStore(root)
+    store.put(PATH, b"{not json")
+    lease(store).take()
+
+
+def test_a_dead_process_of_this_machine_is_not_waited_for(root: str) -> None:
+    store = RunStore(root)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    store.put(PATH, dataclasses.replace(Holder.here(), process=gone.pid).to_bytes())
+    began = time.monotonic()
+    Lease(store, 60, on_lost=lambda: None).take()
+    assert time.monotonic() - began < 30
+    living = dataclasses.replace(Holder.here(), process=os.getppid())
+    assert not living.is_dead()
+
+
+def test_of_many_at_once_one_gets_it(root: str) -> None:
+    if root.startswith("memory:"):
+        pytest.skip("memory knows no conditional writes, and is one process's own")
+    store = RunStore(root)
+
+    def put(number: int) -> bool:
+        try:
+            store.put_if(PATH, str(number).encode(), "")
+        except FileExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(put, range(24))) == 1
+        _, tag = store.get_tagged(PATH)
+        won = list(pool.map(lambda number: _replaced(store, number, tag), range(24)))
+    assert sum(won) == 1
+
+
+def _replaced(store: RunStore, number: int, tag: str) -> bool:
+    try:
+        store.put_if(PATH, f"new {number}".encode(), tag)
+    except FileExistsError:
+        return False
+    return True
+
+
+def test_whoever_has_lost_it_is_told(root: str) -> None:
+    store, lost = RunStore(root), threading.Event()
+    mine = Lease(store, 0.4, on_lost=lost.set)
+    mine.take()
+    store.put(PATH, ELSEWHERE.to_bytes())
+    mine.keep()
+    assert lost.is_set()
+    mine.release()
+    assert Holder.read(store.get(PATH)) == ELSEWHERE  # not ours to delete
+
+
+def test_a_lease_that_was_tidied_away_is_put_back(root: str) -> None:
+    store = RunStore(root)
+    mine = lease(store)
+    mine.take()
+    store.delete(PATH)
+    assert mine.renew()
+    assert mine.renew()
+    assert store.exists(PATH)
+
+
+def test_a_run_that_lost_it_is_stopped_as_by_its_scheduler(root: str, sent: list[int]) -> None:
+    store = RunStore(root)
+    with held(store, 0.4):
+        store.put(PATH, ELSEWHERE.to_bytes())
+        _wait_for(lambda: sent == [signal.SIGTERM])
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Signals this process would have sent itself."""
+    signals: list[int] = []
+    kill = os.kill
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append(number) if number else kill(pid, number))
+    return signals
+
+
+def _wait_for(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.02)

@@ -1,0 +1,268 @@
+"""Concepts below the gate: tried again by the ladder, the best kept, wherever the run is interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipeline import gate_retries
+from pipeline.config import GateConfig, RunConfig
+from pipeline.config_file import load_config
+from pipeline.gate_retries import RetryStats, retry_below_gate, retry_rules
+from pipeline.inputs.content_hash import content_hashes
+from pipeline.inputs.manifest import read_manifest
+from pipeline.ledger.gate import verdict
+from pipeline.ledger.plan import EVERY, ConceptTask, Plan, Selection, digest, finished, settings_of
+from pipeline.ledger.records import ConceptRecord, load_records, put_record, read_record
+from pipeline.store.storage import ConceptFolder, RunStore
+from pipeline.times import now
+from tests.pipeline.outputs import make_photos, put_manifest
+
+RUNGS = ("seed", "seed + steps*2")
+FIRST = {"good": 0.8, "poor": 0.1, "hopeless": 0.2}
+"""CLIP-I of the first try; the initializer words have 0.5."""
+AGAIN = {("poor", "seed"): 0.3, ("poor", "seed + steps*2"): 0.7, ("hopeless", "seed"): 0.35,
+         ("hopeless", "seed + steps*2"): 0.25}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _light_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_retries, "current_settings", lambda config: settings_of(config, model_hash="m"))
+
+
+class Learners:
+    """Learn by a table of scores, as actors would; end the run after so many."""
+
+    def __init__(self, store: RunStore, table: dict[tuple[str, str], float], at_most: int = 99) -> None:
+        self.store, self.table, self.left = store, table, at_most
+        self.learned: list[tuple[str, str, int]] = []
+
+    def __call__(
+        self, config: RunConfig, tasks: Iterator[ConceptTask], words: str, _count: int
+    ) -> Iterator[ConceptRecord]:
+        rung = words.removeprefix("trying again (").rstrip(")")
+        for task in tasks:
+            if not self.left:
+                return
+            self.left -= 1
+            self.learned.append((task.concept.concept_id, rung, config.inversion.steps))
+            clip_i = self.table[task.concept.concept_id, rung]
+            yield self.end(config, task, clip_i) if clip_i else self.fail(task)
+
+    def end(self, config: RunConfig, task: ConceptTask, clip_i: float) -> ConceptRecord:
+        scores = {"clip_i": clip_i, "clip_i_initializer": 0.5}
+        record = ConceptRecord(
+            concept_id=task.concept.concept_id, fingerprint=task.fingerprint, status="done", placeholder_token="<x>",
+            scores=scores, inputs=task.inputs, steps=config.inversion.steps, finished_at=now(),
+            gate=verdict(scores, config.gate),
+        )  # fmt: skip
+        if record.gate == "below" and config.gate.ladder:
+            self.store.put(record.folder.ladder, b"{}")
+        put_record(self.store, record)
+        return record
+
+    def fail(self, task: ConceptTask) -> ConceptRecord:
+        return ConceptRecord(
+            concept_id=task.concept.concept_id, fingerprint=task.fingerprint, status="failed", placeholder_token="<x>",
+            error="the loss is not finite",
+        )  # fmt: skip
+
+
+def planned(config: RunConfig, store: RunStore) -> tuple[Plan, list[ConceptTask]]:
+    below: dict[str, str] = {}
+    done = finished(store.scan("concepts"), below)
+    plan = Plan(digest(settings_of(config, model_hash="m")), done, content_hashes, below=below)
+    return plan, list(plan.tasks(read_manifest(config.manifest)))
+
+
+def learned_once(store: RunStore, **gate: Any) -> RunConfig:
+    """Three concepts, two of them below the gate."""
+    manifest = put_manifest(store, make_photos(store, *FIRST))
+    config = RunConfig(manifest=manifest, output=store.root, gate=GateConfig(ladder=RUNGS, **gate))
+    for task in planned(config, store)[1]:
+        Learners(store, {}).end(config, task, FIRST[task.concept.concept_id])
+    return config
+
+
+def again(config: RunConfig, store: RunStore, learners: Learners, chosen: Selection = EVERY) -> RetryStats:
+    plan, todo = planned(config, store)
+    assert not todo
+    counts = RetryStats()
+    retry_below_gate(config, store, plan, chosen, learners, counts)
+    return counts
+
+
+def kept(config: RunConfig, store: RunStore) -> dict[str, ConceptRecord]:
+    plan, _ = planned(config, store)
+    return {record.concept_id: record for record in load_records(store, plan.current)}
+
+
+def test_the_best_try_is_kept_and_flagged(root: str) -> None:
+    store = RunStore(root)
+    config = learned_once(store)
+    learners = Learners(store, AGAIN)
+    counts = again(config, store, learners)
+
+    steps = config.inversion.steps
+    assert learners.learned == [
+        ("poor", "seed", steps), ("hopeless", "seed", steps),
+        ("poor", "seed + steps*2", 2 * steps), ("hopeless", "seed + steps*2", 2 * steps),
+    ]  # fmt: skip
+    assert (counts.tried, counts.passed, counts.better, counts.below, counts.waiting) == (4, 1, 1, 0, 0)
+    assert counts.describe() == "2 (1 passed then, 1 better but still below)"
+
+    records = kept(config, store)
+    assert {name: (record.gate, record.scores["clip_i"]) for name, record in records.items()} == {
+        "good": ("passed", 0.8), "poor": ("passed", 0.7), "hopeless": ("below", 0.35)
+    }  # fmt: skip
+    assert records["good"].tries == ()
+    poor = records["poor"]
+    assert [(each.rung, each.scores["clip_i"]) for each in poor.tries] == [("", 0.1), ("seed", 0.3), (RUNGS[1], 0.7)]
+    assert poor.kept == poor.tries[2].fingerprint != poor.fingerprint
+    assert poor.result == ConceptFolder("poor", poor.kept)
+    assert poor.steps == 2 * steps
+    assert read_record(store, poor.result).scores["clip_i"] == 0.7, "the try has a record of its own"
+    assert not [path for path, _ in store.scan("concepts") if path.endswith("ladder.json")]
+    settings = json.loads(store.get(f"settings/{read_record(store, poor.result).inputs['settings']}.json"))
+    assert settings["inversion"]["steps"] == 2 * steps
+
+    again(config, store, Learners(store, {}))  # nothing is tried twice
+
+
+def test_a_ladder_ends_with_the_first_try_that_passes(root: str) -> None:
+    store = RunStore(root)
+    config = learned_once(store)
+    table = {("poor", "seed"): 0.9, ("hopeless", "seed"): 0.3, ("hopeless", RUNGS[1]): 0.4}
+    learners = Learners(store, table)
+    again(config, store, learners)
+    assert [(name, rung) for name, rung, _ in learners.learned] == list(table)
+
+
+@pytest.mark.parametrize("stop_after", range(4))
+def test_an_interrupted_ladder_goes_on(stop_after: int) -> None:
+    calm, store = RunStore("memory://calm"), RunStore(f"memory://interrupted-{stop_after}")
+    again(learned_once(calm), calm, Learners(calm, AGAIN))
+    config = learned_once(store)
+    first = Learners(store, AGAIN, at_most=stop_after)
+    counts = again(config, store, first)
+    assert (counts.waiting, counts.learned_before) == (2, 0)
+    assert kept(config, store)["poor"].gate == "below", "until then it shows what it was"
+
+    second = Learners(store, AGAIN)
+    assert again(config, store, second).learned_before == 2
+    assert len(first.learned) + len(second.learned) == 4, "no try is made twice"
+    shown = [{name: (r.gate, r.scores, r.steps) for name, r in kept(c, s).items()}
+             for c, s in ((learned_once_config(calm), calm), (config, store))]  # fmt: skip
+    assert shown[0] == shown[1]
+
+
+def learned_once_config(store: RunStore) -> RunConfig:
+    return RunConfig(manifest=store.uri("m.parquet"), output=store.root, gate=GateConfig(ladder=RUNGS))
+
+
+def test_a_try_that_fails_is_told_and_not_kept() -> None:
+    store = RunStore("memory://failing")
+    config = learned_once(store)
+    counts = again(config, store, Learners(store, {**AGAIN, ("poor", "seed"): 0.0, ("poor", RUNGS[1]): 0.2}))
+    poor = kept(config, store)["poor"]
+    assert poor.tries[1].error == "the loss is not finite"
+    assert (poor.scores["clip_i"], poor.gate) == (0.2, "below")
+    assert counts.better == 2
+
+    chosen = Selection(frozenset({"poor"}), below_gate=True)  # asked for, it is tried once more
+    assert again(config, store, Learners(store, {("poor", "seed"): 0.9}), chosen).passed == 1
+    assert [each.error for each in kept(config, store)["poor"].tries] == ["", "", ""]
+
+
+def test_photos_that_are_gone_keep_nobody_else_waiting() -> None:
+    store = RunStore("memory://gone")
+    config = learned_once(store)
+    plan, _ = planned(config, store)
+    store.delete("photos/hopeless-0.png")
+    counts = RetryStats()
+    retry_below_gate(config, store, plan, EVERY, Learners(store, AGAIN), counts)
+    assert (counts.passed, counts.below, counts.waiting) == (1, 1, 0)
+    records = {record.concept_id: record for record in load_records(store, plan.current)}
+    assert records["poor"].gate == "passed"
+    assert {each.error for each in records["hopeless"].tries[1:]} == {
+        "its row or photos are not what they were at its first try"
+    }
+
+
+def test_only_chosen_concepts_are_tried_again() -> None:
+    store = RunStore("memory://chosen")
+    config = learned_once(store)
+    learners = Learners(store, AGAIN)
+    again(config, store, learners, Selection(frozenset({"hopeless"})))
+    assert {name for name, _, _ in learners.learned} == {"hopeless"}
+
+
+def test_another_gate_makes_nothing_undone_until_it_is_asked_for() -> None:
+    store = RunStore("memory://stricter")
+    again(learned_once(store), store, Learners(store, AGAIN))
+    strict = RunConfig(
+        manifest=store.uri("m.parquet"), output=store.root, gate=GateConfig(min_clip_i=0.85, ladder=("seed=77",))
+    )
+    assert again(strict, store, Learners(store, {})).tried == 0
+
+    table = {("good", "seed=77"): 0.9, ("poor", "seed=77"): 0.2, ("hopeless", "seed=77"): 0.1}
+    chosen = Selection(frozenset(FIRST), below_gate=True)
+    counts = again(strict, store, Learners(store, table), chosen)
+    assert (counts.tried, counts.passed) == (3, 1)
+    records = kept(strict, store)
+    assert {name: record.scores["clip_i"] for name, record in records.items()} == {
+        "good": 0.9, "poor": 0.7, "hopeless": 0.35  # earlier tries stay in the choice
+    }  # fmt: skip
+    assert len(records["poor"].tries) == 4
+
+
+def test_so_many_at_most_are_tried_again() -> None:
+    store = RunStore("memory://limited")
+    config = learned_once(store)
+    learners = Learners(store, AGAIN)
+    counts = again(config, store, learners, Selection(frozenset({"hopeless", "poor"}), 1, below_gate=True))
+    assert len({name for name, _, _ in learners.learned}) == 1
+    assert counts.ended == 1
+
+
+def test_without_a_ladder_concepts_are_flagged_only() -> None:
+    store = RunStore("memory://flagged")
+    config = learned_once(store)
+    flagged = RunConfig(manifest=config.manifest, output=store.root, gate=GateConfig(ladder=()))
+    counts = again(flagged, store, Learners(store, {}))
+    assert (counts.tried, counts.below) == (0, 2)
+    assert kept(flagged, store)["poor"].gate == "below"
+
+
+def test_rungs_change_the_runs_own_settings() -> None:
+    ladder = ["seed", "seed + steps*1.5", "inversion.init.method=auto", "dvar"]
+    settings = ["seed=5", "inversion.steps=50", "inversion.learning_rate=0.01", f"gate.ladder={json.dumps(ladder)}"]
+    config = load_config(overrides=settings)
+    seed, longer, auto, dvar = (rung.config for rung in retry_rules(config))
+    assert (seed.seed, seed.inversion) == (6, config.inversion)
+    assert (longer.seed, longer.inversion.steps, longer.inversion.learning_rate) == (7, 75, 0.01)
+    assert (auto.seed, auto.inversion.init.method) == (5, "auto")
+    assert dvar.inversion.stop.method == "dvar"
+    assert not any(rung.config.gate.ladder for rung in retry_rules(config)), "a try is not tried again by itself"
+
+
+@pytest.mark.parametrize(
+    ("rung", "message"),
+    [
+        ("inversion.stepz=5", "inversion.stepz: no such setting"),
+        ("no-such-recipe", "no such file, and the recipes are"),
+        ("grid.images_per_prompt=9", "only `seed` and settings of `inversion`"),
+        ("steps*0", "inversion.steps"),
+    ],
+)
+def test_a_rung_that_makes_no_sense_is_named(rung: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"gate.ladder.*{message}"):
+        retry_rules(RunConfig(gate=GateConfig(ladder=(rung,))))
+
+
+def test_an_empty_part_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"gate\.ladder"):
+        GateConfig(ladder=("seed + ",))
