@@ -1,7 +1,7 @@
 """Pictures a second: one concept, and every row another concept, against plain diffusers batches of the same sampler.
 
     python -m benchmarks.generation
-    python -m benchmarks.generation --model runwayml/stable-diffusion-v1-5 --device cuda --batch-sizes 4,8,16
+    python -m benchmarks.generation --model DIRECTORY --device cuda --batch-sizes 4,8,16
     python -m benchmarks.generation --stage 256
 
 Ours is `textual_inversion.generate`, to decoded pictures. diffusers' is `StableDiffusionPipeline` with the concepts in
