@@ -45,7 +45,7 @@ from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import StartChooser
 from textual_inversion.latents import encode_views
-from textual_inversion.metrics import mean_and_error
+from textual_inversion.metrics import mean_and_standard_error
 from textual_inversion.photos import open_photo
 
 COMMON = "common algorithm"
@@ -295,8 +295,8 @@ def quality(options: argparse.Namespace, config: RunConfig, common: InversionCon
     rows: list[list[object]] = []
     for name, curve in curves.items():
         for step in curve.scores:
-            clip_i, error = mean_and_error(curve.each("clip_i", step))
-            clip_t = mean_and_error(curve.each("clip_t", step))[0]
+            clip_i, error = mean_and_standard_error(curve.each("clip_i", step))
+            clip_t = mean_and_standard_error(curve.each("clip_t", step))[0]
             shown = f"{clip_i:.3f}" + (f" ± {error:.3f}" if error is not None else "")
             rows.append([name, step, step * curve.batch_size, curve.seconds(step), shown, f"{clip_t:.3f}"])
     text = table(["", "steps", "sample-steps", "s a concept", "CLIP-I", "CLIP-T"], rows) + "\n"
@@ -315,7 +315,7 @@ def at_the_end(common: Curve, engine: Curve) -> str:
     """In words: scores concept by concept, and seconds."""
     text = "At the end of its budget, concept by concept, the engine has "
     for name, title in (("clip_i", "CLIP-I"), ("clip_t", "CLIP-T")):
-        more, error = mean_and_error(engine.each(name, engine.end) - common.each(name, common.end))
+        more, error = mean_and_standard_error(engine.each(name, engine.end) - common.each(name, common.end))
         text += f"{more:+.3f}" + (f" ± {error:.3f}" if error is not None else "") + f" {title}, "
     ours, theirs = engine.seconds(engine.end), common.seconds(common.end)
     return (

@@ -52,7 +52,12 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
 from textual_inversion.learn import learn_outcomes
-from textual_inversion.metrics import clip_i_among, clip_i_each, clip_t_each, mean_and_error
+from textual_inversion.metrics import (
+    clip_i_between_photos,
+    clip_i_per_picture,
+    clip_t_per_picture,
+    mean_and_standard_error,
+)
 from textual_inversion.photos import open_photo
 from textual_inversion.prompts import HOLE, fill, without_placeholder
 
@@ -236,16 +241,16 @@ def scores(
     telling, identity, everything = [], [], []
     for prompt in prompts:
         seen = extractor.images(shown[prompt.text]) if shown else real
-        likeness = clip_i_each(seen, real) if shown else clip_i_among(real)
+        likeness = clip_i_per_picture(seen, real) if shown else clip_i_between_photos(real)
         everything.append(likeness)
         if prompt.text in reconstruction:
             identity.append(likeness)
         else:
-            telling.append(clip_t_each(seen, extractor.texts([without_placeholder(prompt.text, HOLE)])))
+            telling.append(clip_t_per_picture(seen, extractor.texts([without_placeholder(prompt.text, HOLE)])))
     found: dict[str, Any] = {"clip_i_all": float(torch.cat(everything).mean())}
     for name, values in (("clip_i", identity or everything), ("clip_t", telling)):
         each = torch.cat(values) if values else torch.tensor([])
-        found[name], found[f"{name}_se"] = mean_and_error(each) if values else (None, None)
+        found[name], found[f"{name}_se"] = mean_and_standard_error(each) if values else (None, None)
         found[f"{name}_pictures"] = each.tolist()
     return found
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from pipeline.actor.library import LearnedConcept, open_library
 from pipeline.store.storage import absolute, read_bytes
-from textual_inversion.metrics import clip_i_among, clip_i_each
+from textual_inversion.metrics import clip_i_between_photos, clip_i_per_picture
 from textual_inversion.photos import open_photo
 
 Features = Callable[[Sequence[Image.Image]], Tensor]
@@ -130,7 +130,7 @@ def compare(run: str, features: Features, distance: Distance) -> str:
         name = concept.name
         pictures = drawn_pictures(run, concept)
         drawn = features(list(pictures.values()))
-        likeness = {other: clip_i_each(drawn, real) for other, real in known.items()}
+        likeness = {other: clip_i_per_picture(drawn, real) for other, real in known.items()}
         resting = _RESTING.format(concept.placeholder_token)
         row = list(pictures).index(resting)
         others = torch.stack([cosines for other, cosines in likeness.items() if other != name])
@@ -142,7 +142,7 @@ def compare(run: str, features: Features, distance: Distance) -> str:
             apart[name],
             torch.stack([value for other, value in apart.items() if other != name]).mean(),
         ]
-        cosines = [clip_i_among(known[name]).mean(), likeness[name][row], others[:, row].mean()]
+        cosines = [clip_i_between_photos(known[name]).mean(), likeness[name][row], others[:, row].mean()]
         cells = [*(f"{c:.3f}" for c in cosines), f"{nearest} of {len(pictures)}", *(f"{c:.3f}" for c in lpips)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The sample grid: one picture that shows a concept's photos and, under them, a labelled row of samples a prompt."""
+"""The sample grid: one picture that shows a concept's photos and, under them, a labelled row of samples per prompt."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ _GAP_PX = 4
 _LABEL_PX = 14
 _MIN_CELL_PX = 128
 _MAX_CELL_PX = 320
-_PAPER, _INK = (255, 255, 255), (40, 40, 40)
+_PAPER = (255, 255, 255)
+_INK = (40, 40, 40)
 
 
 def grid(
     photos: Sequence[Image.Image], rows: Sequence[tuple[str, Sequence[Image.Image]]], *, title: str = "photos"
 ) -> Image.Image:
-    """The photos under `title`, then each row's pictures under its label (its prompt).
+    """Draw the photos under `title`, then each row's pictures under the row's label (its prompt).
 
-    Cells are square, 128 to 320 px: small pictures are enlarged by a whole factor without smoothing, so that what the
-    model drew is what is seen; larger ones are reduced. Photos are fitted whole, never cropped. Raises ValueError if
-    there is nothing to show.
+    Cells are square, 128 to 320 px: small pictures are enlarged by a whole factor without smoothing, so that the grid
+    shows the pixels the model drew; larger ones are reduced. Photos are fitted whole, never cropped. Raises ValueError
+    if there is no picture.
     """
     rows = [(title, photos), *rows] if photos else list(rows)
     if not any(pictures for _, pictures in rows):
@@ -52,12 +53,12 @@ def grid(
 
 
 def _cell_px(picture_px: int) -> int:
-    """A cell's side for pictures of this side: the least whole multiple of at least 128 px, at most 320 px."""
+    """Return a cell's side for pictures of this side: their least whole multiple of 128 px or more, at most 320 px."""
     return min(picture_px * math.ceil(_MIN_CELL_PX / picture_px), _MAX_CELL_PX)
 
 
 def _fit(picture: Image.Image, cell: int) -> Image.Image:
-    """The whole picture, its longer edge as long as the cell."""
+    """Resize the whole picture so that its longer edge is as long as the cell."""
     scale = cell / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     whole_factor = scale >= 1 and cell % max(picture.size) == 0
@@ -65,7 +66,7 @@ def _fit(picture: Image.Image, cell: int) -> Image.Image:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
-    """Lines of a label that fit the sheet; a single word longer than that runs over the edge."""
+    """Split a label into lines of at most `width_px`; a single word wider than that runs over the sheet's edge."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

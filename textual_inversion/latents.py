@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from textual_inversion.augment import to_pixels, to_weights, views
+from textual_inversion.augment import photo_views, to_pixels, to_weights
 from textual_inversion.config import AugmentConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.rng import generator_for
@@ -57,7 +57,7 @@ def encode_views(
     shown = [
         (number, view)
         for number, picture in enumerate(pictures)
-        for view in views(picture, config, backbone.resolution, generator, mask_of.get(number))
+        for view in photo_views(picture, config, backbone.resolution, generator, mask_of.get(number))
     ]
     weights = None
     if masks:

@@ -1,9 +1,9 @@
-"""TextBoost's paired augmentation (Park et al. 2024, v1): transforms of a photo that its prompt names.
+"""TextBoost's paired augmentation (Park et al. 2024, v1): transforms of a photo that the photo's prompt names.
 
-A transform that acts adds its augmentation token to the prompt ("a A* photo of V*"), so what it did to the picture is
-learned there and not in the concept; at inference the tokens are left out. Operations are pure functions of a picture
-and its mask; `augment_paired` decides which act. The released code named "left" and "right" by strings that were not
-the tokens it trained; here a transform and its token come out of one function together.
+A transform that acts adds its augmentation token to the prompt ("a A* photo of V*"), so the token's row learns the
+transform and the concept's rows do not; prompts for drawing leave the tokens out. The operations are pure functions of
+a picture and its mask; `augment_paired` draws which of them act. The released code named "left" and "right" by strings
+that were not the tokens it trained; here one function returns a transformed picture together with its token.
 """
 
 from __future__ import annotations
@@ -29,159 +29,172 @@ AUGMENTATION_TOKENS: Mapping[str, str] = {
     "cutout": "hole",
     "grid": "grid of",
 }
-"""Name of each augmentation token -> the word or words it starts from, as in the code of the release day."""
+"""Name of each augmentation token -> the word or words that its row starts from, as in the code released first."""
 
 _DRAWS_PER_GROUP = 5
-"""Whether it acts, which operation, and up to three numbers for that."""
+"""Random numbers drawn for each group: one for whether it acts, one for which operation, three for the operation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class View:
-    """One way of showing a photo; masks go through the same geometry."""
+class AugmentedPhoto:
+    """A photo after some transforms, with the mask after the same geometry and the tokens that name the transforms."""
 
     picture: Image.Image
-    """RGB"""
+    """RGB picture."""
     mask: Image.Image | None = None
-    """Grey, of the picture's size: white where the concept is."""
+    """Grey mask of the picture's size, white where the concept is; None for a photo without a mask."""
     augmentation: tuple[str, ...] = ()
-    """Names of the transforms that the prompt is to name, from `AUGMENTATION_TOKENS`."""
+    """Names of the transforms that the prompt has to name, keys of `AUGMENTATION_TOKENS`."""
 
-    def each(self, change: Callable[[Image.Image], Image.Image]) -> View:
-        """The change made to the picture and to the mask."""
-        return replace(self, picture=change(self.picture), mask=self.mask and change(self.mask))
+    def map_images(self, transform: Callable[[Image.Image], Image.Image]) -> AugmentedPhoto:
+        """Return the photo with the transform applied to its picture and to its mask."""
+        return replace(self, picture=transform(self.picture), mask=self.mask and transform(self.mask))
 
-    def named(self, *names: str) -> View:
-        """With these added to its augmentation."""
+    def add_tokens(self, *names: str) -> AugmentedPhoto:
+        """Return the photo with these names appended to its augmentation."""
         return replace(self, augmentation=(*self.augmentation, *names))
 
 
-def rescale(view: View, factor: float) -> View:
-    """Zoom about the centre. Below 1 the picture's edge goes on outside it, the mask's outside is black."""
-    width, height = view.picture.size
+def rescale(photo: AugmentedPhoto, factor: float) -> AugmentedPhoto:
+    """Zoom about the centre by the factor, at the same size in pixels.
+
+    A factor below 1 leaves a border: the picture's edge pixels are repeated there, and the mask is black.
+    """
+    width, height = photo.picture.size
     if factor >= 1:
         across, down = (1 - 1 / factor) * width / 2, (1 - 1 / factor) * height / 2
-        return view.each(lambda image: _resize(image, (across, down, width - across, height - down)))
+        return photo.map_images(lambda image: _resize(image, (across, down, width - across, height - down)))
     inner = max(1, round(width * factor)), max(1, round(height * factor))
     left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-    around = (top, height - inner[1] - top), (left, width - inner[0] - left)
-    return view.each(lambda image: _pad(image.resize(inner, _FILTER[image.mode]), around))
+    border = (top, height - inner[1] - top), (left, width - inner[0] - left)
+    return photo.map_images(lambda image: _pad(image.resize(inner, _FILTER[image.mode]), border))
 
 
-def crop(view: View, side: float, x: float, y: float) -> View:
-    """The part with this fraction of the sides, at (x, y) in [0, 1] of the room there is, blown up."""
-    width, height = view.picture.size
+def crop(photo: AugmentedPhoto, side: float, x: float, y: float) -> AugmentedPhoto:
+    """Enlarge a crop to the photo's size.
+
+    `side` is the crop's side as a fraction of the photo's; (x, y) in [0, 1] places it within the room that is left.
+    """
+    width, height = photo.picture.size
     left, top = x * (1 - side) * width, y * (1 - side) * height
-    return view.each(lambda image: _resize(image, (left, top, left + side * width, top + side * height)))
+    return photo.map_images(lambda image: _resize(image, (left, top, left + side * width, top + side * height)))
 
 
-def shift(view: View, fraction: float) -> View:
-    """Moved to the right by a fraction of the width, to the left if negative; what is bared shows the picture's edge,
-    in the mask black."""
-    by = round(fraction * view.picture.width)
+def shift(photo: AugmentedPhoto, fraction: float) -> AugmentedPhoto:
+    """Move the photo to the right by a fraction of its width, to the left if the fraction is negative.
+
+    The uncovered border repeats the picture's edge pixels; the mask is black there.
+    """
+    by_px = round(fraction * photo.picture.width)
 
     def move(image: Image.Image) -> Image.Image:
-        kept = image.crop((max(0, -by), 0, image.width - max(0, by), image.height))
-        return _pad(kept, ((0, 0), (max(0, by), max(0, -by))))
+        kept = image.crop((max(0, -by_px), 0, image.width - max(0, by_px), image.height))
+        return _pad(kept, ((0, 0), (max(0, by_px), max(0, -by_px))))
 
-    return view.each(move)
-
-
-def grayscale(view: View) -> View:
-    """Without colour."""
-    return replace(view, picture=ImageOps.grayscale(view.picture).convert("RGB"))
+    return photo.map_images(move)
 
 
-def brightness(view: View, factor: float) -> View:
-    """Every value times the factor."""
-    return replace(view, picture=ImageEnhance.Brightness(view.picture).enhance(factor))
+def grayscale(photo: AugmentedPhoto) -> AugmentedPhoto:
+    """Remove the picture's colour."""
+    return replace(photo, picture=ImageOps.grayscale(photo.picture).convert("RGB"))
 
 
-def cutout(view: View, side: float, x: float, y: float) -> View:
-    """A grey rectangle of this fraction of the sides at (x, y), as in `crop`; the mask is black there."""
-    width, height = view.picture.size
-    box = [round(value) for value in (x * (1 - side) * width, y * (1 - side) * height, side * width, side * height)]
-    where = (box[0], box[1], box[0] + box[2], box[1] + box[3])
+def brightness(photo: AugmentedPhoto, factor: float) -> AugmentedPhoto:
+    """Multiply every value of the picture by the factor."""
+    return replace(photo, picture=ImageEnhance.Brightness(photo.picture).enhance(factor))
 
-    def cut(image: Image.Image) -> Image.Image:
+
+def cutout(photo: AugmentedPhoto, side: float, x: float, y: float) -> AugmentedPhoto:
+    """Cover a rectangle with grey, and with black in the mask. `side`, `x` and `y` are those of `crop`."""
+    width, height = photo.picture.size
+    left, top = round(x * (1 - side) * width), round(y * (1 - side) * height)
+    hole = (left, top, left + round(side * width), top + round(side * height))
+
+    def cover(image: Image.Image) -> Image.Image:
         image = image.copy()
-        image.paste((127, 127, 127) if image.mode == "RGB" else 0, where)
+        image.paste((127, 127, 127) if image.mode == "RGB" else 0, hole)
         return image
 
-    return view.each(cut)
+    return photo.map_images(cover)
 
 
-def grid(view: View, tiles: int) -> View:
-    """The picture `tiles` x `tiles` times, each smaller."""
+def grid(photo: AugmentedPhoto, tiles: int) -> AugmentedPhoto:
+    """Fill the photo with `tiles` x `tiles` small copies of itself."""
 
     def tile(image: Image.Image) -> Image.Image:
         small = image.resize((-(-image.width // tiles), -(-image.height // tiles)), _FILTER[image.mode])
         shape = (tiles, tiles) + (1,) * (image.mode == "RGB")
         return Image.fromarray(np.tile(np.asarray(small), shape)[: image.height, : image.width])
 
-    return view.each(tile)
+    return photo.map_images(tile)
 
 
-def augment_paired(view: View, probability: float, generator: torch.Generator) -> View:
-    """Each group in turn, geometry, colour, other, acts with this probability by one of its operations, drawn evenly,
-    and adds its token. The number of draws is always the same."""
+def augment_paired(photo: AugmentedPhoto, probability: float, generator: torch.Generator) -> AugmentedPhoto:
+    """Let each group of operations (geometry, colour, other) act with this probability, one after the other.
+
+    A group acts by one of its operations, drawn evenly, which adds its token. The number of draws from the generator
+    is always the same.
+    """
     for group in _GROUPS:
         coin, choice, *numbers = torch.rand(_DRAWS_PER_GROUP, generator=generator, dtype=torch.float64).tolist()
         if coin < probability:
-            view = group[int(choice * len(group))](view, numbers)
-    return view
+            photo = group[int(choice * len(group))](photo, numbers)
+    return photo
 
 
-# What can act: (view, three numbers uniform in [0, 1)) -> the changed view with its token. Ranges are the released
-# code's; it does not say how large a crop or a hole is, so those are ours.
+# Operations with their tokens: (photo, three numbers uniform in [0, 1)) -> the transformed photo. The ranges are those
+# of the released code; it does not say how large a crop or a hole is, so those two ranges are this project's.
 
-_Act = Callable[[View, Sequence[float]], View]
+_Operation = Callable[[AugmentedPhoto, Sequence[float]], AugmentedPhoto]
 
 
-def _zoom(view: View, numbers: Sequence[float]) -> View:
-    """A mild change of size is no augmentation to speak of, and has no token."""
+def _zoom(photo: AugmentedPhoto, numbers: Sequence[float]) -> AugmentedPhoto:
+    """Zoom by a factor in [0.34, 1.4). Factors from 0.6 to 1.2 change too little to be named and add no token."""
     factor = _between(0.34, 1.4, numbers[0])
     names = ("zoom-out",) if factor < 0.6 else ("zoom-in",) if factor > 1.2 else ()
-    return rescale(view, factor).named(*names)
+    return rescale(photo, factor).add_tokens(*names)
 
 
-def _crop(view: View, numbers: Sequence[float]) -> View:
-    return crop(view, _between(0.5, 0.9, numbers[0]), numbers[1], numbers[2]).named("crop")
+def _crop(photo: AugmentedPhoto, numbers: Sequence[float]) -> AugmentedPhoto:
+    return crop(photo, _between(0.5, 0.9, numbers[0]), numbers[1], numbers[2]).add_tokens("crop")
 
 
-def _shift(view: View, numbers: Sequence[float]) -> View:
+def _shift(photo: AugmentedPhoto, numbers: Sequence[float]) -> AugmentedPhoto:
     fraction = _between(0.15, 0.3, numbers[0])
-    return shift(view, fraction).named("right") if numbers[1] < 0.5 else shift(view, -fraction).named("left")
+    if numbers[1] < 0.5:
+        return shift(photo, fraction).add_tokens("right")
+    return shift(photo, -fraction).add_tokens("left")
 
 
-def _hflip(view: View, _numbers: Sequence[float]) -> View:
-    return view.each(ImageOps.mirror).named("hflip")
+def _hflip(photo: AugmentedPhoto, _numbers: Sequence[float]) -> AugmentedPhoto:
+    return photo.map_images(ImageOps.mirror).add_tokens("hflip")
 
 
-def _vflip(view: View, _numbers: Sequence[float]) -> View:
-    return view.each(ImageOps.flip).named("vflip")
+def _vflip(photo: AugmentedPhoto, _numbers: Sequence[float]) -> AugmentedPhoto:
+    return photo.map_images(ImageOps.flip).add_tokens("vflip")
 
 
-def _grayscale(view: View, _numbers: Sequence[float]) -> View:
-    return grayscale(view).named("grayscale")
+def _grayscale(photo: AugmentedPhoto, _numbers: Sequence[float]) -> AugmentedPhoto:
+    return grayscale(photo).add_tokens("grayscale")
 
 
-def _bright(view: View, numbers: Sequence[float]) -> View:
-    return brightness(view, _between(1.3, 1.5, numbers[0])).named("bright")
+def _bright(photo: AugmentedPhoto, numbers: Sequence[float]) -> AugmentedPhoto:
+    return brightness(photo, _between(1.3, 1.5, numbers[0])).add_tokens("bright")
 
 
-def _dimmed(view: View, numbers: Sequence[float]) -> View:
-    return brightness(view, _between(0.4, 0.6, numbers[0])).named("dimmed")
+def _dimmed(photo: AugmentedPhoto, numbers: Sequence[float]) -> AugmentedPhoto:
+    return brightness(photo, _between(0.4, 0.6, numbers[0])).add_tokens("dimmed")
 
 
-def _cutout(view: View, numbers: Sequence[float]) -> View:
-    return cutout(view, _between(0.2, 0.4, numbers[0]), numbers[1], numbers[2]).named("cutout")
+def _cutout(photo: AugmentedPhoto, numbers: Sequence[float]) -> AugmentedPhoto:
+    return cutout(photo, _between(0.2, 0.4, numbers[0]), numbers[1], numbers[2]).add_tokens("cutout")
 
 
-def _grid(view: View, numbers: Sequence[float]) -> View:
-    return grid(view, 2 if numbers[0] < 0.5 else 3).named("grid")
+def _grid(photo: AugmentedPhoto, numbers: Sequence[float]) -> AugmentedPhoto:
+    return grid(photo, 2 if numbers[0] < 0.5 else 3).add_tokens("grid")
 
 
-_GROUPS: tuple[tuple[_Act, ...], ...] = (
+_GROUPS: tuple[tuple[_Operation, ...], ...] = (
     (_zoom, _crop, _shift, _hflip, _vflip),
     (_grayscale, _bright, _dimmed),
     (_cutout, _grid),
@@ -195,12 +208,12 @@ def _between(low: float, high: float, number: float) -> float:
 
 
 def _resize(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
-    """This part of the image at the whole image's size."""
+    """Return the box (left, top, right, bottom) of the image, resized to the whole image's size."""
     return image.resize(image.size, _FILTER[image.mode], box=box)
 
 
-def _pad(image: Image.Image, around: tuple[tuple[int, int], tuple[int, int]]) -> Image.Image:
-    """More above and below, left and right, in px: a picture's edge goes on, around a mask is black."""
+def _pad(image: Image.Image, border: tuple[tuple[int, int], tuple[int, int]]) -> Image.Image:
+    """Add a border, ((above, below), (left, right)) px: a picture's edge pixels repeated, black around a mask."""
     if image.mode == "RGB":
-        return Image.fromarray(np.pad(np.asarray(image), (*around, (0, 0)), "edge"))
-    return Image.fromarray(np.pad(np.asarray(image), around))
+        return Image.fromarray(np.pad(np.asarray(image), (*border, (0, 0)), "edge"))
+    return Image.fromarray(np.pad(np.asarray(image), border))

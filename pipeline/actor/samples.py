@@ -20,7 +20,7 @@ from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
-from textual_inversion.metrics import clip_i, clip_i_among, clip_t
+from textual_inversion.metrics import clip_i, clip_i_between_photos, clip_t
 from textual_inversion.prompts import HOLE, fill, without_placeholder
 from textual_inversion.rng import seed_for
 
@@ -82,7 +82,7 @@ def score(extractor: ClipExtractor, photos: Sequence[Image.Image], samples: Samp
     if samples.initial:
         scores |= _pair([extractor.images(pictures) for pictures in samples.initial], real, wanted, "_initializer")
     if len(photos) > 1:
-        scores["clip_i_photos"] = float(clip_i_among(real).mean())
+        scores["clip_i_photos"] = float(clip_i_between_photos(real).mean())
     return scores
 
 

@@ -16,7 +16,12 @@ from pipeline.config import RunConfig
 from pipeline.inputs.models import locate
 from pipeline.inputs.photos import fetch
 from textual_inversion.extractors import ClipExtractor, ImageExtractor, load_extractor
-from textual_inversion.metrics import clip_i_among, clip_i_each, clip_t_each, mean_and_error
+from textual_inversion.metrics import (
+    clip_i_between_photos,
+    clip_i_per_picture,
+    clip_t_per_picture,
+    mean_and_standard_error,
+)
 from textual_inversion.photos import open_photo
 
 _CONCEPTS_KEPT = 64
@@ -91,15 +96,21 @@ class Scorer:
         if isinstance(seen, str):
             return known | {"status": "failed", "error": seen}
         each = {
-            "clip_i": clip_i_each(seen["clip"], photos["clip"]) if row["drawn"] else clip_i_among(photos["clip"]),
+            "clip_i": clip_i_per_picture(seen["clip"], photos["clip"])
+            if row["drawn"]
+            else clip_i_between_photos(photos["clip"]),
         }
         if "dino" in seen:
-            each["dino"] = clip_i_each(seen["dino"], photos["dino"]) if row["drawn"] else clip_i_among(photos["dino"])
+            each["dino"] = (
+                clip_i_per_picture(seen["dino"], photos["dino"])
+                if row["drawn"]
+                else clip_i_between_photos(photos["dino"])
+            )
         if row["text"]:
-            each["clip_t"] = clip_t_each(seen["clip"], self._clip.texts([row["text"]]))
+            each["clip_t"] = clip_t_per_picture(seen["clip"], self._clip.texts([row["text"]]))
         scores: dict[str, float | None] = {}
         for name, values in each.items():
-            scores[name], scores[f"{name}_se"] = mean_and_error(values)
+            scores[name], scores[f"{name}_se"] = mean_and_standard_error(values)
         return known | scores | {"status": "ok"}
 
 

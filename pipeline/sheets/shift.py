@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.config import RunConfig
 from pipeline.inputs.models import locate
-from textual_inversion.bias import Share, change, shares
+from textual_inversion.bias import Proportion, difference, nearest_caption_proportions
 from textual_inversion.extractors import ClipExtractor
 
 
@@ -19,23 +19,23 @@ class Shift:
     """Shares of pictures that the judge finds nearest to each caption."""
 
     captions: tuple[str, ...]
-    photos: tuple[Share, ...]
+    photos: tuple[Proportion, ...]
     """Of the set the word was learned from: what the judge makes of the right answers. Empty if it is not known."""
-    before: tuple[Share, ...]
-    after: tuple[Share, ...]
+    before: tuple[Proportion, ...]
+    after: tuple[Proportion, ...]
 
     def facts(self) -> list[dict[str, Any]]:
         """Plain values, one row a caption; intervals are of 95 %."""
         rows: list[dict[str, Any]] = []
         for i, caption in enumerate(self.captions):
-            difference, low, high = change(self.before[i], self.after[i])
+            change, low, high = difference(self.before[i], self.after[i])
             row: dict[str, Any] = {"caption": caption}
             if self.photos:
                 row["photos"] = {"count": self.photos[i].count, "n": self.photos[i].n}
             for name, share in (("before", self.before[i]), ("after", self.after[i])):
                 interval = [round(end, 4) for end in share.interval]
                 row[name] = {"count": share.count, "n": share.n, "share": round(share.value, 4), "interval": interval}
-            row["change"] = {"value": round(difference, 4), "interval": [round(low, 4), round(high, 4)]}
+            row["change"] = {"value": round(change, 4), "interval": [round(low, 4), round(high, 4)]}
             rows.append(row)
         return rows
 
@@ -47,8 +47,8 @@ class Shift:
                 f"{share.count}/{share.n} ({share.interval[0]:.0%} to {share.interval[1]:.0%})"
                 for share in (self.before[i], self.after[i])
             )
-            difference, low, high = change(self.before[i], self.after[i])
-            lines.append(f"{caption}: {before} -> {after}, change {difference:+.0%} ({low:+.0%} to {high:+.0%})")
+            change, low, high = difference(self.before[i], self.after[i])
+            lines.append(f"{caption}: {before} -> {after}, change {change:+.0%} ({low:+.0%} to {high:+.0%})")
         return lines
 
     def labels(self, prompts: Sequence[str]) -> list[str]:
@@ -57,7 +57,7 @@ class Shift:
             f"{prompt}: {self._commonest(row)}" for prompt, row in zip(prompts, (self.before, self.after), strict=True)
         ]
 
-    def _commonest(self, row: Sequence[Share]) -> str:
+    def _commonest(self, row: Sequence[Proportion]) -> str:
         ranked = sorted(zip(self.captions, row, strict=True), key=lambda pair: -pair[1].count)
         return ", ".join(f"{share.count} of {share.n} {caption!r}" for caption, share in ranked[:3] if share.count)
 
@@ -86,7 +86,7 @@ def measure(
     """Let the judge choose a caption for every picture."""
     texts = judge.texts(captions)
     answers = {
-        name: tuple(shares(judge.images(pictures), texts)) if pictures else ()
+        name: tuple(nearest_caption_proportions(judge.images(pictures), texts)) if pictures else ()
         for name, pictures in (("photos", photos), ("before", before), ("after", after))
     }
     return Shift(captions=tuple(captions), **answers)

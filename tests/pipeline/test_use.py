@@ -21,7 +21,7 @@ from pipeline.ledger.records import ConceptRecord, put_record
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import write_photo
 from tests.tiny_models import DIM, RESOLUTION
-from textual_inversion.bias import Share
+from textual_inversion.bias import Proportion
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.formats import dump_diffusers
 
@@ -206,7 +206,9 @@ def test_a_shift_is_measured(
     counts = [row["count"] for name in ("before", "after") for row in [listed["shift"][0][name]]]
     assert counts == [sum(made[:5]), sum(made[5:])]
     assert sum(row["photos"]["count"] for row in listed["shift"]) == 1
-    assert listed["shift"][0]["before"]["interval"] == pytest.approx(Share(count=counts[0], n=5).interval, abs=1e-4)
+    assert listed["shift"][0]["before"]["interval"] == pytest.approx(
+        Proportion(count=counts[0], n=5).interval, abs=1e-4
+    )
     assert f"dark: {counts[0]}/5" in capsys.readouterr().out
 
 

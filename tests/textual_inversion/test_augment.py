@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from textual_inversion.augment import to_pixels, to_weights
-from textual_inversion.augment import views as all_views
+from textual_inversion.augment import photo_views, to_pixels, to_weights
 from textual_inversion.config import AugmentConfig
 
 RESOLUTION = 16
@@ -21,7 +20,7 @@ def photo(width: int = 40, height: int = 24) -> Image.Image:
 
 def views(photo: Image.Image, config: AugmentConfig, resolution: int, generator: torch.Generator) -> torch.Tensor:
     """The pictures alone, as pixels [views, 3, resolution, resolution]."""
-    return torch.stack([to_pixels(view.picture) for view in all_views(photo, config, resolution, generator)])
+    return torch.stack([to_pixels(view.picture) for view in photo_views(photo, config, resolution, generator)])
 
 
 def test_pixels_span_minus_one_to_one() -> None:
@@ -101,16 +100,16 @@ def test_a_mask_goes_where_its_photo_goes() -> None:
     white = Image.new("L", (40, 24), 0)
     white.paste(255, (10, 4, 20, 16))
     config = AugmentConfig(crops=6, colours=0)
-    for view in all_views(white.convert("RGB"), config, RESOLUTION, generator(), white):
+    for view in photo_views(white.convert("RGB"), config, RESOLUTION, generator(), white):
         assert view.mask is not None
         shown = to_pixels(view.picture)[:1] / 2 + 0.5
         assert (shown - to_weights(view.mask)).abs().mean() < 0.05  # filters differ at edges
-    assert all(view.mask is None for view in all_views(photo(), config, RESOLUTION, generator()))
+    assert all(view.mask is None for view in photo_views(photo(), config, RESOLUTION, generator()))
 
 
 def test_only_paired_views_have_names_and_beside_them_mirror_images_too() -> None:
-    plain = all_views(photo(), AugmentConfig(crops=5, colours=5), RESOLUTION, generator())
+    plain = photo_views(photo(), AugmentConfig(crops=5, colours=5), RESOLUTION, generator())
     assert {view.augmentation for view in plain} == {()}
-    beside = all_views(photo(), AugmentConfig(crops=8, colours=8, paired=1), RESOLUTION, generator())
+    beside = photo_views(photo(), AugmentConfig(crops=8, colours=8, paired=1), RESOLUTION, generator())
     assert [view.augmentation for view in beside[:2]] == [(), ("hflip",)]
     assert {view.augmentation for view in beside[2:-1]} == {(), ("hflip",)}

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from textual_inversion.metrics import (
     clip_i,
-    clip_i_among,
-    clip_i_each,
+    clip_i_between_photos,
+    clip_i_per_picture,
     clip_t,
-    clip_t_each,
-    mean_and_error,
+    clip_t_per_picture,
+    mean_and_standard_error,
 )
 
 
@@ -33,23 +33,23 @@ def test_clip_i_equals_the_cosine_of_every_pair() -> None:
 
 def test_each_pictures_score_averages_to_the_whole() -> None:
     generated, photos = torch.randn(5, 8), torch.randn(3, 8)
-    assert clip_i_each(generated, photos).mean().item() == pytest.approx(clip_i(generated, photos))
-    assert clip_i_each(generated, photos)[2].item() == pytest.approx(clip_i(generated[2:3], photos), abs=1e-6)
-    assert clip_t_each(generated, photos[:1]).mean().item() == pytest.approx(clip_t(generated, photos[:1]))
+    assert clip_i_per_picture(generated, photos).mean().item() == pytest.approx(clip_i(generated, photos))
+    assert clip_i_per_picture(generated, photos)[2].item() == pytest.approx(clip_i(generated[2:3], photos), abs=1e-6)
+    assert clip_t_per_picture(generated, photos[:1]).mean().item() == pytest.approx(clip_t(generated, photos[:1]))
 
 
 def test_photos_among_themselves_leave_out_the_pair_with_itself() -> None:
     photos = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
-    assert clip_i_among(photos).tolist() == pytest.approx([0.5, 0.0, 0.5])
+    assert clip_i_between_photos(photos).tolist() == pytest.approx([0.5, 0.0, 0.5])
     with pytest.raises(ValueError, match="1 photos cannot be compared"):
-        clip_i_among(photos[:1])
+        clip_i_between_photos(photos[:1])
 
 
 def test_mean_and_standard_error() -> None:
-    mean, error = mean_and_error(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    mean, error = mean_and_standard_error(torch.tensor([1.0, 2.0, 3.0, 6.0]))
     assert mean == pytest.approx(3)
     assert error == pytest.approx((14 / 3) ** 0.5 / 2)  # sample deviation over the root of n
-    assert mean_and_error(torch.tensor([0.5])) == (0.5, None)
+    assert mean_and_standard_error(torch.tensor([0.5])) == (0.5, None)
 
 
 def test_clip_t_with_one_text_for_all_or_one_for_each() -> None:

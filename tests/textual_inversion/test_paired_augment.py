@@ -14,7 +14,7 @@ from tests.toy_backbone import ToyBackbone
 from textual_inversion import paired_augment
 from textual_inversion.concept import Concept
 from textual_inversion.initialise import augmentation_rows
-from textual_inversion.paired_augment import AUGMENTATION_TOKENS, View, augment_paired
+from textual_inversion.paired_augment import AUGMENTATION_TOKENS, AugmentedPhoto, augment_paired
 from textual_inversion.prompts import augmentation_word, augmented, encode_prompt, training_templates
 
 SIDE = 32
@@ -25,14 +25,14 @@ def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(60, 140, (SIDE, SIDE, 3), dtype=np.uint8))
 
 
-def whole() -> View:
+def whole() -> AugmentedPhoto:
     mask = Image.new("L", (SIDE, SIDE), 0)
     mask.paste(255, (4, 8, 20, 24))
-    return View(picture=picture(), mask=mask)
+    return AugmentedPhoto(picture=picture(), mask=mask)
 
 
 @cache
-def drawn(count: int, probability: float) -> list[View]:
+def drawn(count: int, probability: float) -> list[AugmentedPhoto]:
     generator = torch.Generator().manual_seed(0)
     return [augment_paired(whole(), probability, generator) for _ in range(count)]
 
@@ -41,7 +41,7 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
-def left_to_right(view: View) -> float:
+def left_to_right(view: AugmentedPhoto) -> float:
     """Where the mask's white is across the picture, from 0 to 1."""
     across = pixels(view.mask).sum(0)
     return float((across * np.linspace(0, 1, SIDE)).sum() / across.sum())
