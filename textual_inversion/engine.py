@@ -5,6 +5,7 @@ The only place in the project that steps an optimizer. See `Engine` for what is 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +106,7 @@ class Engine:
         # the few numbers that say who sits where are the same at nearly every step
         self._sent = lru_cache(maxsize=256)(lambda numbers: put(torch.tensor(numbers), backbone.device))
         self._save_all = False
+        self._stop_requested = threading.Event()
         self.steps_taken = 0
         """By all its concepts together."""
         self._groups = self._layout.groups(slots)
@@ -129,27 +131,38 @@ class Engine:
 
         After a loss that is not finite its concept goes on from its last good state at a lower rate (`Slot.goes_back`);
         if that is no help, or the assignment bad, it ends alone, with an error in its outcome. What the callbacks raise
-        is raised here.
+        is raised here. After `stop`, every concept still in a slot goes to `on_checkpoint` instead of `on_outcome`.
         """
-        while self._refill(next_assignment, on_outcome):
+        is_stopped = self._stop_requested.is_set()
+        while not is_stopped and self._refill(next_assignment, on_outcome):
             learning = [slot for slot in self._slots if slot]
             losses, grads = self._losses_and_gradients(learning)
             norms = self._step(learning, losses, grads)
             looked, frozen_losses = self._look(learning)
             self._unread.append(PendingReadback(learning, looked, fetch(torch.stack([losses, norms, frozen_losses]))))
-            asked, self._save_all = self._save_all, False
+            is_stopped = self._stop_requested.is_set()
+            asked, self._save_all = self._save_all or is_stopped, False
             self._read(learning, checkpoint_steps, asked)
             for slot in learning:
-                if slot.goes_back(self._groups):
-                    continue
-                if slot.error or self._is_done(slot):
+                went_back = slot.goes_back(self._groups)
+                if not went_back and (slot.error or self._is_done(slot)):
                     on_outcome(self._end(slot))
                 elif on_checkpoint and (asked or (checkpoint_steps and slot.step % checkpoint_steps == 0)):
                     on_checkpoint(slot.concept, slot.state(self._groups))
+        self._slots = [None] * len(self._slots)
 
     def save_soon(self) -> None:
-        """Hand every concept's state to `on_checkpoint` after the step that is going on. On any thread."""
+        """Hand every concept's state to `on_checkpoint` after the step under way. May be called on any thread."""
         self._save_all = True
+
+    def stop(self) -> None:
+        """End `run` after the step under way or the next, for good. May be called on any thread, also before `run`.
+
+        A concept that ends with the last step goes to `on_outcome` as ever. Every other concept in a slot goes to
+        `on_checkpoint`, however far its next checkpoint is; it has no outcome, and can be resumed from that state in
+        another engine. A call of `next_assignment` that waits is not interrupted: its caller must let it return.
+        """
+        self._stop_requested.set()
 
     def losses(self) -> list[float]:
         """The last loss read of each concept in a slot. May be asked on any thread."""

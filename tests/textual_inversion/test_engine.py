@@ -342,6 +342,38 @@ def test_states_are_handed_over_at_once_when_asked_for(alone: dict[str, Outcome]
     assert all(same(outcomes[name], alone[name]) for name in ("c0", "c1"))
 
 
+def test_a_stopped_engine_hands_over_what_is_in_its_slots(alone: dict[str, Outcome]) -> None:
+    engine = Engine(BACKBONE, CONFIG, slots=2, seed=5, slots_per_pass=1, steps_ahead=100)
+    work, states, outcomes = iter([assignment(number) for number in range(3)]), {}, []
+
+    def stopping(_wait: bool) -> Assignment | None:
+        if (one := next(work)).concept.concept_id == "c1":
+            engine.stop()
+        return one
+
+    engine.run(stopping, outcomes.append, lambda concept, state: states.update({concept.concept_id: state}))
+    assert {name: state.step for name, state in states.items()} == {"c0": 1, "c1": 1}
+    assert (outcomes, engine.losses()) == ([], [])
+    assert next(work).concept.concept_id == "c2"
+    engine.run(lambda _wait: pytest.fail("asked for more"), outcomes.append)
+    again = run([dataclasses.replace(assignment(number), state=states[f"c{number}"]) for number in range(2)], slots=2)
+    assert all(same(again[name], alone[name]) for name in states)
+
+
+def test_stopping_takes_no_outcome_away(alone: dict[str, Outcome]) -> None:
+    """The last step of a concept is its last, stopped or not."""
+    engine = Engine(BACKBONE, CONFIG, slots=1, seed=5, slots_per_pass=1)
+    work, outcomes = iter([assignment(1)]), []
+
+    def checkpointed(_concept: Concept, state: SlotState) -> None:
+        if state.step == CONFIG.steps - 1:
+            engine.stop()
+
+    engine.run(lambda _: next(work), outcomes.append, checkpointed, checkpoint_steps=1)
+    assert [outcome.error for outcome in outcomes] == [None]
+    assert same(outcomes[0], alone["c1"])
+
+
 def bad_assignments() -> dict[str, Assignment]:
     good = assignment(1)
     state = dataclasses.replace(SlotState.beginning({}), step=1, curve=torch.ones(1, 3))
