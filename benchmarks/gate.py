@@ -32,8 +32,9 @@ from pipeline.actor.samples import draw_samples, score
 from pipeline.config import RunConfig
 from pipeline.inputs.manifest import ManifestRow, read_manifest
 from pipeline.inputs.models import locate
+from pipeline.ledger.digest import digest
 from pipeline.ledger.gate import BELOW
-from pipeline.ledger.plan import EVERY, ConceptTask, digest, settings_path
+from pipeline.ledger.plan import EVERY, ConceptTask, settings_path
 from pipeline.ledger.records import ConceptRecord, Try, load_records
 from pipeline.store.storage import ConceptFolder, RunStore, read_bytes
 from textual_inversion.concept import Concept

@@ -33,8 +33,9 @@ from diffusers.utils.logging import disable_progress_bar
 
 from benchmarks.timing import Spread, alternate, heading, say, table
 from pipeline.actor.model_loading import load_model
-from pipeline.bulk.generate import METADATA, PLAN, PLAN_SCHEMA, Drawer, drawing
-from pipeline.bulk.stage import put_plan, run_stage
+from pipeline.bulk.generate import METADATA, PLAN, PLAN_SCHEMA, Drawer, drawing_stage
+from pipeline.bulk.rows import put_plan
+from pipeline.bulk.stage import run_stage
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.inputs.models import locate
@@ -230,7 +231,7 @@ def stage_rate(config: RunConfig, rows: list[dict[str, Any]]) -> float:
     if started:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        run_stage(config, drawing(config), len(rows), 0)
+        run_stage(config, drawing_stage(config), len(rows), 0)
     finally:
         if started:
             ray.shutdown()

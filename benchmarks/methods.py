@@ -34,8 +34,9 @@ from benchmarks.comparison import plot, rows_parquet, stopping, table
 from benchmarks.setups import CAPTIONS, SETUPS, Setup, find
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
-from pipeline.bulk.evaluation import digest, seeds_of
-from pipeline.bulk.protocols import Protocol, choose
+from pipeline.bulk.evaluation import evaluation_seeds
+from pipeline.bulk.protocols import Protocol, choose_protocol
+from pipeline.bulk.rows import row_id
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.inputs.content_hash import content_hashes
@@ -92,7 +93,7 @@ class Job:
         ]  # fmt: skip
         if self.setup.drawn == "caption":
             parts.append(CAPTIONS.get(concept.concept_id))
-        return digest(parts)
+        return row_id(*parts)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,7 +148,8 @@ def make_jobs(options: argparse.Namespace) -> Iterator[Job]:
     setups = {name: find(name) for name in options.setups.split(",")}
     base = load_config("", ["device=cpu", *options.set, f"evaluation.images_per_prompt={options.samples}"])
     base = replace(base, evaluation=replace(base.evaluation, prompts=options.prompts))
-    shared = digest([asdict(choose(base)), base.seed, model_hash(base.model), extractor_hash(base.extractor)])
+    hashes = model_hash(base.model), extractor_hash(base.extractor)
+    shared = row_id(asdict(choose_protocol(base)), base.seed, *hashes)
     for name, setup in setups.items():
         config = replace(base, inversion=setup.inversion(options.steps, options.set))
         for concept in concepts:
@@ -191,7 +193,7 @@ def measure(job: Job, output: str) -> dict[str, Any]:
     outcome = learned(job, backbone, extractor) if job.setup.drawn == "learned" else None
     seconds = time.perf_counter() - began
     embedding = outcome.embedding if outcome else None
-    protocol = choose(job.config)
+    protocol = choose_protocol(job.config)
     photos = [open_photo(read_bytes(uri)) for uri in job.concept.images]
     shown = pictures(job, protocol, embedding, backbone)
     row: dict[str, Any] = {
@@ -269,7 +271,7 @@ def pictures(
     requests = []
     for prompt in prompts:
         text = fill(prompt.text, word) if word else without_placeholder(prompt.text, HOLE)
-        seeds = seeds_of(prompt, count, job.config.seed)
+        seeds = evaluation_seeds(prompt, count, job.config.seed)
         requests += [ImageRequest(text, seed, (embedding,) if embedding else ()) for seed in seeds]
     num_batches = math.ceil(len(requests) / protocol.sampling.batch_size)
     sampling = replace(protocol.sampling, batch_size=math.ceil(len(requests) / num_batches))  # else the last is padded

@@ -25,6 +25,7 @@ from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
 from pipeline.report.progress import Progress
 from pipeline.store.errors import ActorBroken, ActorLeaving, RunAborted, StoreFailed, describe_error
+from pipeline.store.retries import backoff_s
 
 log = logging.getLogger(__name__)
 
@@ -287,7 +288,7 @@ class _Fleet:
             return
         self._remove(actor)
         self._start_failures += 1
-        self._next_start = time.monotonic() + min(60.0, self._policy.backoff_s * 2 ** (self._start_failures - 1))
+        self._next_start = time.monotonic() + backoff_s(self._start_failures, self._policy.backoff_s, 60.0)
         log.warning("an actor did not start (%d in a row): %s", self._start_failures, describe_error(error))
         if self._start_failures >= self._policy.max_start_failures and not self._actors:
             raise RunAborted(
@@ -342,7 +343,7 @@ class _Fleet:
             raise RunAborted(
                 f"storage failed {self._store_failures} times in a row: {describe_error(error)}"
             ) from error
-        pause_s = min(60.0, self._policy.backoff_s * 2 ** (self._store_failures - 1))
+        pause_s = backoff_s(self._store_failures, self._policy.backoff_s, 60.0)
         self._next_call = time.monotonic() + pause_s
         log.warning("nothing new for %.0f s, as storage fails: %s", pause_s, describe_error(error))
 

@@ -1,9 +1,9 @@
 """`python -m pipeline.evaluate RUN`: draw every learned concept by a protocol's prompts and score the pictures.
 
-RUN is the output of a finished run, or a manifest, whose run is then made or completed first. CLIP-I compares pictures
-with the concept's photos, CLIP-T with the prompt without its placeholder (Gal et al. 2022, section 5), DINO is CLIP-I
-with other features (Ruiz et al. 2023). Scored besides is what a learned word is held against: the photos among
-themselves ("image only"), the prompt without the word ("prompt only") and the initializer in the word's place.
+RUN is the output of a finished run, or a manifest; a manifest is learned first. CLIP-I compares pictures with the
+concept's photos, CLIP-T with the prompt without its placeholder (Gal et al. 2022, section 5); DINO is CLIP-I with the
+features of another network (Ruiz et al. 2023). Three references are scored as well: the photos among themselves ("image
+only"), the prompt without the word ("prompt only") and the prompt with the initializer in the word's place.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from statistics import fmean, stdev
-from typing import Any
 
 from pipeline import run
 from pipeline.bulk.evaluation import (
@@ -23,29 +22,30 @@ from pipeline.bulk.evaluation import (
     PLAN_SCHEMA,
     SCORES,
     Totals,
-    causes,
     plan_rows,
     table_path,
+    unscored,
     write_table,
 )
-from pipeline.bulk.protocols import Protocol, choose
-from pipeline.bulk.stage import Stage, finished_rows, put_plan, run_stage
+from pipeline.bulk.protocols import Protocol, choose_protocol
+from pipeline.bulk.rows import done_row_ids, plan_missing
+from pipeline.bulk.stage import Stage, run_stage
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
 from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
 from pipeline.inputs.models import portable
 from pipeline.ledger.records import latest, load_records
 from pipeline.report.logs import configure_logs
+from pipeline.report.run_summary import SHOWN_FAILURES
 from pipeline.store.errors import describe_error
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore, absolute, read_bytes
 
-_SHOWN_FAILURES = 20
 _PICTURES_PER_CALL = 64
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     configure_logs()
     options = parse(arguments)
     try:
@@ -61,78 +61,78 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    """Parse the command line; None takes the process's own arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", metavar="RUN", help="the output of a run, or a manifest; any fsspec URI")
     parser.add_argument("--protocol", help="quick (default), paper or dreambench: see pipeline/bulk/protocols.py")
     parser.add_argument("--prompts", metavar="URI", help="prompts in place of the protocol's: text or Parquet")
-    parser.add_argument("--output", metavar="URI", help="of a manifest's run (default: output/<manifest name>)")
-    parser.add_argument("--model", help="of a manifest's run (default: the demo model)")
-    parser.add_argument("--config", metavar="TOML", help="a job's settings, or a recipe's name (pipeline/recipes)")
+    parser.add_argument("--output", metavar="URI", help="output of a manifest's run (default: output/<manifest name>)")
+    parser.add_argument("--model", help="model of a manifest's run (default: the demo model)")
+    parser.add_argument("--config", metavar="TOML", help="a file of settings, or a recipe's name (pipeline/recipes)")
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="one setting; may be repeated")
     return parser.parse_args(arguments)
 
 
 def prepare(options: argparse.Namespace) -> tuple[RunConfig, int]:
-    """The configuration to evaluate with, and the exit code of the run, if that had to be made first."""
+    """Return the configuration to evaluate with, and the exit code of the run, which is made first for a manifest."""
     overrides = list(options.set)
     if options.protocol:
         overrides.append(f"evaluation.protocol={json.dumps(options.protocol)}")
     if options.prompts:
         overrides.append(f"evaluation.prompts={json.dumps(options.prompts)}")
     store = RunStore(absolute(options.run))
-    if store.exists("run.json"):
+    is_run = store.exists("run.json")
+    if is_run:
         made_with = json.loads(store.get("run.json"))["config"]
         toml = read_bytes(absolute(recipe(options.config))).decode() if options.config else ""
         config = load_config(toml, overrides, base=made_with, output=store.root, model=options.model)
         config = dataclasses.replace(config, model=portable(config.model), extractor=portable(config.extractor))
     else:
         config = run.configure(
-            argparse.Namespace(manifest=options.run, output=options.output, model=options.model, prompts=None,
-                               config=options.config, set=overrides)
-        )  # fmt: skip
-    judges = dataclasses.replace(config.evaluation, dino=portable(config.evaluation.dino))
-    config = dataclasses.replace(config, evaluation=judges)
+            argparse.Namespace(
+                manifest=options.run,
+                output=options.output,
+                model=options.model,
+                prompts=None,
+                config=options.config,
+                set=overrides,
+            )
+        )
+    evaluation = dataclasses.replace(config.evaluation, dino=portable(config.evaluation.dino))
+    config = dataclasses.replace(config, evaluation=evaluation)
     if not config.extractor:
-        raise ValueError("no judge: name a CLIP or SigLIP, for example --set extractor=openai/clip-vit-base-patch32")
-    choose(config)  # prompts that cannot be read are found now, not after a night of learning
-    return config, OK if store.exists("run.json") else run.run(config)
+        raise ValueError(
+            "no feature extractor: name a CLIP or SigLIP, for example --set extractor=openai/clip-vit-base-patch32"
+        )
+    choose_protocol(config)  # finds prompts that cannot be read now, not after a night of learning
+    return config, OK if is_run else run.run(config)
 
 
 def evaluate(config: RunConfig) -> int:
-    """Draw and score what is not scored yet, then write the table and the summary; returns the exit code."""
-    protocol = choose(config)
+    """Draw and score the rows without scores, then write the table and the summary; return the exit code."""
+    protocol = choose_protocol(config)
     store = RunStore(config.output)
-    done, failures = [], dict[str, str]()
+    learned, failures = [], dict[str, str]()
     for record in latest(load_records(store)):
         if record.status == "done":
-            done.append(record)
+            learned.append(record)
         else:
             failures[record.concept_id] = f"not learned: {record.error}"
-    if not done:
+    if not learned:
         raise ValueError(f"no learned concept at {config.output}; run python -m pipeline.run first")
-    before = finished_rows(store, PARTS)
-    wanted: dict[str, str] = {}
-    todo = set[str]()
-
-    def missing() -> Iterator[dict[str, Any]]:
-        for row in plan_rows(config, protocol, done):
-            if row["row_id"] not in before and row["row_id"] not in wanted:
-                todo.add(row["row_id"])
-                yield row
-            wanted[row["row_id"]] = row["concept_id"]
-
-    put_plan(store, PLAN, missing(), PLAN_SCHEMA)
-    if todo:
-        failures |= score_missing(config, protocol, len(todo))
-    concepts = write_table(store, config, protocol, set(wanted))
-    failures |= causes(store, wanted)
-    conclude(config, protocol, concepts, failures, scored=len(todo), before=len(wanted) - len(todo))
+    rows = plan_missing(store, PLAN, plan_rows(config, protocol, learned), PLAN_SCHEMA, done_row_ids(store, PARTS))
+    if rows.missing:
+        failures |= score_missing(config, protocol, len(rows.missing))
+    totals = write_table(store, config, protocol, set(rows.wanted))
+    failures |= unscored(store, rows.wanted)
+    conclude(config, protocol, totals, failures, num_scored=len(rows.missing), num_before=rows.num_done)
     return FAILED if failures else OK
 
 
 def score_missing(config: RunConfig, protocol: Protocol, num_rows: int) -> dict[str, str]:
-    """Do what the plan says; returns what stopped the stage, if anything did."""
+    """Draw and score the plan's rows; return the error that stopped the stage, under its name, or nothing."""
     gpus, _ = run.connect(config)
     from ray.exceptions import RayError
 
@@ -160,33 +160,36 @@ def score_missing(config: RunConfig, protocol: Protocol, num_rows: int) -> dict[
 def conclude(
     config: RunConfig,
     protocol: Protocol,
-    concepts: dict[str, dict[str, Totals]],
-    failures: dict[str, str],
+    totals: Mapping[str, Mapping[str, Totals]],
+    failures: Mapping[str, str],
     *,
-    scored: int,
-    before: int,
+    num_scored: int,
+    num_before: int,
 ) -> None:
-    """The last lines: mean and standard error over concepts in every setup, where the table is, every failure."""
+    """Print the means over concepts in every setup with their standard errors, the table's address and the failures.
+
+    `totals`: setup -> concept id -> its scores. `failures`: concept id or stage -> the error.
+    """
     say = sys.stdout.write
-    say(f"{config.evaluation.protocol}: {scored} rows scored, {before} done before; judges {config.extractor}")
-    say(f" and {config.evaluation.dino}" if config.evaluation.dino else "")
+    extractors = " and ".join(name for name in (config.extractor, config.evaluation.dino) if name)
     sampling = protocol.sampling
+    say(f"{config.evaluation.protocol}: {num_scored} rows scored, {num_before} scored before; features of {extractors}")
     say(f"; {protocol.images_per_prompt} pictures a prompt, {sampling.steps} {sampling.solver} steps\n")
     shown = [score for score in SCORES if score != "dino" or config.evaluation.dino]
     say(f"| setup | concepts | {' | '.join(shown)} |\n{'|---' * (len(shown) + 2)}|\n")
-    for setup, of_concept in concepts.items():
+    for setup, of_concept in totals.items():
         if of_concept:
             cells = [mean_and_error([total.score(score) for total in of_concept.values()]) for score in shown]
             say(f"| {setup} | {len(of_concept)} | {' | '.join(cells)} |\n")
     say(f"table: {RunStore(config.output).uri(table_path(config))}\n")
-    for name, cause in list(failures.items())[:_SHOWN_FAILURES]:
-        say(f"FAILED {name}: {cause}\n")
-    if len(failures) > _SHOWN_FAILURES:
-        say(f"FAILED {len(failures) - _SHOWN_FAILURES} more\n")
+    for name, error in list(failures.items())[:SHOWN_FAILURES]:
+        say(f"FAILED {name}: {error}\n")
+    if len(failures) > SHOWN_FAILURES:
+        say(f"FAILED {len(failures) - SHOWN_FAILURES} more\n")
 
 
 def mean_and_error(values: list[float]) -> str:
-    """As text: mean and standard error of the concepts that have the score."""
+    """Return mean and standard error as text, over the values that are not NaN; `-` if there are none."""
     known = [value for value in values if value == value]
     if not known:
         return "-"

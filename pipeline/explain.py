@@ -20,7 +20,8 @@ from pipeline.config_file import parse_config
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import BadRow, ManifestRow, concept_ids, read_manifest
 from pipeline.ledger.differences import input_differences, settings_differences
-from pipeline.ledger.plan import digest, fingerprint_inputs, settings_path
+from pipeline.ledger.digest import digest
+from pipeline.ledger.plan import fingerprint_inputs, settings_path
 from pipeline.ledger.records import ConceptRecord, from_json
 from pipeline.ledger.selection import unknown
 from pipeline.report.run_status import no_run, read_run

@@ -21,8 +21,9 @@ from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe, to_tree
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import ManifestRow, read_by_priority
+from pipeline.ledger.digest import digest
 from pipeline.ledger.gate import BELOW, PASSED, against_first, best, verdict
-from pipeline.ledger.plan import ConceptTask, Plan, Selection, digest, settings_path
+from pipeline.ledger.plan import ConceptTask, Plan, Selection, settings_path
 from pipeline.ledger.records import ConceptRecord, Try, from_json, put_record
 from pipeline.ledger.settings import current_settings
 from pipeline.report.run_summary import RetryStats

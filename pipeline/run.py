@@ -30,8 +30,9 @@ from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import count_rows, read_by_priority
 from pipeline.inputs.models import locate, portable, tokenizer_of
 from pipeline.inputs.prompt_table import Prompt, read_prompts
+from pipeline.ledger.digest import digest
 from pipeline.ledger.gate import BELOW
-from pipeline.ledger.plan import EVERY, ConceptTask, Plan, Selection, digest, finished, settings_path
+from pipeline.ledger.plan import EVERY, ConceptTask, Plan, Selection, finished, settings_path
 from pipeline.ledger.preflight import examine
 from pipeline.ledger.prune import delete_leftovers, find_leftovers
 from pipeline.ledger.records import ConceptRecord, load_records, put_record

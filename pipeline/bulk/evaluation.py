@@ -1,9 +1,8 @@
-"""What an evaluation asks for and what it gives: rows to draw and score, and the table of their scores."""
+"""The rows that an evaluation draws and scores, and the table of their scores."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.bulk.protocols import Protocol
-from pipeline.bulk.stage import finished_rows, read_results
+from pipeline.bulk.rows import done_row_ids, read_results, row_id
 from pipeline.config import RunConfig
 from pipeline.config_file import to_tree
 from pipeline.inputs.models import extractor_hash, model_hash
@@ -32,7 +31,7 @@ SCORES = ("clip_i", "clip_t", "dino")
 FOLDER = "evaluation"
 PLAN, PARTS = f"{FOLDER}/plan", f"{FOLDER}/parts"
 
-_ASKED = [
+_PLANNED = [
     ("row_id", pa.string()),
     ("concept_id", pa.string()),
     ("fingerprint", pa.string()),
@@ -45,7 +44,7 @@ _ASKED = [
 ]
 PLAN_SCHEMA = pa.schema(
     [
-        *_ASKED,
+        *_PLANNED,
         ("drawn", pa.string()),
         ("embedding", pa.string()),
         ("images", pa.list_(pa.string())),
@@ -54,13 +53,13 @@ PLAN_SCHEMA = pa.schema(
 )
 RESULT_SCHEMA = pa.schema(
     [
-        *_ASKED,
+        *_PLANNED,
         *((name, pa.float64()) for score in SCORES for name in (score, f"{score}_se")),
         ("status", pa.string()),
         ("error", pa.string()),
     ]
 )
-_DERIVED = [name for name in RESULT_SCHEMA.names if name not in ("row_id", "status", "error")]
+_TABLE_COLUMNS = [name for name in RESULT_SCHEMA.names if name not in ("row_id", "status", "error")]
 
 
 @dataclass
@@ -68,17 +67,23 @@ class Totals:
     """Scores of one concept in one setup."""
 
     reconstruction: dict[str, list[float]] = field(default_factory=lambda: {score: [] for score in SCORES})
+    """Score -> its values for the protocol's reconstruction prompts."""
+
     editing: dict[str, list[float]] = field(default_factory=lambda: {score: [] for score in SCORES})
+    """Score -> its values for all other prompts."""
 
     def add(self, row: Mapping[str, Any], protocol: Protocol) -> None:
+        """Add the scores of one result row."""
         kind = self.reconstruction if row["prompt"] in protocol.reconstruction else self.editing
         for score in SCORES:
             if row[score] is not None:
                 kind[score].append(row[score])
 
     def score(self, name: str) -> float:
-        """CLIP-T over the editing prompts, the others over the reconstruction prompts; over all where there are none
-        of either."""
+        """Return a score's mean: CLIP-T over the editing prompts, any other score over the reconstruction prompts.
+
+        Where there are no prompts of that kind, the mean is over those of the other; NaN where there are none at all.
+        """
         first, other = self.reconstruction[name], self.editing[name]
         if name == "clip_t":
             first, other = other, first
@@ -86,15 +91,20 @@ class Totals:
 
 
 def plan_rows(config: RunConfig, protocol: Protocol, records: Iterable[ConceptRecord]) -> Iterator[dict[str, Any]]:
-    """One row for every concept, prompt and setup, the setups of a concept one after the other.
+    """Yield one PLAN_SCHEMA row for every concept, setup and prompt, in that order.
 
-    Initial noise is seeded by the prompt alone: all concepts and setups start from the same, so that they differ by
-    what they are told, and a reference that several concepts share is drawn once.
+    The prompt alone seeds the initial noise: all concepts and setups start from the same noise, so that their pictures
+    differ by the text alone, and a picture that several concepts are compared with is drawn once.
     """
     sampling = dataclasses.asdict(protocol.sampling)
     del sampling["batch_size"]
-    settings = [sampling, config.precision, model_hash(config.model), extractor_hash(config.extractor),
-                extractor_hash(config.evaluation.dino)]  # fmt: skip
+    settings = [
+        sampling,
+        config.precision,
+        model_hash(config.model),
+        extractor_hash(config.extractor),
+        extractor_hash(config.evaluation.dino),
+    ]
     setups = (LEARNED, INITIAL, PROMPT_ONLY, IMAGE_ONLY) if config.evaluation.references else (LEARNED,)
     for record in records:
         prompts = [prompt for prompt in protocol.prompts if prompt.is_for(record.concept_id, record.category)]
@@ -102,10 +112,10 @@ def plan_rows(config: RunConfig, protocol: Protocol, records: Iterable[ConceptRe
             for prompt in prompts:
                 template = prompt.template(record.initializer)
                 text = without_placeholder(template, HOLE)
-                drawn = what_to_draw(setup, record, prompt, text)
+                drawn = prompt_to_draw(setup, record, prompt, text)
                 if drawn is None:
                     continue
-                seeds = seeds_of(prompt, protocol.images_per_prompt, config.seed)
+                seeds = evaluation_seeds(prompt, protocol.images_per_prompt, config.seed)
                 row = {
                     "concept_id": record.concept_id,
                     "fingerprint": record.result.fingerprint,
@@ -120,23 +130,27 @@ def plan_rows(config: RunConfig, protocol: Protocol, records: Iterable[ConceptRe
                     "images": list(record.images),
                     "seeds": seeds if drawn else [],
                 }
-                yield {"row_id": digest([row, settings]), **row}
+                yield {"row_id": row_id(row, settings), **row}
 
 
-def what_to_draw(setup: str, record: ConceptRecord, prompt: Prompt, text: str) -> str | None:
-    """The prompt as it is drawn; empty for photos, None where a setup has no meaning."""
+def prompt_to_draw(setup: str, record: ConceptRecord, prompt: Prompt, text: str) -> str | None:
+    """Return the prompt that a setup draws: empty for the photos' own setup, None where the setup has no meaning.
+
+    `text` is the prompt without its placeholder.
+    """
     if setup == LEARNED:
         return prompt.filled(record.placeholder_token, record.initializer)
     if setup == PROMPT_ONLY:
         return text or None
     if setup == IMAGE_ONLY:
         return "" if len(record.images) > 1 else None
-    if not record.initializer or INITIALIZER in prompt.text:  # then it is what "prompt only" draws
+    if not record.initializer or INITIALIZER in prompt.text:  # "prompt only" draws the same text then
         return None
     return prompt.filled(record.initializer, record.initializer)
 
 
-def seeds_of(prompt: Prompt, count: int, seed: int) -> list[int]:
+def evaluation_seeds(prompt: Prompt, count: int, seed: int) -> list[int]:
+    """Return the seeds of a prompt's pictures; `seed` is the run's."""
     if prompt.seed is not None:
         return [prompt.seed + i for i in range(count)]
     return [seed_for(seed, "", f"evaluation\x1f{prompt.text}", i) for i in range(count)]
@@ -145,10 +159,10 @@ def seeds_of(prompt: Prompt, count: int, seed: int) -> list[int]:
 def write_table(
     store: RunStore, config: RunConfig, protocol: Protocol, wanted: set[str]
 ) -> dict[str, dict[str, Totals]]:
-    """Collect the rows that are asked for now in one table; returns setup -> concept -> its totals."""
+    """Write one table of the good results whose row ids are `wanted`; return setup -> concept id -> its totals."""
     totals: dict[str, dict[str, Totals]] = {setup: {} for setup in SETUPS}
-    judges = {"extractor": config.extractor, "dino": config.evaluation.dino, "config": json.dumps(to_tree(config))}
-    schema = pa.schema([RESULT_SCHEMA.field(name) for name in _DERIVED], metadata=judges)
+    metadata = {"extractor": config.extractor, "dino": config.evaluation.dino, "config": json.dumps(to_tree(config))}
+    schema = pa.schema([RESULT_SCHEMA.field(name) for name in _TABLE_COLUMNS], metadata=metadata)
     buffer = io.BytesIO()
     left = set(wanted)
     with pq.ParquetWriter(buffer, schema) as writer:
@@ -163,19 +177,15 @@ def write_table(
     return totals
 
 
-def causes(store: RunStore, wanted: dict[str, str]) -> dict[str, str]:
-    """Concept -> why one of its rows has no scores."""
-    missing = wanted.keys() - finished_rows(store, PARTS)
-    found = {wanted[row_id]: "not scored" for row_id in missing}
+def unscored(store: RunStore, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Return the concepts with a row that has no scores: concept id -> the error. `wanted`: row id -> concept id."""
+    missing = wanted.keys() - done_row_ids(store, PARTS)
+    errors = {wanted[each]: "not scored" for each in missing}
     for rows in read_results(store, PARTS, ["row_id", "error"]) if missing else ():
-        found |= {wanted[row["row_id"]]: row["error"] for row in rows if row["row_id"] in missing and row["error"]}
-    return found
+        errors |= {wanted[row["row_id"]]: row["error"] for row in rows if row["row_id"] in missing and row["error"]}
+    return errors
 
 
 def table_path(config: RunConfig) -> str:
+    """Return the table's path in the run's output."""
     return f"{FOLDER}/{config.evaluation.protocol}.parquet"
-
-
-def digest(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

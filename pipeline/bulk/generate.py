@@ -1,15 +1,14 @@
 """The bulk stage on Ray Data: (concept, prompt, seed) rows of a Parquet plan -> pictures, and a metadata row for each.
 
-The stage itself writes every picture, under a key made of what the picture depends on, so that drawing one again
-overwrites the same bytes. The metadata rows are the record of what is done: those that say `ok` are left out of the
-next plan. A row that cannot be drawn becomes a row that says why; it never takes its block with it.
+The actors write every picture themselves, under a key made of all that the picture depends on, so that drawing it again
+overwrites the same bytes. The metadata rows are the record of what is done: rows that say `ok` are left out of the next
+plan. A row that cannot be drawn becomes a metadata row with the error; the other rows of its block are drawn.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,8 @@ from PIL import Image
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
 from pipeline.actor.tuning import compile_where_wanted, drawing_pass
-from pipeline.bulk.stage import Stage, finished_rows, first_errors, put_plan, run_stage
+from pipeline.bulk.rows import done_row_ids, first_errors, plan_missing, row_id
+from pipeline.bulk.stage import Stage, run_stage
 from pipeline.config import RunConfig
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.records import ConceptRecord
@@ -68,7 +68,7 @@ _EMBEDDINGS_KEPT = 256
 
 @dataclass(frozen=True, slots=True)
 class ImageCounts:
-    """What became of the pictures asked for."""
+    """Numbers of the pictures that were asked for, by what became of them."""
 
     done_before: int
     drawn: int
@@ -79,25 +79,30 @@ class ImageCounts:
 def generate_images(
     config: RunConfig, records: Iterable[ConceptRecord], prompts: Sequence[Prompt], gpus: float, until: float = math.inf
 ) -> ImageCounts:
-    """Draw every prompt with every finished concept, as far as that is not done. `gpus`: in the cluster; 0 draws on
-    CPUs. Raises ray's errors when the stage cannot go on, and DeadlinePassed if it has something to draw at `until`, in
-    seconds since 1970; what is written by then counts on the next run."""
+    """Draw every prompt with every concept of `records`, except the pictures that are drawn already.
+
+    `gpus` is the cluster's number; with 0 the actors draw on CPUs. Raises Ray's errors when the stage cannot go on, and
+    DeadlinePassed if it has something to draw at `until`, in seconds since 1970; the next run keeps what is written by
+    then.
+    """
     store = RunStore(config.output)
-    before = finished_rows(store, METADATA)
-    planned, asked = write_plan(store, config, records, prompts, before)
-    if planned:
+    done = done_row_ids(store, METADATA)
+    rows = plan_missing(store, PLAN, plan_rows(config, records, prompts), PLAN_SCHEMA, done)
+    if rows.missing:
         with interrupting(until):
-            run_stage(config, drawing(config), len(planned), gpus)
-    after = finished_rows(store, METADATA) if planned else before
-    missing = planned - after
-    errors = first_errors(store, METADATA, missing) if missing else ()
+            run_stage(config, drawing_stage(config), len(rows.missing), gpus)
+        done = done_row_ids(store, METADATA)
+    failed = [each for each in rows.missing if each not in done]
     return ImageCounts(
-        done_before=asked - len(planned), drawn=len(planned & after), failed=len(missing), first_errors=errors
+        done_before=rows.num_done,
+        drawn=len(rows.missing) - len(failed),
+        failed=len(failed),
+        first_errors=first_errors(store, METADATA, set(failed)) if failed else (),
     )
 
 
-def drawing(config: RunConfig) -> Stage:
-    """The bulk pictures as a stage."""
+def drawing_stage(config: RunConfig) -> Stage:
+    """Return the drawing of bulk pictures as a stage."""
     return Stage(
         name="drawing",
         plan=PLAN,
@@ -112,7 +117,7 @@ def drawing(config: RunConfig) -> Stage:
 def plan_rows(
     config: RunConfig, records: Iterable[ConceptRecord], prompts: Sequence[Prompt]
 ) -> Iterator[dict[str, Any]]:
-    """One row a picture, concept by concept; the same rows whenever the same is asked for."""
+    """Yield one PLAN_SCHEMA row a picture, concept by concept; the same arguments give the same rows."""
     settings = dataclasses.asdict(config.generation.sampling) | {"packed": config.generation.packed}
     del settings["batch_size"]
     for record in records:
@@ -126,7 +131,7 @@ def plan_rows(
                 else:
                     seed = prompt.seed + index
                 yield {
-                    "row_id": _digest([record.result.fingerprint, text, seed, settings]),
+                    "row_id": row_id(record.result.fingerprint, text, seed, settings),
                     "concept_id": record.concept_id,
                     "fingerprint": record.result.fingerprint,
                     "embedding": record.result.embedding,
@@ -135,30 +140,8 @@ def plan_rows(
                 }
 
 
-def write_plan(
-    store: RunStore,
-    config: RunConfig,
-    records: Iterable[ConceptRecord],
-    prompts: Sequence[Prompt],
-    done: set[str],
-) -> tuple[set[str], int]:
-    """Put the rows that are not done in `images/plan`; returns their ids and how many pictures there are in all."""
-    wanted: set[str] = set()
-    todo: set[str] = set()
-
-    def missing() -> Iterator[dict[str, Any]]:
-        for row in plan_rows(config, records, prompts):
-            if row["row_id"] not in wanted and row["row_id"] not in done:
-                todo.add(row["row_id"])
-                yield row
-            wanted.add(row["row_id"])
-
-    put_plan(store, PLAN, missing(), PLAN_SCHEMA)
-    return todo, len(wanted)
-
-
 class Drawer:
-    """One model on one device; called with a batch of plan rows, returns as many metadata rows."""
+    """One model on one device that draws batches of plan rows."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
@@ -170,18 +153,25 @@ class Drawer:
         self._pool = ThreadPoolExecutor(_STORE_THREADS)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """PLAN_SCHEMA rows -> RESULT_SCHEMA rows, in order. Raises only for what no row can be blamed for."""
+        """Draw PLAN_SCHEMA rows and store the pictures; return RESULT_SCHEMA rows in the same order.
+
+        An error that is one row's own is in that row; what is raised is no row's fault.
+        """
         rows = batch.to_pylist()
-        results = self.draw(rows, self._config.generation.sampling)
-        # handed to the pool as they are drawn: the next are drawn while these are encoded and stored
-        finishing = [self._pool.submit(self._finish, row, result) for row, result in zip(rows, results, strict=True)]
-        return pa.Table.from_pylist([finished.result() for finished in finishing], RESULT_SCHEMA)
+        pictures = self.draw(rows, self._config.generation.sampling)
+        # Each picture goes to the pool as it is drawn, so that the next are drawn while it is encoded and stored.
+        pending = [self._pool.submit(self._finish, row, picture) for row, picture in zip(rows, pictures, strict=True)]
+        return pa.Table.from_pylist([future.result() for future in pending], RESULT_SCHEMA)
 
     def draw(self, rows: Sequence[Mapping[str, Any]], sampling: SamplingConfig) -> Iterator[Image.Image | str]:
-        """Rows with a `prompt`, a `seed` and an `embedding` (a path in the run, or none) -> for each a picture, or what
-        is wrong with it; a batch is drawn when its first picture is asked for."""
+        """Yield for each row its picture, or the error that keeps it from being drawn.
+
+        A row has a `prompt`, a `seed` and an `embedding` (a path in the run's output, or none). A batch is drawn when
+        its first picture is asked for.
+        """
         paths = dict.fromkeys(row["embedding"] for row in rows if row["embedding"])
-        embeddings = dict(zip(paths, self._pool.map(self._found, paths), strict=True))  # a store's waits side by side
+        # Several at a time, because a call waits for the store.
+        embeddings = dict(zip(paths, self._pool.map(self._embedding_or_error, paths), strict=True))
         checked = [self._check(row, embeddings.get(row["embedding"])) for row in rows]
         good = [request for request in checked if isinstance(request, EncodedRequest)]
         size = sampling.batch_size
@@ -193,15 +183,14 @@ class Drawer:
         folder = path.rpartition("/")[0]
         return with_adapter(parse_diffusers(self._store.get(path)), lambda name: self._store.get(f"{folder}/{name}"))
 
-    def _found(self, path: str) -> LearnedEmbedding | str:
-        """What is there, or why it cannot be used."""
+    def _embedding_or_error(self, path: str) -> LearnedEmbedding | str:
         try:
             return self._embedding(path)
         except (ValueError, OSError) as error:
             return f"{type(error).__name__}: {error}"
 
     def _check(self, row: Mapping[str, Any], embedding: LearnedEmbedding | str | None) -> EncodedRequest | str:
-        """The row as the model takes it, or what is wrong with it."""
+        """Return the row as the model takes it, or the error of its embedding or prompt."""
         if isinstance(embedding, str):
             return embedding
         try:
@@ -210,12 +199,12 @@ class Drawer:
         except ValueError as error:
             return f"{type(error).__name__}: {error}"
 
-    def _finish(self, row: Mapping[str, Any], result: Image.Image | str) -> dict[str, Any]:
-        """Store a picture and describe it."""
+    def _finish(self, row: Mapping[str, Any], picture: Image.Image | str) -> dict[str, Any]:
+        """Store the picture and return its metadata row."""
         known = {name: row[name] for name in RESULT_SCHEMA.names if name in row}
-        if isinstance(result, str):
-            return known | {"status": "failed", "error": result}
-        data = to_png(result)
+        if isinstance(picture, str):
+            return known | {"status": "failed", "error": picture}
+        data = to_png(picture)
         facts = {"status": "ok", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         if self._config.generation.packed:
             return known | facts | {"png": data}
@@ -225,8 +214,3 @@ class Drawer:
         except OSError as error:
             return known | {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         return known | facts | {"path": path}
-
-
-def _digest(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

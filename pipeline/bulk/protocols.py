@@ -1,4 +1,4 @@
-"""How learned concepts are evaluated, by name: which prompts, how many pictures, which sampler."""
+"""Named protocols of evaluation: the prompts, the number of pictures and the sampler."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from textual_inversion.config import SamplingConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Protocol:
-    """What is drawn of every concept, and which prompt stands for what in a summary."""
+    """The pictures drawn of every concept, and the prompts that each score of the summary is taken from."""
 
     prompts: tuple[Prompt, ...] = ()
     prompts_file: str = ""
-    """Of the repository, that holds them instead."""
+    """File of the repository that holds the prompts, where `prompts` does not."""
     images_per_prompt: int
     sampling: SamplingConfig
     reconstruction: tuple[str, ...] = ()
-    """The prompts that say nothing but the concept: a summary takes CLIP-I from them and CLIP-T from all others, as Gal
-    et al. 2022 do. Where there are none, it takes both from all, as Ruiz et al. 2023 do."""
+    """Prompts that name the concept and nothing else: the summary takes CLIP-I from them and CLIP-T from all others,
+    like Gal et al. 2022. With no such prompts it takes both from all prompts, like Ruiz et al. 2023."""
 
 
 PROTOCOLS = {
@@ -31,8 +31,8 @@ PROTOCOLS = {
         sampling=SamplingConfig(solver="dpm++", steps=20),
         reconstruction=("a photo of a {}", "a painting in the style of {}"),
     ),
-    # Gal et al. 2022, section 5, with the guidance of their code. The paper does not print its list of prompts; these
-    # are those that its text names, and for styles those of its figure on style transfer.
+    # Gal et al. 2022, section 5, with the guidance of their code. The paper does not print its list of prompts: for
+    # objects we take those that its text names, and for styles those of its figure on style transfer.
     "paper": Protocol(
         prompts=(
             Prompt("a photo of {}", category="object"),
@@ -49,8 +49,8 @@ PROTOCOLS = {
         sampling=SamplingConfig(solver="ddim", steps=50, guidance_scale=5.0),
         reconstruction=("a photo of {}", "a painting in the style of {}"),
     ),
-    # Ruiz et al. 2023, section 4. The sampler is not stated there; guidance 7.5 is Stable Diffusion's own. For cats and
-    # dogs the data set has a list of its own: `benchmarks/dreambench.py` puts both together.
+    # Ruiz et al. 2023, section 4. The paper does not state its sampler; guidance 7.5 is Stable Diffusion's default. The
+    # data set has another list for cats and dogs: `benchmarks/dreambench.py` combines the two.
     "dreambench": Protocol(
         prompts_file="manifests/dreambench/object_prompts.txt",
         images_per_prompt=4,
@@ -59,10 +59,10 @@ PROTOCOLS = {
 }
 
 
-def choose(config: RunConfig) -> Protocol:
-    """The protocol a run's `evaluation` settings name, with what they put in its place; its prompts are read.
+def choose_protocol(config: RunConfig) -> Protocol:
+    """Return the protocol that `config.evaluation` names, with the settings there in place of its own.
 
-    Raises ValueError for prompts that cannot be.
+    Raises ValueError if its file of prompts cannot be read.
     """
     settings: EvaluationConfig = config.evaluation
     named = PROTOCOLS[settings.protocol]

@@ -7,7 +7,6 @@ fingerprint exists. So resuming is running again, and a changed photo, row, sett
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import BadRow, ManifestRow
+from pipeline.ledger.digest import digest
 from pipeline.store.redact import redact
 from pipeline.store.storage import ConceptFolder, RunStore
 from textual_inversion.concept import Concept
@@ -25,7 +25,6 @@ FORMAT_VERSION = 1
 """Raised when the same inputs would give other results or files than before; makes every concept not done."""
 
 _BATCH_ROWS = 512
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _ROW_FIELDS = tuple(each.name for each in dataclasses.fields(Concept) if each.name not in ("images", "masks"))
 
 Identify = Callable[[Iterable[str]], Mapping[str, str | OSError | ValueError]]
@@ -221,9 +220,3 @@ class Plan:
             return None
         self.num_todo += 1
         return task
-
-
-def digest(value: object) -> str:
-    """32 hex digits of a JSON value."""
-    text = _CANONICAL.encode(value)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

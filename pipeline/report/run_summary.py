@@ -14,7 +14,8 @@ from pipeline.config import ReportConfig, RunConfig
 from pipeline.config_file import to_tree
 from pipeline.exit_codes import FAILED, LATE, OK, STOPPED
 from pipeline.inputs.manifest import BadRow
-from pipeline.ledger.plan import EVERY, Plan, Selection, digest
+from pipeline.ledger.digest import digest
+from pipeline.ledger.plan import EVERY, Plan, Selection
 from pipeline.ledger.records import ConceptRecord
 from pipeline.report.logs import say
 from pipeline.report.page import RunFigures
@@ -24,7 +25,9 @@ from pipeline.store.redact import redact, redacted
 from pipeline.store.storage import RunStore
 from pipeline.times import format_seconds, now
 
-_SHOWN_FAILURES = 20
+SHOWN_FAILURES = 20
+"""Failures that a command prints; it counts the others."""
+
 _GATE_COUNTS = ("tried", "passed", "better", "below", "learned_before", "waiting")
 
 
@@ -190,10 +193,10 @@ def conclude(config: RunConfig, tally: RunStats, plan: Plan, chosen: Selection =
         tell(f"ended at --finish-by with {unlearned} not learned; run the same command again to continue\n")
     failures = [f"{name}: {cause}" for name, cause in (*tally.problems.items(), *tally.failures.items())]
     failures += [f"bad row: {describe_bad(row)}" for row in bad]
-    for failure in failures[:_SHOWN_FAILURES]:
+    for failure in failures[:SHOWN_FAILURES]:
         tell(f"FAILED {failure}\n")
-    if len(failures) > _SHOWN_FAILURES:
-        tell(f"FAILED {len(failures) - _SHOWN_FAILURES} more, all in results.parquet\n")
+    if len(failures) > SHOWN_FAILURES:
+        tell(f"FAILED {len(failures) - SHOWN_FAILURES} more, all in results.parquet\n")
     return STOPPED if tally.stopped else LATE if tally.late else FAILED if failures else OK
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.asyn import get_loop, sync
 
 from pipeline.store.redact import redact
+from pipeline.store.retries import backoff_s
 
 if TYPE_CHECKING:
     import aiohttp  # where it is needed: most runs fetch nothing over HTTP, and a dry run is to answer at once
@@ -77,7 +78,7 @@ async def _read_patiently(url: str, limit: int, bounds: Bounds | None) -> bytes:
         except OSError as error:
             if attempt == ATTEMPTS:
                 raise OSError(f"{redact(str(error))} ({ATTEMPTS} attempts)") from None
-            await asyncio.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
+            await asyncio.sleep(backoff_s(attempt, FIRST_WAIT_S))
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -7,6 +7,7 @@ multiply. What stays as it is (no such object, no right, no such bucket) is not 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -78,13 +79,19 @@ def with_retries(call: Callable[[], T], renew: Callable[[], Any] | None = None) 
             if number == TRIES - 1:
                 text = redact(f"{TRIES} tries failed, the last with {type(error).__name__}: {error}")
                 raise StoreFailed(text) from error
-            pause_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**number) * random.uniform(0.5, 1.0)
+            pause_s = backoff_s(number + 1, FIRST_WAIT_S, LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
             log.info("a call to storage failed and is made again in %.1f s: %s", pause_s, redact(str(error)))
             repeated.add()
             if renew is not None and _may_have_expired(error):
                 renew()
             time.sleep(pause_s)
     raise AssertionError("not reached")
+
+
+def backoff_s(failures: int, first_s: float, longest_s: float = math.inf) -> float:
+    """Return the seconds to wait after `failures` failures in a row: `first_s` after the first, then twice as long each
+    time, up to `longest_s`."""
+    return min(longest_s, first_s * 2.0 ** (failures - 1))
 
 
 def is_retryable(error: BaseException) -> bool:

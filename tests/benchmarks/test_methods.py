@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import methods, setups
+from benchmarks import setups
 from benchmarks.methods import Job, main, make_jobs, measure, parse, word_of
 from benchmarks.setups import SETUPS, Setup, find
-from pipeline.bulk.protocols import choose
+from pipeline.bulk.evaluation import evaluation_seeds
+from pipeline.bulk.protocols import choose_protocol
 from tests.pipeline.runs import write_manifest
 from tests.tiny_models import tiny_judge
 from textual_inversion.concept import Concept
@@ -111,11 +112,11 @@ def test_what_stands_in_the_prompts(arguments: list[str]) -> None:
 def test_a_row_by_hand(arguments: list[str], tiny_backbone: Backbone, clip: Path, tmp_path: Path) -> None:
     job = jobs_of(arguments, "initializer")[0]
     row = measure(job, str(tmp_path))
-    judge, protocol = ClipExtractor(str(clip), "cpu"), choose(job.config)
+    judge, protocol = ClipExtractor(str(clip), "cpu"), choose_protocol(job.config)
     photos = judge.images([Image.open(path) for path in job.concept.images])
 
     def drawn(prompt: str, template: str) -> torch.Tensor:
-        seeds = methods.seeds_of(next(p for p in protocol.prompts if p.text == template), 2, 0)
+        seeds = evaluation_seeds(next(p for p in protocol.prompts if p.text == template), 2, 0)
         pictures = generate(tiny_backbone, [ImageRequest(prompt, seed) for seed in seeds], protocol.sampling)
         return judge.images(pictures)
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from pipeline.config import RunConfig
 from pipeline.config_file import to_tree
 from pipeline.inputs.manifest import ManifestRow, read_manifest
-from pipeline.ledger.plan import ConceptTask, Plan, digest, settings_of, settings_path
+from pipeline.ledger.digest import digest
+from pipeline.ledger.plan import ConceptTask, Plan, settings_of, settings_path
 from pipeline.ledger.records import ConceptRecord, put_record
 from pipeline.store.storage import RunStore
 from pipeline.times import now

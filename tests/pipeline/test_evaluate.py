@@ -31,7 +31,7 @@ def test_what_cannot_be_evaluated_is_said_before_any_work(tmp_path: Path, capsys
     manifest, output = write_manifest(tmp_path, ["a"]), tmp_path / "out"
     command = [str(manifest), "--config", str(job), "--output", str(output)]
     assert main(command) == USAGE
-    assert "no judge: name a CLIP or SigLIP" in capsys.readouterr().err
+    assert "no feature extractor: name a CLIP or SigLIP" in capsys.readouterr().err
     assert main([*command, "--protocol", "slow"]) == USAGE
     assert "evaluation.protocol" in capsys.readouterr().err
     assert main([*command, "--set", "extractor=demo/clip", "--prompts", str(tmp_path / "none.txt")]) == USAGE

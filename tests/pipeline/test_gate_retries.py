@@ -14,8 +14,9 @@ from pipeline.config_file import load_config
 from pipeline.gate_retries import RetryStats, retry_below_gate, retry_rules
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import read_manifest
+from pipeline.ledger.digest import digest
 from pipeline.ledger.gate import verdict
-from pipeline.ledger.plan import EVERY, ConceptTask, Plan, Selection, digest, finished, settings_of
+from pipeline.ledger.plan import EVERY, ConceptTask, Plan, Selection, finished, settings_of
 from pipeline.ledger.records import ConceptRecord, load_records, put_record, read_record
 from pipeline.store.storage import ConceptFolder, RunStore
 from pipeline.times import now

@@ -16,7 +16,8 @@ from pipeline.actor.publish import record_of
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.inputs.manifest import ManifestRow, read_manifest
-from pipeline.ledger.plan import Plan, digest
+from pipeline.ledger.digest import digest
+from pipeline.ledger.plan import Plan
 from pipeline.ledger.records import RecordCache, to_json
 from pipeline.ledger.settings import current_settings
 from pipeline.run import OK, main

@@ -16,7 +16,8 @@ from pipeline.config import ReportConfig, RunConfig
 from pipeline.exit_codes import LATE
 from pipeline.inputs.manifest import BadRow
 from pipeline.inputs.models import ROOT, locate, portable
-from pipeline.ledger.plan import Plan, digest
+from pipeline.ledger.digest import digest
+from pipeline.ledger.plan import Plan
 from pipeline.ledger.records import ConceptRecord
 from pipeline.ledger.settings import captions_hash
 from pipeline.report.run_summary import DeviceTime, figures_of

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.bulk.evaluation import PARTS, RESULT_SCHEMA, causes, plan_rows, table_path, write_table
-from pipeline.bulk.protocols import Protocol, choose
+from pipeline.bulk.evaluation import PARTS, RESULT_SCHEMA, plan_rows, table_path, unscored, write_table
+from pipeline.bulk.protocols import Protocol, choose_protocol
 from pipeline.config import RunConfig
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.records import ConceptRecord
@@ -150,7 +150,7 @@ def test_the_table_holds_what_is_asked_for_now(config: RunConfig) -> None:
     assert a.score("clip_t") == pytest.approx(0.4)  # of the others
     assert (b.score("clip_i"), b.score("clip_t")) == pytest.approx((0.2, 0.6))  # of what there is
     assert a.score("dino") != a.score("dino")  # not a number: nothing scored it
-    assert causes(store, wanted) == {"b": "no such photo", "c": "not scored"}
+    assert unscored(store, wanted) == {"b": "no such photo", "c": "not scored"}
 
 
 def test_without_a_reconstruction_prompt_all_prompts_count_for_both(config: RunConfig) -> None:
@@ -162,7 +162,7 @@ def test_without_a_reconstruction_prompt_all_prompts_count_for_both(config: RunC
 
 def test_protocols_by_name(config: RunConfig, tmp_path: Path) -> None:
     def chosen(**settings: Any) -> Protocol:
-        return choose(replace(config, evaluation=replace(config.evaluation, **settings)))
+        return choose_protocol(replace(config, evaluation=replace(config.evaluation, **settings)))
 
     paper = chosen(protocol="paper")
     assert (paper.images_per_prompt, paper.sampling.steps, paper.sampling.solver) == (64, 50, "ddim")

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 import pipeline.bulk.generate
-from pipeline.bulk.generate import PLAN, PLAN_SCHEMA, Drawer, plan_rows, write_plan
+from pipeline.bulk.generate import PLAN_SCHEMA, Drawer, plan_rows
 from pipeline.config import RunConfig
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.records import ConceptRecord
@@ -81,19 +80,6 @@ def test_prompts_of_one_concept_and_seeds_that_are_given() -> None:
     assert [(row["prompt"], row["seed"]) for row in rows if row["concept_id"] == "a"] == [("a <a>", 7), ("a <a>", 8)]
     assert "<b> in the snow" in {row["prompt"] for row in rows}
     assert "<a> in the snow" not in {row["prompt"] for row in rows}
-
-
-def test_only_what_is_missing_is_planned(tmp_path: Path) -> None:
-    config, store = tiny_config("m", tmp_path), RunStore(str(tmp_path))
-    records = [record("a"), record("b")]
-    everything, asked = write_plan(store, config, records, PROMPTS, set())
-    assert len(everything) == asked == 4
-    done = set(sorted(everything)[:3])
-    assert write_plan(store, config, records, [*PROMPTS, *PROMPTS], done) == (everything - done, 4)
-    table = pq.read_table(tmp_path / PLAN)
-    assert set(table["row_id"].to_pylist()) == everything - done
-    assert write_plan(store, config, records, PROMPTS, everything) == (set(), 4)
-    assert store.list(PLAN) == {}
 
 
 @pytest.mark.parametrize("packed", [False, True])

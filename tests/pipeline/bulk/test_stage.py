@@ -1,4 +1,4 @@
-"""What a Ray Data pass leaves behind: plans in parts, results that say what is done."""
+"""The sizes of a Ray Data pass, and what a pass leaves behind when its actors die."""
 
 from __future__ import annotations
 
@@ -12,25 +12,13 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
-from pipeline.bulk import stage
-from pipeline.bulk.stage import Stage, cpus_for_actor, finished_rows, first_errors, put_plan, run_stage
+from pipeline.bulk.rows import done_row_ids, put_plan
+from pipeline.bulk.stage import Stage, cpus_for_actor, run_stage, stage_sizes
 from pipeline.config import RunConfig
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config
 
 RESULTS = "some/results"
-
-
-def test_done_is_what_a_whole_part_says(tmp_path: Path) -> None:
-    store = RunStore(str(tmp_path))
-    assert finished_rows(store, RESULTS) == set()
-    part = pa.table({"row_id": ["x", "y"], "status": ["ok", "failed"], "error": [None, "too long"]})
-    (tmp_path / RESULTS).mkdir(parents=True)
-    pq.write_table(part, tmp_path / RESULTS / "one.parquet")
-    whole = (tmp_path / RESULTS / "one.parquet").read_bytes()
-    store.put(f"{RESULTS}/cut.parquet", whole[:-20])
-    assert finished_rows(store, RESULTS) == {"x"}
-    assert set(store.list(RESULTS)) == {f"{RESULTS}/one.parquet"}
 
 
 @pytest.mark.parametrize(
@@ -43,23 +31,23 @@ def test_a_whole_core_is_left_for_reading_and_writing(nodes: list[float], actors
     assert sum(nodes) - actors * each >= sum(cores > 0 for cores in nodes)  # so that some node has one
 
 
-def test_a_few_distinct_causes(tmp_path: Path) -> None:
-    store = RunStore(str(tmp_path))
-    (tmp_path / RESULTS).mkdir(parents=True)
-    errors = ["too long", None, "too long", "no embedding", "not asked for"]
-    part = pa.table({"row_id": list("abcde"), "status": ["failed"] * 5, "error": errors})
-    pq.write_table(part, tmp_path / RESULTS / "one.parquet")
-    assert first_errors(store, RESULTS, set("abcd")) == ("too long", "no embedding")
-    assert first_errors(store, RESULTS, set("abcd"), at_most=1) == ("too long",)
-
-
-def test_a_shorter_plan_takes_the_place_of_a_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "_PLAN_ROWS", 2)
-    store, schema = RunStore(str(tmp_path)), pa.schema([("row_id", pa.string())])
-    put_plan(store, "plan", ({"row_id": name} for name in "abcde"), schema)
-    assert len(store.list("plan")) == 3
-    put_plan(store, "plan", ({"row_id": name} for name in "xy"), schema)
-    assert pq.read_table(tmp_path / "plan")["row_id"].to_pylist() == ["x", "y"]
+@pytest.mark.parametrize(
+    ("num_rows", "actors", "gpus", "expected"),
+    [
+        (100, 0, 0.0, (4, 16, 8, 1)),  # one actor a core; a part is full before the rows are shared out evenly
+        (100, 0, 2.0, (2, 16, 8, 1)),  # one actor a GPU
+        (100, 3, 2.0, (3, 16, 8, 1)),  # as many as asked for
+        (6, 0, 0.0, (2, 4, 4, 1)),  # no more actors than calls; a block of one call is one call at once
+        (200_000, 0, 0.0, (4, 16, 8, 4)),  # the plan has several parts
+    ],
+)
+def test_how_a_stage_is_divided(num_rows: int, actors: int, gpus: float, expected: tuple[int, ...]) -> None:
+    stage = Stage(
+        name="s", plan="p", results=RESULTS, worker=Mortal, rows_per_call=4, rows_per_part=16, calls_at_once=2
+    )
+    sizes = stage_sizes(stage, num_rows, actors_asked=actors, gpus=gpus, cpus=4.0, node_cpus=[2.0, 2.0])
+    assert (sizes.num_actors, sizes.rows_per_block, sizes.rows_per_batch, sizes.plan_parts) == expected
+    assert sizes.cpus_per_actor == min(0.5, 2.0 / sizes.num_actors)
 
 
 class Mortal:
@@ -112,4 +100,4 @@ def test_a_row_that_kills_ends_the_stage_and_what_was_done_before_counts(tmp_pat
     with pytest.raises(RayError):
         work_on(["a", "b", "c", "d", "always"], tmp_path)
     assert len((tmp_path / "died.always").read_text()) == 4
-    assert finished_rows(RunStore(str(tmp_path)), RESULTS) == set("abcd")
+    assert done_row_ids(RunStore(str(tmp_path)), RESULTS) == set("abcd")

@@ -12,7 +12,8 @@ import pytest
 from pipeline.bulk.generate import RESULT_SCHEMA
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import read_manifest
-from pipeline.ledger.plan import Plan, digest, finished
+from pipeline.ledger.digest import digest
+from pipeline.ledger.plan import Plan, finished
 from pipeline.ledger.prune import METADATA, delete_leftovers, find_leftovers
 from pipeline.ledger.records import Try, read_record
 from pipeline.store.storage import ConceptFolder, RunStore

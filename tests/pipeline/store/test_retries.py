@@ -113,3 +113,8 @@ def test_a_count_loses_nothing_between_threads() -> None:
     for thread in threads:
         thread.join()
     assert count.value == sum(taken) == 4000
+
+
+def test_a_wait_doubles_with_every_failure_up_to_its_bound() -> None:
+    assert [retries.backoff_s(failures, 0.5, 3.0) for failures in (1, 2, 3, 4, 50)] == [0.5, 1.0, 2.0, 3.0, 3.0]
+    assert retries.backoff_s(11, 1.0) == 1024.0
