@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from textual_inversion.config import InversionConfig, Precision, SamplingConfig, check
+from textual_inversion.config import InversionConfig, Precision, SamplingConfig, require
 
 Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]
@@ -58,15 +58,15 @@ class ActorConfig:
     is replaced, and it is tried again alone. 0 waits for ever. Make it several times what a concept takes."""
 
     def __post_init__(self) -> None:
-        check(self.count >= 0, "actors.count", self.count, "0 (automatic) or more")
-        check(self.slots >= 0, "actors.slots", self.slots, "0 (automatic) or more")
-        check(self.cpus > 0, "actors.cpus", self.cpus, "positive")
-        check(self.gpus >= 0, "actors.gpus", self.gpus, "0 or more")
-        check(self.calls_ahead >= 0, "actors.calls_ahead", self.calls_ahead, "0 or more")
-        check(self.max_attempts >= 1, "actors.max_attempts", self.max_attempts, "1 or more")
-        check(self.checkpoint_steps >= 0, "actors.checkpoint_steps", self.checkpoint_steps, "0 (none) or more")
-        check(self.drain_s >= 0, "actors.drain_s", self.drain_s, "0 or more seconds")
-        check(self.stall_s >= 0, "actors.stall_s", self.stall_s, "0 (never) or more seconds")
+        require(self.count >= 0, "actors.count", self.count, "0 (automatic) or more")
+        require(self.slots >= 0, "actors.slots", self.slots, "0 (automatic) or more")
+        require(self.cpus > 0, "actors.cpus", self.cpus, "positive")
+        require(self.gpus >= 0, "actors.gpus", self.gpus, "0 or more")
+        require(self.calls_ahead >= 0, "actors.calls_ahead", self.calls_ahead, "0 or more")
+        require(self.max_attempts >= 1, "actors.max_attempts", self.max_attempts, "1 or more")
+        require(self.checkpoint_steps >= 0, "actors.checkpoint_steps", self.checkpoint_steps, "0 (none) or more")
+        require(self.drain_s >= 0, "actors.drain_s", self.drain_s, "0 or more seconds")
+        require(self.stall_s >= 0, "actors.stall_s", self.stall_s, "0 (never) or more seconds")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,14 +93,14 @@ class PhotoConfig:
 
     def __post_init__(self) -> None:
         for scheme in self.schemes:
-            check(scheme in SCHEMES, "photos.schemes", scheme, f"among {', '.join(SCHEMES)}")
+            require(scheme in SCHEMES, "photos.schemes", scheme, f"among {', '.join(SCHEMES)}")
         for network in self.private_networks:
             try:
                 ipaddress.ip_network(network)
             except ValueError:
-                check(False, "photos.private_networks", network, "a network in CIDR form, for example 10.1.0.0/16")
+                require(False, "photos.private_networks", network, "a network in CIDR form, for example 10.1.0.0/16")
         for name in ("max_bytes", "max_pixels", "max_concept_pixels"):
-            check(getattr(self, name) >= 1, f"photos.{name}", getattr(self, name), "1 or more")
+            require(getattr(self, name) >= 1, f"photos.{name}", getattr(self, name), "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,10 +133,10 @@ class GridConfig:
 
     def __post_init__(self) -> None:
         for name, prompts in (("grid.prompts", self.prompts), ("grid.style_prompts", self.style_prompts)):
-            check(len(prompts) > 0, name, prompts, "at least one prompt")
+            require(len(prompts) > 0, name, prompts, "at least one prompt")
             for prompt in prompts:
-                check(prompt.count("{}") == 1, name, prompt, "a text with {} once, where the concept goes")
-        check(self.images_per_prompt >= 1, "grid.images_per_prompt", self.images_per_prompt, "1 or more")
+                require(prompt.count("{}") == 1, name, prompt, "a text with {} once, where the concept goes")
+        require(self.images_per_prompt >= 1, "grid.images_per_prompt", self.images_per_prompt, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +164,7 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         for rung in self.ladder:
-            check(all(part.strip() for part in rung.split(" + ")), "gate.ladder", rung, "settings with ' + ' between")
+            require(all(part.strip() for part in rung.split(" + ")), "gate.ladder", rung, "settings with ' + ' between")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,8 +186,8 @@ class GenerationConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        check(self.images_per_prompt >= 1, "generation.images_per_prompt", self.images_per_prompt, "1 or more")
-        check(self.rows_per_part >= 1, "generation.rows_per_part", self.rows_per_part, "1 or more")
+        require(self.images_per_prompt >= 1, "generation.images_per_prompt", self.images_per_prompt, "1 or more")
+        require(self.rows_per_part >= 1, "generation.rows_per_part", self.rows_per_part, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,7 +213,7 @@ class EvaluationConfig:
     """Also score what a learned word is held against: its photos, the prompt without it, the initializer word."""
 
     def __post_init__(self) -> None:
-        check(self.images_per_prompt >= 0, "evaluation.images_per_prompt", self.images_per_prompt,
+        require(self.images_per_prompt >= 0, "evaluation.images_per_prompt", self.images_per_prompt,
               "1 or more, or 0 for the protocol's")  # fmt: skip
 
 
@@ -231,8 +231,8 @@ class ReportConfig:
     """Written behind it."""
 
     def __post_init__(self) -> None:
-        check(self.embedded >= 0, "report.embedded", self.embedded, "0 or more")
-        check(self.hour_price >= 0, "report.hour_price", self.hour_price, "0 or more")
+        require(self.embedded >= 0, "report.embedded", self.embedded, "0 or more")
+        require(self.hour_price >= 0, "report.hour_price", self.hour_price, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -279,14 +279,14 @@ class RunConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
-        check(bool(self.output), "output", self.output, "a folder or URI to write to")
-        check(bool(self.model), "model", self.model, "a directory or hub id")
-        check(bool(self.extractor) or self.inversion.init.method not in ("auto", "amortised"), "extractor",
+        require(bool(self.output), "output", self.output, "a folder or URI to write to")
+        require(bool(self.model), "model", self.model, "a directory or hub id")
+        require(bool(self.extractor) or self.inversion.init.method not in ("auto", "amortised"), "extractor",
               self.extractor, f"a CLIP for inversion.init.method {self.inversion.init.method!r}")  # fmt: skip
-        check(bool(self.extractor) or not self.inversion.penalties.clip, "extractor", self.extractor,
+        require(bool(self.extractor) or not self.inversion.penalties.clip, "extractor", self.extractor,
               "a CLIP for inversion.penalties.clip")  # fmt: skip
         earlier = self.inversion.init.earlier_run
-        check(earlier != self.output or not earlier, "inversion.init.earlier_run", earlier,
+        require(earlier != self.output or not earlier, "inversion.init.earlier_run", earlier,
               "another run than this: what this one starts from may not change while it goes on")  # fmt: skip
-        check(self.lease_s >= 0, "lease_s", self.lease_s, "0 (none) or more seconds")
-        check(0 <= self.seed < 2**63, "seed", self.seed, "a non-negative 63-bit integer")
+        require(self.lease_s >= 0, "lease_s", self.lease_s, "0 (none) or more seconds")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "a non-negative 63-bit integer")

@@ -1,12 +1,12 @@
-"""Every knob of the method on one page: frozen dataclasses, each field with its unit and effect.
+"""Every setting of the method on one page: frozen dataclasses, each field with its unit and effect.
 
-Standard library only. Values are checked once, here, on construction; the rest of the code trusts them.
+Standard library only. Values are checked once, on construction; the rest of the code relies on that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 NormControl = Literal["none", "clamp", "sphere"]
 InitMethod = Literal["words", "encoder_output", "auto", "amortised"]
@@ -17,241 +17,270 @@ StopMethod = Literal["budget", "dvar"]
 Solver = Literal["ddim", "dpm++"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
+ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+"""Names of the linear layers in a block of a text encoder, as transformers' CLIP spells them."""
 
-def check(holds: bool, name: str, value: object, rule: str) -> None:
+
+def require(holds: bool, name: str, value: object, rule: str) -> None:
     """Raise ValueError, naming the field, its value and the rule, unless the rule holds."""
     if not holds:
         raise ValueError(f"{name} = {value!r}: must be {rule}")
 
 
+def require_choice(name: str, value: object, choices: object) -> None:
+    """Raise ValueError, naming the field and its value, unless the value is one of the Literal type `choices`."""
+    *others, last = (repr(choice) for choice in get_args(choices))
+    require(value in get_args(choices), name, value, f"{', '.join(others)} or {last}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """Which views of a photo are encoded once and learned from (the moments of each view are cached)."""
+    """Augmentation of photos. Each augmented picture is encoded once, before the first step, and its moments are kept;
+    more pictures per photo mean more encoding."""
 
     flip: bool = True
-    """Also learn the mirror image. Turn off for concepts with text or a handed shape."""
+    """Learn the mirror image, too. Turn off for concepts with text or a handed shape."""
 
     crops: int = 0
-    """Random crops added per photo. More views, more encoding before the first step."""
+    """Number of random crops added per photo."""
 
     min_crop_scale: float = 0.75
-    """Smallest crop, as a fraction of the photo's side."""
+    """Side of the smallest crop, as a fraction of the photo's shorter side, in (0, 1]."""
 
     colours: int = 0
-    """Views with changed brightness, contrast and saturation added per photo."""
+    """Number of pictures with changed brightness, contrast and saturation added per photo."""
 
     colour_strength: float = 0.2
-    """How far those three may move, as a fraction of their own value."""
+    """Largest change of brightness, contrast and saturation, as a fraction of their value, in (0, 1)."""
 
     paired: int = 0
-    """TextBoost: views added per photo whose transforms are named in the prompt by augmentation tokens, which are
-    learned with the concept and left out when drawing ("a A* photo of V*")."""
+    """TextBoost's paired augmentation: number of transformed pictures added per photo. Their prompts name the
+    transforms by augmentation tokens ("a A* photo of V*"), which are learned with the concept and left out of the
+    prompts that pictures are drawn from."""
 
     paired_probability: float = 0.8
-    """With which each of the three groups of transforms (geometry, colour, other) acts on such a view."""
+    """Probability with which each of the three groups of transforms (geometry, colour, other) acts on such a picture,
+    in (0, 1]."""
 
     def __post_init__(self) -> None:
-        check(self.crops >= 0, "augment.crops", self.crops, "0 or more")
-        check(0 < self.min_crop_scale <= 1, "augment.min_crop_scale", self.min_crop_scale, "in (0, 1]")
-        check(self.colours >= 0, "augment.colours", self.colours, "0 or more")
-        check(0 < self.colour_strength < 1, "augment.colour_strength", self.colour_strength, "in (0, 1)")
-        check(self.paired >= 0, "augment.paired", self.paired, "0 or more")
-        check(0 < self.paired_probability <= 1, "augment.paired_probability", self.paired_probability, "in (0, 1]")
+        require(self.crops >= 0, "augment.crops", self.crops, "0 or more")
+        require(0 < self.min_crop_scale <= 1, "augment.min_crop_scale", self.min_crop_scale, "in (0, 1]")
+        require(self.colours >= 0, "augment.colours", self.colours, "0 or more")
+        require(0 < self.colour_strength < 1, "augment.colour_strength", self.colour_strength, "in (0, 1)")
+        require(self.paired >= 0, "augment.paired", self.paired, "0 or more")
+        require(0 < self.paired_probability <= 1, "augment.paired_probability", self.paired_probability, "in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InitConfig:
-    """Where the rows start."""
+    """Initial values of the rows."""
 
     method: InitMethod = "words"
-    """`words`: the mean of the initializer's vectors, of the whole vocabulary if it has none. `encoder_output`: the
-    text encoder's output for the initializer (Cross-Initialization, Pang et al. 2024), which is many times longer.
-    `auto`: the word whose text the extractor finds nearest to the photos becomes the initializer. `amortised`: the
-    initializer's vectors, moved towards the photos by a regression fitted on known words; as `words` where that is
-    unsure."""
+    """Method that sets the rows before the first step. `words`: the mean of the initializer's vectors, or of the whole
+    vocabulary's if there is no initializer. `encoder_output`: the text encoder's output for the initializer
+    (Cross-Initialization, Pang et al. 2024), which is many times longer. `auto`: the vectors of the word whose text
+    features lie nearest to the photos' features; the word becomes the initializer. `amortised`: the initializer's
+    vectors moved towards the photos by a regression fitted on known words; `words` where the regression is
+    unreliable."""
 
     words: tuple[str, ...] = ()
-    """Words and phrases that `auto` chooses from and `amortised` is fitted on; none takes all single-token words of
+    """Words and phrases that `auto` chooses from and that `amortised` is fitted on. Empty: all single-token words of
     the model's vocabulary, among them ends of longer words that mean nothing by themselves."""
 
     earlier_run: str = ""
-    """Output folder of a finished run of the same model: `amortised` is fitted on its concepts, too."""
+    """Output folder of a finished run of the same model, whose concepts `amortised` is fitted on as well."""
 
     noise: float = 0.0
-    """Standard deviation added to the start, in units of the vocabulary's per-coordinate deviation.
-    With several vectors, rows after the first always get at least 0.1, else they would stay equal."""
+    """Standard deviation of the noise added to the initial rows, in units of the vocabulary's deviation per coordinate.
+    Of several rows, those after the first always get at least 0.1: equal rows would stay equal."""
 
     def __post_init__(self) -> None:
-        methods = ("words", "encoder_output", "auto", "amortised")
-        check(self.method in methods, "init.method", self.method, f"one of {', '.join(methods)}")
-        check(all(word.strip() for word in self.words), "init.words", self.words, "words or phrases, none empty")
-        check(self.method == "amortised" or not self.earlier_run, "init.earlier_run", self.earlier_run,
-              "empty unless init.method is 'amortised'")  # fmt: skip
-        check(self.noise >= 0, "init.noise", self.noise, "0 or more")
+        require_choice("init.method", self.method, InitMethod)
+        require(all(word.strip() for word in self.words), "init.words", self.words, "words or phrases, none empty")
+        is_used = self.method == "amortised" or not self.earlier_run
+        require(is_used, "init.earlier_run", self.earlier_run, "empty unless init.method is 'amortised'")
+        require(self.noise >= 0, "init.noise", self.noise, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimestepConfig:
-    """Which timesteps are trained at, and how their losses weigh."""
+    """Distribution of the training timesteps, and the weights of their losses."""
 
     sampler: TimestepSampler = "uniform"
-    """`uniform` over the whole schedule (Gal et al. 2022). `range`: uniform in [low, high). `snr`: p(t) proportional
-    to max log SNR - log SNR(t) (TextBoost v1), which favours noisy timesteps."""
+    """Distribution that timesteps are drawn from. `uniform`: over the whole schedule (Gal et al. 2022). `range`:
+    uniform in [low, high). `snr`: p(t) proportional to max log SNR - log SNR(t) (TextBoost v1), which favours noisy
+    timesteps."""
 
     low: int = 0
+    """First timestep of `range`, in timesteps of the model's schedule."""
+
     high: int = 1000
-    """Of `range`, in timesteps of the model's schedule."""
+    """End of `range`, exclusive, in timesteps of the model's schedule."""
 
     min_snr_gamma: float = 0.0
-    """Weigh losses by min(SNR, gamma) / SNR, for v-prediction / (SNR + 1) (Hang et al. 2023); 0 weighs all alike."""
+    """Gamma of the loss weight min(SNR, gamma) / SNR, for v-prediction min(SNR, gamma) / (SNR + 1) (Hang et al. 2023);
+    0 gives all timesteps the weight 1."""
 
     def __post_init__(self) -> None:
-        check(self.sampler in ("uniform", "range", "snr"), "timesteps.sampler", self.sampler,
-              "'uniform', 'range' or 'snr'")  # fmt: skip
-        check(0 <= self.low < self.high, "timesteps.low, high", (self.low, self.high), "0 <= low < high")
-        check(self.sampler == "range" or (self.low, self.high) == (0, 1000), "timesteps.low, high",
-              (self.low, self.high), "left alone unless timesteps.sampler is 'range'")  # fmt: skip
-        check(self.min_snr_gamma >= 0, "timesteps.min_snr_gamma", self.min_snr_gamma, "0 (off) or positive")
+        bounds = (self.low, self.high)
+        require_choice("timesteps.sampler", self.sampler, TimestepSampler)
+        require(0 <= self.low < self.high, "timesteps.low, high", bounds, "0 <= low < high")
+        is_used = self.sampler == "range" or bounds == (0, 1000)
+        require(is_used, "timesteps.low, high", bounds, "left alone unless timesteps.sampler is 'range'")
+        require(self.min_snr_gamma >= 0, "timesteps.min_snr_gamma", self.min_snr_gamma, "0 (off) or positive")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterConfig:
-    """TextBoost: a low-rank change of the text encoder, one for each concept, learned with its rows."""
+    """TextBoost: a low-rank change of the text encoder, one for each concept, learned with the concept's rows."""
 
     kind: AdapterKind = "none"
-    """`lora`: added at every position (v1). `causal`: added from the concept's first token on, padding excepted, so
-    that what stands before it, and prompts without it, are unchanged (v2)."""
+    """Positions that the adapter changes. `none`: there is no adapter. `lora`: every position (v1). `causal`: those
+    from the concept's first token on, padding excepted (v2), so that the positions before it, and prompts without the
+    concept, are unchanged."""
 
     rank: int = 4
+    """Rank of the change of each layer."""
 
     alpha: float = 4.0
-    """The change is scaled by alpha / rank."""
+    """Numerator of the change's scale, which is alpha / rank."""
 
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-    """Linear layers of every block of the text encoder that get one."""
+    targets: tuple[str, ...] = ADAPTER_TARGETS
+    """Linear layers of every block of the text encoder that are changed."""
 
     learning_rate: float = 5e-5
-    """Of the adapter, with AdamW in any case; no decay, no norm control."""
+    """Learning rate of the adapter, which AdamW trains under either `optimizer`, without weight decay or norm
+    control."""
 
     def __post_init__(self) -> None:
-        check(self.kind in ("none", "lora", "causal"), "adapter.kind", self.kind, "'none', 'lora' or 'causal'")
-        check(self.rank >= 1, "adapter.rank", self.rank, "1 or more; for no adapter set adapter.kind to 'none'")
-        check(self.alpha > 0, "adapter.alpha", self.alpha, "positive")
-        known = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-        check(bool(self.targets) and set(self.targets) <= set(known), "adapter.targets", self.targets,
-              f"some of {', '.join(known)}")  # fmt: skip
-        check(self.learning_rate > 0, "adapter.learning_rate", self.learning_rate, "positive")
+        require_choice("adapter.kind", self.kind, AdapterKind)
+        require(self.rank >= 1, "adapter.rank", self.rank, "1 or more; for no adapter set adapter.kind to 'none'")
+        require(self.alpha > 0, "adapter.alpha", self.alpha, "positive")
+        is_known = bool(self.targets) and set(self.targets) <= set(ADAPTER_TARGETS)
+        require(is_known, "adapter.targets", self.targets, f"some of {', '.join(ADAPTER_TARGETS)}")
+        require(self.learning_rate > 0, "adapter.learning_rate", self.learning_rate, "positive")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PenaltyConfig:
-    """Weights of what is added to the denoising loss; 0 leaves a term out, at no cost."""
+    """Weights of the terms added to the denoising loss; 0 leaves a term out, at no cost."""
 
     class_distance: float = 0.0
-    """Squared distance of each row to the mean of the initializer's vectors, averaged over rows (Gal et al. 2022,
-    "regularised")."""
+    """Weight of each row's squared distance to the mean of the initializer's vectors, averaged over rows (Gal et al.
+    2022, "regularised")."""
 
     start_distance: float = 0.0
-    """Distance of each row to where it started, averaged over rows (Cross-Initialization: 1e-5)."""
+    """Weight of each row's distance to its initial value, averaged over rows (Cross-Initialization: 1e-5)."""
 
     clip: float = 0.0
-    """1 - cosine of the extractor's features between the decoded prediction of x_0 and the photo. Several times slower,
-    and it optimises what CLIP-I measures."""
+    """Weight of 1 - cosine between the extractor's features of the decoded prediction of x_0 and of the photo. Makes a
+    step several times slower, and optimises the quantity that CLIP-I measures."""
 
     knowledge: float = 0.0
-    """Mean over tokens of 1 - cosine between adapted and frozen text states of unrelated captions (TextBoost: 0.1)."""
+    """Weight of the mean over tokens of 1 - cosine between the adapted and the frozen text states of unrelated captions
+    (TextBoost: 0.1)."""
 
     captions: str = ""
-    """File of those captions, one a line, on a disk that every machine sees; empty takes the list that comes with the
-    package."""
+    """Path of the file with those captions, one a line, on a disk that every machine sees. Empty: the list that comes
+    with the package."""
 
     def __post_init__(self) -> None:
         for name in ("class_distance", "start_distance", "clip", "knowledge"):
             value = getattr(self, name)
-            check(value >= 0, f"penalties.{name}", value, "0 (off) or positive")
-        check(self.knowledge > 0 or not self.captions, "penalties.captions", self.captions,
-              "empty unless penalties.knowledge is positive")  # fmt: skip
-        check("://" not in self.captions, "penalties.captions", self.captions, "the path of a file on a disk")
+            require(value >= 0, f"penalties.{name}", value, "0 (off) or positive")
+        is_used = self.knowledge > 0 or not self.captions
+        require(is_used, "penalties.captions", self.captions, "empty unless penalties.knowledge is positive")
+        require("://" not in self.captions, "penalties.captions", self.captions, "the path of a file on a disk")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StopConfig:
-    """When a concept ends before its budget of steps."""
+    """Rule that ends a concept before its budget of steps, and choice of the rows that are returned."""
 
     method: StopMethod = "budget"
-    """`budget`: never before. `dvar` (Voronov et al. 2023): when the loss on a frozen batch has settled, that is when
-    the variance of its last values is less than a share of the variance of all."""
+    """Rule that ends a concept. `budget`: after `steps` steps, never before. `dvar` (Voronov et al. 2023): when the
+    loss on the evaluation batch has settled, that is, when the variance of its last values is less than a fraction of
+    the variance of all its values."""
 
     check_every_steps: int = 10
-    """Steps between two looks at the frozen batch; each costs a forward pass of `batch_size` samples."""
+    """Steps between two evaluations of the loss on the evaluation batch; each costs a forward pass of `batch_size`
+    samples."""
 
     window: int = 15
-    """How many of the last values are compared (the paper: 310, at one look a step)."""
+    """Number of last values whose variance is compared (the paper: 310, with an evaluation at every step)."""
 
     variance_ratio: float = 0.15
-    """The share below which it ends."""
+    """Fraction below which `dvar` ends the concept, in (0, 1)."""
 
     keep_best: bool = False
-    """Return the rows that were best on the frozen batch, not the last. Looks at it also under `budget`."""
+    """Return the rows with the lowest loss on the evaluation batch, not the last ones. Causes evaluations under
+    `budget`, too."""
 
     @property
-    def looks(self) -> bool:
-        """Whether anybody asks for the loss on the frozen batch."""
+    def needs_eval(self) -> bool:
+        """True if a setting needs the loss on the evaluation batch."""
         return self.method == "dvar" or self.keep_best
 
     def __post_init__(self) -> None:
-        check(self.method in ("budget", "dvar"), "stop.method", self.method, "'budget' or 'dvar'")
-        check(self.check_every_steps >= 1, "stop.check_every_steps", self.check_every_steps, "1 or more")
-        check(self.window >= 2, "stop.window", self.window, "2 or more")
-        check(0 < self.variance_ratio < 1, "stop.variance_ratio", self.variance_ratio, "in (0, 1)")
+        require_choice("stop.method", self.method, StopMethod)
+        require(self.check_every_steps >= 1, "stop.check_every_steps", self.check_every_steps, "1 or more")
+        require(self.window >= 2, "stop.window", self.window, "2 or more")
+        require(0 < self.variance_ratio < 1, "stop.variance_ratio", self.variance_ratio, "in (0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InversionConfig:
-    """How one concept is learned. Everything here enters the concept's fingerprint."""
+    """Settings of the inversion of one concept. All of them enter the concept's fingerprint."""
 
     steps: int = 500
-    """Optimizer steps per concept, at most."""
+    """Largest number of optimizer steps per concept."""
 
     batch_size: int = 4
-    """Samples of one concept in one step; its loss is their mean."""
+    """Samples of one concept in one step; the concept's loss is their mean."""
 
     learning_rate: float = 5e-3
-    """Of the embedding rows, constant. Not scaled by batch size or device count."""
+    """Learning rate of the rows, constant. Not scaled by batch size or device count."""
 
     optimizer: RowOptimizer = "adamw"
-    """`riemannian` moves rows along the sphere (DTI, Kim et al. 2026): needs `norm_control` 'sphere'."""
+    """Optimizer of the rows. `riemannian` moves rows along the sphere (DTI, Kim et al. 2026) and needs `norm_control`
+    'sphere'."""
 
     adam_beta1: float = 0.9
+    """Decay per step of Adam's mean of the gradients, in [0, 1)."""
+
     adam_beta2: float = 0.999
+    """Decay per step of Adam's mean of the squared gradients, in [0, 1)."""
+
     adam_epsilon: float = 1e-8
+    """Number added to Adam's denominator."""
+
     weight_decay: float = 0.0
-    """Decoupled decay of the rows toward zero per step, times the learning rate."""
+    """Decoupled decay of the rows toward zero: the fraction lost per step is this times the learning rate."""
 
     direction_prior: float = 0.0
-    """DTI's kappa: pull toward the initializer's direction (von Mises-Fisher prior), 1e-4 in the paper. Only with
-    `optimizer` 'riemannian'."""
+    """DTI's kappa: strength of the pull toward the initializer's direction (von Mises-Fisher prior), 1e-4 in the paper.
+    Only with `optimizer` 'riemannian'."""
 
     max_grad_norm: float = 0.0
-    """Clip each concept's own gradient to this norm; 0 turns clipping off."""
+    """Norm that each concept's own gradient is clipped to; 0 turns clipping off."""
 
     norm_control: NormControl = "clamp"
-    """After each step: `none`; `clamp` rows to at most `norm_cap` times the vocabulary's mean norm (TextBoost);
-    `sphere` rescales every row to exactly that norm."""
+    """Control of the rows' norms after each step. `none`: there is none. `clamp`: norms are at most `norm_cap` times
+    the vocabulary's mean norm (TextBoost). `sphere`: every norm is exactly that."""
 
     norm_cap: float = 0.0
-    """In units of the vocabulary's mean norm; 0 is 4 for `clamp`, which stops only runaways (measured: see
-    benchmarks/), and 1 for `sphere`. TextBoost clamps at 1."""
+    """Norm of `norm_control`, in units of the vocabulary's mean norm. 0 stands for 4 under `clamp`, which stops only
+    runaways (measured: see benchmarks/), and for 1 under `sphere`. TextBoost clamps at 1."""
 
     class_cue: bool = False
-    """Append the initializer word after the placeholder in training prompts ("a photo of a <cat-toy> toy")."""
+    """Name the initializer word after the placeholder in training prompts ("a photo of a <cat-toy> toy")."""
 
     progressive: bool = False
-    """Gal et al. 2022, "progressive": of k vectors the i-th joins after (i - 1) / k of the steps."""
+    """Gal et al. 2022, "progressive": train the i-th of k vectors only after (i - 1) / k of the steps."""
 
     per_image_tokens: bool = False
-    """Gal et al. 2022, "per-image tokens": each photo also has a row of its own, that a quarter of the prompts name
-    ("a photo of S* with S_i"); what is particular to a photo can go there. They are not kept."""
+    """Gal et al. 2022, "per-image tokens": give each photo a row of its own, too, which a quarter of the prompts name
+    ("a photo of S* with S_i") and which can learn what is particular to the photo. These rows are not kept."""
 
     init: InitConfig = field(default_factory=InitConfig)
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
@@ -261,67 +290,84 @@ class InversionConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        check(self.steps >= 1, "inversion.steps", self.steps, "1 or more")
-        check(self.batch_size >= 1, "inversion.batch_size", self.batch_size, "1 or more")
-        check(self.learning_rate > 0, "inversion.learning_rate", self.learning_rate, "positive")
-        check(0 <= self.adam_beta1 < 1, "inversion.adam_beta1", self.adam_beta1, "in [0, 1)")
-        check(0 <= self.adam_beta2 < 1, "inversion.adam_beta2", self.adam_beta2, "in [0, 1)")
-        check(self.adam_epsilon > 0, "inversion.adam_epsilon", self.adam_epsilon, "positive")
-        check(self.weight_decay >= 0, "inversion.weight_decay", self.weight_decay, "0 or more")
-        check(self.direction_prior >= 0, "inversion.direction_prior", self.direction_prior, "0 or more")
-        check(self.max_grad_norm >= 0, "inversion.max_grad_norm", self.max_grad_norm, "0 (off) or positive")
-        check(self.norm_control in ("none", "clamp", "sphere"), "inversion.norm_control", self.norm_control,
-               "'none', 'clamp' or 'sphere'")  # fmt: skip
-        check(self.norm_cap >= 0, "inversion.norm_cap", self.norm_cap, "positive, or 0 for what suits the control")
+        require(self.steps >= 1, "inversion.steps", self.steps, "1 or more")
+        require(self.batch_size >= 1, "inversion.batch_size", self.batch_size, "1 or more")
+        require(self.learning_rate > 0, "inversion.learning_rate", self.learning_rate, "positive")
+        require_choice("inversion.optimizer", self.optimizer, RowOptimizer)
+        require(0 <= self.adam_beta1 < 1, "inversion.adam_beta1", self.adam_beta1, "in [0, 1)")
+        require(0 <= self.adam_beta2 < 1, "inversion.adam_beta2", self.adam_beta2, "in [0, 1)")
+        require(self.adam_epsilon > 0, "inversion.adam_epsilon", self.adam_epsilon, "positive")
+        require(self.weight_decay >= 0, "inversion.weight_decay", self.weight_decay, "0 or more")
+        require(self.direction_prior >= 0, "inversion.direction_prior", self.direction_prior, "0 or more")
+        require(self.max_grad_norm >= 0, "inversion.max_grad_norm", self.max_grad_norm, "0 (off) or positive")
+        require_choice("inversion.norm_control", self.norm_control, NormControl)
+        require(self.norm_cap >= 0, "inversion.norm_cap", self.norm_cap, "positive, or 0 for the control's default")
         self._check_combinations()
 
     @property
     def norm_limit(self) -> float:
-        """What `norm_cap` comes to, in units of the vocabulary's mean norm."""
+        """Norm that `norm_cap` stands for, in units of the vocabulary's mean norm."""
         return self.norm_cap or (4.0 if self.norm_control == "clamp" else 1.0)
 
     def _check_combinations(self) -> None:
-        """Settings that make no sense together are refused here, before any model is loaded."""
-        riemannian = self.optimizer == "riemannian"
-        check(self.optimizer in ("adamw", "riemannian"), "inversion.optimizer", self.optimizer,
-              "'adamw' or 'riemannian'")  # fmt: skip
-        check(not riemannian or self.norm_control == "sphere", "inversion.norm_control", self.norm_control,
-              "'sphere' with optimizer 'riemannian'")  # fmt: skip
-        check(riemannian or not self.direction_prior, "inversion.direction_prior", self.direction_prior,
-              "0 unless optimizer is 'riemannian'")  # fmt: skip
-        check(not (riemannian and self.weight_decay), "inversion.weight_decay", self.weight_decay,
-              "0 with optimizer 'riemannian', under which norms stay")  # fmt: skip
-        chooses = self.stop.method == "dvar" or self.stop.keep_best
-        check(not (self.progressive and chooses), "inversion.progressive", self.progressive,
-              "false with stop.method 'dvar' or stop.keep_best: they may end before the last has joined")  # fmt: skip
-        check(self.adapter.kind == "lora" or not self.penalties.knowledge, "inversion.penalties.knowledge",
-              self.penalties.knowledge, "0 unless adapter.kind is 'lora': else other prompts keep")  # fmt: skip
-        check(self.init.method != "encoder_output" or self.norm_control == "none", "inversion.norm_control",
-              self.norm_control, "'none' with init.method 'encoder_output', whose length it would undo")  # fmt: skip
-        check(not (self.per_image_tokens and self.augment.paired), "inversion.per_image_tokens", self.per_image_tokens,
-              "false when augment.paired names each view's transform: a prompt holds one or the other")  # fmt: skip
+        """Raise ValueError for settings that make no sense together."""
+        is_riemannian = self.optimizer == "riemannian"
+        forbidden = [
+            (is_riemannian and self.norm_control != "sphere", "norm_control", "'sphere' with optimizer 'riemannian'"),
+            (bool(self.direction_prior) and not is_riemannian, "direction_prior", "0 unless optimizer is 'riemannian'"),
+            (
+                is_riemannian and self.weight_decay > 0,
+                "weight_decay",
+                "0 with optimizer 'riemannian', which keeps norms",
+            ),
+            (
+                self.progressive and self.stop.needs_eval,
+                "progressive",
+                "false with stop.method 'dvar' or stop.keep_best: they may end before the last vector has joined",
+            ),
+            (
+                self.init.method == "encoder_output" and self.norm_control != "none",
+                "norm_control",
+                "'none' with init.method 'encoder_output', whose large norm any control would undo",
+            ),
+            (
+                self.per_image_tokens and self.augment.paired > 0,
+                "per_image_tokens",
+                "false with augment.paired: a prompt names either its photo or its transforms",
+            ),
+        ]
+        for clashes, name, rule in forbidden:
+            require(not clashes, f"inversion.{name}", getattr(self, name), rule)
+        require(
+            self.adapter.kind == "lora" or not self.penalties.knowledge,
+            "inversion.penalties.knowledge",
+            self.penalties.knowledge,
+            "0 unless adapter.kind is 'lora': without one, prompts without the concept do not change",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig:
-    """How a picture is drawn from a prompt."""
+    """Settings for drawing a picture from a prompt."""
 
     solver: Solver = "dpm++"
-    """`dpm++` is DPM-Solver++(2M); `ddim` is deterministic DDIM (eta 0), the papers' sampler."""
+    """Solver of the reverse process. `dpm++`: DPM-Solver++(2M). `ddim`: deterministic DDIM (eta 0), the papers'
+    sampler."""
 
     steps: int = 20
     """Denoising steps per picture."""
 
     guidance_scale: float = 0.0
-    """Classifier-free guidance; 1 turns it off and halves the cost. 0 takes the model's own: `_guidance_scale` in its
-    scheduler's config, 5 (as Gal et al. 2022 drew) where that says nothing."""
+    """Scale of classifier-free guidance; 1 turns guidance off and halves the cost. 0 takes the model's own scale:
+    `_guidance_scale` in its scheduler's config, or 5 (as Gal et al. 2022 drew) where the config has none."""
 
     batch_size: int = 16
-    """Pictures in one forward pass. Batches are padded to this size, so a picture never depends on its company."""
+    """Pictures in one forward pass. Batches are padded to this size, so that a picture never depends on the others in
+    its batch."""
 
     def __post_init__(self) -> None:
-        check(self.solver in ("ddim", "dpm++"), "sampling.solver", self.solver, "'ddim' or 'dpm++'")
-        check(self.steps >= 1, "sampling.steps", self.steps, "1 or more")
-        check(self.guidance_scale == 0 or self.guidance_scale >= 1, "sampling.guidance_scale", self.guidance_scale,
-              "1 or more, or 0 for the model's own")  # fmt: skip
-        check(self.batch_size >= 1, "sampling.batch_size", self.batch_size, "1 or more")
+        require_choice("sampling.solver", self.solver, Solver)
+        require(self.steps >= 1, "sampling.steps", self.steps, "1 or more")
+        is_scale = self.guidance_scale == 0 or self.guidance_scale >= 1
+        require(is_scale, "sampling.guidance_scale", self.guidance_scale, "1 or more, or 0 for the model's own")
+        require(self.batch_size >= 1, "sampling.batch_size", self.batch_size, "1 or more")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from textual_inversion.augment import to_pixels, to_weights
 from textual_inversion.conditioning import PromptEncoder
-from textual_inversion.config import SamplingConfig, check
+from textual_inversion.config import SamplingConfig, require
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import (
     EncodedRequest,
@@ -50,7 +50,7 @@ def edit(
     Where the mask is black, pixels are the picture's own with `keep_pixels`; with an all-black mask and without it, the
     result is the autoencoder's reconstruction, to the bit. Raises ValueError for other sizes and for bad requests.
     """
-    check(0 < strength <= 1, "strength", strength, "above 0 and at most 1")
+    require(0 < strength <= 1, "strength", strength, "above 0 and at most 1")
     side = backbone.resolution
     for name, given in (("picture", picture), ("mask", mask)):
         if given.size != (side, side):

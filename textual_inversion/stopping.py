@@ -89,4 +89,4 @@ def rule_of(config: InversionConfig) -> StopRule:
 def looks(config: InversionConfig, step: int) -> bool:
     """Whether the frozen batch is looked at after this many steps of a concept."""
     stop = config.stop
-    return stop.looks and (step % stop.check_every_steps == 0 or step == config.steps)
+    return stop.needs_eval and (step % stop.check_every_steps == 0 or step == config.steps)

@@ -57,7 +57,7 @@ def passes_to_learn(backbone: Backbone, config: RunConfig, slots: int) -> list[P
     """Of an actor that learns so many concepts at a time, draws their sample pictures, and may look how they do."""
     size = config.inversion.batch_size
     passes = [Pass(slots * size, gradients=True), drawing_pass(backbone, config.grid.sampling)]
-    return [*passes, Pass(size, gradients=False)] if config.inversion.stop.looks else passes
+    return [*passes, Pass(size, gradients=False)] if config.inversion.stop.needs_eval else passes
 
 
 def drawing_pass(backbone: Backbone, config: SamplingConfig) -> Pass:
