@@ -13,7 +13,7 @@ from torch import Tensor
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.families.base import Backbone, Conditioning
 from textual_inversion.lora import join, positions
-from textual_inversion.transfer import put
+from textual_inversion.transfer import to_device
 
 _PROMPTS_PER_PASS = 8
 """A concept's sample grid has so many: four prompts, and the same with its initializer word."""
@@ -97,5 +97,7 @@ class PromptEncoder:
             ]
             for prompt, own in zip(prompts, own_ids, strict=True)
         ]
-        on_device = {key: put(table, backbone.device) for key, table in rows.items()}
-        return backbone.encode_prompts(put(ids, backbone.device), on_device, join(adapters, backbone.device)).hidden
+        on_device = {key: to_device(table, backbone.device) for key, table in rows.items()}
+        return backbone.encode_prompts(
+            to_device(ids, backbone.device), on_device, join(adapters, backbone.device)
+        ).hidden

@@ -32,14 +32,14 @@ from textual_inversion.slots import (
     SlotState,
     curve_points,
     curve_tensor,
-    look_points,
-    look_tensor,
+    eval_points,
+    eval_tensor,
     on_cpu,
 )
-from textual_inversion.stopping import StopRule, looks, rule_of
+from textual_inversion.stopping import StopRule, is_eval_step, stop_rule_from_config
 from textual_inversion.timesteps import sampler
 from textual_inversion.training_data import ImageFeatures, material
-from textual_inversion.transfer import fetch, put
+from textual_inversion.transfer import start_readback, to_device
 
 __all__ = ["Assignment", "Engine", "Outcome", "SlotState"]
 
@@ -91,7 +91,7 @@ class Engine:
         if config.penalties.clip and image_features is None:
             raise ValueError(f"penalties.clip = {config.penalties.clip}: needs a CLIP; name one as `extractor`")
         self._backbone, self._config, self._seed = backbone, config, seed
-        self._stop_rule = stop_rule or rule_of(config)
+        self._stop_rule = stop_rule or stop_rule_from_config(config)
         self._slots_per_pass = slots_per_pass or slots
         default = 0 if backbone.device.type == "cpu" else 16
         self._steps_ahead = default if steps_ahead is None else steps_ahead
@@ -104,7 +104,7 @@ class Engine:
         self._slots: list[Slot | None] = [None] * slots
         self._unread: deque[PendingReadback] = deque()
         # the few numbers that say who sits where are the same at nearly every step
-        self._sent = lru_cache(maxsize=256)(lambda numbers: put(torch.tensor(numbers), backbone.device))
+        self._sent = lru_cache(maxsize=256)(lambda numbers: to_device(torch.tensor(numbers), backbone.device))
         self._save_all = False
         self._stop_requested = threading.Event()
         self.steps_taken = 0
@@ -138,8 +138,10 @@ class Engine:
             learning = [slot for slot in self._slots if slot]
             losses, grads = self._losses_and_gradients(learning)
             norms = self._step(learning, losses, grads)
-            looked, frozen_losses = self._look(learning)
-            self._unread.append(PendingReadback(learning, looked, fetch(torch.stack([losses, norms, frozen_losses]))))
+            looked, eval_losses = self._look(learning)
+            self._unread.append(
+                PendingReadback(learning, looked, start_readback(torch.stack([losses, norms, eval_losses])))
+            )
             is_stopped = self._stop_requested.is_set()
             asked, self._save_all = self._save_all or is_stopped, False
             self._read(learning, checkpoint_steps, asked)
@@ -273,7 +275,7 @@ class Engine:
         looked: dict[Slot, Mapping[str, Tensor]] = {}
         losses = torch.zeros(len(self._slots), device=self._backbone.device)
         for slot in learning:
-            if not looks(self._config, slot.step):
+            if not is_eval_step(self._config, slot.step):
                 continue
             if slot.frozen is None:
                 slot.frozen = self._samples(slot, "frozen", 0)
@@ -298,7 +300,7 @@ class Engine:
             self._unread.popleft().note()
 
     def _is_done(self, slot: Slot) -> bool:
-        return self._stop_rule.due(slot.step) and self._stop_rule.stops(slot.curve, slot.frozen_losses)
+        return self._stop_rule.due(slot.step) and self._stop_rule.stops(slot.curve, slot.eval_losses)
 
     # A slot's life: begin, save, end.
 
@@ -333,7 +335,7 @@ class Engine:
             start=state.start,
             step=state.step,
             curve=curve_points(state.curve),
-            frozen_losses=look_points(state.frozen_losses),
+            eval_losses=eval_points(state.eval_losses),
             best=state.best,
             setbacks=state.setbacks,
             good=state.good or state,
@@ -341,9 +343,9 @@ class Engine:
         )
         state.into(self._groups, place)
         for key, vector in class_vectors(concept, self._backbone).items():
-            self._class_vector[key][place] = put(vector, self._backbone.device)
+            self._class_vector[key][place] = to_device(vector, self._backbone.device)
             self._start[key][place] = 0
-            self._start[key][place, : len(state.start[key])] = put(state.start[key], self._backbone.device)
+            self._start[key][place, : len(state.start[key])] = to_device(state.start[key], self._backbone.device)
         self._slots[place] = slot
         return slot
 
@@ -351,13 +353,13 @@ class Engine:
         """Free the slot; what it learned, or its error."""
         self._slots[slot.place] = None
         seconds = time.perf_counter() - slot.started
-        curve, frozen_losses = curve_tensor(slot.curve), look_tensor(slot.frozen_losses)
+        curve, eval_losses = curve_tensor(slot.curve), eval_tensor(slot.eval_losses)
         if slot.error:
-            return Outcome(slot.concept, None, len(curve), curve, seconds, slot.error, frozen_losses, slot.setbacks)
-        step = slot.best_look.step if slot.best else slot.step
+            return Outcome(slot.concept, None, len(curve), curve, seconds, slot.error, eval_losses, slot.setbacks)
+        step = slot.best_eval.step if slot.best else slot.step
         embedding = self._layout.embedding(
             slot.concept,
             on_cpu(slot.best or slot.parameters(self._groups)),
             {"step": str(step), "initializer": slot.concept.initializer},
         )
-        return Outcome(slot.concept, embedding, slot.step, curve, seconds, None, frozen_losses, slot.setbacks)
+        return Outcome(slot.concept, embedding, slot.step, curve, seconds, None, eval_losses, slot.setbacks)

@@ -19,7 +19,7 @@ from textual_inversion.conditioning import PromptEncoder, TokenizedPrompt
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone, Conditioning
 from textual_inversion.prompts import encode_prompt
-from textual_inversion.transfer import put
+from textual_inversion.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def initial_noise(backbone: Backbone, seed: int) -> Tensor:
 
 def initial_noises(backbone: Backbone, requests: Sequence[EncodedRequest]) -> Tensor:
     """[batch, *latent_shape] on the backbone's device, each by its own seed."""
-    return put(torch.stack([initial_noise(backbone, request.seed) for request in requests]), backbone.device)
+    return to_device(torch.stack([initial_noise(backbone, request.seed) for request in requests]), backbone.device)
 
 
 def batches(requests: Sequence[EncodedRequest], size: int) -> Iterator[Sequence[EncodedRequest]]:
@@ -178,7 +178,7 @@ def denoise(
     `timesteps`: the scheduler's own, all or the last ones, on the host. `after_step` may change the latents after each
     of them and is told its place, 0 first.
     """
-    guided, on_device = guidance.scale > 1, put(timesteps, backbone.device)
+    guided, on_device = guidance.scale > 1, to_device(timesteps, backbone.device)
     for step, timestep in enumerate(timesteps):
         model_input = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
         output = backbone.predict(model_input, on_device[step].expand(len(model_input)), guidance.text)

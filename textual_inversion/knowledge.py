@@ -14,7 +14,7 @@ from torch import Tensor
 from textual_inversion.concept import Concept
 from textual_inversion.families.base import Backbone
 from textual_inversion.prompts import fill, training_templates
-from textual_inversion.transfer import put
+from textual_inversion.transfer import to_device
 
 EMPTY_SHARE, CLASS_SHARE = 0.1, 0.1
 """How many of the prompts are the empty one, and templates with the concept's class word (TextBoost's code)."""
@@ -61,11 +61,11 @@ class KnowledgePreservation:
         caption = torch.randint(1, len(self._general), (size,), generator=generator)
         template = torch.randint(2**31, (size,), generator=generator)
         device = self._backbone.device
-        chosen = put(torch.where(share < EMPTY_SHARE, 0, caption), device)
+        chosen = to_device(torch.where(share < EMPTY_SHARE, 0, caption), device)
         ids, states = self._general.ids[chosen], self._general.states[chosen]
         if of_class is not None:
-            takes = put((share >= EMPTY_SHARE) & (share < EMPTY_SHARE + CLASS_SHARE), device)
-            which = put(template % len(of_class), device)
+            takes = to_device((share >= EMPTY_SHARE) & (share < EMPTY_SHARE + CLASS_SHARE), device)
+            which = to_device(template % len(of_class), device)
             ids = torch.where(takes[:, None], of_class.ids[which], ids)
             states = torch.where(takes[:, None, None], of_class.states[which], states)
         return FrozenPrompts(ids=ids, states=states)
@@ -102,6 +102,6 @@ def freeze(backbone: Backbone, prompts: Sequence[str]) -> FrozenPrompts:
     """Encode prompts without an adapter; one that is too long for the text encoder is cut, as its tokenizer would."""
     longest = backbone.max_length - 2
     ids = torch.tensor([backbone.assemble(backbone.tokenize(prompt)[:longest]) for prompt in prompts])
-    ids = put(ids, backbone.device)
+    ids = to_device(ids, backbone.device)
     states = [backbone.encode_prompts(part, {}).hidden for part in torch.split(ids, _ENCODED_AT_A_TIME)]
     return FrozenPrompts(ids=ids, states=torch.cat(states))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from textual_inversion.config import InversionConfig, NormControl
-from textual_inversion.transfer import put
+from textual_inversion.transfer import to_device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ class ParameterGroup:
         """Fill a slot with one concept's: each [vectors, dim], on the CPU or the same device."""
         for stack, part in ((self.values, values), (self.exp_avg, exp_avg), (self.exp_avg_sq, exp_avg_sq)):
             stack[slot] = 0
-            stack[slot, : len(part)] = put(part, stack.device)
+            stack[slot, : len(part)] = to_device(part, stack.device)
 
     def take(self, slot: int, vectors: int) -> tuple[Tensor, Tensor, Tensor]:
         """Copies of a slot's values and moments, on the same device: each [vectors, dim]."""
@@ -150,8 +150,8 @@ def join_steps(steps: int, num_vectors: int) -> tuple[int, ...]:
 
 def _column(values: Sequence[Sequence[float]], like: Tensor) -> Tensor:
     """[slots, vectors or 1, 1]"""
-    return put(torch.tensor(values, dtype=like.dtype), like.device)[..., None]
+    return to_device(torch.tensor(values, dtype=like.dtype), like.device)[..., None]
 
 
 def _moving(ages: Ages, sound: Tensor) -> Tensor:
-    return put(torch.tensor(ages) > 0, sound.device)[..., None] & sound[:, None, None]
+    return to_device(torch.tensor(ages) > 0, sound.device)[..., None] & sound[:, None, None]

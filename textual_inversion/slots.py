@@ -17,7 +17,7 @@ from textual_inversion.latents import Views
 from textual_inversion.objective import Batch
 from textual_inversion.optim import ParameterGroup
 from textual_inversion.parameters import ADAPTER, Layout, num_photos
-from textual_inversion.stopping import CurvePoint, FrozenLoss
+from textual_inversion.stopping import CurvePoint, EvalLoss
 from textual_inversion.training_data import TrainingData
 
 GOOD_EVERY_STEPS = 100
@@ -46,7 +46,7 @@ class SlotState:
     """The parameters when the loss on the frozen batch was least; empty unless `stop.keep_best`."""
     curve: Tensor
     """[step, 3] float32: step, loss, norm."""
-    frozen_losses: Tensor
+    eval_losses: Tensor
     """[looks, 2] float32: step, loss on the frozen batch."""
     setbacks: int = 0
     """Times it went back to an earlier state, and learned more slowly from then on."""
@@ -60,12 +60,12 @@ class SlotState:
         return cls(
             step=0, parameters=parameters, exp_avg=zeros, exp_avg_sq=zeros, best={},
             start={name: tensor for name, tensor in parameters.items() if name != ADAPTER},
-            curve=curve_tensor([]), frozen_losses=look_tensor([]),
+            curve=curve_tensor([]), eval_losses=eval_tensor([]),
         )  # fmt: skip
 
     def to_bytes(self) -> bytes:
         """As safetensors; equal states give equal bytes."""
-        tensors = {"step": torch.tensor([self.step]), "curve": self.curve, "frozen_losses": self.frozen_losses}
+        tensors = {"step": torch.tensor([self.step]), "curve": self.curve, "frozen_losses": self.eval_losses}
         tensors |= {f"{part}.{name}": tensor for part in _PARTS for name, tensor in getattr(self, part).items()}
         if self.setbacks:
             tensors["setbacks"] = torch.tensor([self.setbacks])
@@ -92,7 +92,7 @@ class SlotState:
             raise ValueError(f"the checkpoint ({len(data)} bytes) is damaged: {error}; delete it") from error
         state = cls(
             step=step, parameters=parts["parameters"], exp_avg=parts["exp_avg"], exp_avg_sq=parts["exp_avg_sq"],
-            start=parts["start"], best=parts["best"], curve=curve, frozen_losses=looks, setbacks=int(setbacks or 0),
+            start=parts["start"], best=parts["best"], curve=curve, eval_losses=looks, setbacks=int(setbacks or 0),
         )  # fmt: skip
         return state if good_step is None else replace(state, good=state.back_at(int(good_step), good))
 
@@ -112,7 +112,7 @@ class SlotState:
         """What this was after an earlier step, given what has changed since: parameters, moments, the best."""
         return replace(
             self, step=step, curve=self.curve[:step],
-            frozen_losses=self.frozen_losses[self.frozen_losses[:, 0] <= step],
+            eval_losses=self.eval_losses[self.eval_losses[:, 0] <= step],
             parameters=parts["parameters"], exp_avg=parts["exp_avg"], exp_avg_sq=parts["exp_avg_sq"],
             best=parts["best"], good=None,
         )  # fmt: skip
@@ -175,7 +175,7 @@ class Outcome:
     seconds: float
     """In the slot, since the last resume."""
     error: str | None = None
-    frozen_losses: Tensor = field(default_factory=lambda: look_tensor([]))
+    eval_losses: Tensor = field(default_factory=lambda: eval_tensor([]))
     """[looks, 2] float32: step, loss on the frozen batch; empty where nobody looked."""
     setbacks: int = 0
     """Times its loss was not finite, and it went on from an earlier state at a lower rate."""
@@ -201,7 +201,7 @@ class Slot:
     """One point a step; may lag behind, as points are on their way from the accelerator for a while."""
     frozen: Batch | None = None
     """What every look is at; drawn for the first one, and after a resume the same again."""
-    frozen_losses: list[FrozenLoss] = field(default_factory=list)
+    eval_losses: list[EvalLoss] = field(default_factory=list)
     best: Mapping[str, Tensor] = field(default_factory=dict)
     """Its parameters when the loss on the frozen batch was least; empty unless they are to be kept. On the device
     until a checkpoint has copied them; so is the next."""
@@ -227,11 +227,11 @@ class Slot:
             return False
         good.into(groups, self.place)
         self.step, self.best, self.error = good.step, good.best, None
-        self.curve, self.frozen_losses = curve_points(good.curve), look_points(good.frozen_losses)
+        self.curve, self.eval_losses = curve_points(good.curve), eval_points(good.eval_losses)
         self.setbacks += 1
         return True
 
-    def note(self, loss: float, norm: float, frozen_loss: float | None, looked_at: Mapping[str, Tensor]) -> None:
+    def note(self, loss: float, norm: float, eval_loss: float | None, looked_at: Mapping[str, Tensor]) -> None:
         """Add what a step came to: the next point, and the loss on the frozen batch if there was a look. `looked_at`:
         the parameters then, to be kept if none were better; or nothing.
 
@@ -241,10 +241,10 @@ class Slot:
             return
         step = len(self.curve) + 1
         self.curve.append(CurvePoint(step, loss, norm))
-        if frozen_loss is not None:
-            if looked_at and frozen_loss < self.best_look.loss:
+        if eval_loss is not None:
+            if looked_at and eval_loss < self.best_eval.loss:
                 self.best = looked_at
-            self.frozen_losses.append(FrozenLoss(step, frozen_loss))
+            self.eval_losses.append(EvalLoss(step, eval_loss))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             again = f", {self.setbacks} times at a lower rate" if self.setbacks else ""
             self.error = (
@@ -253,10 +253,10 @@ class Slot:
             )
 
     @property
-    def best_look(self) -> FrozenLoss:
+    def best_eval(self) -> EvalLoss:
         """The look with the least finite loss; one at an infinite loss before the first."""
-        finite = [look for look in self.frozen_losses if math.isfinite(look.loss)]
-        return min(finite, key=lambda look: look.loss, default=FrozenLoss(0, math.inf))
+        finite = [look for look in self.eval_losses if math.isfinite(look.loss)]
+        return min(finite, key=lambda look: look.loss, default=EvalLoss(0, math.inf))
 
     def parameters(self, groups: Mapping[str, ParameterGroup]) -> dict[str, Tensor]:
         """Copies of its parameters, on the device: name -> [vectors, dim]."""
@@ -280,7 +280,7 @@ class Slot:
             start=self.start,
             best=self.best,
             curve=curve_tensor(self.curve),
-            frozen_losses=look_tensor(self.frozen_losses),
+            eval_losses=eval_tensor(self.eval_losses),
             setbacks=self.setbacks,
         )
 
@@ -298,14 +298,14 @@ class PendingReadback(NamedTuple):
     looked: Mapping[Slot, Mapping[str, Tensor]]
     """Those whose frozen batch was looked at then, each with a copy of its parameters if the best are to be kept."""
     numbers: Callable[[], Tensor]
-    """[3, slots]: loss, norm of the rows, loss on the frozen batch (`transfer.fetch`)."""
+    """[3, slots]: loss, norm of the rows, loss on the frozen batch (`transfer.start_readback`)."""
 
     def note(self) -> None:
         """Tell the slots. Waits until it is there."""
-        losses, norms, frozen_losses = self.numbers().tolist()
+        losses, norms, eval_losses = self.numbers().tolist()
         for slot in self.slots:
-            frozen_loss = frozen_losses[slot.place] if slot in self.looked else None
-            slot.note(losses[slot.place], norms[slot.place], frozen_loss, self.looked.get(slot, {}))
+            eval_loss = eval_losses[slot.place] if slot in self.looked else None
+            slot.note(losses[slot.place], norms[slot.place], eval_loss, self.looked.get(slot, {}))
 
 
 def curve_tensor(curve: Sequence[CurvePoint]) -> Tensor:
@@ -317,10 +317,10 @@ def curve_points(curve: Tensor) -> list[CurvePoint]:
     return [CurvePoint(int(step), loss, norm) for step, loss, norm in curve.tolist()]
 
 
-def look_tensor(looks: Sequence[FrozenLoss]) -> Tensor:
+def eval_tensor(looks: Sequence[EvalLoss]) -> Tensor:
     """[n, 2] float32: step, loss on the frozen batch."""
     return torch.tensor(looks, dtype=torch.float32).reshape(-1, 2)
 
 
-def look_points(looks: Tensor) -> list[FrozenLoss]:
-    return [FrozenLoss(int(step), loss) for step, loss in looks.tolist()]
+def eval_points(looks: Tensor) -> list[EvalLoss]:
+    return [EvalLoss(int(step), loss) for step, loss in looks.tolist()]

@@ -1,4 +1,4 @@
-"""When a concept is finished. A rule sees only that concept's own steps and losses, never its neighbours'."""
+"""Rules that decide when a concept is finished. A rule sees only that concept's own steps and losses."""
 
 from __future__ import annotations
 
@@ -19,24 +19,30 @@ class CurvePoint(NamedTuple):
     """Mean L2 norm of the concept's rows after the step."""
 
 
-class FrozenLoss(NamedTuple):
-    """One look at a concept's frozen batch, which is the same at every look: views, noise, timesteps, templates."""
+class EvalLoss(NamedTuple):
+    """The denoising loss of one evaluation step, on the concept's evaluation batch.
+
+    That batch has the same views, noise, timesteps and prompts at every evaluation step of the concept.
+    """
 
     step: int
-    """Optimizer steps taken before it."""
+    """Optimizer steps taken before the evaluation."""
     loss: float
 
 
 class StopRule(Protocol):
-    """Asked only at steps it names as due: reading the curve makes the host wait for the accelerator. The answer takes
-    effect at that very step, however many steps are read at a time: what is returned depends on no neighbour."""
+    """A rule that ends a concept, asked only after steps for which `due` is true.
+
+    Reading the curve makes the host wait for the accelerator, hence `due`. The answer takes effect at the step it is
+    about, however many steps are read at a time, so that a concept's result depends on no neighbour.
+    """
 
     def due(self, step: int) -> bool:
-        """Whether to ask after this many steps of the concept."""
+        """Return whether the rule must be asked after this many steps of the concept."""
         ...
 
-    def stops(self, curve: Sequence[CurvePoint], frozen_losses: Sequence[FrozenLoss]) -> bool:
-        """Whether the concept ends here; the curve holds every step it has taken."""
+    def stops(self, curve: Sequence[CurvePoint], eval_losses: Sequence[EvalLoss]) -> bool:
+        """Return whether the concept ends here. The curve holds every step that the concept has taken."""
         ...
 
 
@@ -49,14 +55,16 @@ class Budget:
     def due(self, step: int) -> bool:
         return step >= self.steps
 
-    def stops(self, curve: Sequence[CurvePoint], _frozen_losses: Sequence[FrozenLoss]) -> bool:
+    def stops(self, curve: Sequence[CurvePoint], _eval_losses: Sequence[EvalLoss]) -> bool:
         return len(curve) >= self.steps
 
 
 @dataclass(frozen=True, slots=True)
 class Dvar:
-    """Voronov et al. 2023: the training loss is mostly noise, that on a frozen batch is not; end when it has settled,
-    or at the budget."""
+    """The rule of Voronov et al. 2023: end when the loss on a fixed batch has settled, or at the budget.
+
+    The training loss cannot show that: most of its variance is the draw of noise and timesteps.
+    """
 
     steps: int
     check_every_steps: int
@@ -66,27 +74,27 @@ class Dvar:
     def due(self, step: int) -> bool:
         return step >= self.steps or step % self.check_every_steps == 0
 
-    def stops(self, curve: Sequence[CurvePoint], frozen_losses: Sequence[FrozenLoss]) -> bool:
-        losses = [look.loss for look in frozen_losses]
+    def stops(self, curve: Sequence[CurvePoint], eval_losses: Sequence[EvalLoss]) -> bool:
+        losses = [evaluation.loss for evaluation in eval_losses]
         return len(curve) >= self.steps or settled(losses, self.window, self.variance_ratio)
 
 
 def settled(losses: Sequence[float], window: int, variance_ratio: float) -> bool:
-    """Voronov et al. 2023, section 4: Var(last `window` losses) / Var(all losses) < `variance_ratio`."""
+    """Return whether Var(last `window` losses) / Var(all losses) < `variance_ratio` (Voronov et al. 2023, sec. 4)."""
     if len(losses) < window:
         return False
     return pvariance(losses[-window:]) < variance_ratio * pvariance(losses)
 
 
-def rule_of(config: InversionConfig) -> StopRule:
-    """The rule that the configuration names."""
+def stop_rule_from_config(config: InversionConfig) -> StopRule:
+    """Return the rule that the configuration names."""
     stop = config.stop
     if stop.method == "dvar":
         return Dvar(config.steps, stop.check_every_steps, stop.window, stop.variance_ratio)
     return Budget(config.steps)
 
 
-def looks(config: InversionConfig, step: int) -> bool:
-    """Whether the frozen batch is looked at after this many steps of a concept."""
+def is_eval_step(config: InversionConfig, step: int) -> bool:
+    """Return whether a concept is evaluated on its evaluation batch after this many of its steps."""
     stop = config.stop
     return stop.needs_eval and (step % stop.check_every_steps == 0 or step == config.steps)

@@ -18,7 +18,7 @@ from textual_inversion.optim import join_steps
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS
 from textual_inversion.prompts import HOLE, augmentation_word, augmented, encode_prompt, training_templates
 from textual_inversion.timesteps import Sampler
-from textual_inversion.transfer import put
+from textual_inversion.transfer import to_device
 
 PER_IMAGE_PROBABILITY = 0.25
 """With which a prompt names its photo's own token (Gal et al. 2022, released code)."""
@@ -75,13 +75,15 @@ class TrainingData:
             named = torch.rand(size, generator=generator) < PER_IMAGE_PROBABILITY
             listed = torch.where(named, self.per_image[view], listed)
 
-        view = put(view, device)
+        view = to_device(view, device)
         others = None if self.knowledge is None else self.knowledge.draw(size, self.of_class, generator)
         return Batch(
-            latents=sample(self.moments[view], put(eps, device)),
-            noise=put(noise, device),
-            timesteps=put(t, device),
-            ids=self.prompts[self.active_vectors(step) - len(self.joins) - 1][put(listed, device), put(number, device)],
+            latents=sample(self.moments[view], to_device(eps, device)),
+            noise=to_device(noise, device),
+            timesteps=to_device(t, device),
+            ids=self.prompts[self.active_vectors(step) - len(self.joins) - 1][
+                to_device(listed, device), to_device(number, device)
+            ],
             mask=None if self.mask is None else self.mask[view],
             features=None if self.features is None else self.features[view],
             other_ids=None if others is None else others.ids,
@@ -99,13 +101,13 @@ def material(
 ) -> TrainingData:
     """Raises ValueError if a prompt does not fit the model."""
     device = backbone.device
-    moments = put(views.moments, device).float()
+    moments = to_device(views.moments, device).float()
     prompts, plain, per_image = _prompts(concept, views, config, backbone)
     return TrainingData(
         moments=moments,
-        mask=None if views.mask is None else put(views.mask, device).float(),
+        mask=None if views.mask is None else to_device(views.mask, device).float(),
         features=None if image_features is None else _features(moments, backbone, image_features),
-        prompts=put(prompts, device),
+        prompts=to_device(prompts, device),
         plain=plain,
         per_image=per_image,
         joins=join_steps(config.steps, concept.num_vectors) if config.progressive else (0,) * concept.num_vectors,

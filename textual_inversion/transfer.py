@@ -1,4 +1,4 @@
-"""Between the host and the accelerator without waiting for it: in a step, the host only says what is to be done."""
+"""Copies between the host and the accelerator that do not make the host wait: in a step it only queues work."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import torch
 from torch import Tensor
 
 
-def put(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host's, on the device; one that is there already stays as it is. It lies in page-locked memory
-    meanwhile: CUDA copies from other memory only after all that the device still has to do."""
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a host tensor to the device without waiting; return a tensor that is already there as it is.
+
+    The host's copy goes through page-locked memory: CUDA copies from other memory only after all work queued so far.
+    """
     pinned = device.type == "cuda" and tensor.device.type == "cpu"
     return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
 
 
-def fetch(tensor: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy a tensor of the device's to the host. Call what is returned to have it there: that waits for what
-    the device had to do before, not for anything that it was told since."""
+def start_readback(tensor: Tensor) -> Callable[[], Tensor]:
+    """Start to copy a device tensor to the host; return a function that waits for the copy and returns it.
+
+    The function waits for the work that was queued before this call, not for work queued after it.
+    """
     if tensor.device.type != "cuda":
         return lambda: tensor
     on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

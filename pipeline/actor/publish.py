@@ -79,7 +79,7 @@ def put_files(store: RunStore, learned: Learned, model: str, model_hash: str) ->
     payload = {
         folder.embedding: dump_diffusers(embedding),
         folder.grid: to_png(learned.grid),
-        folder.curve: curve_parquet(outcome.curve, outcome.frozen_losses),
+        folder.curve: curve_parquet(outcome.curve, outcome.eval_losses),
     }
     if embedding.adapter:
         payload[folder.adapter] = dump_adapter(embedding)
@@ -104,14 +104,17 @@ def put_done(store: RunStore, learned: Learned, files: Mapping[str, StoredFile],
     return record
 
 
-def curve_parquet(curve: Tensor, frozen_losses: Tensor) -> bytes:
-    """[n, 3] rows of (step, loss, norm) as a Parquet file; [looks, 2] rows of (step, loss on the frozen batch), where
-    anybody looked, are one column more, null at the other steps."""
+def curve_parquet(curve: Tensor, eval_losses: Tensor) -> bytes:
+    """Return a concept's curve as the bytes of a Parquet file.
+
+    `curve`: [steps, 3], rows of (step, loss, norm). `eval_losses`: [evaluations, 2], rows of (step, loss on the frozen
+    batch); if there are any, they make one more column, null at all other steps.
+    """
     steps, losses, norms = curve.unbind(1)
     columns = {"step": steps.int().numpy(), "loss": losses.numpy(), "norm": norms.numpy()}
-    if len(frozen_losses):
-        looks = dict(frozen_losses.tolist())
-        columns["frozen_loss"] = pa.array([looks.get(step) for step in steps.tolist()], pa.float32())
+    if len(eval_losses):
+        evaluated = dict(eval_losses.tolist())
+        columns["frozen_loss"] = pa.array([evaluated.get(step) for step in steps.tolist()], pa.float32())
     table = pa.table(columns)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)

@@ -21,7 +21,7 @@ from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.learn import learn
 from textual_inversion.slots import Slot
-from textual_inversion.stopping import CurvePoint, FrozenLoss
+from textual_inversion.stopping import CurvePoint, EvalLoss
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKBONE = ToyBackbone()
@@ -115,7 +115,7 @@ def test_company_that_comes_and_goes() -> None:
         def due(self, step: int) -> bool:
             return step >= 2
 
-        def stops(self, curve: Sequence[CurvePoint], _looks: Sequence[FrozenLoss]) -> bool:
+        def stops(self, curve: Sequence[CurvePoint], _looks: Sequence[EvalLoss]) -> bool:
             return len(curve) >= 2 + round(1e4 * curve[0].loss) % 6  # decided by the concept itself
 
     several = [assignment(number) for number in range(7)]

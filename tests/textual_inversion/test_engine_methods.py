@@ -111,7 +111,7 @@ def run(
 def contents(outcome: Outcome) -> dict[str, list[float]]:
     """Everything that must be the same, exactly."""
     assert outcome.embedding is not None, outcome.error
-    tensors = {**outcome.embedding.vectors, "curve": outcome.curve, "looks": outcome.frozen_losses}
+    tensors = {**outcome.embedding.vectors, "curve": outcome.curve, "looks": outcome.eval_losses}
     if outcome.embedding.adapter:
         for name, (down, up) in outcome.embedding.adapter.tensors.items():
             tensors |= {f"{name} down": down, f"{name} up": up}
@@ -330,7 +330,7 @@ def test_dvar_ends_each_concept_when_its_own_frozen_loss_has_settled() -> None:
     outcomes = run([assignment(number) for number in range(4)], settings, slots=2)
     assert len({outcome.steps for outcome in outcomes.values()}) > 1
     for outcome in outcomes.values():
-        looks = outcome.frozen_losses
+        looks = outcome.eval_losses
         assert looks[:, 0].tolist() == list(range(1, outcome.steps + 1))
         if outcome.steps < 40:
             losses = looks[:, 1].double()
@@ -341,7 +341,7 @@ def test_the_frozen_batch_is_the_same_at_every_look() -> None:
     """With parameters that do not move, every look sees the same loss; the training loss is another at every step."""
     settings = config("dvar", learning_rate=1e-12, stop=StopConfig(check_every_steps=1, keep_best=True))
     outcome = run([assignment(0)], settings)["c0"]
-    assert len(set(outcome.frozen_losses[:, 1].tolist())) == 1
+    assert len(set(outcome.eval_losses[:, 1].tolist())) == 1
     assert len(set(outcome.curve[:, 1].tolist())) == STEPS
     assert outcome.embedding.metadata["step"] == "1"
 
@@ -350,8 +350,8 @@ def test_the_best_rows_are_those_of_the_least_frozen_loss() -> None:
     settings = config("best of the frozen losses", adapter=dataclasses.replace(LORA, learning_rate=0.3), steps=4)
     saved: dict[int, SlotState] = {}
     outcome = run([assignment(0)], settings, on_checkpoint=lambda _, state: saved.update({state.step: state}))["c0"]
-    assert outcome.frozen_losses[:, 0].tolist() == [2, 4]
-    best = int(outcome.frozen_losses[outcome.frozen_losses[:, 1].argmin(), 0])
+    assert outcome.eval_losses[:, 0].tolist() == [2, 4]
+    best = int(outcome.eval_losses[outcome.eval_losses[:, 1].argmin(), 0])
     assert best == 2, "a learning rate at which the last is not the best"
     assert outcome.steps == 4
     assert outcome.embedding.metadata["step"] == str(best)
@@ -364,7 +364,7 @@ def test_the_best_rows_are_those_of_the_least_frozen_loss() -> None:
 def test_a_look_costs_the_training_no_draws() -> None:
     looking = run([assignment(0)], config("plain", stop=StopConfig(keep_best=True, check_every_steps=1)))["c0"]
     assert torch.equal(looking.curve, run([assignment(0)], config("plain"))["c0"].curve)
-    assert run([assignment(0)], config("plain"))["c0"].frozen_losses.shape == (0, 2)
+    assert run([assignment(0)], config("plain"))["c0"].eval_losses.shape == (0, 2)
 
 
 @pytest.mark.parametrize("name", ["dvar", "best of the frozen losses"])
@@ -391,7 +391,7 @@ def test_a_look_is_a_pass_of_one_concept_and_its_batch_is_drawn_once(monkeypatch
     monkeypatch.setattr("textual_inversion.engine.generator_for", drawing)
     settings = config("plain", stop=StopConfig(keep_best=True, check_every_steps=2))
     outcomes = run([assignment(number) for number in range(3)], settings, slots=4, slots_per_pass=4)
-    assert [outcome.frozen_losses[:, 0].tolist() for outcome in outcomes.values()] == [[2, 4, 6, 7]] * 3
+    assert [outcome.eval_losses[:, 0].tolist() for outcome in outcomes.values()] == [[2, 4, 6, 7]] * 3
     assert [len(noisy) for noisy in looked_at] == [settings.batch_size] * 3 * 4
     assert len({noisy.numpy().tobytes() for noisy in looked_at}) == purposes.count("frozen") == 3
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save
 
 from textual_inversion.concept import Concept
-from textual_inversion.slots import Slot, SlotState, curve_points, curve_tensor, look_points, look_tensor
-from textual_inversion.stopping import CurvePoint, FrozenLoss
+from textual_inversion.slots import Slot, SlotState, curve_points, curve_tensor, eval_points, eval_tensor
+from textual_inversion.stopping import CurvePoint, EvalLoss
 from textual_inversion.training_data import TrainingData
 
 PARTS = ("parameters", "exp_avg", "exp_avg_sq", "start", "best")
@@ -18,7 +18,7 @@ PARTS = ("parameters", "exp_avg", "exp_avg_sq", "start", "best")
 def state() -> SlotState:
     curve = curve_tensor([CurvePoint(1, 0.1, 0.4), CurvePoint(2, 0.3, 0.5)])
     parts = {part: {"clip_l": torch.randn(2, 8), "clip_g": torch.randn(2, 4)} for part in PARTS}
-    return SlotState(step=2, curve=curve, frozen_losses=look_tensor([FrozenLoss(1, 0.25)]), **parts)
+    return SlotState(step=2, curve=curve, eval_losses=eval_tensor([EvalLoss(1, 0.25)]), **parts)
 
 
 def test_bytes_and_back() -> None:
@@ -26,7 +26,7 @@ def test_bytes_and_back() -> None:
     after = SlotState.from_bytes(before.to_bytes())
     assert after.step == 2
     assert torch.equal(after.curve, before.curve)
-    assert look_points(after.frozen_losses) == [FrozenLoss(1, 0.25)]
+    assert eval_points(after.eval_losses) == [EvalLoss(1, 0.25)]
     for name in PARTS:
         parts = getattr(before, name)
         assert {k: v.tolist() for k, v in getattr(after, name).items()} == {k: v.tolist() for k, v in parts.items()}
@@ -40,7 +40,7 @@ def test_the_beginning_comes_back_too() -> None:
     assert torch.equal(after.parameters["clip_l"], rows["clip_l"])
     assert after.exp_avg["clip_l"].abs().sum() == 0
     assert after.best == {}
-    assert after.frozen_losses.shape == (0, 2)
+    assert after.eval_losses.shape == (0, 2)
 
 
 def test_the_last_good_state_comes_back_too() -> None:
@@ -54,7 +54,7 @@ def test_the_last_good_state_comes_back_too() -> None:
     assert after.good.step == len(after.good.curve) == 1
     assert torch.equal(after.good.exp_avg["clip_g"], earlier["exp_avg"]["clip_g"])
     assert torch.equal(after.good.start["clip_l"], now.start["clip_l"])
-    assert look_points(after.good.frozen_losses) == [FrozenLoss(1, 0.25)]
+    assert eval_points(after.good.eval_losses) == [EvalLoss(1, 0.25)]
 
 
 def test_another_versions_bytes() -> None:
@@ -84,6 +84,6 @@ def test_the_first_point_that_is_not_finite_is_the_last() -> None:
     for loss in (0.5, math.inf, 0.5):
         slot.note(loss, 1.0, 0.25, {})
     assert [point.step for point in slot.curve] == [1, 2]
-    assert [look.step for look in slot.frozen_losses] == [1, 2]
+    assert [look.step for look in slot.eval_losses] == [1, 2]
     assert slot.error
     assert "not finite at step 2 (loss inf)" in slot.error

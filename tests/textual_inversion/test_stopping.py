@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from textual_inversion.config import InversionConfig, StopConfig
-from textual_inversion.stopping import Budget, CurvePoint, Dvar, FrozenLoss, looks, rule_of, settled
+from textual_inversion.stopping import Budget, CurvePoint, Dvar, EvalLoss, is_eval_step, settled, stop_rule_from_config
 
 RECORDED = [math.exp(-i / 8) + 0.02 * math.sin(7.0 * i) for i in range(60)]
 """A loss that falls and then only wavers, as those on a frozen batch do."""
@@ -42,15 +42,15 @@ def test_a_loss_that_only_wavers_or_still_falls_has_not_settled() -> None:
 def test_dvar_ends_at_the_budget_too() -> None:
     rule = Dvar(steps=25, check_every_steps=10, window=3, variance_ratio=0.5)
     assert [step for step in range(1, 27) if rule.due(step)] == [10, 20, 25, 26]
-    falling = [FrozenLoss(10, 3.0), FrozenLoss(20, 2.0), FrozenLoss(25, 1.0)]
+    falling = [EvalLoss(10, 3.0), EvalLoss(20, 2.0), EvalLoss(25, 1.0)]
     assert not rule.stops(curve(20), falling)
     assert rule.stops(curve(25), falling)
 
 
 def test_the_configuration_names_the_rule() -> None:
-    assert rule_of(InversionConfig(steps=7)) == Budget(7)
+    assert stop_rule_from_config(InversionConfig(steps=7)) == Budget(7)
     stop = StopConfig(method="dvar", check_every_steps=5, window=4, variance_ratio=0.3)
-    assert rule_of(InversionConfig(steps=7, stop=stop)) == Dvar(7, 5, 4, 0.3)
+    assert stop_rule_from_config(InversionConfig(steps=7, stop=stop)) == Dvar(7, 5, 4, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_the_configuration_names_the_rule() -> None:
 )
 def test_the_frozen_batch_is_looked_at_only_if_somebody_asks(stop: StopConfig, expected: list[int]) -> None:
     config = InversionConfig(steps=7, stop=stop)
-    assert [step for step in range(1, 8) if looks(config, step)] == expected
+    assert [step for step in range(1, 8) if is_eval_step(config, step)] == expected

@@ -23,7 +23,7 @@ from textual_inversion.engine import Assignment, Engine
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone, Conditioning
 from textual_inversion.generate import ImageRequest, draw, encode_request
-from textual_inversion.transfer import fetch, put
+from textual_inversion.transfer import start_readback, to_device
 
 READS: Mapping[Any, Callable[[Tensor], object]] = {
     Tensor.tolist: lambda tensor: torch.ones(tensor.shape).tolist(),
@@ -72,15 +72,15 @@ def watched(
         watch.events.append("step" if torch.is_grad_enabled() else "look")
         return predict(noisy, timesteps, conditioning)
 
-    def fetching(numbers: Tensor) -> Callable[[], Tensor]:
-        """As `transfer.fetch`: what is fetched arrives by itself, and nobody has to wait for what came after it."""
+    def starting(numbers: Tensor) -> Callable[[], Tensor]:
+        """As `transfer.start_readback`: what is read back arrives by itself, without a wait for later work."""
         assert numbers.is_meta
         number = next(numbered)
         return lambda: watch.events.append(f"arrived {number}") or torch.ones(numbers.shape)
 
     numbered = itertools.count(1)
     monkeypatch.setattr(backbone, "predict", predicting)
-    monkeypatch.setattr(engine_module, "fetch", fetching)
+    monkeypatch.setattr(engine_module, "start_readback", starting)
     views = plain_views(torch.ones(3, 2, *backbone.latent_shape))
     concepts = [
         Concept(concept_id=f"c{i}", placeholder_token=f"<c{i}>", images=("x",), initializer="cat") for i in range(2)
@@ -155,9 +155,9 @@ def test_who_sits_where_is_told_the_device_once(monkeypatch: pytest.MonkeyPatch)
 
     def sending(tensor: Tensor, device: torch.device) -> Tensor:
         sent.append(tensor)
-        return put(tensor, device)
+        return to_device(tensor, device)
 
-    monkeypatch.setattr("textual_inversion.engine.put", sending)
+    monkeypatch.setattr("textual_inversion.engine.to_device", sending)
     watched(ToyBackbone(device="meta"), monkeypatch, 1)
     for_one_step = len(sent)
     watched(ToyBackbone(device="meta"), monkeypatch, 20)
@@ -178,10 +178,10 @@ def test_a_batch_of_pictures_reads_nothing_until_it_is_drawn(tiny_model: Path, s
 
 def test_what_is_fetched_arrives() -> None:
     tensor = torch.arange(3)
-    assert fetch(tensor)() is tensor
+    assert start_readback(tensor)() is tensor
 
 
 def test_what_is_put_arrives() -> None:
     tensor = torch.arange(3)
-    assert torch.equal(put(tensor, torch.device("cpu")), tensor)
-    assert put(tensor, torch.device("meta")).is_meta
+    assert torch.equal(to_device(tensor, torch.device("cpu")), tensor)
+    assert to_device(tensor, torch.device("meta")).is_meta
