@@ -1,10 +1,11 @@
-"""LearnedAdapter <-> the LoRA file that diffusers' `load_lora_weights` reads: tensors, header and bytes, no paths.
+"""Convert a LearnedAdapter to and from the LoRA file that diffusers' `load_lora_weights` reads: tensors, header and
+bytes, no paths.
 
 The file (`adapter.safetensors`) lies beside `learned_embeds.safetensors`, with the keys of PEFT in diffusers:
 `text_encoder.text_model.<layer>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
 
 A `lora` adapter (TextBoost v1) is a plain LoRA. A `causal` one (v2) is not: it acts only from the placeholder token on,
-which no plain loader knows about. Its file says so, and in such a way that diffusers refuses it.
+which plain loaders do not support. The header of its file has an entry that makes diffusers refuse the file.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ Kind = Literal["lora", "causal"]
 
 _ENCODER = "text_encoder."
 _MODULE = "text_model."
-"""Where older transformers have CLIPTextModel's layers; diffusers knows to leave it out with newer ones."""
+"""Attribute of CLIPTextModel that holds the layers in older transformers; diffusers leaves it out with newer ones."""
 _PEFT_KEY = "lora_adapter_metadata"
-"""Header entry that diffusers makes PEFT's LoraConfig from."""
+"""Header entry from which diffusers makes PEFT's LoraConfig."""
 _CAUSAL_NOTE = (
     "acts only from the placeholder token on, padding excepted (TextBoost v2): a plain LoRA loader would change every "
     "position and draw other pictures"
@@ -35,17 +36,20 @@ _CAUSAL_NOTE = (
 
 
 def to_peft(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header metadata of an embedding's adapter. Raises ValueError if it has none or a broken one."""
+    """Return the tensors and header metadata for an embedding's adapter.
+
+    Raises ValueError if the embedding has no adapter, or one that `_check_adapter` refuses.
+    """
     adapter = embedding.adapter
     if adapter is None:
         raise ValueError(f"embedding {embedding.placeholder_token!r} was learned without an adapter")
-    _check(adapter)
+    _check_adapter(adapter)
     tensors = {}
     for name, (down, up) in adapter.tensors.items():
         tensors[f"{_ENCODER}{_MODULE}{name}.lora_A.weight"] = down.detach().cpu().float().contiguous()
         tensors[f"{_ENCODER}{_MODULE}{name}.lora_B.weight"] = up.detach().cpu().float().contiguous()
     rank = len(next(iter(adapter.tensors.values()))[0])
-    # PEFT takes a layer for a target if its name ends like this: with and without the outer module
+    # PEFT matches target modules by the end of a layer's name, so these hold with and without the outer module
     peft = {"r": rank, "lora_alpha": adapter.scale * rank, "target_modules": sorted(adapter.tensors)}
     if adapter.kind == "causal":
         peft["causal_mask_needed"] = True  # LoraConfig knows no such field, so diffusers raises an error
@@ -62,12 +66,13 @@ def to_peft(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, s
 
 
 def from_peft(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> LearnedAdapter:
-    """The adapter in such a file's tensors, ours or one that diffusers saved; without a scale in the header it is 1.
+    """Return the adapter that a file's tensors hold, be the file written here or by diffusers.
 
-    Raises ValueError for keys of another kind, a missing half, and tensors that are not finite or do not fit.
+    The scale is 1 where the header gives none. Raises ValueError for keys of another kind, a missing half, and tensors
+    that are not finite or do not fit together.
     """
-    known = dict(metadata or {})
-    kind = known.get("kind", "lora")
+    header = dict(metadata or {})
+    kind = header.get("kind", "lora")
     if kind not in get_args(Kind):
         raise ValueError(f"the adapter's header says kind {kind!r}; known are {', '.join(map(repr, get_args(Kind)))}")
     halves: dict[str, dict[str, Tensor]] = {}
@@ -81,37 +86,36 @@ def from_peft(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
             raise ValueError(f"layer {name!r} has only {next(iter(pair))}; the file is not whole")
     adapter = LearnedAdapter(
         kind=cast(Kind, kind),
-        scale=_scale(known),
+        scale=_scale(header),
         tensors={name: (pair["lora_A"], pair["lora_B"]) for name, pair in halves.items()},
     )
-    _check(adapter)
-    return LearnedAdapter(
-        kind=adapter.kind,
-        scale=adapter.scale,
-        tensors={name: (down.float(), up.float()) for name, (down, up) in adapter.tensors.items()},
-    )
+    _check_adapter(adapter)
+    return replace(adapter, tensors={name: (down.float(), up.float()) for name, (down, up) in adapter.tensors.items()})
 
 
 def dump_adapter(embedding: LearnedEmbedding) -> bytes:
-    """The content of `adapter.safetensors`; the same adapter gives the same bytes."""
+    """Return the content of `adapter.safetensors`; the same adapter gives the same bytes."""
     return to_bytes(*to_peft(embedding))
 
 
 def parse_adapter(data: bytes) -> LearnedAdapter:
-    """Read what `dump_adapter` or diffusers wrote. Raises ValueError for anything else."""
+    """Read a file that `dump_adapter` or diffusers wrote. Raises ValueError for any other content."""
     return from_peft(*from_bytes(data))
 
 
 def with_adapter(embedding: LearnedEmbedding, read: Callable[[str], bytes]) -> LearnedEmbedding:
-    """An embedding just parsed, with the adapter it was learned with, if its header names one; without it, its rows
-    would draw something else. `read` gets the content of a file beside the embedding's, by name."""
+    """Return a parsed embedding together with the adapter that its header names, or unchanged if it names none.
+
+    Rows that were learned with an adapter draw other pictures without it. `read` returns the content of a file in the
+    embedding's folder, given its name.
+    """
     if embedding.metadata.get("adapter") != ADAPTER_FILE:
         return embedding
     return replace(embedding, adapter=parse_adapter(read(ADAPTER_FILE)))
 
 
 def _scale(metadata: Mapping[str, str]) -> float:
-    """alpha / rank, from our own entry or PEFT's."""
+    """Return alpha / rank, read from this project's header entry or from PEFT's. Raises ValueError if unreadable."""
     try:
         if "scale" in metadata:
             return float(metadata["scale"])
@@ -122,8 +126,8 @@ def _scale(metadata: Mapping[str, str]) -> float:
         raise ValueError(f"the adapter's header has no readable scale: {error}") from error
 
 
-def _check(adapter: LearnedAdapter) -> None:
-    """Raises ValueError for an adapter that is empty or has tensors that cannot be used."""
+def _check_adapter(adapter: LearnedAdapter) -> None:
+    """Raise ValueError for an adapter that is empty or has tensors that cannot be used."""
     if not adapter.tensors:
         raise ValueError("the adapter changes no layer")
     if not math.isfinite(adapter.scale):
@@ -131,14 +135,13 @@ def _check(adapter: LearnedAdapter) -> None:
     ranks = {len(down) for down, _ in adapter.tensors.values()}
     if len(ranks) > 1:
         raise ValueError(f"the adapter's layers have ranks {sorted(ranks)}; one rank for all is needed")
-    for name, pair in adapter.tensors.items():
-        down, up = pair
+    for name, (down, up) in adapter.tensors.items():
         if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.numel() or not up.numel():
             raise ValueError(
                 f"layer {name!r} of the adapter has shapes {list(down.shape)} and {list(up.shape)}; they must be "
                 "[rank, in] and [out, rank]"
             )
-        for tensor in pair:
+        for tensor in (down, up):
             if tensor.dtype not in FLOATS:
                 raise ValueError(f"layer {name!r} of the adapter has dtype {tensor.dtype}; floating point is needed")
             if not tensor.isfinite().all():

@@ -1,4 +1,4 @@
-"""The two nouns that cross every boundary: what to learn, and what was learned.
+"""Concept and LearnedEmbedding, the input and the result of an inversion, which every part of the project exchanges.
 
 Standard library only, so that planning and reporting can import them without torch.
 """
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 Category = Literal["object", "style"]
 
 
-def whole_word(*words: str) -> str:
-    """Pattern with one group that finds any of the words standing alone: `cat` is not found in `catalog` or `<cat>`.
-    Where two could match, the first given wins."""
+def whole_word_pattern(*words: str) -> str:
+    """Return a regular expression with one group that matches any of the words as a whole word.
+
+    `cat` does not match in `catalog` or in `<cat>`. Where two words match, the one given first wins.
+    """
     return rf"(?<![\w<])({'|'.join(re.escape(word) for word in words)})(?![\w>])"
 
 
@@ -27,29 +29,29 @@ class Concept:
     """One thing to learn from a few photos."""
 
     concept_id: str
-    """Unique within a run; names the concept in results and seeds its randomness."""
+    """Name of the concept in the results, unique within a run; also seeds the concept's random numbers."""
 
     placeholder_token: str
-    """The word a user types in prompts to mean this concept, e.g. `<cat-toy>`."""
+    """Word that stands for the concept in prompts, e.g. `<cat-toy>`."""
 
     images: tuple[str, ...]
-    """Where its photos are, in manifest order. The core never opens them; it is handed decoded pictures."""
+    """Paths or URIs of the photos, in manifest order. The core never opens them; its callers pass decoded pictures."""
 
     initializer: str = ""
-    """Vocabulary word or phrase whose vectors are the start; empty starts at the vocabulary's mean vector."""
+    """Vocabulary word or phrase whose vectors the rows start from; empty starts at the vocabulary's mean vector."""
 
     category: Category = "object"
-    """Which of the paper's template lists its training prompts come from."""
+    """Category that selects which of the paper's template lists the training prompts come from."""
 
     num_vectors: int = 1
-    """How many embedding rows the placeholder stands for."""
+    """Number of rows that the placeholder token stands for."""
 
     masks: tuple[str, ...] = ()
-    """Where the masks of its photos are, one a photo in the same order, or none: white where the concept is."""
+    """Paths or URIs of the photos' masks (white where the concept is), one a photo in the same order, or none."""
 
     captions: tuple[str, ...] = ()
-    """What each photo shows, one a photo in the same order, with `{}` for the concept ("a {} on a red sofa"); they
-    take the place of the templates."""
+    """Descriptions of the photos, one a photo in the same order, with `{}` for the concept ("a {} on a red sofa"), used
+    in place of the templates; or none."""
 
     def __post_init__(self) -> None:
         if not self.concept_id:
@@ -72,7 +74,7 @@ class Concept:
                     "each image, in the same order, or none"
                 )
         for caption in self.captions:
-            if not re.search(whole_word("{}"), caption):
+            if not re.search(whole_word_pattern("{}"), caption):
                 raise ValueError(
                     f"caption {caption!r} of concept {self.concept_id!r} has no {{}}, as a word of its own, to say "
                     "where the concept stands"
@@ -81,13 +83,13 @@ class Concept:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LearnedAdapter:
-    """A low-rank change of the text encoder that was learned with a concept (TextBoost). Equal to itself alone."""
+    """A low-rank change of the text encoder that was learned with a concept (TextBoost). Compared by identity."""
 
     kind: Literal["lora", "causal"]
-    """`lora`: acts at every position. `causal`: from the concept's first token on, padding excepted."""
+    """Positions that are changed. `lora`: all. `causal`: those from the concept's first token on, padding excepted."""
 
     scale: float
-    """alpha / rank"""
+    """Factor of the change, alpha / rank."""
 
     tensors: Mapping[str, tuple[Tensor, Tensor]]
     """Name of a linear layer within the text encoder -> (down [rank, in], up [out, rank]), float32 on the CPU."""
@@ -95,14 +97,16 @@ class LearnedAdapter:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LearnedEmbedding:
-    """The trained rows of one concept, for every text encoder of the model that learned them. Equal to itself alone."""
+    """The learned rows of one concept for every text encoder of the model. Compared by identity."""
 
     placeholder_token: str
+    """Placeholder token of the concept."""
+
     vectors: Mapping[str, Tensor]
     """Text encoder key (`clip_l`, ...) -> float32 CPU tensor [num_vectors, dim]."""
 
     adapter: LearnedAdapter | None = None
-    """Used with the vectors, if the concept was learned with one."""
+    """Adapter to use together with the vectors; None if the concept was learned without one."""
 
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """Provenance: base model, step, norm, pooling rule and the like; strings, as safetensors headers hold."""
+    """Provenance, such as base model, step, norm and pooling rule; strings, as safetensors headers require."""

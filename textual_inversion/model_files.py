@@ -1,4 +1,4 @@
-"""Which files of a diffusers directory or hub repository make up a model, and the digest of their content.
+"""Find the files of a diffusers directory or hub repository that make up a model, and compute their digest.
 
 No torch, so that planning can compute a model's hash before anything is loaded. Weights are safetensors or nothing:
 pickled weights (`.bin`, `.ckpt`) can run code when they are read.
@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Components that no computation here reads."""
 _SETTINGS = re.compile(r"[^/]+\.(json|txt|model)")
 _PLAIN = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
 _HALF = re.compile(r"(diffusion_pytorch_)?model(\.fp16(-\d+-of-\d+)?|-\d+-of-\d+\.fp16)\.safetensors")
@@ -24,23 +25,28 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFiles:
-    """A model on disk: everything that enters its computation, and nothing that does not."""
+    """Files of a model on disk: all that enter its computation, and no others."""
 
     directory: Path
+    """Directory in the diffusers layout."""
     pipeline_class: str
-    """The diffusers pipeline that `model_index.json` names: decides the family."""
+    """Class name of the diffusers pipeline in `model_index.json`, which decides the family."""
     variants: Mapping[str, str | None]
-    """Component with weights -> the file variant to load: None for plain names, `fp16` where only those exist."""
+    """Component with weights -> variant of the weight files to load: None for plain names, `fp16` if there are no plain
+    ones."""
     names: tuple[str, ...]
-    """Files read, relative to `directory`, sorted: weights, configurations, tokenizer."""
+    """Names of the files read, relative to `directory`, sorted: weights, configurations, tokenizer."""
 
 
-def find(model: str) -> ModelFiles:
-    """The files of a diffusers directory, or of a hub id (`owner/name`, `owner/name@revision`): cached copy first,
-    then download. Raises ValueError if it is neither, is no diffusers model, or has no safetensors weights."""
+def find_model_files(model: str) -> ModelFiles:
+    """Find the files of a model, given a diffusers directory or a hub id (`owner/name`, `owner/name@revision`).
+
+    A hub id is looked up in the local cache first and downloaded if it is not whole there. Raises ValueError if `model`
+    is neither, is no diffusers model, or has no safetensors weights.
+    """
     directory = Path(model).expanduser()
     if not directory.is_dir():
-        directory = _fetch(model)
+        directory = _download(model)
     index_path = directory / "model_index.json"
     if not index_path.is_file():
         raise ValueError(
@@ -49,19 +55,20 @@ def find(model: str) -> ModelFiles:
         )
     index = json.loads(index_path.read_text())
     present = {p.relative_to(directory).as_posix() for p in directory.glob("*/*") if p.is_file()}
-    names, variants = _select(index, present, model)
+    names, variants = _select_files(index, present, model)
     return ModelFiles(
         directory=directory, pipeline_class=str(index.get("_class_name")), variants=variants, names=tuple(names)
     )
 
 
 def model_hash(model: str) -> str:
-    """BLAKE2b digest, 32 hex digits, of the names and full content of every file `find` lists: the weights, and the
-    configurations and tokenizer that decide what the weights compute. Where the model lies does not matter.
+    """Return the BLAKE2b digest, 32 hex digits, of the names and full content of a model's files.
 
-    A file is read once per process and path, size and modification time (about a second for each GB).
+    The files are those that `find_model_files` lists: the weights, and the configurations and tokenizer that decide
+    what the weights compute. The model's directory does not enter the digest. A file is read once per process and
+    path, size and modification time (about a second for each GB).
     """
-    files = find(model)
+    files = find_model_files(model)
     digest = hashlib.blake2b(digest_size=16)
     for name in files.names:
         path = files.directory / name
@@ -72,14 +79,20 @@ def model_hash(model: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _file_digest(path: Path, size_bytes: int, modified_ns: int) -> str:
-    """Content digest of one file; size and time are here to key the cache."""
+    """Return the digest of a file's content. Size and time are part of the cache's key, and serve no other purpose."""
     del size_bytes, modified_ns
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _select(index: Mapping[str, object], present: Iterable[str], model: str) -> tuple[list[str], dict[str, str | None]]:
-    """Of the files present (`component/name`), those that `model_index.json` calls for; and each one's variant."""
+def _select_files(
+    index: Mapping[str, object], present: Iterable[str], model: str
+) -> tuple[list[str], dict[str, str | None]]:
+    """Select the files that `model_index.json` calls for among those present (`component/name`).
+
+    Returns their names, sorted, and the variant of each component with weights (see `ModelFiles.variants`). Raises
+    ValueError if a component has no folder or only pickled weights.
+    """
     present = set(present)
     chosen: set[str] = set()
     variants: dict[str, str | None] = {}
@@ -106,8 +119,8 @@ def _select(index: Mapping[str, object], present: Iterable[str], model: str) -> 
     return sorted(chosen), variants
 
 
-def _fetch(model: str) -> Path:
-    """A hub repository's snapshot directory with just the files needed."""
+def _download(model: str) -> Path:
+    """Return the snapshot directory of a hub repository, from the cache or downloaded, with only the files needed."""
     if not _REPOSITORY.fullmatch(model):
         raise ValueError(f"model {model!r} is neither a directory here nor a hub id of the form owner/name")
     # imported late: a directory needs no hub client
@@ -118,16 +131,16 @@ def _fetch(model: str) -> Path:
     at = revision or None
     try:
         cached = Path(snapshot_download(name, revision=at, local_files_only=True))
-        find(str(cached))  # an interrupted download leaves an incomplete snapshot
+        find_model_files(str(cached))  # an interrupted download leaves an incomplete snapshot
         return cached
     except (LocalEntryNotFoundError, ValueError):
-        pass  # not here, or not whole: ask the hub
+        pass  # not in the cache, or not whole there: ask the hub
     try:
         index = json.loads(Path(hf_hub_download(name, "model_index.json", revision=at)).read_text())
-        names, _ = _select(index, HfApi().list_repo_files(name, revision=at), model)
+        names, _ = _select_files(index, HfApi().list_repo_files(name, revision=at), model)
         return Path(snapshot_download(name, revision=at, allow_patterns=["model_index.json", *names]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ValueError(
-            f"model {model!r} is no directory here and cannot be had from the hub ({error}); check the id and the "
-            "network, or download it beforehand and give its directory"
+            f"model {model!r} is no directory here and cannot be downloaded from the hub ({error}); check the id and "
+            "the network, or download it beforehand and give its directory"
         ) from error

@@ -1,4 +1,4 @@
-"""A photo or mask as bytes -> an upright picture, or a ValueError that says what was wrong with it and what to do."""
+"""Decode photos and masks from bytes to upright pictures; each ValueError says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
-"""Larger pictures are refused before they are decoded: a small file can claim any size."""
+"""Largest number of pixels that is decoded. Larger pictures are refused by their header: a small file can claim any
+size."""
 
 MIN_SIDE_PX = 16
-"""Smaller photos are tracking pixels, spacers and broken thumbnails: nothing can be learned from them."""
+"""Shortest side that a photo may have. Smaller ones are tracking pixels, spacers and broken thumbnails."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""What is decoded (AVIF where PIL can). PIL knows many more, and starts another program for one of them (EPS)."""
+"""Formats that are decoded (AVIF where PIL can). PIL reads many more, and starts another program for one (EPS)."""
 
 
 def open_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode one photo: turned as its EXIF orientation says, transparency laid over white, RGB, first frame only.
+    """Decode one photo to RGB: turned as its EXIF orientation says, transparency laid over white, first frame only.
 
     Raises ValueError for bytes that are not a picture in one of the `FORMATS`, are cut short, would take too much
     memory, or are smaller than `MIN_SIDE_PX` on a side.
     """
-    photo = _open(data, "photo", max_pixels, behind="white")
+    photo = _decode(data, "photo", max_pixels, background="white")
     if min(photo.size) < MIN_SIDE_PX:
         raise ValueError(
             f"the photo is {photo.width} x {photo.height} px; at least {MIN_SIDE_PX} on each side are needed. Is it a "
@@ -34,13 +35,13 @@ def open_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def open_mask(data: bytes, photo: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode the mask of an opened photo: grey, of the photo's size, white where the concept is, turned as its own EXIF
-    orientation says; what is transparent is not the concept.
+    """Decode the mask of an opened photo to grey, of the photo's size, white where the concept is.
 
-    Raises ValueError as `open_photo` does, of any size, for another shape than the photo's, and for a mask that is all
-    black or holds 0 and 1 only.
+    The mask is turned as its own EXIF orientation says; transparent pixels count as black. Raises ValueError for what
+    `open_photo` refuses, small sizes excepted, for another shape than the photo's, and for a mask that is all black or
+    holds 0 and 1 only.
     """
-    mask = _open(data, "mask", max_pixels, behind="black").convert("L")
+    mask = _decode(data, "mask", max_pixels, background="black").convert("L")
     (width, height), (across, down) = mask.size, photo.size
     if abs(width - height * across / down) > 1 and abs(height - width * down / across) > 1:
         raise ValueError(
@@ -54,18 +55,20 @@ def open_mask(data: bytes, photo: Image.Image, max_pixels: int = MAX_PIXELS) -> 
     return mask.resize(photo.size, Image.Resampling.BOX)
 
 
-def opened(data: bytes, kind: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture whose header alone was read, of one of the `FORMATS` and at most `max_pixels`; ValueError otherwise.
-    Decoding it may still raise."""
+def read_header(data: bytes, kind: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a picture without decoding its pixels, which may still fail later. `kind` names the picture in messages.
+
+    Raises ValueError unless the picture is in one of the `FORMATS` and has at most `max_pixels`.
+    """
     if not data:
         raise ValueError(f"the {kind} is empty (0 bytes)")
     try:
-        picture = Image.open(BytesIO(data), formats=_readable())
+        picture = Image.open(BytesIO(data), formats=_decodable_formats())
     except UnidentifiedImageError:
         raise ValueError(_unknown(data)) from None
     except Image.DecompressionBombError as error:
         raise ValueError(_too_large(f"above {2 * (Image.MAX_IMAGE_PIXELS or 0):,} px", max_pixels)) from error
-    except Exception as error:  # on damaged files PIL's readers raise nearly everything
+    except Exception as error:  # PIL's readers raise errors of nearly every type on damaged files
         raise ValueError(_damaged(data, error)) from error
     if picture.width * picture.height > max_pixels:
         raise ValueError(_too_large(f"{picture.width} x {picture.height} px", max_pixels))
@@ -73,27 +76,27 @@ def opened(data: bytes, kind: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 @cache
-def _readable() -> tuple[str, ...]:
+def _decodable_formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _open(data: bytes, kind: str, max_pixels: int, *, behind: str) -> Image.Image:
-    """Upright RGB."""
-    picture = opened(data, kind, max_pixels)
+def _decode(data: bytes, kind: str, max_pixels: int, *, background: str) -> Image.Image:
+    """Decode a picture to upright RGB, with the background colour where it is transparent."""
+    picture = read_header(data, kind, max_pixels)
     if picture.mode == "F":
         raise ValueError(
-            f"the {kind} holds floating-point numbers, whose white nobody knows; save it with 8 or 16 bits"
+            f"the {kind} holds floating-point numbers, whose value for white is not known; save it with 8 or 16 bits"
         )
     try:
         picture.load()
-        return _flatten(ImageOps.exif_transpose(picture), behind)
+        return _flatten(ImageOps.exif_transpose(picture), background)
     except Exception as error:
         raise ValueError(_damaged(data, error)) from error
 
 
 def _unknown(data: bytes) -> str:
-    """What it is instead, where that can be told."""
+    """Return a message that says what the bytes hold, where their beginning tells."""
     start = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return (
@@ -113,12 +116,12 @@ def _too_large(size: str, max_pixels: int) -> str:
     return f"the picture is too large: {size}; at most {max_pixels:,} px are decoded, scale it down first"
 
 
-def _flatten(picture: Image.Image, behind: str) -> Image.Image:
-    """Any mode -> RGB, with this colour behind what is transparent."""
+def _flatten(picture: Image.Image, background: str) -> Image.Image:
+    """Convert a picture of any mode to RGB, with the background colour where it is transparent."""
     if picture.mode.startswith("I"):  # 16-bit grey, which PIL's own conversion would clip at 255
         grey = np.asarray(picture).astype(np.float32) / 257
         picture = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, behind), picture).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB")

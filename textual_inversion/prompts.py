@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from textual_inversion.concept import Category, Concept, whole_word
+from textual_inversion.concept import Category, Concept, whole_word_pattern
 
 HOLE = "{}"
 
@@ -93,7 +93,7 @@ def fill(template: str, word: str) -> str:
 
 def without_placeholder(prompt: str, placeholder_token: str) -> str:
     """The prompt that CLIP-T compares with: the word removed ("A photo of on the moon", Gal et al. 2022, section 5)."""
-    return " ".join(re.sub(whole_word(placeholder_token), " ", prompt).split())
+    return " ".join(re.sub(whole_word_pattern(placeholder_token), " ", prompt).split())
 
 
 def training_templates(concept: Concept, *, class_cue: bool) -> tuple[str, ...]:
@@ -178,5 +178,5 @@ def _split(prompt: str, words: Mapping[str, Sequence[int]]) -> list[str]:
     if not words:
         return [prompt] if prompt.strip() else []
     longest_first = sorted(words, key=len, reverse=True)
-    pieces = re.split(whole_word(*longest_first), prompt)
+    pieces = re.split(whole_word_pattern(*longest_first), prompt)
     return [piece for piece in pieces if piece.strip()]

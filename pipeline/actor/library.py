@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pipeline.ledger.records import ConceptRecord, latest, load_records
 from pipeline.store.storage import RunStore, absolute, read_bytes
 from textual_inversion.adapter_formats import with_adapter
-from textual_inversion.concept import LearnedEmbedding, whole_word
+from textual_inversion.concept import LearnedEmbedding, whole_word_pattern
 from textual_inversion.formats import parse_diffusers
 
 _SUFFIX = ".safetensors"
@@ -82,7 +82,7 @@ class Library:
         Raises ValueError for a token of several concepts, and for a word in angle brackets that is none of them.
         """
         words = sorted({concept.placeholder_token for concept in self.concepts}, key=len, reverse=True)
-        found = list(dict.fromkeys(re.findall(whole_word(*words), prompt))) if words else []
+        found = list(dict.fromkeys(re.findall(whole_word_pattern(*words), prompt))) if words else []
         unknown = [word for word in re.findall(r"<[^<>\s]+>", prompt) if word not in found]
         if unknown:
             close = difflib.get_close_matches(unknown[0], words, n=3, cutoff=0.3) or words[:8]

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.store.redact import redact, redacted
 from pipeline.store.storage import absolute, match, open_for_reading, resolve
-from textual_inversion.concept import Concept, whole_word
+from textual_inversion.concept import Concept, whole_word_pattern
 
 CONCEPT_COLUMNS = (
     "concept_id", "images", "placeholder", "initializer", "category", "num_vectors", "masks", "captions"
@@ -271,7 +271,7 @@ def _captions(values: Mapping[str, Any], placeholder: str) -> tuple[str, ...]:
         raise ValueError("captions holds an empty or missing text")
     for caption in captions:
         _check_text("captions", caption)
-    return tuple(re.sub(whole_word(placeholder), "{}", caption.strip()) for caption in captions)
+    return tuple(re.sub(whole_word_pattern(placeholder), "{}", caption.strip()) for caption in captions)
 
 
 def _text(values: Mapping[str, Any], name: str, default: str) -> str:

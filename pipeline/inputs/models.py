@@ -44,4 +44,4 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
     """The model's tokenizer alone, without torch. Raises ValueError if it cannot be read."""
     from textual_inversion.tokenizer import load_tokenizer
 
-    return load_tokenizer(model_files.find(locate(config.model)).directory)
+    return load_tokenizer(model_files.find_model_files(locate(config.model)).directory)

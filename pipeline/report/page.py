@@ -30,7 +30,7 @@ from pipeline.report.overview import COLUMNS, MAX_CARRIED, Overview
 from pipeline.store.redact import redact, redacted
 from pipeline.store.storage import ConceptFolder, RunStore
 from pipeline.times import duration, now
-from textual_inversion.photos import opened
+from textual_inversion.photos import read_header
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def _thumbnail(uri: str, limits: PhotoConfig) -> _Picture:
 
 def _embed(data: bytes, side_px: int, max_pixels: int) -> _Picture:
     """A picture as a data URI, its longer side at most `side_px`; small drawings stay lossless."""
-    with opened(data, "picture", max_pixels) as found:
+    with read_header(data, "picture", max_pixels) as found:
         found.draft("RGB", (side_px, side_px))  # JPEG: decode at a fraction of the size
         picture: Image.Image = ImageOps.exif_transpose(found).convert("RGBA")
     paper = Image.new("RGB", picture.size, "white")

@@ -54,7 +54,7 @@ def test_fetches_what_is_loaded(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"} | COMPONENTS))
-    found = model_files.find(str(tmp_path))
+    found = model_files.find_model_files(str(tmp_path))
     assert set(found.variants) == {"text_encoder", "unet", "vae"}
     assert fetched - set(found.names) == {"model_index.json", "safety_checker/config.json"}
     assert set(found.names) == {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from textual_inversion.model_files import find, model_hash
+from textual_inversion.model_files import find_model_files, model_hash
 
 
 def a_model(directory: Path, half: bool = False) -> Path:
@@ -65,8 +65,8 @@ def test_the_hash_ignores_what_is_not_used(tmp_path: Path) -> None:
 
 
 def test_variants_are_chosen_only_where_plain_files_are_missing(tmp_path: Path) -> None:
-    assert find(str(a_model(tmp_path / "plain"))).variants == {"unet": None, "text_encoder": None}
-    half = find(str(a_model(tmp_path / "half", half=True)))
+    assert find_model_files(str(a_model(tmp_path / "plain"))).variants == {"unet": None, "text_encoder": None}
+    half = find_model_files(str(a_model(tmp_path / "half", half=True)))
     assert half.variants == {"unet": "fp16", "text_encoder": "fp16"}
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in half.names
 
@@ -77,21 +77,21 @@ def test_shards_are_part_of_the_model(tmp_path: Path) -> None:
     for i in (1, 2):
         (model / f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors").write_text(f"shard {i}")
     (model / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}")
-    assert sum("-of-00002" in name for name in find(str(model)).names) == 2
+    assert sum("-of-00002" in name for name in find_model_files(str(model)).names) == 2
 
 
 def test_a_folder_that_the_index_names_must_be_there(tmp_path: Path) -> None:
     model = a_model(tmp_path / "a")
     shutil.rmtree(model / "unet")
     with pytest.raises(ValueError, match="'unet', but it has no such folder"):
-        find(str(model))
+        find_model_files(str(model))
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no model_index\.json"):
-        find(str(tmp_path))
+        find_model_files(str(tmp_path))
     with pytest.raises(ValueError, match="neither a directory here nor a hub id"):
-        find("/no/such/directory")
+        find_model_files("/no/such/directory")
 
 
 @pytest.fixture
@@ -107,15 +107,15 @@ def test_a_hub_id_is_found_in_the_local_cache(hub_cache: Path, tmp_path: Path) -
     snapshot = a_model(repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(commit)
-    assert find("owner/name").directory == snapshot
+    assert find_model_files("owner/name").directory == snapshot
     assert model_hash("owner/name") == model_hash(str(a_model(tmp_path / "a")))
-    assert find(f"owner/name@{commit}").directory == snapshot
+    assert find_model_files(f"owner/name@{commit}").directory == snapshot
 
 
 @pytest.mark.usefixtures("hub_cache")
 def test_a_hub_id_that_cannot_be_had_is_a_clear_error() -> None:
-    with pytest.raises(ValueError, match=r"'owner/nothing' is no directory here and cannot be had from the hub"):
-        find("owner/nothing")
+    with pytest.raises(ValueError, match=r"'owner/nothing' is no directory here and cannot be downloaded from the hub"):
+        find_model_files("owner/nothing")
 
 
 def test_hashing_imports_neither_torch_nor_diffusers(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ def load_backbone(model: str, *, device: str = "auto", precision: str = "auto") 
     `device`: a torch device; `auto` is CUDA where there is one. `precision`: `float32`, `bfloat16` or `float16` of
     the denoiser; `auto` is bfloat16 on CUDA, float32 elsewhere. Raises ValueError for a model it cannot serve.
     """
-    files = model_files.find(model)
+    files = model_files.find_model_files(model)
     if files.pipeline_class == "StableDiffusionPipeline":
         from textual_inversion.families import sd
 
