@@ -1,11 +1,14 @@
-"""A start read off the photos: a ridge regression from image features to embedding vectors, fitted on the words that
-the model knows, and on concepts learned before. A concept with an initializer starts at its vector, moved by what the
-regression makes of the difference between the photos and the word; without one, at what it makes of the photos.
+"""Initial rows predicted from photos: a ridge regression from image features to embedding vectors, fitted on words of
+the model's vocabulary and on concepts learned before.
 
-Words cost little to fit on: a CLIP's features of the text "a photo of a WORD" stand for pictures of it. Features of
-texts and of pictures lie apart, though, by much the same offset everywhere (Liang et al. 2022, "modality gap"); a few
-words are therefore drawn by the model, which gives the offset, and a check by cross-validation: how well the vector of
-a drawn word is predicted by a regression that was not shown the word.
+The prediction for a concept with an initializer is the initializer's vector, moved by the regression's value of the
+difference between the photos' features and the word's. Without an initializer it is the regression's value of the
+photos' features.
+
+Fitting on words costs little: CLIP's features of the text "a photo of a WORD" take the place of features of pictures.
+Features of texts and of pictures lie apart, though, by about the same offset everywhere (Liang et al. 2022, "modality
+gap"). The model therefore draws a few words. Their pictures give the offset, and a cross-validation: how well the
+vector of a drawn word is predicted from its picture by a regression fitted without the word.
 """
 
 from __future__ import annotations
@@ -24,126 +27,142 @@ from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.rng import seed_for
 
 WORD_PROMPT = "a photo of a {}"
-NUM_DRAWN = 64
-"""Words drawn for the offset and the check."""
+"""Prompt of a word, for its text features and for its picture."""
+NUM_DRAWN_WORDS = 64
+"""Number of words drawn for the modality gap and the cross-validation."""
 _SAMPLING = SamplingConfig(steps=10, guidance_scale=3.0)
 _RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Times the sum of squared features per dimension; the one that cross-validation finds best is taken."""
-_USUAL_SHARE = 0.95
-"""Of the drawn words, that lie no farther from all other words than is still taken for usual."""
+"""Candidates for the penalty, in units of the features' sum of squares per dimension; cross-validation picks one."""
+_DISTANCE_QUANTILE = 0.95
+"""Quantile of the drawn words' distances to their nearest other feature beyond which photos count as too far away."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """What the regression says about a concept."""
+class PredictedStart:
+    """Vectors predicted for a concept, and the reason not to rely on them, if there is one."""
 
     vectors: Mapping[str, Tensor]
-    """Text encoder key -> [dim] float32, of the known vectors' mean norm (a regression alone would shrink it)."""
-    doubt: str
-    """Why it should not be used; empty if it may."""
+    """Text encoder key -> [dim] float32, scaled to the known vectors' mean norm (a regression alone shrinks norms)."""
+    unreliable_because: str
+    """Reason why the vectors should not be used; empty if they may be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Amortiser:
-    """A fitted regression; build it with `fit`. Feature matrices are float64."""
+class StartRegression:
+    """A fitted regression from image features to vectors, made by `fit_start_regression`. Matrices are float64."""
 
     features: Tensor
-    """[n, width] unit-norm, of everything it was fitted on."""
-    gap: Tensor
-    """[width] what features of pictures have over those of texts."""
+    """[n, width] features the regression was fitted on, unit norm for texts."""
+    modality_gap: Tensor
+    """[width] mean offset from features of texts to features of pictures."""
     max_distance: float
-    """1 - cosine to the nearest feature, as far as usual."""
+    """Largest 1 - cosine to the nearest of `features` at which a prediction counts as reliable."""
     weights: Mapping[str, Tensor]
-    """Text encoder key -> [1 + width, dim], the intercept first."""
+    """Text encoder key -> [1 + width, dim] weights, the intercept first."""
     norms: Mapping[str, float]
-    explained: Mapping[str, float]
-    """Text encoder key -> share of the drawn words' variance that is explained when each is left out (R squared)."""
+    """Text encoder key -> mean norm of the vectors the regression was fitted on."""
+    r_squared: Mapping[str, float]
+    """Text encoder key -> fraction of the drawn words' variance that is explained when each word is left out."""
 
-    def predict(self, feature: Tensor, word: tuple[Tensor, Mapping[str, Tensor]] | None = None) -> Prediction:
-        """`feature`: [width] of a concept's photos. `word`: [width] of its initializer's text, and the initializer's
-        vectors, text encoder key -> [dim]."""
-        feature = feature.double() - self.gap
+    def predict(self, feature: Tensor, word: tuple[Tensor, Mapping[str, Tensor]] | None = None) -> PredictedStart:
+        """Predict a concept's vectors from the feature [width] of its photos.
+
+        `word` describes the concept's initializer: the feature [width] of its text, and its vectors, text encoder key
+        -> [dim].
+        """
+        feature = feature.double() - self.modality_gap
         vectors = {}
         for key, weights in self.weights.items():
-            vector = _with_one(feature) @ weights
+            vector = _with_intercept(feature) @ weights
             if word is not None:
-                vector += word[1][key].double() - _with_one(word[0].double()) @ weights
+                word_feature, word_vectors = word
+                vector += word_vectors[key].double() - _with_intercept(word_feature.double()) @ weights
             vectors[key] = (F.normalize(vector, dim=0) * self.norms[key]).float()
-        return Prediction(vectors=vectors, doubt=self._doubt(feature))
+        return PredictedStart(vectors=vectors, unreliable_because=self._why_unreliable(feature))
 
-    def _doubt(self, feature: Tensor) -> str:
-        for key, explained in self.explained.items():
-            if explained <= 0:
-                return f"words' vectors for {key} are predicted no better than by their mean (R2 {explained:.2f})"
+    def _why_unreliable(self, feature: Tensor) -> str:
+        for key, r_squared in self.r_squared.items():
+            if r_squared <= 0:
+                return f"words' vectors for {key} are predicted no better than by their mean (R2 {r_squared:.2f})"
         distance = float(1 - _cosines(feature[None], self.features).max())
         if distance > self.max_distance:
             return f"the photos lie {distance:.2f} from all that is known, usual is up to {self.max_distance:.2f}"
         return ""
 
 
-def fit(
-    features: Tensor, vectors: Mapping[str, Tensor], drawn: Tensor, words: Sequence[int], learned: Tensor | None = None
-) -> Amortiser:
-    """Fit on features [n, width] and their vectors, text encoder key -> [n, dim].
+def fit_start_regression(
+    features: Tensor,
+    vectors: Mapping[str, Tensor],
+    drawn: Tensor,
+    drawn_words: Sequence[int],
+    photo_features: Tensor | None = None,
+) -> StartRegression:
+    """Fit the regression on words and, if there are any, on concepts learned before.
 
-    features: of texts, and behind them, if any, of concepts' photos: as many as `learned`.
-    drawn: [m, width] features of pictures of some of the words, and `words` says of which rows.
+    features: [n, width] text features of the words.
+    vectors: text encoder key -> [n + m, dim] vectors of the words, followed by those of the m concepts.
+    drawn: [d, width] features of pictures of some of the words.
+    drawn_words: [d] index of each drawn word in `features`.
+    photo_features: [m, width] features of the concepts' photos.
     """
-    chosen = torch.tensor(words)
+    chosen = torch.tensor(drawn_words)
     features, drawn = features.double(), drawn.double()
     offsets = drawn - features[chosen]
     gap = offsets.mean(0)
-    if learned is not None:
-        features = torch.cat([features, learned.double() - gap])
-    # a drawn word must not see its own offset either
-    seen = drawn - (offsets.sum(0) - offsets) / (len(drawn) - 1)
-    others = _cosines(seen, features)
-    others[torch.arange(len(seen)), chosen] = -1
-    distances = 1 - others.max(1).values
-    fits = {key: _ridge(features, table.double(), seen, chosen) for key, table in vectors.items()}
-    return Amortiser(
+    if photo_features is not None:
+        features = torch.cat([features, photo_features.double() - gap])
+    # each drawn word's feature is shifted by the mean offset of the others, so that its own is left out here, too
+    probes = drawn - (offsets.sum(0) - offsets) / (len(drawn) - 1)
+    cosines = _cosines(probes, features)
+    cosines[torch.arange(len(probes)), chosen] = -1
+    distances = 1 - cosines.max(1).values
+    fits = {key: _fit_ridge(features, table.double(), probes, chosen) for key, table in vectors.items()}
+    return StartRegression(
         features=features,
-        gap=gap,
-        max_distance=float(distances.quantile(_USUAL_SHARE)),
+        modality_gap=gap,
+        max_distance=float(distances.quantile(_DISTANCE_QUANTILE)),
         weights={key: weights for key, (weights, _) in fits.items()},
         norms={key: float(table.norm(dim=1).mean()) for key, table in vectors.items()},
-        explained={key: explained for key, (_, explained) in fits.items()},
+        r_squared={key: r_squared for key, (_, r_squared) in fits.items()},
     )
 
 
-def spread(num_words: int) -> list[int]:
-    """Which words to draw: `NUM_DRAWN` of them, or all, evenly over the list."""
-    count = min(NUM_DRAWN, num_words)
+def choose_words_to_draw(num_words: int) -> list[int]:
+    """Return the indices of `NUM_DRAWN_WORDS` words spaced evenly over the list, or of all words if there are fewer."""
+    count = min(NUM_DRAWN_WORDS, num_words)
     return [i * num_words // count for i in range(count)]
 
 
 def draw_words(backbone: Backbone, words: Sequence[str], seed: int) -> list[Image.Image]:
-    """A picture of each word, as the model draws it."""
+    """Draw one picture of each word with the model."""
     requests = [ImageRequest(WORD_PROMPT.format(word), seed_for(seed, word, "amortise")) for word in words]
     return generate(backbone, requests, _SAMPLING)
 
 
-def _ridge(features: Tensor, table: Tensor, seen: Tensor, chosen: Tensor) -> tuple[Tensor, float]:
-    """The weights [1 + width, dim] with the ridge that predicts the chosen rows best from `seen` when each is left out,
-    and the share of their variance explained then."""
-    rows, probes = _with_one(features), _with_one(seen)
+def _fit_ridge(features: Tensor, vectors: Tensor, probes: Tensor, chosen: Tensor) -> tuple[Tensor, float]:
+    """Fit a ridge regression whose penalty is chosen by leave-one-out cross-validation.
+
+    features: [n, width] and vectors: [n, dim] to fit on. probes: [d, width] features to predict the d `chosen` vectors
+    from. Returns the weights [1 + width, dim] and the R squared of the predictions with each chosen row left out.
+    """
+    rows, probe_rows = _with_intercept(features), _with_intercept(probes)
     scale = float((features - features.mean(0)).square().sum(0).mean())
-    truth = table[chosen]
-    total = (truth - table.mean(0)).square().sum()
+    truth = vectors[chosen]
+    variance = (truth - vectors.mean(0)).square().sum()
     best = torch.empty(0), -float("inf")
     for ridge in _RIDGES:
         penalty = torch.full((rows.shape[1],), ridge * scale, dtype=torch.float64).index_fill(0, torch.tensor(0), 0.0)
         inverse = torch.linalg.inv(rows.T @ rows + penalty.diag())
-        weights = inverse @ rows.T @ table
+        weights = inverse @ rows.T @ vectors
         # Leaving row i out takes inverse @ x_i * residual_i / (1 - leverage_i) from the weights (Sherman and Morrison)
         own = rows[chosen]
         residuals = truth - own @ weights
         leverages = (own @ inverse * own).sum(1)
-        correction = (probes @ inverse * own).sum(1) / (1 - leverages)
-        left_out = probes @ weights - correction[:, None] * residuals
-        explained = float(1 - (truth - left_out).square().sum() / total)
-        if explained > best[1]:
-            best = weights, explained
+        correction = (probe_rows @ inverse * own).sum(1) / (1 - leverages)
+        left_out = probe_rows @ weights - correction[:, None] * residuals
+        r_squared = float(1 - (truth - left_out).square().sum() / variance)
+        if r_squared > best[1]:
+            best = weights, r_squared
     return best
 
 
@@ -151,6 +170,6 @@ def _cosines(first: Tensor, second: Tensor) -> Tensor:
     return F.normalize(first, dim=1) @ F.normalize(second, dim=1).T
 
 
-def _with_one(features: Tensor) -> Tensor:
-    """A 1 in front of each, for the intercept."""
+def _with_intercept(features: Tensor) -> Tensor:
+    """Prepend a 1 to each feature, for the intercept: [..., width] -> [..., 1 + width]."""
     return torch.cat([features.new_ones(*features.shape[:-1], 1), features], dim=-1)

@@ -150,7 +150,7 @@ class StartChooser:
             raise ValueError(f"init.words = {self._words!r}: must be 3 words or more for init.method {config.method!r}")
         self._texts = extractor.texts([amortise.WORD_PROMPT.format(word) for word in self._words])
         if config.method == "amortised":
-            self._amortiser = self._fit(extractor, seed, examples)
+            self._regression = self._fit(extractor, seed, examples)
 
     def __call__(self, concept: Concept, photos: Sequence[Image.Image]) -> Start:
         """Raises ValueError, naming the concept, if it lacks what the method needs."""
@@ -175,12 +175,12 @@ class StartChooser:
         word = None
         if concept.initializer:
             word = self._extractor.texts([amortise.WORD_PROMPT.format(concept.initializer)])[0], own
-        prediction = self._amortiser.predict(feature, word)
-        if prediction.doubt:
-            return _started(concept, own, f"words, amortised was unsure: {prediction.doubt}")
+        prediction = self._regression.predict(feature, word)
+        if prediction.unreliable_because:
+            return _started(concept, own, f"words, amortised was unsure: {prediction.unreliable_because}")
         return _started(concept, prediction.vectors, "amortised")
 
-    def _fit(self, extractor: ClipExtractor, seed: int, examples: Iterable[Example]) -> amortise.Amortiser:
+    def _fit(self, extractor: ClipExtractor, seed: int, examples: Iterable[Example]) -> amortise.StartRegression:
         backbone, words = self._backbone, self._words
         ids = [backbone.tokenize(word) for word in words]
         tables = backbone.token_tables
@@ -190,9 +190,9 @@ class StartChooser:
             learned.append(F.normalize(extractor.images(example.photos).mean(0), dim=0))
             for key in tables:
                 vectors[key].append(example.embedding.vectors[key].float().mean(0))
-        drawn = amortise.spread(len(words))
+        drawn = amortise.choose_words_to_draw(len(words))
         pictures = amortise.draw_words(backbone, [words[i] for i in drawn], seed)
-        return amortise.fit(
+        return amortise.fit_start_regression(
             self._texts,
             {key: torch.stack(rows) for key, rows in vectors.items()},
             extractor.images(pictures),
