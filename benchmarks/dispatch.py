@@ -40,7 +40,8 @@ from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.plan import ConceptTask, Plan
 from pipeline.ledger.records import load_records
-from pipeline.store.storage import RunStore, absolute
+from pipeline.store.addresses import absolute
+from pipeline.store.storage import RunStore
 
 PHOTOS = 512
 """Different photos that a made-up manifest's rows name, three each."""

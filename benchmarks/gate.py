@@ -36,7 +36,8 @@ from pipeline.ledger.digest import digest
 from pipeline.ledger.gate import BELOW
 from pipeline.ledger.plan import EVERY, ConceptTask, settings_path
 from pipeline.ledger.records import ConceptRecord, Try, load_records
-from pipeline.store.storage import ConceptFolder, RunStore, read_bytes
+from pipeline.store.addresses import read_bytes
+from pipeline.store.storage import ConceptFolder, RunStore
 from textual_inversion.concept import Concept
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone

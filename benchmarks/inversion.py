@@ -37,7 +37,7 @@ from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
 from pipeline.inputs.manifest import BadRow, read_manifest
 from pipeline.inputs.models import locate
-from pipeline.store.storage import absolute, read_bytes
+from pipeline.store.addresses import absolute, read_bytes
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState

@@ -43,8 +43,9 @@ from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import BadRow, read_manifest
 from pipeline.inputs.models import extractor_hash, locate, model_hash
 from pipeline.inputs.prompt_table import Prompt
+from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.errors import describe_error
-from pipeline.store.storage import RunStore, absolute, read_bytes
+from pipeline.store.storage import RunStore
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Outcome

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.actor.library import LearnedConcept, open_library
-from pipeline.store.storage import absolute, read_bytes
+from pipeline.store.addresses import absolute, read_bytes
 from textual_inversion.metrics import clip_i_between_photos, clip_i_per_picture
 from textual_inversion.photos import open_photo
 

@@ -37,9 +37,10 @@ from pipeline.inputs.models import portable
 from pipeline.ledger.records import latest, load_records
 from pipeline.report.logs import configure_logs
 from pipeline.report.run_summary import SHOWN_FAILURES
+from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.errors import describe_error
 from pipeline.store.redact import redact
-from pipeline.store.storage import RunStore, absolute, read_bytes
+from pipeline.store.storage import RunStore
 
 _PICTURES_PER_CALL = 64
 

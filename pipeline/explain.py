@@ -82,7 +82,7 @@ def explain(store: RunStore, concept_id: str, manifest: str | None = None) -> Ex
         run = {}
         found.notes.append("there is no run.json: the settings of the last run are not known")
     row = _find_row(found, concept_id, manifest, run)
-    listing = [] if _is_no_id(concept_id) else list(store.scan_dated(f"concepts/{concept_id}"))
+    listing = [] if _is_no_id(concept_id) else list(store.scan_with_times(f"concepts/{concept_id}"))
     if row is None and not listing:
         _refuse(store, concept_id, manifest or run.get("config", {}).get("manifest"), run)
     found.objects = [(store.uri(path), size, at) for path, size, at in sorted(listing, key=lambda each: -each[2])]
@@ -120,7 +120,7 @@ def _find_row(
 
 def _refuse(store: RunStore, concept_id: str, manifest: str | None, run: Mapping[str, Any]) -> None:
     """Raises ValueError for a concept that is neither in the manifest nor in the output."""
-    known = {folder.concept_id for path, _ in store.scan("concepts") if (folder := ConceptFolder.of(path))}
+    known = {folder.concept_id for path, _ in store.scan("concepts") if (folder := ConceptFolder.from_path(path))}
     if not known and not run:
         raise ValueError(no_run(store))
     try:
@@ -140,7 +140,7 @@ def _records(store: RunStore, paths: Sequence[str]) -> list[ConceptRecord]:
     ends = [path for path in paths if path.endswith(("/record.json", "/failure.json"))]
     records = []
     for path, content in store.get_many(ends).items():
-        folder = ConceptFolder.of(path)
+        folder = ConceptFolder.from_path(path)
         assert folder is not None
         try:
             if isinstance(content, OSError):

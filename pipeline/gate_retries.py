@@ -27,7 +27,8 @@ from pipeline.ledger.plan import ConceptTask, Plan, Selection, settings_path
 from pipeline.ledger.records import ConceptRecord, Try, from_json, put_record
 from pipeline.ledger.settings import current_settings
 from pipeline.report.run_summary import RetryStats
-from pipeline.store.storage import ConceptFolder, RunStore, read_bytes
+from pipeline.store.addresses import read_bytes
+from pipeline.store.storage import ConceptFolder, RunStore
 from pipeline.times import now
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def pending(store: RunStore, plan: Plan, chosen: Selection) -> dict[str, str]:
     done, so many at most."""
     found = plan.below.items()
     if chosen.below_gate:
-        folders = (ConceptFolder.of(path) for path, size in store.scan("concepts") if size)
+        folders = (ConceptFolder.from_path(path) for path, size in store.scan("concepts") if size)
         found = {one.concept_id: one.fingerprint for one in folders if one and one.fingerprint.encode() in plan.current
                  and plan.was_done(one.fingerprint)}.items()  # fmt: skip
     mine = ((name, mark) for name, mark in found if mark.encode() in plan.current and chosen.names(name))

@@ -42,10 +42,11 @@ from pipeline.report.logs import configure_logs, say
 from pipeline.report.page import build_report
 from pipeline.report.progress import Facts, Progress
 from pipeline.report.run_summary import DeviceTime, RunStats, conclude, describe_bad, describe_run, figures_of, left_out
+from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.errors import RunAborted, StoreFailed, describe_error
-from pipeline.store.lease import held
+from pipeline.store.lease import hold_lease
 from pipeline.store.redact import redact
-from pipeline.store.storage import RunStore, absolute, read_bytes
+from pipeline.store.storage import RunStore
 from pipeline.times import DeadlinePassed, moment_named
 
 # ray and torch are imported where they are first needed: --help and --dry-run answer at once.
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = select(config.manifest, store, options.only, options.retry, options.limit, config.gate)
         if options.dry_run:
             return dry_run(config, chosen, photos=options.photos, prune=options.prune)
-        with held(store, config.lease_s):
+        with hold_lease(store, config.lease_s):
             return run(config, chosen, until=until, prune=options.prune)
     except ValueError as error:
         sys.stderr.write(redact(f"error: {error}\n"))

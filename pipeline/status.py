@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pipeline.exit_codes import OK, USAGE
 from pipeline.report.run_status import RunStatus, read_status
 from pipeline.store.redact import redact
-from pipeline.store.s3 import is_clients
+from pipeline.store.s3 import is_client_error
 from pipeline.store.storage import RunStore
 from pipeline.times import duration, moment, span
 
@@ -143,7 +143,7 @@ def answer(
         sys.stderr.write(f"error: {redact(str(error)) or type(error).__name__}\n")
         return USAGE
     except Exception as error:
-        if not is_clients(error):
+        if not is_client_error(error):
             raise
         sys.stderr.write(f"error: {redact(f'{output} cannot be reached: {error}')}\n")
         return USAGE

@@ -24,7 +24,8 @@ from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.exit_codes import OK, USAGE
 from pipeline.inputs.models import portable
-from pipeline.store.storage import RunStore, absolute, read_bytes
+from pipeline.store.addresses import absolute, read_bytes
+from pipeline.store.storage import RunStore
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -36,7 +36,7 @@ from pipeline.inputs.photos import open_pictures
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, from_json
 from pipeline.store.errors import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed, describe_error
-from pipeline.store.s3 import is_clients
+from pipeline.store.s3 import is_client_error
 from pipeline.store.storage import RunStore
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
@@ -116,7 +116,7 @@ class Learner:
             except (PhotosUnreachable, StoreFailed):
                 raise
             except Exception as error:
-                if isinstance(error, OSError) or is_clients(error):
+                if isinstance(error, OSError) or is_client_error(error):
                     raise StoreFailed(describe_error(error)) from error
                 raise
             finally:

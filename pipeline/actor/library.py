@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.ledger.records import ConceptRecord, latest, load_records
-from pipeline.store.storage import RunStore, absolute, read_bytes
+from pipeline.store.addresses import absolute, read_bytes
+from pipeline.store.storage import RunStore
 from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.concept import LearnedEmbedding, whole_word_pattern
 from textual_inversion.formats import parse_diffusers

@@ -98,7 +98,8 @@ def put_done(store: RunStore, learned: Learned, files: Mapping[str, StoredFile],
         store.put(learned.task.folder.ladder, b"{}")
     record = record_of(
         learned.task, "done", learned.attempt, start=learned.start, steps=outcome.steps, seconds=outcome.seconds,
-        scores=learned.scores, files=files, gate=judged, setbacks=outcome.setbacks, repeated=retries.repeated.take(),
+        scores=learned.scores, files=files, gate=judged, setbacks=outcome.setbacks,
+        repeated=retries.retry_count.take_new(),
     )  # fmt: skip
     put_record(store, record)
     return record

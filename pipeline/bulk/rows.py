@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.ledger.digest import digest
-from pipeline.store.storage import RunStore, open_for_reading
+from pipeline.store.addresses import open_for_reading
+from pipeline.store.storage import RunStore
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 from pipeline.bulk.rows import PLAN_PART_ROWS
 from pipeline.config import LogFormat, RunConfig
 from pipeline.report.progress import Progress
-from pipeline.store.storage import RunStore, hand_over
+from pipeline.store.addresses import filesystem_for_workers
+from pipeline.store.storage import RunStore
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,8 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
     import ray  # here, because planning and reading results need no Ray
 
     store = RunStore(config.output)
-    plan_filesystem, plan_path = hand_over(store.uri(stage.plan))
-    results_filesystem, results_path = hand_over(store.uri(stage.results))
+    plan_filesystem, plan_path = filesystem_for_workers(store.uri(stage.plan))
+    results_filesystem, results_path = filesystem_for_workers(store.uri(stage.results))
     sizes = stage_sizes(
         stage,
         num_rows,

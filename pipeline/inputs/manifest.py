@@ -20,8 +20,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.store.addresses import absolute, find_files, open_for_reading, resolve
 from pipeline.store.redact import redact, redacted
-from pipeline.store.storage import absolute, match, open_for_reading, resolve
 from textual_inversion.concept import Concept, whole_word_pattern
 
 CONCEPT_COLUMNS = (
@@ -131,7 +131,7 @@ def read_manifest(uri: str) -> Iterator[ManifestRow | BadRow]:
 
 
 def _files(uri: str) -> list[str]:
-    files = match(absolute(uri), ".parquet")
+    files = find_files(absolute(uri), ".parquet")
     if not files:
         raise ValueError(f"no manifest at {redact(uri)}: give a Parquet file, a folder with *.parquet files, or a glob")
     return files

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import PhotoConfig
 from pipeline.store import http_client
+from pipeline.store.addresses import read_bytes
 from pipeline.store.redact import redact
-from pipeline.store.storage import read_bytes
 from textual_inversion.concept import Concept
 from textual_inversion.photos import open_mask, open_photo
 
@@ -33,7 +33,7 @@ def fetch(uri: str, photos: PhotoConfig) -> bytes:
     check_scheme(uri, photos)
     try:
         if scheme_of(uri) in ("http", "https"):
-            bounds = http_client.Bounds(schemes=photos.schemes, networks=photos.private_networks)
+            bounds = http_client.AccessRules(schemes=photos.schemes, networks=photos.private_networks)
             return http_client.read(uri, photos.max_bytes, bounds)
         return read_bytes(uri, photos.max_bytes)
     except _LASTING as error:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.store.storage import absolute, open_for_reading, read_bytes
+from pipeline.store.addresses import absolute, open_for_reading, read_bytes
 
 INITIALIZER = "{initializer}"
 

@@ -100,7 +100,7 @@ def finished(listing: Iterable[tuple[str, int]], below: dict[str, str] | None = 
     -> fingerprint, what waits below the gate to be tried again."""
     done = set()
     for path, size in listing:
-        folder = ConceptFolder.of(path)
+        folder = ConceptFolder.from_path(path)
         if folder is not None and path == folder.record and size:
             done.add(folder.fingerprint.encode())
         elif folder is not None and path == folder.ladder and below is not None:

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from pipeline.inputs.manifest import concept_ids
 from pipeline.ledger.plan import Plan
 from pipeline.ledger.records import from_json
-from pipeline.store.storage import ConceptFolder, RunStore, open_for_reading
+from pipeline.store.addresses import open_for_reading
+from pipeline.store.storage import ConceptFolder, RunStore
 
 METADATA = "images/metadata"
 _BATCH = 200
@@ -115,7 +116,7 @@ def _folders(store: RunStore) -> dict[str, dict[str, _Folder]]:
     """Concept id -> fingerprint -> what is there."""
     found: dict[str, dict[str, _Folder]] = {}
     for path, size in store.scan("concepts"):
-        folder = ConceptFolder.of(path)
+        folder = ConceptFolder.from_path(path)
         if folder is not None:
             mine = found.setdefault(folder.concept_id, {}).setdefault(folder.fingerprint, _Folder())
             mine.bytes += size

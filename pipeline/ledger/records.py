@@ -170,8 +170,8 @@ def load_records(
     record that cannot be read is given as a failed one with the cause.
     """
     listed: dict[bytes, tuple[ConceptFolder, tuple[str, int, float]]] = {}
-    for path, size, written in store.scan_dated("concepts"):
-        folder = ConceptFolder.of(path)
+    for path, size, written in store.scan_with_times("concepts"):
+        folder = ConceptFolder.from_path(path)
         key = folder.fingerprint.encode() if folder is not None else b""
         if folder is None or (current is not None and key not in current):
             continue

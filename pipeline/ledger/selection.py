@@ -17,7 +17,8 @@ from pipeline.ledger.gate import BELOW, judge
 from pipeline.ledger.plan import Selection
 from pipeline.ledger.records import load_records
 from pipeline.ledger.results import PATH as RESULTS
-from pipeline.store.storage import ConceptFolder, RunStore, open_for_reading
+from pipeline.store.addresses import open_for_reading
+from pipeline.store.storage import ConceptFolder, RunStore
 
 RETRIES = ("failed", "quarantined", "below-gate")
 
@@ -52,7 +53,7 @@ def failed_before(store: RunStore) -> set[str]:
     they failed before they had one. Those that are done by now are among them."""
     failed, done = set[ConceptFolder](), set[ConceptFolder]()
     for path, size in store.scan("concepts"):
-        folder = ConceptFolder.of(path)
+        folder = ConceptFolder.from_path(path)
         if folder is not None and path == folder.failure:
             failed.add(folder)
         elif folder is not None and path == folder.record and size:

@@ -15,7 +15,8 @@ from typing import Any
 
 from pipeline.ledger.records import from_json
 from pipeline.report.overview import Cause, by_cause
-from pipeline.store.storage import ConceptFolder, RunStore, open_for_reading
+from pipeline.store.addresses import open_for_reading
+from pipeline.store.storage import ConceptFolder, RunStore
 
 _RESULTS, _RUN = "results.parquet", "run.json"
 _MOST_READ = 500
@@ -109,8 +110,8 @@ def read_status(store: RunStore, clock: float | None = None) -> RunStatus:
     clock = time.time() if clock is None else clock
     states: dict[str, ConceptState] = {}
     status, written, newest = RunStatus(output=store.root), dict[str, float](), 0.0
-    for path, size, at in store.scan_dated():
-        folder = ConceptFolder.of(path)
+    for path, size, at in store.scan_with_times():
+        folder = ConceptFolder.from_path(path)
         newest = max(newest, at)
         if folder is not None:
             _note(states, folder, path, size, at)

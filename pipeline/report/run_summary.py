@@ -76,7 +76,7 @@ class RunStats:
     retried: int = 0
     """Of the concepts learned or failed, those of which a call was lost with an actor or to storage, and made again."""
     repeated: int = 0
-    """Calls to storage that actors made again; this process's own are in `retries.repeated`."""
+    """Calls to storage that actors made again; this process's own are in `retries.retry_count`."""
     steps: int = 0
     """Of the concepts learned."""
     device_seconds: float = 0.0
@@ -113,7 +113,7 @@ class RunStats:
     @property
     def calls_repeated(self) -> int:
         """To storage, by actors and this process; those of an actor that died are lost with it."""
-        return self.repeated + retries.repeated.value
+        return self.repeated + retries.retry_count.value
 
     @property
     def device_hours(self) -> float:

@@ -15,7 +15,8 @@ from pipeline.actor.library import LearnedConcept, Library
 from pipeline.actor.publish import to_png
 from pipeline.config import RunConfig
 from pipeline.inputs.models import locate, model_hash
-from pipeline.store.storage import RunStore, absolute, read_bytes
+from pipeline.store.addresses import absolute, read_bytes
+from pipeline.store.storage import RunStore
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone

@@ -1,4 +1,4 @@
-"""Local disks: objects that are there whole or not at all, and folders that one process at a time is in."""
+"""Local disks: write files that are either complete or absent, and lock folders against other processes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TEMPORARY = ".partial-"
-"""In the names of files that are being written."""
+"""Prefix in the names of files that are still being written."""
 
 
 def put(path: Path, data: bytes) -> None:
-    """Write a file and give it its name when it is on the disk."""
+    """Write a file under a temporary name, and rename it once its bytes are on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())  # a record must not outlive what it vouches for
+            os.fsync(file.fileno())  # a record must not survive a crash that loses the files it vouches for
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -30,12 +30,13 @@ def put(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """No other process on this machine is in here; on network disks, as far as they lock."""
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a folder against other processes of this machine, and of others where a network file
+    system supports locks."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:

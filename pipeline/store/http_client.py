@@ -1,7 +1,8 @@
-"""One object over HTTP, whole or not at all, from no place that the caller did not allow.
+"""Read one whole object over HTTP, from no network or scheme that the caller did not allow.
 
-The address checked is the one connected to, for the first request and for every redirect: names are not looked up
-twice, so a name that answers differently the second time gains nothing. Proxies of the environment are not used.
+The IP address that is checked is the one connected to, for the first request and for every redirect. Host names are
+looked up once, so a name that resolves differently the second time (DNS rebinding) gains nothing. Proxies of the
+environment are not used.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from pipeline.store.redact import redact
 from pipeline.store.retries import backoff_s
 
 if TYPE_CHECKING:
-    import aiohttp  # where it is needed: most runs fetch nothing over HTTP, and a dry run is to answer at once
+    import aiohttp  # imported in `_read`: most runs read nothing over HTTP, and a dry run must answer at once
 
 ATTEMPTS = 3
-"""Requests for one object that the server or the network fails; what a client asked wrongly is not asked again."""
+"""Largest number of requests for one object while the server or the network fails; a 4xx answer is final."""
 
 FIRST_WAIT_S = 0.5
-"""Before the second attempt; twice as long before the third."""
+"""Pause before the second attempt; it doubles before the third."""
 
 _TIMEOUT_S = {"total": 300, "sock_connect": 20, "sock_read": 60}
 _CHUNK_BYTES = 2**16
@@ -37,29 +38,30 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bounds:
-    """Where a fetch may lead."""
+class AccessRules:
+    """Addresses that a request may connect to."""
 
     schemes: tuple[str, ...] = ("http", "https")
-    """Of the address and of every redirect."""
+    """Schemes allowed in the address and in every redirect."""
     networks: tuple[str, ...] = ()
     """Private networks (CIDR) that may be connected to besides public addresses."""
 
 
-def read(url: str, limit: int, bounds: Bounds | None = None) -> bytes:
-    """The body of a GET; `bounds` None goes anywhere. Compressed transfer is neither asked for nor undone.
+def read(url: str, limit: int, rules: AccessRules | None = None) -> bytes:
+    """Return the body of a GET; with `rules` None any address may be connected to. Compressed transfer is neither
+    requested nor decoded.
 
     Raises FileNotFoundError or PermissionError when the server says so, ValueError for what another attempt would not
-    mend (larger than `limit` bytes, a forbidden place, a wrong address), and OSError after `ATTEMPTS` failures of
-    server or network. The texts name no address but those connected to, and hold no credentials.
+    mend (larger than `limit` bytes, a forbidden or malformed address), and OSError after `ATTEMPTS` failures of server
+    or network. The texts name no address but those connected to, and hold no credentials.
     """
-    data: bytes = sync(get_loop(), _read_patiently, url, limit, bounds)
+    data: bytes = sync(get_loop(), _read_with_retries, url, limit, rules)
     return data
 
 
 def is_public(address: Address) -> bool:
-    """Whether anybody may be sent there: not private, loopback, link-local, shared, reserved or multicast, nor an IPv6
-    form of such an IPv4 address."""
+    """True unless the address is private, loopback, link-local, shared, reserved or multicast, or an IPv6 form of such
+    an IPv4 address."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
         if inner is None and address in _NAT64:
@@ -69,10 +71,10 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
-async def _read_patiently(url: str, limit: int, bounds: Bounds | None) -> bytes:
+async def _read_with_retries(url: str, limit: int, rules: AccessRules | None) -> bytes:
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return await _read(url, limit, bounds)
+            return await _read(url, limit, rules)
         except (FileNotFoundError, PermissionError):
             raise
         except OSError as error:
@@ -82,21 +84,21 @@ async def _read_patiently(url: str, limit: int, bounds: Bounds | None) -> bytes:
     raise AssertionError("the last attempt returns or raises")
 
 
-async def _read(url: str, limit: int, bounds: Bounds | None) -> bytes:
+async def _read(url: str, limit: int, rules: AccessRules | None) -> bytes:
     import aiohttp
 
     refused: list[str] = []
-    """Why a connection or redirect was not made; aiohttp wraps what is raised inside it."""
+    """Reasons why a connection or redirect was refused, kept here because aiohttp wraps what its callbacks raise."""
 
     def connect(info: Any) -> socket.socket:
         family, kind, protocol, _, (host, *_) = info
-        if bounds is not None and not _may_reach(ipaddress.ip_address(str(host).partition("%")[0]), bounds.networks):
+        if rules is not None and not _is_allowed(ipaddress.ip_address(str(host).partition("%")[0]), rules.networks):
             refused.append(f"{host} is no public address; photos.private_networks can allow its network")
             raise PermissionError(refused[-1])
         return socket.socket(family, kind, protocol)
 
-    async def within_bounds(request: Any, handler: Any) -> Any:
-        if bounds is not None and request.url.scheme not in bounds.schemes:
+    async def check_scheme(request: Any, handler: Any) -> Any:
+        if rules is not None and request.url.scheme not in rules.schemes:
             refused.append(f"it leads to {request.url.scheme}://, which photos.schemes does not allow")
             raise PermissionError(refused[-1])
         return await handler(request)
@@ -105,13 +107,16 @@ async def _read(url: str, limit: int, bounds: Bounds | None) -> bytes:
     try:
         async with (
             aiohttp.ClientSession(
-                connector=connector, timeout=aiohttp.ClientTimeout(**_TIMEOUT_S), middlewares=(within_bounds,),
-                auto_decompress=False, headers={"Accept-Encoding": "identity"},
+                connector=connector,
+                timeout=aiohttp.ClientTimeout(**_TIMEOUT_S),
+                middlewares=(check_scheme,),
+                auto_decompress=False,
+                headers={"Accept-Encoding": "identity"},
             ) as session,
             session.get(url, max_redirects=_MAX_REDIRECTS) as response,
-        ):  # fmt: skip
+        ):
             _check_status(response.status)
-            return await _body(response, limit)
+            return await _read_body(response, limit)
     except (FileNotFoundError, PermissionError, ValueError) as error:
         if isinstance(error, aiohttp.InvalidURL):  # a redirect's address, too
             raise ValueError("it is not, or does not lead to, an address of the web") from None
@@ -126,30 +131,29 @@ async def _read(url: str, limit: int, bounds: Bounds | None) -> bytes:
         raise OSError(f"{type(error).__name__}: {redact(str(error))}") from None
 
 
-def _may_reach(address: Address, networks: Sequence[str]) -> bool:
+def _is_allowed(address: Address, networks: Sequence[str]) -> bool:
     return is_public(address) or any(address in ipaddress.ip_network(network) for network in networks)
 
 
 def _check_status(status: int) -> None:
-    shown = f"the server answered {status}"
+    answer = f"the server answered {status}"
     if status in (404, 410):
-        raise FileNotFoundError(f"{shown}, not found")
+        raise FileNotFoundError(f"{answer}, not found")
     if status in (401, 403, 407):
-        raise PermissionError(f"{shown}, not allowed; a signed address may have expired")
+        raise PermissionError(f"{answer}, not allowed; a signed address may have expired")
     if 400 <= status < 500 and status not in (408, 425, 429):
-        raise ValueError(shown)
+        raise ValueError(answer)
     if status != 200:
-        raise OSError(shown)
+        raise OSError(answer)
 
 
-async def _body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     too_large = ValueError(f"it has more than {limit:,} bytes")
     if (response.content_length or 0) > limit:
         raise too_large
-    parts, size = [], 0
-    async for part in response.content.iter_chunked(_CHUNK_BYTES):
-        parts.append(part)
-        size += len(part)
-        if size > limit:
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        body += chunk
+        if len(body) > limit:
             raise too_large
-    return b"".join(parts)
+    return bytes(body)

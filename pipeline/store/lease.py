@@ -1,9 +1,9 @@
-"""One run at a time on an output: `lease.json`, put on the condition that nobody else has put one, and renewed.
+"""Let one run at a time work on an output: `lease.json`, put on the condition that none is present, and renewed.
 
 Two runs on one output would do no harm (the same fingerprints give the same bytes, and records are written last), but
-they would do all work twice. The second waits only as long as it takes to see whether the first still lives: if so, it
-refuses; if not, it takes over. Clocks of two machines are never compared for that. On stores that know no conditional
-writes (all but S3 and local disks), two runs started within the same second may both go on.
+they would do all work twice. The second run waits until it knows whether the first is alive: it refuses if so, and
+takes over if not. Clocks of two machines are never compared. On stores without conditional writes (all but S3 and
+local disks), two runs started within the same second may both go on.
 """
 
 from __future__ import annotations
@@ -29,37 +29,45 @@ from pipeline.times import now
 log = logging.getLogger(__name__)
 
 PATH = "lease.json"
-_RENEWALS, _LOOKS = 4, 30
-"""In the time after which a lease without a sign of life ends."""
+
+_RENEWALS_PER_TERM = 4
+"""Renewals in a lease's term, the time after which a lease without renewal ends."""
+
+_CHECKS_PER_TERM = 30
+"""Checks of another run's lease while waiting for it to be renewed or to end."""
 
 
 class LeaseHeld(ValueError):
-    """Another run works on this output; the text says which, and what to do."""
+    """Raised when another run works on this output; the text says which, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """Who has an output, as `lease.json` says."""
+    """Run that works on an output: the content of `lease.json`."""
 
     run: str
     host: str
     process: int
     machine: str
-    """Where process numbers mean the same; empty if not known."""
+    """Host, boot and container within which process ids are unique; "" if not known."""
     started_at: str
     renewed_at: str
 
     @classmethod
-    def here(cls) -> Holder:
+    def for_this_process(cls) -> Holder:
         moment = now()
         return cls(
-            run=uuid.uuid4().hex, host=socket.gethostname(), process=os.getpid(), machine=_machine(),
-            started_at=moment, renewed_at=moment,
-        )  # fmt: skip
+            run=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            process=os.getpid(),
+            machine=_machine(),
+            started_at=moment,
+            renewed_at=moment,
+        )
 
     @classmethod
-    def read(cls, data: bytes) -> Holder:
-        """Whatever is in it; unknown where it is not a lease."""
+    def from_bytes(cls, data: bytes) -> Holder:
+        """Parse a lease; the holder of anything that is not a lease is unknown."""
         try:
             found = json.loads(data)
             return cls(**{field.name: found[field.name] for field in dataclasses.fields(cls)})
@@ -70,7 +78,8 @@ class Holder:
         return json.dumps(dataclasses.asdict(self), indent=1).encode()
 
     def is_dead(self) -> bool:
-        """True if it ran on this machine and is no more; elsewhere, only time can tell."""
+        """True if the holder ran on this machine and its process is gone; False on other machines, where only waiting
+        can tell."""
         if not self.machine or self.machine != _machine() or self.process <= 0:
             return False
         try:
@@ -79,47 +88,51 @@ class Holder:
             return True
         except PermissionError:
             return False
-        return self.process == os.getpid()  # the same number again: a container started anew
+        return self.process == os.getpid()  # this process got the dead one's id: a container was started again
 
 
 class Lease:
-    """This process's hold on an output."""
+    """Lease of this process on an output, for terms of `term_s` seconds."""
 
-    def __init__(self, store: RunStore, seconds: float, on_lost: Callable[[], None]) -> None:
-        self._store, self._seconds, self._on_lost = store, seconds, on_lost
-        self._mine, self._tag = Holder.here(), ""
-        self._over = threading.Event()
+    def __init__(self, store: RunStore, term_s: float, on_lost: Callable[[], None]) -> None:
+        self._store = store
+        self._term_s = term_s
+        self._on_lost = on_lost
+        self._mine = Holder.for_this_process()
+        self._etag = ""
+        """Entity tag of the lease that the next put replaces; "" for none."""
+        self._is_released = threading.Event()
 
-    def take(self) -> None:
-        """Raises LeaseHeld if another run has it and lives."""
+    def acquire(self) -> None:
+        """Take the lease, waiting for another run's lease to end. Raises LeaseHeld if that run is alive."""
         while not self._put():
             try:
-                data, tag = self._store.get_tagged(PATH)
+                data, etag = self._store.get_with_etag(PATH)
             except FileNotFoundError:
                 continue
-            holder = Holder.read(data)
-            if holder.run == self._mine.run:  # it was put; only the answer was lost
-                self._tag = tag
+            holder = Holder.from_bytes(data)
+            if holder.run == self._mine.run:  # the put succeeded; only its answer was lost
+                self._etag = etag
                 return
-            if holder.is_dead() or self._stays_silent(holder, tag):
+            if holder.is_dead() or self._stays_unrenewed(holder, etag):
                 log.warning("taking over from a run that died: %s, process %d", holder.host, holder.process)
-                self._tag = tag  # what the next put replaces, if it still is there
+                self._etag = etag
 
     def renew(self) -> bool:
-        """Show a sign of life; False if another run has it."""
+        """Put the lease with the current time; return False if another run has it."""
         self._mine = dataclasses.replace(self._mine, renewed_at=now())
         if self._put():
             return True
         try:
-            data, self._tag = self._store.get_tagged(PATH)
-        except FileNotFoundError:  # somebody has tidied up
-            self._tag = ""
+            data, self._etag = self._store.get_with_etag(PATH)
+        except FileNotFoundError:  # a person or a tool deleted the lease
+            self._etag = ""
             return self._put()
-        return Holder.read(data).run == self._mine.run
+        return Holder.from_bytes(data).run == self._mine.run
 
-    def keep(self) -> None:
-        """Renew it until `release`; for a thread of its own."""
-        while not self._over.wait(self._seconds / _RENEWALS):
+    def renew_until_released(self) -> None:
+        """Renew the lease until `release`, or call `on_lost` once another run has it; for a thread of its own."""
+        while not self._is_released.wait(self._term_s / _RENEWALS_PER_TERM):
             try:
                 if not self.renew():
                     log.error("another run has taken over %s: this one stops", redact(self._store.root))
@@ -129,66 +142,74 @@ class Lease:
                 log.warning("the lease on %s was not renewed: %s", redact(self._store.root), redact(str(error)))
 
     def release(self) -> None:
-        self._over.set()
+        """Stop the renewal and delete the lease if it is still this run's."""
+        self._is_released.set()
         try:
-            if Holder.read(self._store.get_tagged(PATH)[0]).run == self._mine.run:
+            if Holder.from_bytes(self._store.get_with_etag(PATH)[0]).run == self._mine.run:
                 self._store.delete(PATH)
         except OSError as error:
-            log.warning("the lease on %s ends by itself in %.0f s: %s", redact(self._store.root), self._seconds, error)
+            log.warning("the lease on %s ends by itself in %.0f s: %s", redact(self._store.root), self._term_s, error)
 
     def _put(self) -> bool:
         try:
-            self._tag = self._store.put_if(PATH, self._mine.to_bytes(), self._tag)
+            self._etag = self._store.put_if_match(PATH, self._mine.to_bytes(), self._etag)
         except FileExistsError:
-            self._tag = ""
+            self._etag = ""
             return False
         return True
 
-    def _stays_silent(self, holder: Holder, tag: str) -> bool:
-        """Watch for as long as a lease lasts. Raises LeaseHeld at the first sign of life."""
+    def _stays_unrenewed(self, holder: Holder, etag: str) -> bool:
+        """Watch another run's lease for a whole term; return False if it is deleted meanwhile. Raises LeaseHeld at its
+        first renewal."""
         log.warning(
-            "%s is held by a run on %s (process %d, last seen %s); looking for up to %.0f s whether it lives",
-            redact(self._store.root), holder.host, holder.process, holder.renewed_at, self._seconds,
-        )  # fmt: skip
-        until = time.monotonic() + self._seconds
+            "%s is held by a run on %s (process %d, last seen %s); waiting up to %.0f s to see whether it is alive",
+            redact(self._store.root),
+            holder.host,
+            holder.process,
+            holder.renewed_at,
+            self._term_s,
+        )
+        until = time.monotonic() + self._term_s
         while time.monotonic() < until:
-            time.sleep(self._seconds / _LOOKS)
+            time.sleep(self._term_s / _CHECKS_PER_TERM)
             try:
-                data, latest = self._store.get_tagged(PATH)
+                data, latest = self._store.get_with_etag(PATH)
             except FileNotFoundError:
                 return False
-            if latest != tag:
-                raise LeaseHeld(self._refusal(Holder.read(data)))
+            if latest != etag:
+                raise LeaseHeld(self._refusal(Holder.from_bytes(data)))
         return True
 
     def _refusal(self, holder: Holder) -> str:
         return redact(
             f"{self._store.root} is in use by another run: on {holder.host}, process {holder.process}, since "
             f"{holder.started_at}, last seen {holder.renewed_at}. Wait for it, stop it, or choose another --output; "
-            f"if it dies, its lease ends by itself {self._seconds:.0f} s later."
+            f"if it dies, its lease ends by itself {self._term_s:.0f} s later."
         )
 
 
 @contextlib.contextmanager
-def held(store: RunStore, seconds: float) -> Iterator[None]:
-    """Hold the lease on an output; `seconds` 0 takes none. Raises LeaseHeld if another run has it. Should another take
-    it over meanwhile, as this one seemed dead, this process gets SIGTERM."""
-    if not seconds:
+def hold_lease(store: RunStore, term_s: float) -> Iterator[None]:
+    """Hold the lease on an output; a `term_s` of 0 takes none. Raises LeaseHeld if another run has it.
+
+    This process gets SIGTERM if another run takes the lease over because this one seemed dead.
+    """
+    if not term_s:
         yield
         return
-    lease = Lease(store, seconds, on_lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
-    lease.take()
-    keeper = threading.Thread(target=lease.keep, name="lease", daemon=True)
-    keeper.start()
+    lease = Lease(store, term_s, on_lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    lease.acquire()
+    renewer = threading.Thread(target=lease.renew_until_released, name="lease", daemon=True)
+    renewer.start()
     try:
         yield
     finally:
         lease.release()
-        keeper.join(timeout=seconds)
+        renewer.join(timeout=term_s)
 
 
 def _machine() -> str:
-    """Differs wherever process numbers may mean something else: another machine, boot or container."""
+    """Return a name of the machine, its boot and the container: process ids are unique within the three."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"

@@ -1,7 +1,7 @@
-"""Addresses as they may be shown: without the passwords and signatures that some hold.
+"""Hide the passwords and signatures in addresses, for texts that people read.
 
-Whoever is given an address may use it; whoever reads a log, a record or a report may not. What a person needs to find
-the object again (host, path, harmless parameters) stays.
+A job may use the credentials in an address it is given; readers of a log, a record or a report may not. The host, the
+path and harmless parameters stay, so that a person can find the object.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ _SECRET_NAME = re.compile(
 )
 _PARAMETER = re.compile(r"([?&;#])([^=&;#]+)=([^&;#]*)")
 _LONGEST_PLAIN_VALUE = 24
-"""Signatures, tokens and keys are longer; sizes, versions and catalog numbers are not."""
+"""Characters of the longest parameter value that is shown. Signatures, tokens and keys are longer; sizes, versions and
+catalog numbers are not."""
 
 
 def redact(text: str) -> str:
-    """The text with `user:password@` and the secret values of query strings hidden in every address it holds.
+    """Return the text with `user:password@` and the secret values of query strings hidden in every address.
 
     A value is secret if its parameter's name says so (`X-Amz-Signature`, `sig`, `token`, ...) or if it is long. A text
-    without such an address is given back as it is.
+    without such an address is returned unchanged.
     """
-    return _ADDRESS.sub(_shown, text) if "://" in text else text
+    return _ADDRESS.sub(_redact_address, text) if "://" in text else text
 
 
 def redacted(value: Any) -> Any:
-    """The same for every text in nested lists, tuples and mappings of plain values."""
+    """Return a nested value of lists, tuples and mappings with `redact` applied to every text."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -43,31 +44,31 @@ def redacted(value: Any) -> Any:
 
 
 class RedactingFormatter(logging.Formatter):
-    """A log's lines, tracebacks included, with addresses redacted: whatever a library says about them."""
+    """Formatter of log lines, tracebacks included, that redacts addresses, also in what libraries log."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 
 
 def redact_logs() -> None:
-    """From now on, in what this process's root logger writes."""
+    """Redact the lines that this process's root logger writes from this call on."""
     for handler in logging.getLogger().handlers:
-        before = handler.formatter
-        handler.setFormatter(RedactingFormatter(before._fmt if before else None))
+        current = handler.formatter
+        handler.setFormatter(RedactingFormatter(current._fmt if current else None))
 
 
-def _shown(match: re.Match[str]) -> str:
+def _redact_address(match: re.Match[str]) -> str:
     scheme, rest = match.groups()
-    place = re.match(r"[^/?#]*", rest)
-    assert place is not None
-    user, at, host = place[0].rpartition("@")
+    authority = re.match(r"[^/?#]*", rest)
+    assert authority is not None
+    user, at, host = authority[0].rpartition("@")
     is_container = scheme.lower() in ("abfs", "abfss", "az") and ":" not in user  # container@account, no secret
     if at and not is_container:
         user = HIDDEN
-    return f"{scheme}://{user}{at}{host}{_PARAMETER.sub(_without_secret, rest[place.end() :])}"
+    return f"{scheme}://{user}{at}{host}{_PARAMETER.sub(_redact_parameter, rest[authority.end() :])}"
 
 
-def _without_secret(match: re.Match[str]) -> str:
+def _redact_parameter(match: re.Match[str]) -> str:
     mark, name, value = match.groups()
     is_secret = _SECRET_NAME.search(name) or len(value) > _LONGEST_PLAIN_VALUE
     return f"{mark}{name}={HIDDEN if value and is_secret else value}"

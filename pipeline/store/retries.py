@@ -1,7 +1,7 @@
-"""Calls to a store that fails for a moment, made again: a bounded number of times, ever further apart, and counted.
+"""Repeat calls to a store that fails for a moment: a bounded number of times, with growing pauses, and counted.
 
-The only layer that repeats a store's calls: those of the clients are turned off (`s3.options`), so that they do not
-multiply. What stays as it is (no such object, no right, no such bucket) is not tried again.
+No other layer repeats a store's calls: the clients' own retries are turned off (`s3.options_without_retries`), so that
+the numbers do not multiply. Errors that last (no such object, no right, no such bucket) are not tried again.
 """
 
 from __future__ import annotations
@@ -20,70 +20,95 @@ from pipeline.store.redact import redact
 log = logging.getLogger(__name__)
 
 TRIES = 8
-"""Calls at most, the first included: some 25 s of waiting in all."""
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 15.0
-"""Doubled from try to try, and cut by up to a half at random, so that many clients do not come back together."""
+"""Largest number of calls, the first included; their pauses add up to at most 26 s."""
 
-_LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-_PASSING_KINDS = {
-    "HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseParserError", "CredentialRetrievalError",
-    "ClientPayloadError", "ClientConnectionError",
-}  # fmt: skip
-"""Errors of S3's and HTTP's clients that are no OSErrors, by name: the clients may not be installed."""
+FIRST_WAIT_S = 0.2
+"""Pause after the first failed call; it doubles from call to call, and is cut by up to a half at random so that many
+clients do not come back together."""
+
+LONGEST_WAIT_S = 15.0
+"""Upper bound of a pause."""
+
+_LASTING_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_PASSING_ERROR_NAMES = {
+    "HTTPClientError",
+    "ConnectionError",
+    "IncompleteReadError",
+    "ResponseParserError",
+    "CredentialRetrievalError",
+    "ClientPayloadError",
+    "ClientConnectionError",
+}
+"""Errors of S3's and HTTP's clients that are no OSErrors, by name because the clients may not be installed."""
+
 _PASSING_CODES = {
-    "IncompleteBody", "RequestTimeout", "BadDigest", "XAmzContentSHA256Mismatch", "SlowDown", "TooManyRequests",
-    "Throttling", "ThrottlingException", "OperationAborted", "ConditionalRequestConflict",
-}  # fmt: skip
-"""Of answers with a status of 4xx that another call may not get."""
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken"}
+    "IncompleteBody",
+    "RequestTimeout",
+    "BadDigest",
+    "XAmzContentSHA256Mismatch",
+    "SlowDown",
+    "TooManyRequests",
+    "Throttling",
+    "ThrottlingException",
+    "OperationAborted",
+    "ConditionalRequestConflict",
+}
+"""S3 error codes with a status of 4xx that another call may not get."""
+
+_EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken"}
+"""S3 error codes of expired credentials."""
 
 T = TypeVar("T")
 
 
-class Count:
-    """A number that threads add to."""
+class Counter:
+    """Number that several threads increment."""
 
     def __init__(self) -> None:
-        self._lock, self._value, self._taken = threading.Lock(), 0, 0
+        self._lock = threading.Lock()
+        self._value = 0
+        self._value_at_last_take = 0
 
-    def add(self, number: int = 1) -> None:
+    def increment(self) -> None:
         with self._lock:
-            self._value += number
+            self._value += 1
 
     @property
     def value(self) -> int:
         return self._value
 
-    def take(self) -> int:
-        """What was added since this was last asked."""
+    def take_new(self) -> int:
+        """Return the increments since the last call."""
         with self._lock:
-            new, self._taken = self._value - self._taken, self._value
+            new = self._value - self._value_at_last_take
+            self._value_at_last_take = self._value
         return new
 
 
-repeated = Count()
-"""Calls that this process made again."""
+retry_count = Counter()
+"""Calls to a store that this process has repeated."""
 
 
-def with_retries(call: Callable[[], T], renew: Callable[[], Any] | None = None) -> T:
-    """What `call` returns, made again as long as its error may pass. `renew` is called when credentials have expired.
+def with_retries(call: Callable[[], T], renew_credentials: Callable[[], Any] | None = None) -> T:
+    """Call and return the result, calling again while the error may pass; `renew_credentials` is called when
+    credentials may have expired.
 
-    Raises StoreFailed from the last error when all tries have failed; an error that will not pass is raised as it is.
+    Raises StoreFailed from the last error when all calls have failed; an error that lasts is raised as it is.
     """
-    for number in range(TRIES):
+    for attempt in range(TRIES):
         try:
             return call()
         except Exception as error:
             if not is_retryable(error):
                 raise
-            if number == TRIES - 1:
+            if attempt == TRIES - 1:
                 text = redact(f"{TRIES} tries failed, the last with {type(error).__name__}: {error}")
                 raise StoreFailed(text) from error
-            pause_s = backoff_s(number + 1, FIRST_WAIT_S, LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
-            log.info("a call to storage failed and is made again in %.1f s: %s", pause_s, redact(str(error)))
-            repeated.add()
-            if renew is not None and _may_have_expired(error):
-                renew()
+            pause_s = backoff_s(attempt + 1, FIRST_WAIT_S, LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
+            log.info("a call to storage failed and is repeated in %.1f s: %s", pause_s, redact(str(error)))
+            retry_count.increment()
+            if renew_credentials is not None and _credentials_may_have_expired(error):
+                renew_credentials()
             time.sleep(pause_s)
     raise AssertionError("not reached")
 
@@ -95,37 +120,37 @@ def backoff_s(failures: int, first_s: float, longest_s: float = math.inf) -> flo
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Whether the same call may go well a little later."""
-    if isinstance(error, (StoreFailed, *_LASTING)):
+    """True if the same call may succeed a little later."""
+    if isinstance(error, (StoreFailed, *_LASTING_ERRORS)):
         return False
     code, status = error_code(error), error_status(error)
-    if code in _PASSING_CODES or _may_have_expired(error):
+    if code in _PASSING_CODES or _credentials_may_have_expired(error):
         return True
     if status:
         return status >= 500 or status in (408, 429)
     if isinstance(error, OSError):
         return not isinstance(error, PermissionError)
-    return bool(_PASSING_KINDS & {kind.__name__ for kind in type(error).__mro__})
-
-
-def _may_have_expired(error: BaseException) -> bool:
-    """S3 says so, or nothing but 400: answers to HEAD have no body."""
-    code = error_code(error)
-    return code in _EXPIRED or (code == "400" and error_status(error) == 400)
+    return bool(_PASSING_ERROR_NAMES & {kind.__name__ for kind in type(error).__mro__})
 
 
 def error_code(error: BaseException) -> str:
-    """Of S3's answer, such as `SlowDown`; empty for anything else."""
-    return str(_answer(error).get("Error", {}).get("Code", ""))
+    """Return the code in S3's answer, such as `SlowDown`; "" for any other error."""
+    return str(_s3_answer(error).get("Error", {}).get("Code", ""))
 
 
 def error_status(error: BaseException) -> int:
-    """Of the HTTP answer behind an S3 client's error; 0 for anything else."""
-    return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    """Return the status of the HTTP answer behind an S3 client's error; 0 for any other error."""
+    return int(_s3_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _answer(error: BaseException) -> dict[str, Any]:
-    """s3fs raises OSErrors from the client's own, which holds the answer."""
+def _credentials_may_have_expired(error: BaseException) -> bool:
+    """True for S3's codes of expired credentials, and for a bare 400: answers to HEAD have no body with a code."""
+    code = error_code(error)
+    return code in _EXPIRED_CODES or (code == "400" and error_status(error) == 400)
+
+
+def _s3_answer(error: BaseException) -> dict[str, Any]:
+    """Return the answer that a client's error holds; s3fs raises OSErrors from such errors."""
     for found in (error, error.__cause__):
         answer = getattr(found, "response", None)
         if isinstance(answer, dict):

@@ -1,107 +1,152 @@
-"""What S3 can do and fsspec does not offer: listings page by page with entity tags, and puts on a condition."""
+"""Features of S3 that fsspec does not offer: listings page by page with entity tags, and conditional puts."""
 
 from __future__ import annotations
 
 import datetime
+import logging
 import os
+import posixpath
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import fsspec
 
 from pipeline.store import retries
+from pipeline.store.redact import redact
 
-S3Entry = tuple[str, int, str, float]
-"""Key, bytes, entity tag, and the time of writing in seconds since 1970."""
+log = logging.getLogger(__name__)
 
 _RENEWAL_S = 2.0
-"""Threads that find the same credentials expired renew them once."""
+"""Seconds within which threads that find the same credentials expired renew them only once."""
 
-_renewing = threading.Lock()
+_renewal_lock = threading.Lock()
 
 
-def is_clients(error: Exception) -> bool:
-    """Whether an S3 client raised it: no credentials, no such host. Those are no OSErrors, as others' are."""
+class S3Entry(NamedTuple):
+    """One object in a listing."""
+
+    key: str
+    num_bytes: int
+    etag: str
+    """Entity tag; the MD5 of the content for an object put in one part and not encrypted with its owner's keys."""
+    modified_at: float
+    """Modification time in seconds since 1970."""
+
+
+def is_client_error(error: Exception) -> bool:
+    """True if an S3 client raised the error (no credentials, no such host): these are no OSErrors, as others' are."""
     return type(error).__module__.startswith("botocore.")
 
 
-def single_tries() -> dict[str, Any]:
-    """Options of an S3 store whose client repeats nothing: `with_retries` does. Whoever has configured retries of
-    botocore keeps them."""
+def options_without_retries() -> dict[str, Any]:
+    """Return options of an S3 file system whose client repeats nothing, because `with_retries` does. Retries that the
+    user has configured for botocore stay."""
     configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     if "AWS_MAX_ATTEMPTS" in os.environ or not isinstance(configured, Mapping) or "retries" in configured:
         return {}
     return {"config_kwargs": {**configured, "retries": {"total_max_attempts": 1, "mode": "standard"}}}
 
 
-def renew(fs: Any) -> None:
-    """Read credentials anew from where the client finds them; those of a role renew themselves."""
-    with _renewing:
+def renew_credentials(fs: Any) -> None:
+    """Read credentials again from where the client finds them; the client itself renews those of a role."""
+    with _renewal_lock:
         if time.monotonic() - getattr(fs, "_renewed_s", -_RENEWAL_S) >= _RENEWAL_S:
             fs.connect(refresh=True)
             fs._renewed_s = time.monotonic()
 
 
 def put_hashed(fs: Any, path: str, data: bytes) -> str:
-    """Put an object; the MD5 of what S3 holds now, or another tag where it encrypts with keys of its own."""
-    bucket, _, key = path.partition("/")
-    answer = retries.with_retries(
-        lambda: fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data), lambda: renew(fs)
-    )
-    return str(answer.get("ETag", "")).strip('"')
+    """Put an object and return its entity tag: the MD5 of what S3 holds, or another value where S3 encrypts with its
+    owner's keys."""
+    return _etag(_call(fs, "put_object", path, Body=data))
 
 
-def put_if(fs: Any, path: str, data: bytes, wanted: str) -> str:
-    """Put an object only if the one there has this tag, or if "" none is there; returns the new tag. Raises
-    FileExistsError if it is not so: also when an answer was lost and it is there by this very call."""
-    bucket, _, key = path.partition("/")
-    condition = {"IfMatch": f'"{wanted}"'} if wanted else {"IfNoneMatch": "*"}
+def put_if_match(fs: Any, path: str, data: bytes, etag: str) -> str:
+    """Put an object only if the present one has this tag, or if `etag` is "" and none is present; return the new tag.
+
+    Raises FileExistsError otherwise, and also if the put succeeded but its answer was lost: its repetition then finds
+    the object.
+    """
+    condition = {"IfMatch": f'"{etag}"'} if etag else {"IfNoneMatch": "*"}
     try:
-        answer = retries.with_retries(
-            lambda: fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition), lambda: renew(fs)
-        )
+        answer = _call(fs, "put_object", path, Body=data, **condition)
     except OSError as error:
-        if retries.error_status(error) == 412 or (wanted and isinstance(error, FileNotFoundError)):
+        if retries.error_status(error) == 412 or (etag and isinstance(error, FileNotFoundError)):
             raise FileExistsError(path) from error
         raise
-    return str(answer.get("ETag", "")).strip('"')
+    return _etag(answer)
 
 
-def tag(fs: Any, path: str) -> str:
-    """Of an object; FileNotFoundError if there is none."""
-    bucket, _, key = path.partition("/")
-    answer = retries.with_retries(lambda: fs.call_s3("head_object", Bucket=bucket, Key=key), lambda: renew(fs))
-    return str(answer.get("ETag", "")).strip('"')
+def get_etag(fs: Any, path: str) -> str:
+    """Return the entity tag of an object. Raises FileNotFoundError if there is none."""
+    return _etag(_call(fs, "head_object", path))
 
 
-def page(fs: Any, bucket: str, prefix: str, **start: str) -> tuple[list[S3Entry], str]:
-    """One request: up to 1,000 entries in the order of their keys, and a token for more ("" for none).
+def list_page(fs: Any, bucket: str, prefix: str, **start: str) -> tuple[list[S3Entry], str]:
+    """Make one listing request: return up to 1,000 entries in the order of their keys, and a token for the next page
+    ("" on the last).
 
     `start` is the request's StartAfter or ContinuationToken. fsspec's own `find` keeps a dictionary of every object.
     """
-    found = retries.with_retries(
-        lambda: fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **start), lambda: renew(fs)
+    answer = retries.with_retries(
+        lambda: fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **start), lambda: renew_credentials(fs)
     )
     entries = [
-        (entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'), written(entry))
-        for entry in found.get("Contents", ())
+        S3Entry(entry["Key"], entry["Size"], _etag(entry), modification_time(entry))
+        for entry in answer.get("Contents", ())
     ]
-    return entries, found.get("NextContinuationToken", "") if found.get("IsTruncated") else ""
+    return entries, answer.get("NextContinuationToken", "") if answer.get("IsTruncated") else ""
 
 
-def scan(fs: Any, bucket: str, prefix: str) -> Iterator[S3Entry]:
-    """All entries, page by page."""
-    entries, token = page(fs, bucket, prefix)
+def list_objects(fs: Any, bucket: str, prefix: str) -> Iterator[S3Entry]:
+    """Yield all entries under a prefix, a page at a time."""
+    entries, token = list_page(fs, bucket, prefix)
     yield from entries
     while token:
-        entries, token = page(fs, bucket, prefix, ContinuationToken=token)
+        entries, token = list_page(fs, bucket, prefix, ContinuationToken=token)
         yield from entries
 
 
-def written(info: Mapping[str, Any]) -> float:
-    """When an object of a listing was written; every store has its own word for it."""
+def listed_md5s(fs: Any, bucket: str, keys: Iterable[str]) -> dict[str, str]:
+    """Look up the content MD5s of many keys of a bucket by a merge join of the sorted keys with the bucket's listing,
+    which jumps over stretches that hold no wanted key.
+
+        wanted keys     a/0003   a/0007                       b/9999
+        pages listed   |a/0003 a/0004 ... a/1002|            |b/9999 ...|
+        StartAfter     ^ just before a/0003                  ^ just before b/9999, the first key not settled yet
+
+    Each request settles at least one key and at most 1,000. The answer leaves out keys that are absent, whose objects
+    were put in several parts (their tag is no MD5), or that a store lists out of order; after a failed listing (no
+    right to list, say) also all keys that follow.
+    """
+    wanted = sorted(keys)
+    wanted_set = set(wanted)
+    found: dict[str, str] = {}
+    prefix = posixpath.commonprefix([posixpath.dirname(key) + "/" for key in wanted]).rpartition("/")[0]
+    position, after = 0, ""
+    while position < len(wanted):
+        after = max(after, _string_just_before(wanted[position]))
+        try:
+            entries, _ = list_page(fs, bucket, f"{prefix}/" if prefix else "", StartAfter=after)
+        except OSError as error:
+            log.warning(
+                "cannot list s3://%s/%s (%s): photos there are read instead", bucket, prefix, redact(str(error))
+            )
+            return found
+        found |= {entry.key: entry.etag for entry in entries if entry.key in wanted_set and len(entry.etag) == 32}
+        if not entries or entries[-1].key <= after:
+            return found
+        after = entries[-1].key
+        while position < len(wanted) and wanted[position] <= after:
+            position += 1
+    return found
+
+
+def modification_time(info: Mapping[str, Any]) -> float:
+    """Return when a listed object was written, in seconds since 1970; 0 if no field says. Each store names the field
+    differently."""
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = info.get(name)
         if isinstance(value, str):
@@ -111,3 +156,20 @@ def written(info: Mapping[str, Any]) -> float:
         if value is not None:
             return float(value)
     return 0.0
+
+
+def _call(fs: Any, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+    bucket, _, key = path.partition("/")
+    answer: dict[str, Any] = retries.with_retries(
+        lambda: fs.call_s3(method, Bucket=bucket, Key=key, **arguments), lambda: renew_credentials(fs)
+    )
+    return answer
+
+
+def _etag(answer: Mapping[str, Any]) -> str:
+    return str(answer.get("ETag", "")).strip('"')
+
+
+def _string_just_before(key: str) -> str:
+    """Return a string that sorts before `key` with next to no keys in between, for listings that start after it."""
+    return key[:-1] + chr(ord(key[-1]) - 1) + "~" if "!" <= key[-1] <= "~" else key[:-1]

@@ -23,8 +23,9 @@ from pipeline.inputs.manifest import ManifestRow, read_manifest
 from pipeline.ledger.plan import ConceptTask, finished
 from pipeline.ledger.records import ConceptRecord, from_json
 from pipeline.store import retries
+from pipeline.store.addresses import filesystem_for_workers, open_filesystem, open_for_reading, read_bytes
 from pipeline.store.errors import StoreFailed
-from pipeline.store.storage import RunStore, hand_over, open_for_reading, open_store, read_bytes
+from pipeline.store.storage import RunStore
 from tests.pipeline.runs import task, tiny_config, tiny_toml, write_photo
 from tests.pipeline.s3_faults import KINDS, S3Faults, serve_faults
 from tests.pipeline.s3_server import KEY, OTHER_KEY, OTHER_SECRET, SECRET, S3Server
@@ -54,7 +55,7 @@ def directly(server: S3Server) -> fsspec.AbstractFileSystem:
 
 
 def test_objects_survive_every_kind_of_fault(faults: S3Faults, s3_server: S3Server, bucket: str) -> None:
-    store, before = RunStore(f"{bucket}/run"), retries.repeated.value
+    store, before = RunStore(f"{bucket}/run"), retries.retry_count.value
     faults.rates = dict.fromkeys(KINDS, 0.03)
     contents = {f"a/{i:03d}": os.urandom(50 + 400 * i) for i in range(80)}
     for path, data in contents.items():
@@ -69,7 +70,7 @@ def test_objects_survive_every_kind_of_fault(faults: S3Faults, s3_server: S3Serv
     held = directly(s3_server).find(f"{bucket}/run", detail=True)
     assert {name.rpartition("/run/")[2]: info["size"] for name, info in held.items()} == store.list()
     assert set(faults.faults) == set(KINDS)
-    assert 0 < retries.repeated.value - before <= sum(faults.faults.values())
+    assert 0 < retries.retry_count.value - before <= sum(faults.faults.values())
 
 
 def test_tries_are_bounded_and_no_layer_multiplies_them(faults: S3Faults, bucket: str) -> None:
@@ -111,7 +112,7 @@ def test_libraries_get_credentials_as_they_are_now(
 ) -> None:
     hand_over_others = credentials_file(tmp_path, monkeypatch.setenv, monkeypatch.delenv)
     uri = f"{bucket}/run/part.parquet"
-    with open_store(uri, repeats=True)[0].open(uri, "wb") as file:
+    with open_filesystem(uri, client_retries=True)[0].open(uri, "wb") as file:
         pq.write_table(pa.table({"row_id": ["a"]}), file)
     with open_for_reading(uri) as file:
         assert pq.read_table(file).num_rows == 1
@@ -119,7 +120,7 @@ def test_libraries_get_credentials_as_they_are_now(
     hand_over_others()
     with open_for_reading(uri) as file:
         assert pq.read_table(file).num_rows == 1
-    fs, path = hand_over(uri)
+    fs, path = filesystem_for_workers(uri)
     assert pq.read_table(path, filesystem=fs).num_rows == 1
     assert faults.faults["expired"] > 0
 

@@ -58,7 +58,7 @@ def fill(server: S3Memory, config: RunConfig) -> None:
         server.objects[f"{folder}/record.json"] = to_json(record)
     store = RunStore(config.output)
     known = RecordCache(store)
-    for path, size, written in store.scan_dated("concepts"):
+    for path, size, written in store.scan_with_times("concepts"):
         if path.endswith("/record.json"):
             known.keep(path, size, written, server.objects[f"catalog/out/{path}"])
     known.store()

@@ -53,7 +53,7 @@ def test_an_empty_folder_has_no_identity(tmp_path: Path) -> None:
 
 
 def test_what_may_not_be_fetched_is_not_looked_up_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content_hash, "open_store", lambda uri: pytest.fail(f"{uri} was opened"))
+    monkeypatch.setattr(content_hash, "open_filesystem", lambda uri: pytest.fail(f"{uri} was opened"))
     (tmp_path / "a.png").write_bytes(b"cat")
     found = content_hashes([str(tmp_path / "a.png"), "s3://bucket/a.png"], PhotoConfig(schemes=("file",), max_bytes=2))
     assert "may not come from s3://" in str(found["s3://bucket/a.png"])

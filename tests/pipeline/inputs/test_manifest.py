@@ -316,7 +316,7 @@ def test_whatever_is_in_a_row_it_is_a_concept_or_a_reason(values: dict[str, Any]
         assert row.reason.isprintable()
     else:
         folder = ConceptFolder(row.concept.concept_id, "f" * 32)
-        assert ConceptFolder.of(folder.record) == folder
+        assert ConceptFolder.from_path(folder.record) == folder
 
 
 def test_no_manifest_or_no_parquet_is_said_to_be(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.config import PhotoConfig
 from pipeline.config_file import parse_config
 from pipeline.inputs.photos import fetch, open_pictures
-from pipeline.store import http_client, storage
+from pipeline.store import addresses, http_client
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import write_photo
 from textual_inversion.concept import Concept
@@ -43,7 +43,7 @@ def test_what_is_allowed_is_read(root: str) -> None:
 def test_other_schemes_are_refused_unread(
     uri: str, schemes: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_read_up_to", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(addresses, "_read_up_to", lambda *_: pytest.fail("read"))
     monkeypatch.setattr(http_client, "read", lambda *_: pytest.fail("read"))
     with pytest.raises(ValueError, match=message) as raised:
         fetch(uri, PhotoConfig(schemes=tuple(schemes)))

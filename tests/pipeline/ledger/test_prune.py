@@ -51,7 +51,7 @@ def draw(store: RunStore, part: int, *pictures: tuple[str, str]) -> None:
 
 
 def concepts(store: RunStore) -> set[tuple[str, str]]:
-    folders = (ConceptFolder.of(path) for path, _ in store.scan("concepts"))
+    folders = (ConceptFolder.from_path(path) for path, _ in store.scan("concepts"))
     return {(folder.concept_id, folder.fingerprint) for folder in folders if folder}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.store import http_client
-from pipeline.store.http_client import Bounds, is_public, read
+from pipeline.store.http_client import AccessRules, is_public, read
 
 BIG = bytes(range(256)) * 8192
 
@@ -61,7 +61,7 @@ def url(server: Any, path: str, host: str = "127.0.0.1") -> str:
     return f"http://{host}:{server.server_port}/{path}"
 
 
-LOCAL = Bounds(networks=("127.0.0.0/8",))
+LOCAL = AccessRules(networks=("127.0.0.0/8",))
 
 
 def test_a_large_body_comes_whole_in_one_request(server: Any) -> None:
@@ -109,10 +109,10 @@ def test_a_compressed_answer_is_not_blown_up(server: Any) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "127.1"])
 def test_this_machine_is_not_reached_by_any_of_its_names(server: Any, host: str) -> None:
     with pytest.raises(ValueError, match=r"is no public address; photos\.private_networks can allow|not, or does not"):
-        read(url(server, "photo", host), 10, Bounds())
+        read(url(server, "photo", host), 10, AccessRules())
     assert server.asked == []
     if host in ("127.0.0.1", "localhost"):
-        assert read(url(server, "photo", host), 10, Bounds(networks=("127.0.0.0/8", "::1/128"))) == b"12345"
+        assert read(url(server, "photo", host), 10, AccessRules(networks=("127.0.0.0/8", "::1/128"))) == b"12345"
 
 
 def test_a_redirect_is_held_to_the_same_bounds(server: Any) -> None:
@@ -120,9 +120,9 @@ def test_a_redirect_is_held_to_the_same_bounds(server: Any) -> None:
     assert read(inside, 10, LOCAL) == b"12345"
     away = url(server, "to/http://127.0.0.2:PORT/photo")
     with pytest.raises(ValueError, match=r"127\.0\.0\.2 is no public address"):
-        read(away, 10, Bounds(networks=("127.0.0.1/32",)))
+        read(away, 10, AccessRules(networks=("127.0.0.1/32",)))
     with pytest.raises(ValueError, match=r"leads to http://, which photos\.schemes does not allow"):
-        read(inside, 10, Bounds(schemes=("https",), networks=LOCAL.networks))
+        read(inside, 10, AccessRules(schemes=("https",), networks=LOCAL.networks))
     for place in ("file:///etc/passwd", "ftp://127.0.0.1/x"):
         with pytest.raises((ValueError, OSError)):
             read(url(server, f"to/{place}"), 10, LOCAL)
@@ -143,7 +143,7 @@ def test_a_name_that_answers_differently_later_gains_nothing(server: Any, monkey
 
     monkeypatch.setattr(socket, "getaddrinfo", changing)
     with pytest.raises(ValueError, match=r"127\.0\.0\.1 is no public address"):
-        read(url(server, "photo", "photos.example"), 10, Bounds())
+        read(url(server, "photo", "photos.example"), 10, AccessRules())
     assert len(answers) == 1
     assert server.asked == []
 

@@ -14,10 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.store.lease import PATH, Holder, Lease, LeaseHeld, held
+from pipeline.store.lease import PATH, Holder, Lease, LeaseHeld, hold_lease
 from pipeline.store.storage import RunStore
 
-ELSEWHERE = dataclasses.replace(Holder.here(), run="theirs", host="another-host", process=77, machine="another")
+ELSEWHERE = dataclasses.replace(
+    Holder.for_this_process(), run="theirs", host="another-host", process=77, machine="another"
+)
 
 
 def lease(store: RunStore, seconds: float = 0.6) -> Lease:
@@ -26,10 +28,10 @@ def lease(store: RunStore, seconds: float = 0.6) -> Lease:
 
 def test_it_is_there_while_it_is_held_and_then_no_more(root: str) -> None:
     store = RunStore(root)
-    with held(store, 60):
-        assert Holder.read(store.get(PATH)).process == os.getpid()
+    with hold_lease(store, 60):
+        assert Holder.from_bytes(store.get(PATH)).process == os.getpid()
     assert not store.exists(PATH)
-    with held(store, 60), held(store, 0):  # 0 asks nobody
+    with hold_lease(store, 60), hold_lease(store, 0):  # 0 asks nobody
         pass
 
 
@@ -37,13 +39,13 @@ def test_a_second_run_refuses_while_the_first_lives_and_says_which_it_is(root: s
     store = RunStore(root)
     first, is_over = Lease(store, 2, on_lost=lambda: None), threading.Event()
     first._mine = ELSEWHERE
-    first.take()
-    keeper = threading.Thread(target=first.keep, daemon=True)
+    first.acquire()
+    keeper = threading.Thread(target=first.renew_until_released, daemon=True)
     keeper.start()
     with pytest.raises(LeaseHeld, match=r"in use by another run: on another-host, process 77, since .*--output"):
-        lease(store, 30).take()
+        lease(store, 30).acquire()
     first.release()
-    lease(store).take()
+    lease(store).acquire()
     assert not is_over.is_set()
 
 
@@ -51,26 +53,26 @@ def test_a_lease_without_a_sign_of_life_ends(root: str) -> None:
     store = RunStore(root)
     store.put(PATH, ELSEWHERE.to_bytes())
     began = time.monotonic()
-    lease(store).take()
+    lease(store).acquire()
     assert time.monotonic() - began >= 0.6
-    assert Holder.read(store.get(PATH)).host != "another-host"
+    assert Holder.from_bytes(store.get(PATH)).host != "another-host"
 
 
 def test_what_is_no_lease_ends_as_well(root: str) -> None:
     store = RunStore(root)
     store.put(PATH, b"{not json")
-    lease(store).take()
+    lease(store).acquire()
 
 
 def test_a_dead_process_of_this_machine_is_not_waited_for(root: str) -> None:
     store = RunStore(root)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    store.put(PATH, dataclasses.replace(Holder.here(), process=gone.pid).to_bytes())
+    store.put(PATH, dataclasses.replace(Holder.for_this_process(), process=gone.pid).to_bytes())
     began = time.monotonic()
-    Lease(store, 60, on_lost=lambda: None).take()
+    Lease(store, 60, on_lost=lambda: None).acquire()
     assert time.monotonic() - began < 30
-    living = dataclasses.replace(Holder.here(), process=os.getppid())
+    living = dataclasses.replace(Holder.for_this_process(), process=os.getppid())
     assert not living.is_dead()
 
 
@@ -81,21 +83,21 @@ def test_of_many_at_once_one_gets_it(root: str) -> None:
 
     def put(number: int) -> bool:
         try:
-            store.put_if(PATH, str(number).encode(), "")
+            store.put_if_match(PATH, str(number).encode(), "")
         except FileExistsError:
             return False
         return True
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(put, range(24))) == 1
-        _, tag = store.get_tagged(PATH)
+        _, tag = store.get_with_etag(PATH)
         won = list(pool.map(lambda number: _replaced(store, number, tag), range(24)))
     assert sum(won) == 1
 
 
 def _replaced(store: RunStore, number: int, tag: str) -> bool:
     try:
-        store.put_if(PATH, f"new {number}".encode(), tag)
+        store.put_if_match(PATH, f"new {number}".encode(), tag)
     except FileExistsError:
         return False
     return True
@@ -104,18 +106,18 @@ def _replaced(store: RunStore, number: int, tag: str) -> bool:
 def test_whoever_has_lost_it_is_told(root: str) -> None:
     store, lost = RunStore(root), threading.Event()
     mine = Lease(store, 0.4, on_lost=lost.set)
-    mine.take()
+    mine.acquire()
     store.put(PATH, ELSEWHERE.to_bytes())
-    mine.keep()
+    mine.renew_until_released()
     assert lost.is_set()
     mine.release()
-    assert Holder.read(store.get(PATH)) == ELSEWHERE  # not ours to delete
+    assert Holder.from_bytes(store.get(PATH)) == ELSEWHERE  # not ours to delete
 
 
 def test_a_lease_that_was_tidied_away_is_put_back(root: str) -> None:
     store = RunStore(root)
     mine = lease(store)
-    mine.take()
+    mine.acquire()
     store.delete(PATH)
     assert mine.renew()
     assert mine.renew()
@@ -124,7 +126,7 @@ def test_a_lease_that_was_tidied_away_is_put_back(root: str) -> None:
 
 def test_a_run_that_lost_it_is_stopped_as_by_its_scheduler(root: str, sent: list[int]) -> None:
     store = RunStore(root)
-    with held(store, 0.4):
+    with hold_lease(store, 0.4):
         store.put(PATH, ELSEWHERE.to_bytes())
         _wait_for(lambda: sent == [signal.SIGTERM])
 

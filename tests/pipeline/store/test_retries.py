@@ -53,9 +53,9 @@ def _raise(error: Exception) -> str:
     ],
 )  # fmt: skip
 def test_what_may_pass_is_tried_again_and_counted(error: Exception, pauses: list[float]) -> None:
-    before = retries.repeated.value
+    before = retries.retry_count.value
     assert retries.with_retries(failing(3, error)) == "done"
-    assert retries.repeated.value - before == len(pauses) == 3
+    assert retries.retry_count.value - before == len(pauses) == 3
     assert all(
         retries.FIRST_WAIT_S * 2**i / 2 <= pause <= retries.FIRST_WAIT_S * 2**i for i, pause in enumerate(pauses)
     )
@@ -99,13 +99,13 @@ def test_expired_credentials_are_read_anew(pauses: list[float], code: str) -> No
 
 
 def test_a_count_loses_nothing_between_threads() -> None:
-    count = retries.Count()
+    count = retries.Counter()
     taken: list[int] = []
 
     def work() -> None:
         for _ in range(1000):
-            count.add()
-            taken.append(count.take())
+            count.increment()
+            taken.append(count.take_new())
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

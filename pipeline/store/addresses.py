@@ -1,0 +1,180 @@
+"""Addresses of objects (local paths and fsspec URIs): make them absolute, check them, and read what they name.
+
+Only this package knows fsspec. A file system is opened anew in every process; only URIs cross process borders.
+Endpoints and credentials come from the environment or fsspec's own configuration, e.g. AWS_ENDPOINT_URL.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import lru_cache, partial
+from typing import IO, Any, TypeVar
+
+import fsspec
+
+from pipeline.config import SCHEMES
+from pipeline.store import http_client, retries, s3
+from pipeline.store.redact import redact
+
+MAX_BYTES = 64 * 2**20
+"""Default limit on the size of an object that is read whole."""
+
+T = TypeVar("T")
+
+
+def absolute(path_or_uri: str) -> str:
+    """Return a URI unchanged, and a local path made absolute from the current directory, so that workers elsewhere
+    agree on it."""
+    if "://" in path_or_uri:
+        _scheme(path_or_uri)
+        return path_or_uri.rstrip("/") if not path_or_uri.endswith("://") else path_or_uri
+    return os.path.abspath(os.path.expanduser(path_or_uri))
+
+
+def resolve(uri: str, relative_to: str) -> str:
+    """Return the absolute address of `uri` as written in the manifest file `relative_to` (itself an absolute URI).
+
+    Raises ValueError for schemes that are not allowed and for local paths in a manifest that is not local.
+    """
+    _refuse_chain(uri)
+    if "://" in uri:
+        _scheme(uri)
+        return uri
+    scheme, folder, top = _split_manifest_uri(relative_to)
+    if uri.startswith("/"):
+        if scheme != "file":
+            raise ValueError(f"{uri!r} is a path on one machine, but the manifest is at {scheme}://; write a full URI")
+        return uri
+    path = posixpath.normpath(posixpath.join(folder, uri))
+    if scheme not in ("file", "memory") and not path.startswith(f"{top}/"):
+        raise ValueError(f"{redact(uri)!r} leads out of {redact(f'{scheme}://{top}')}; write a full URI")
+    return path if scheme == "file" else f"{scheme}://{path}"
+
+
+def read_bytes(uri: str, limit: int = MAX_BYTES) -> bytes:
+    """Read a whole object. Raises OSError if it cannot be read, ValueError if it is larger than `limit` bytes."""
+    fs, path = open_filesystem(uri)
+    if _is_http(fs):
+        return http_client.read(path, limit)
+    if is_local(fs) and os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is a folder, or no plain file")  # reading a pipe or a device might never end
+    data = call_with_retries(fs, lambda: _read_up_to(fs, path, limit + 1))
+    if len(data) > limit:
+        raise ValueError(f"{redact(uri)} has more than {limit:,} bytes")
+    return data
+
+
+def open_for_reading(uri: str) -> AbstractContextManager[IO[bytes]]:
+    """Open a seekable file handle that fetches only the ranges that are read, for Parquet."""
+    fs, path = open_filesystem(uri, client_retries=True)
+    handle: AbstractContextManager[IO[bytes]] = call_with_retries(fs, lambda: fs.open(path, "rb"))
+    return handle
+
+
+def find_files(uri: str, suffix: str) -> list[str]:
+    """Return the sorted URIs of one file, of all files with this suffix in a folder and its subfolders, or of the
+    matches of a glob.
+
+    Names beginning with `_` or `.` are bookkeeping of other tools and left out, except when named outright.
+    """
+    fs, path = open_filesystem(uri, client_retries=True)
+    if any(c in path for c in "*?["):
+        found = fs.glob(path)
+    elif fs.isdir(path):
+        root = path.rstrip("/") + "/"
+        inside = (name for name in fs.find(path) if name.endswith(suffix))
+        found = [name for name in inside if not any(part[:1] in "._" for part in name[len(root) :].split("/"))]
+    else:
+        found = [path] if fs.isfile(path) else []
+    return sorted(_to_uri(name, like=uri) for name in found)
+
+
+def open_filesystem(uri: str, *, client_retries: bool = False) -> tuple[Any, str]:
+    """Return this process's fsspec file system for an address, and the path in its terms.
+
+    `client_retries` lets an S3 client repeat calls that fail for a moment: for libraries that call the file system
+    themselves, and for calls that `call_with_retries` does not cover.
+    """
+    _refuse_chain(uri)
+    no_client_retries = _scheme(uri) in ("s3", "s3a") and not client_retries
+    fs, path = fsspec.url_to_fs(
+        uri, use_listings_cache=False, **(s3.options_without_retries() if no_client_retries else {})
+    )
+    if no_client_retries:
+        fs.retries = 1
+    return fs, path
+
+
+def filesystem_for_workers(uri: str) -> tuple[Any, str]:
+    """Return a file system that a library may pickle for other processes, with credentials read just now, and the path
+    in its terms."""
+    fs, path = open_filesystem(uri, client_retries=True)
+    if is_s3(fs):
+        s3.renew_credentials(fs)
+    return fs, path
+
+
+def call_with_retries(fs: Any, call: Callable[[], T]) -> T:
+    """Call a file system, and again while its errors may pass (`retries`) unless it is local or in memory."""
+    if is_local(fs) or "memory" in _protocols(fs):
+        return call()
+    return retries.with_retries(call, partial(s3.renew_credentials, fs) if is_s3(fs) else None)
+
+
+def is_local(fs: Any) -> bool:
+    return "file" in _protocols(fs)
+
+
+def is_s3(fs: Any) -> bool:
+    return "s3" in _protocols(fs)
+
+
+def _is_http(fs: Any) -> bool:
+    return "http" in _protocols(fs)
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _read_up_to(fs: Any, path: str, limit: int) -> bytes:
+    """Read the first `limit` bytes in one request, whatever the object's size."""
+    try:
+        data: bytes = fs.cat_file(path, start=0, end=limit)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except OSError:
+        if fs.size(path) == 0:  # a range of an empty object is an error on S3
+            return b""
+        raise
+    return data
+
+
+@lru_cache(16)
+def _split_manifest_uri(file: str) -> tuple[str, str, str]:
+    """Return the scheme, the folder, and the bucket, container or host ("" where there is none) of a manifest file."""
+    scheme, base = _scheme(file), file.partition("://")[2] if "://" in file else file
+    return scheme, posixpath.dirname(base), base.split("/")[0]
+
+
+def _refuse_chain(uri: str) -> None:
+    if "::" in uri:
+        raise ValueError(f"{redact(uri)!r} is a chained URL; name the object itself")
+
+
+def _scheme(uri: str) -> str:
+    scheme = uri.partition("://")[0] if "://" in uri else "file"
+    if scheme not in SCHEMES:
+        raise ValueError(f"{redact(uri)!r} begins with {scheme}://; allowed are {', '.join(SCHEMES)}")
+    return scheme
+
+
+def _to_uri(path: str, like: str) -> str:
+    """Return a path in a file system's own terms as a URI with the scheme of `like`."""
+    if "://" in path:  # fsspec's HTTP file system keeps whole URLs
+        return path
+    scheme = _scheme(like)
+    return path if scheme == "file" else f"{scheme}://{path.lstrip('/')}"
