@@ -133,7 +133,8 @@ def rate(tasks: list[ConceptTask], actors: int, capacity: int, output: str) -> f
     """Concepts a second, after the first fifth."""
     import ray
 
-    from pipeline.driver import Policy, drive
+    from pipeline.driver import drive
+    from pipeline.verdict import Policy
 
     actor_class = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1)(NoLearning)
     times = [

@@ -14,10 +14,10 @@ import ray
 
 from pipeline.actor.learner import Learner
 from pipeline.config import RunConfig
-from pipeline.driver import Policy
 from pipeline.prometheus import export
 from pipeline.report.logs import configure_logs
 from pipeline.store.errors import describe_error
+from pipeline.verdict import Policy
 
 log = logging.getLogger(__name__)
 

@@ -26,34 +26,10 @@ from pipeline.ledger.records import ConceptRecord
 from pipeline.report.progress import Progress
 from pipeline.store.errors import ActorBroken, ActorLeaving, RunAborted, StoreFailed, describe_error
 from pipeline.store.retries import backoff_s
+from pipeline.verdict import Policy, bug_text, kind_of_loss
+from textual_inversion.errors import BUG
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Policy:
-    """How far the driver goes before it gives up on a concept, an actor or the run."""
-
-    max_actors: int
-    room: Callable[[], int] | None = None
-    """Asked again and again for how many actors the cluster holds by now; the greater number counts."""
-    max_attempts: int = 3
-    """Calls lost to a dying actor or to storage before a concept counts as failed."""
-    max_start_failures: int = 3
-    """Actors in a row that did not start before the run is aborted (or goes on with those that did)."""
-    max_fruitless_deaths: int = 10
-    """Actors in a row that died with no concept finished in between before the run is aborted; what kills again when
-    it is alone counts once."""
-    max_store_failures: int = 10
-    """Times in a row that the run's own storage failed, with longer and longer pauses, before the run is aborted."""
-    backoff_s: float = 1.0
-    """Wait after the first failed start or failure of storage; doubles with each further one, up to a minute."""
-    drain_s: float = 20.0
-    """When the run is stopped: time for running concepts to write a checkpoint."""
-    stall_s: float = 0.0
-    """A call that is being worked on for this long hangs, and its actor is as good as dead; 0 never."""
-    calls_ahead: int = 0
-    """Of an actor's calls, those that wait for their turn."""
 
 
 @dataclass(eq=False, slots=True)
@@ -329,7 +305,7 @@ class _Fleet:
             yield from self._lost(work, self._ahead, error)
         else:
             self._fruitless_deaths = 0
-            yield self._settle(failure_record(work.task, describe_error(error), work.attempts + 1))
+            yield self._settle(failure_record(work.task, bug_text(error), work.attempts + 1, BUG))
 
     def _store_failed(self, work: _Work, error: Exception) -> None:
         """The run's storage failed, in spite of all tries: this concept first when a while has passed. All that fail
@@ -379,7 +355,8 @@ class _Fleet:
             self.quarantined += 1
             alone = f", {work.alone} of them alone" if work.alone else ""
             cause = f"given up after {work.attempts} lost calls{alone}; the last: {describe_error(error)}"
-            yield self._settle(dataclasses.replace(failure_record(work.task, cause, work.attempts), quarantined=True))
+            record = failure_record(work.task, cause, work.attempts, kind_of_loss(error))
+            yield self._settle(dataclasses.replace(record, quarantined=True))
 
     def _settle(self, record: ConceptRecord) -> ConceptRecord:
         is_done = record.status == "done"

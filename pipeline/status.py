@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from pipeline.exit_codes import OK, USAGE
 from pipeline.report.run_status import RunStatus, read_status
+from pipeline.store.errors import is_client_error
 from pipeline.store.redact import redact
-from pipeline.store.s3 import is_client_error
 from pipeline.store.storage import RunStore
 from pipeline.times import duration, moment, span
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Conditioning
 from textual_inversion.latents import Views
 from textual_inversion.lora import AdapterBatch
@@ -55,7 +56,7 @@ class ToyBackbone:
 
     def assemble(self, ids: Sequence[int]) -> list[int]:
         if len(ids) + 2 > self.max_length:
-            raise ValueError(f"{len(ids)} tokens do not fit in {self.max_length - 2}")
+            raise BadInput(f"{len(ids)} tokens do not fit in {self.max_length - 2}")
         return [START, *ids, *[END] * (self.max_length - 1 - len(ids))]
 
     def encode_prompts(

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from textual_inversion.errors import BadInput
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -55,27 +57,27 @@ class Concept:
 
     def __post_init__(self) -> None:
         if not self.concept_id:
-            raise ValueError("concept_id is empty; give every concept a name of its own")
+            raise BadInput("concept_id is empty; give every concept a name of its own")
         if not self.placeholder_token or any(c.isspace() for c in self.placeholder_token):
-            raise ValueError(
+            raise BadInput(
                 f"placeholder_token {self.placeholder_token!r} of concept {self.concept_id!r} must be one word "
                 "without spaces, for example '<my-thing>'"
             )
         if not self.images:
-            raise ValueError(f"concept {self.concept_id!r} has no images; give it 3 to 5 photos")
+            raise BadInput(f"concept {self.concept_id!r} has no images; give it 3 to 5 photos")
         if self.category not in ("object", "style"):
-            raise ValueError(f"category {self.category!r} of concept {self.concept_id!r} must be 'object' or 'style'")
+            raise BadInput(f"category {self.category!r} of concept {self.concept_id!r} must be 'object' or 'style'")
         if self.num_vectors < 1:
-            raise ValueError(f"num_vectors of concept {self.concept_id!r} is {self.num_vectors}; it must be at least 1")
+            raise BadInput(f"num_vectors of concept {self.concept_id!r} is {self.num_vectors}; it must be at least 1")
         for name, values in (("masks", self.masks), ("captions", self.captions)):
             if values and len(values) != len(self.images):
-                raise ValueError(
+                raise BadInput(
                     f"concept {self.concept_id!r} has {len(values)} {name} for {len(self.images)} images; give one for "
                     "each image, in the same order, or none"
                 )
         for caption in self.captions:
             if not re.search(whole_word_pattern("{}"), caption):
-                raise ValueError(
+                raise BadInput(
                     f"caption {caption!r} of concept {self.concept_id!r} has no {{}}, as a word of its own, to say "
                     "where the concept stands"
                 )

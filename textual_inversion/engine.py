@@ -16,6 +16,7 @@ from torch import Tensor
 
 from textual_inversion.concept import Concept
 from textual_inversion.config import InversionConfig, PenaltyConfig
+from textual_inversion.errors import NUMERICS, ConceptError
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors
 from textual_inversion.knowledge import KnowledgePreservation, read_captions
@@ -313,15 +314,15 @@ class Engine:
                 return not idle
             try:
                 slot = self._begin(assignment, self._slots.index(None))
-            except ValueError as error:
-                on_outcome(Outcome(assignment.concept, None, 0, curve_tensor([]), 0.0, str(error)))
+            except ConceptError as error:
+                on_outcome(Outcome(assignment.concept, None, 0, curve_tensor([]), 0.0, str(error), kind=error.kind))
                 continue
             if self._is_done(slot):  # resumed after its last step
                 on_outcome(self._end(slot))
         return True
 
     def _begin(self, assignment: Assignment, place: int) -> Slot:
-        """Put a concept in a slot. Raises ValueError, leaving the slot free, if the assignment cannot be learned."""
+        """Put a concept in a slot. Raises ConceptError, leaving the slot free, if the assignment cannot be learned."""
         concept, views = assignment.concept, assignment.views
         assignment.check(self._layout)
         state = assignment.state or SlotState.beginning(
@@ -355,7 +356,9 @@ class Engine:
         seconds = time.perf_counter() - slot.started
         curve, eval_losses = curve_tensor(slot.curve), eval_tensor(slot.eval_losses)
         if slot.error:
-            return Outcome(slot.concept, None, len(curve), curve, seconds, slot.error, eval_losses, slot.setbacks)
+            return Outcome(
+                slot.concept, None, len(curve), curve, seconds, slot.error, eval_losses, slot.setbacks, NUMERICS
+            )
         step = slot.best_eval.step if slot.best else slot.step
         embedding = self._layout.embedding(
             slot.concept,

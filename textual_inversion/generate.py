@@ -17,6 +17,7 @@ from torch import Tensor
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.conditioning import PromptEncoder, TokenizedPrompt
 from textual_inversion.config import SamplingConfig
+from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone, Conditioning
 from textual_inversion.prompts import encode_prompt
 from textual_inversion.transfer import to_device
@@ -45,14 +46,14 @@ class EncodedRequest:
 def encode_request(backbone: Backbone, request: ImageRequest) -> EncodedRequest:
     """Check one request and turn its prompt into ids, without drawing.
 
-    Raises ValueError, naming the prompt, if it does not fit the text encoder, lacks the placeholder token of one of
+    Raises BadInput, naming the prompt, if it does not fit the text encoder, lacks the placeholder token of one of
     its embeddings, names one twice, or if an embedding or its adapter was learned for another model.
     """
     words = [embedding.placeholder_token for embedding in request.embeddings]
     if len(set(words)) < len(words):
-        raise ValueError(f"prompt {request.prompt!r}: two of its embeddings have the same placeholder token, {words}")
+        raise BadInput(f"prompt {request.prompt!r}: two of its embeddings have the same placeholder token, {words}")
     if not 0 <= request.seed < 2**63:
-        raise ValueError(f"prompt {request.prompt!r}: seed {request.seed} must be at least 0 and below 2**63")
+        raise BadInput(f"prompt {request.prompt!r}: seed {request.seed} must be at least 0 and below 2**63")
     for embedding in request.embeddings:
         check_fits(embedding, backbone)
     placeholders: dict[str, range] = {}
@@ -65,24 +66,24 @@ def encode_request(backbone: Backbone, request: ImageRequest) -> EncodedRequest:
     ids = encode_prompt(request.prompt, placeholders, backbone)
     for word, rows in placeholders.items():
         if not set(rows) <= set(ids):
-            raise ValueError(f"prompt {request.prompt!r} does not contain the placeholder token {word!r} as a word")
+            raise BadInput(f"prompt {request.prompt!r} does not contain the placeholder token {word!r} as a word")
     concepts = tuple((embedding, placeholders[embedding.placeholder_token]) for embedding in request.embeddings)
     return EncodedRequest(TokenizedPrompt(tuple(ids), concepts), request.seed)
 
 
 def check_fits(embedding: LearnedEmbedding, backbone: Backbone) -> None:
-    """Raises ValueError unless the embedding has rows of the right width for every text encoder of the model, and its
+    """Raises BadInput unless the embedding has rows of the right width for every text encoder of the model, and its
     adapter, if any, changes layers that the model has."""
     wanted = {key: table.dim for key, table in backbone.token_tables.items()}
     found = {key: rows.shape[-1] for key, rows in embedding.vectors.items()}
     if found != wanted:
-        raise ValueError(
+        raise BadInput(
             f"embedding {embedding.placeholder_token!r} has widths {found} but the model's text encoders {wanted}; it "
             "was learned for another model"
         )
     for name, (down, up) in embedding.adapter.tensors.items() if embedding.adapter else ():
         if backbone.adapter_layers.get(name) != (down.shape[1], up.shape[0]):
-            raise ValueError(
+            raise BadInput(
                 f"the adapter of embedding {embedding.placeholder_token!r} changes a layer {name!r} with "
                 f"{down.shape[1]} inputs and {up.shape[0]} outputs, which the model's text encoder does not have; it "
                 "was learned for another model"

@@ -19,6 +19,7 @@ from torch import Tensor
 from textual_inversion import amortise
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig
+from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS
 from textual_inversion.prompts import initializer_ids
@@ -38,7 +39,7 @@ def initial_rows(
     """Text encoder key -> [num_vectors, dim] float32 on the CPU, decided by the concept and the seed alone.
 
     `noise` is the standard deviation added, in vocabulary deviations per coordinate. `start` takes the place of the
-    initializer; a single row of it is where all rows start. Raises ValueError if `start` does not fit the model or the
+    initializer; a single row of it is where all rows start. Raises BadInput if `start` does not fit the model or the
     concept.
     """
     ids = initializer_ids(concept.initializer, backbone)
@@ -65,11 +66,11 @@ def encoder_output(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
     """Cross-Initialization (Pang et al. 2024): what the text encoder makes of the initializer, alone in a prompt, at
     the initializer's own place (the mean of its places if it has several tokens): key -> [dim] float32 CPU.
 
-    Raises ValueError without an initializer, and where the encoder's states cannot stand in for its vectors.
+    Raises BadInput without an initializer, and where the encoder's states cannot stand in for its vectors.
     """
     ids = initializer_ids(concept.initializer, backbone)
     if not ids:
-        raise ValueError(
+        raise BadInput(
             f"concept {concept.concept_id!r} has no initializer, which init.method 'encoder_output' starts from; give "
             "it one, or set init.method to 'auto'"
         )
@@ -80,7 +81,7 @@ def encoder_output(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
     hidden = states[first : first + len(ids)].mean(0)
     dims = {key: table.dim for key, table in backbone.token_tables.items()}
     if sum(dims.values()) != len(hidden):
-        raise ValueError(
+        raise BadInput(
             f"init.method 'encoder_output': the text encoders' states are {len(hidden)} wide but their vectors {dims}; "
             "on this model use another method"
         )
@@ -153,7 +154,7 @@ class StartChooser:
             self._regression = self._fit(extractor, seed, examples)
 
     def __call__(self, concept: Concept, photos: Sequence[Image.Image]) -> Start:
-        """Raises ValueError, naming the concept, if it lacks what the method needs."""
+        """Raises BadInput, naming the concept, if it lacks what the method needs."""
         if self._method == "words":
             return Start(concept, None, "words")
         if self._method == "encoder_output":
@@ -217,7 +218,7 @@ def _vectors(start: LearnedEmbedding, key: str, concept: Concept, table: TokenTa
     wanted = (concept.num_vectors, table.dim)
     found = tuple(start.vectors[key].shape) if key in start.vectors else None
     if found not in (wanted, (1, table.dim)):
-        raise ValueError(
+        raise BadInput(
             f"embedding {start.placeholder_token!r} holds {found or 'nothing'} for text encoder {key!r}, but concept "
             f"{concept.concept_id!r} on this model needs {wanted}; start from an embedding of the same model and "
             "num_vectors"

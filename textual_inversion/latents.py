@@ -12,6 +12,7 @@ from torch import Tensor
 
 from textual_inversion.augment import photo_views, to_pixels, to_weights
 from textual_inversion.config import AugmentConfig
+from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
 from textual_inversion.rng import generator_for
 
@@ -48,10 +49,10 @@ def encode_views(
     run anywhere, while others are being learned.
 
     `masks`: none, or one of each picture's size (`photos.fit_mask`). A view that shows less of the concept than one
-    latent pixel teaches nothing about it and is left out; ValueError if no view is left.
+    latent pixel teaches nothing about it and is left out; BadInput if no view is left.
     """
     if not pictures:
-        raise ValueError(f"concept {concept_id!r} has no pictures to encode")
+        raise BadInput(f"concept {concept_id!r} has no pictures to encode")
     generator = generator_for(seed, concept_id, "views")
     mask_of = dict(enumerate(masks))
     shown = [
@@ -67,7 +68,7 @@ def encode_views(
         shown = [one for one, tells in zip(shown, telling.tolist(), strict=True) if tells]
         weights = weights[telling]
     if not shown:
-        raise ValueError(
+        raise BadInput(
             f"concept {concept_id!r}: its masks show nothing of it in the photos' central squares; crop the photos and "
             "masks around it"
         )

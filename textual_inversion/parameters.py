@@ -13,6 +13,7 @@ from torch import Tensor
 
 from textual_inversion.concept import Concept, LearnedAdapter, LearnedEmbedding
 from textual_inversion.config import AdapterConfig, InversionConfig
+from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import augmentation_rows, initial_rows
 from textual_inversion.latents import Views
@@ -55,9 +56,9 @@ class AdapterLayout:
         return self.pieces, _PIECE
 
     def join(self, tensors: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
-        """Layer name -> (down [rank, in], up [out, rank]) -> block. Raises ValueError if they do not fit."""
+        """Layer name -> (down [rank, in], up [out, rank]) -> block. Raises BadInput if they do not fit."""
         if {name: (down.shape, up.shape) for name, (down, up) in tensors.items()} != self._shapes:
-            raise ValueError("the adapter to start from does not fit the model or the adapter settings")
+            raise BadInput("the adapter to start from does not fit the model or the adapter settings")
         flat = torch.cat([tensor.flatten() for name in self._shapes for tensor in tensors[name]])
         return F.pad(flat, (0, self.pieces * _PIECE - len(flat))).view(self.shape)
 
@@ -126,11 +127,11 @@ class Layout:
         return groups
 
     def shapes(self, concept: Concept, num_photos: int) -> dict[str, tuple[int, int]]:
-        """Parameter name -> [vectors, dim] of one concept. Raises ValueError if it is too large for a slot."""
+        """Parameter name -> [vectors, dim] of one concept. Raises BadInput if it is too large for a slot."""
         if concept.num_vectors > self.max_vectors:
-            raise ValueError(f"num_vectors {concept.num_vectors} is more than the {self.max_vectors} a slot can hold")
+            raise BadInput(f"num_vectors {concept.num_vectors} is more than the {self.max_vectors} a slot can hold")
         if self.config.per_image_tokens and num_photos > MAX_PHOTOS:
-            raise ValueError(f"{num_photos} photos are more than the {MAX_PHOTOS} that can have a token of their own")
+            raise BadInput(f"{num_photos} photos are more than the {MAX_PHOTOS} that can have a token of their own")
         rows = concept.num_vectors + self.num_auxiliary(num_photos)
         shapes = {key: (rows, table.dim) for key, table in self.backbone.token_tables.items()}
         return shapes if self.adapter is None else {**shapes, ADAPTER: self.adapter.shape}
@@ -139,7 +140,7 @@ class Layout:
         self, concept: Concept, num_photos: int, *, seed: int, start: LearnedEmbedding | None
     ) -> dict[str, Tensor]:
         """Parameter name -> [vectors, dim] float32 on the CPU before the first step, decided by the concept and the
-        seed alone. Raises ValueError if `start` does not fit the model or the concept."""
+        seed alone. Raises BadInput if `start` does not fit the model or the concept."""
         own = initial_rows(concept, self.backbone, noise=self.config.init.noise, seed=seed, start=start)
         auxiliary = self._auxiliary_rows(concept, num_photos, seed)
         parameters = {key: torch.cat([rows, auxiliary[key]]) if auxiliary else rows for key, rows in own.items()}
@@ -152,7 +153,7 @@ class Layout:
             first = initial_adapter(self.backbone.adapter_layers, adapter.targets, adapter.rank, generator)
             parameters[ADAPTER] = self.adapter.join(start.adapter.tensors if start and start.adapter else first)
         elif start and start.adapter:
-            raise ValueError(
+            raise BadInput(
                 f"embedding {start.placeholder_token!r} comes with an adapter, which its rows need; set adapter.kind "
                 f"to {start.adapter.kind!r} to start from both"
             )

@@ -1,4 +1,4 @@
-"""Decode photos and masks from bytes to upright pictures; each ValueError says what is wrong and what to do."""
+"""Decode photos and masks from bytes to upright pictures; each BadInput says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from textual_inversion.errors import BadInput
 
 MAX_PIXELS = 100_000_000
 """Largest number of pixels that is decoded. Larger pictures are refused by their header: a small file can claim any
@@ -22,12 +24,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 def open_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one photo to RGB: turned as its EXIF orientation says, transparency laid over white, first frame only.
 
-    Raises ValueError for bytes that are not a picture in one of the `FORMATS`, are cut short, would take too much
+    Raises BadInput for bytes that are not a picture in one of the `FORMATS`, are cut short, would take too much
     memory, or are smaller than `MIN_SIDE_PX` on a side.
     """
     photo = _decode(data, "photo", max_pixels, background="white")
     if min(photo.size) < MIN_SIDE_PX:
-        raise ValueError(
+        raise BadInput(
             f"the photo is {photo.width} x {photo.height} px; at least {MIN_SIDE_PX} on each side are needed. Is it a "
             "placeholder or a tracking pixel?"
         )
@@ -37,19 +39,19 @@ def open_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def open_mask(data: bytes, photo: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode the mask of an opened photo to grey, of the photo's size, white where the concept is.
 
-    The mask is turned as its own EXIF orientation says; transparent pixels count as black. Raises ValueError for what
+    The mask is turned as its own EXIF orientation says; transparent pixels count as black. Raises BadInput for what
     `open_photo` refuses, small sizes excepted, for another shape than the photo's, and for a mask that is all black or
     holds 0 and 1 only.
     """
     mask = _decode(data, "mask", max_pixels, background="black").convert("L")
     (width, height), (across, down) = mask.size, photo.size
     if abs(width - height * across / down) > 1 and abs(height - width * down / across) > 1:
-        raise ValueError(
+        raise BadInput(
             f"the mask is {width} x {height} px but its photo {across} x {down} (upright); draw the mask on the photo "
             "as it is seen, at any scale"
         )
     if (brightest := int(np.asarray(mask).max())) < 128:
-        raise ValueError(
+        raise BadInput(
             f"the mask is all black (its brightest value is {brightest} of 255); white says where the concept is"
         )
     return mask.resize(photo.size, Image.Resampling.BOX)
@@ -58,20 +60,20 @@ def open_mask(data: bytes, photo: Image.Image, max_pixels: int = MAX_PIXELS) -> 
 def read_header(data: bytes, kind: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open a picture without decoding its pixels, which may still fail later. `kind` names the picture in messages.
 
-    Raises ValueError unless the picture is in one of the `FORMATS` and has at most `max_pixels`.
+    Raises BadInput unless the picture is in one of the `FORMATS` and has at most `max_pixels`.
     """
     if not data:
-        raise ValueError(f"the {kind} is empty (0 bytes)")
+        raise BadInput(f"the {kind} is empty (0 bytes)")
     try:
         picture = Image.open(BytesIO(data), formats=_decodable_formats())
     except UnidentifiedImageError:
-        raise ValueError(_unknown(data)) from None
+        raise BadInput(_unknown(data)) from None
     except Image.DecompressionBombError as error:
-        raise ValueError(_too_large(f"above {2 * (Image.MAX_IMAGE_PIXELS or 0):,} px", max_pixels)) from error
+        raise BadInput(_too_large(f"above {2 * (Image.MAX_IMAGE_PIXELS or 0):,} px", max_pixels)) from error
     except Exception as error:  # PIL's readers raise errors of nearly every type on damaged files
-        raise ValueError(_damaged(data, error)) from error
+        raise BadInput(_damaged(data, error)) from error
     if picture.width * picture.height > max_pixels:
-        raise ValueError(_too_large(f"{picture.width} x {picture.height} px", max_pixels))
+        raise BadInput(_too_large(f"{picture.width} x {picture.height} px", max_pixels))
     return picture
 
 
@@ -85,14 +87,14 @@ def _decode(data: bytes, kind: str, max_pixels: int, *, background: str) -> Imag
     """Decode a picture to upright RGB, with the background colour where it is transparent."""
     picture = read_header(data, kind, max_pixels)
     if picture.mode == "F":
-        raise ValueError(
+        raise BadInput(
             f"the {kind} holds floating-point numbers, whose value for white is not known; save it with 8 or 16 bits"
         )
     try:
         picture.load()
         return _flatten(ImageOps.exif_transpose(picture), background)
     except Exception as error:
-        raise ValueError(_damaged(data, error)) from error
+        raise BadInput(_damaged(data, error)) from error
 
 
 def _unknown(data: bytes) -> str:

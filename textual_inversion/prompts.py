@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from textual_inversion.concept import Category, Concept, whole_word_pattern
+from textual_inversion.errors import BadInput
 
 HOLE = "{}"
 
@@ -87,7 +88,7 @@ _TEMPLATES: Mapping[Category, tuple[str, ...]] = {"object": OBJECT_TEMPLATES, "s
 def fill(template: str, word: str) -> str:
     """The template with its hole taken by a word."""
     if HOLE not in template:
-        raise ValueError(f"template {template!r} has no {HOLE} to put {word!r} in")
+        raise BadInput(f"template {template!r} has no {HOLE} to put {word!r} in")
     return template.replace(HOLE, word)
 
 
@@ -123,22 +124,22 @@ def augmented(template: str, augmentation: Sequence[str]) -> str:
 
 
 def tokens_of(text: str, vocabulary: Vocabulary) -> list[int]:
-    """The text's ids. Raises ValueError if the tokenizer has none for a part of it: it puts the token there that ends a
+    """The text's ids. Raises BadInput if the tokenizer has none for a part of it: it puts the token there that ends a
     prompt, and nothing behind that would be read. The same token can be written out."""
     ids = vocabulary.tokenize(text)
     if vocabulary.end_of_text in ids:
-        raise ValueError(f"the model's tokenizer has no token for something in {text.strip()!r}; leave it out")
+        raise BadInput(f"the model's tokenizer has no token for something in {text.strip()!r}; leave it out")
     return ids
 
 
 def initializer_ids(initializer: str, vocabulary: Vocabulary) -> list[int]:
-    """The ids of a concept's initializer, none for none. Raises ValueError if it is nothing to the tokenizer."""
+    """The ids of a concept's initializer, none for none. Raises BadInput if it is nothing to the tokenizer."""
     try:
         ids = tokens_of(initializer, vocabulary)
-    except ValueError as error:
-        raise ValueError(f"initializer: {error}") from error
+    except BadInput as error:
+        raise BadInput(f"initializer: {error}") from error
     if initializer and not ids:
-        raise ValueError(f"initializer {initializer!r} is nothing to the model's tokenizer; give a plain word, or none")
+        raise BadInput(f"initializer {initializer!r} is nothing to the model's tokenizer; give a plain word, or none")
     return ids
 
 
@@ -146,7 +147,7 @@ def encode_prompt(prompt: str, placeholders: Mapping[str, Sequence[int]], backbo
     """A prompt as `max_length` ids, each placeholder word replaced by its row ids.
 
     A placeholder counts only as a whole word: `cat` is not touched inside `catalog` or `<cat>`, and where two could
-    match (`<cat>`, `<cat>s`) the longer wins. Raises ValueError, naming the prompt, if it does not fit or holds what
+    match (`<cat>`, `<cat>s`) the longer wins. Raises BadInput, naming the prompt, if it does not fit or holds what
     the tokenizer does not know.
     """
     ids: list[int] = []
@@ -154,8 +155,8 @@ def encode_prompt(prompt: str, placeholders: Mapping[str, Sequence[int]], backbo
         for piece in _split(prompt, placeholders):
             ids += placeholders[piece] if piece in placeholders else tokens_of(piece, backbone)
         return backbone.assemble(ids)
-    except ValueError as error:
-        raise ValueError(f"prompt {prompt!r}: {error}") from error
+    except BadInput as error:
+        raise BadInput(f"prompt {prompt!r}: {error}") from error
 
 
 def standing_in(concept: Concept) -> dict[str, range]:
@@ -164,11 +165,11 @@ def standing_in(concept: Concept) -> dict[str, range]:
 
 
 def check_sample_prompts(vocabulary: Vocabulary, concept: Concept, templates: Sequence[str]) -> None:
-    """Raises ValueError if a template will not fit the model with this concept or its initializer in it: better known
+    """Raises BadInput if a template will not fit the model with this concept or its initializer in it: better known
     before the concept is learned."""
     for template in templates:
         if UNUSED_ID not in encode_prompt(template, standing_in(concept), vocabulary):
-            raise ValueError(f"prompt {template!r} does not have {HOLE} as a word of its own")
+            raise BadInput(f"prompt {template!r} does not have {HOLE} as a word of its own")
         if concept.initializer:
             encode_prompt(fill(template, concept.initializer), {}, vocabulary)
 

@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.errors import BadInput, ErrorKind, NotFinite
 from textual_inversion.latents import Views
 from textual_inversion.objective import Batch
 from textual_inversion.optim import ParameterGroup
@@ -118,15 +119,15 @@ class SlotState:
         )  # fmt: skip
 
     def check(self, shapes: Mapping[str, tuple[int, int]], rows: Mapping[str, tuple[int, int]]) -> None:
-        """Raises ValueError unless it is of a concept whose parameters have these shapes, `rows` those of its rows."""
+        """Raises BadInput unless it is of a concept whose parameters have these shapes, `rows` those of its rows."""
         if self.step != len(self.curve):
-            raise ValueError(f"the checkpoint has {len(self.curve)} curve points for {self.step} steps; delete it")
+            raise BadInput(f"the checkpoint has {len(self.curve)} curve points for {self.step} steps; delete it")
         for part, expected in (
             (self.parameters, shapes), (self.exp_avg, shapes), (self.exp_avg_sq, shapes), (self.start, rows),
             (self.best, shapes if self.best else {}),
         ):  # fmt: skip
             if {name: tensor.shape for name, tensor in part.items()} != expected:
-                raise ValueError("the checkpoint does not fit this concept and model; delete it to start anew")
+                raise BadInput("the checkpoint does not fit this concept and model; delete it to start anew")
         if self.good is not None:
             self.good.check(shapes, rows)
 
@@ -148,18 +149,18 @@ class Assignment:
     """Start from these rows, and their adapter, not from the concept's initializer."""
 
     def check(self, layout: Layout) -> None:
-        """Raises ValueError for what would fail later, or fail the neighbours too."""
+        """Raise BadInput or NotFinite for what would fail later, or fail the neighbours too."""
         moments, backbone = self.views.moments, layout.backbone
         shapes = layout.shapes(self.concept, num_photos(self.views))
         wanted = (2, *backbone.latent_shape)
         if moments.ndim != 5 or moments.shape[0] == 0 or moments.shape[1:] != wanted:
-            raise ValueError(f"moments have shape {tuple(moments.shape)}; this model needs [views, {wanted}]")
+            raise BadInput(f"moments have shape {tuple(moments.shape)}; this model needs [views, {wanted}]")
         if not moments.isfinite().all():
-            raise ValueError("the photos' latents are not finite; check the photos and the autoencoder's precision")
+            raise NotFinite("the photos' latents are not finite; check the photos and the autoencoder's precision")
         if self.state is not None:
             self.state.check(shapes, {name: shape for name, shape in shapes.items() if name in backbone.token_tables})
         elif (method := layout.config.init.method) != "words" and self.start is None:
-            raise ValueError(f"init.method {method!r} chooses a start by the photos: hand one over from StartChooser")
+            raise BadInput(f"init.method {method!r} chooses a start by the photos: hand one over from StartChooser")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,8 @@ class Outcome:
     """[looks, 2] float32: step, loss on the frozen batch; empty where nobody looked."""
     setbacks: int = 0
     """Times its loss was not finite, and it went on from an earlier state at a lower rate."""
+    kind: ErrorKind | None = None
+    """Kind of the error; None where there is none."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

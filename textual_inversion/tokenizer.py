@@ -17,6 +17,8 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
+from textual_inversion.errors import BadInput
+
 _OWN_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -45,10 +47,10 @@ class Tokenizer:
         return sorted(match[1] for match in found if match)
 
     def assemble(self, ids: Sequence[int]) -> list[int]:
-        """Add start, end and padding: `max_length` ids. Raises ValueError if they do not fit."""
+        """Add start, end and padding: `max_length` ids. Raises BadInput if they do not fit."""
         padding = self.max_length - len(ids) - 2
         if padding < 0:
-            raise ValueError(
+            raise BadInput(
                 f"{len(ids)} tokens are {-padding} more than the {self.max_length - 2} that fit; shorten the prompt "
                 "or use fewer vectors"
             )

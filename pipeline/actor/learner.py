@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from pipeline.actor.concept_log import ConceptLog
+from pipeline.actor.failures import ConceptFailure, broken_by, failure_of
 from pipeline.actor.image_batcher import ImageBatcher
 from pipeline.actor.job import Job, Pictures
 from pipeline.actor.model_loading import load_model
@@ -35,11 +36,17 @@ from pipeline.inputs.models import locate
 from pipeline.inputs.photos import open_pictures
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, from_json
-from pipeline.store.errors import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed, describe_error
-from pipeline.store.s3 import is_client_error
+from pipeline.store.errors import (
+    ActorBroken,
+    ActorLeaving,
+    PhotosUnreachable,
+    describe_error,
+    is_client_error,
+)
 from pipeline.store.storage import RunStore
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
+from textual_inversion.errors import BUG
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.initialise import StartChooser
 from textual_inversion.latents import encode_views
@@ -82,8 +89,8 @@ class Learner:
         """Concepts in slots whose state is awaited before there are fewer slots; None while there is enough memory."""
         self._draining = self._leaving = False
         self._closed = threading.Event()
-        self._broken = ""
-        """Why the engine is no more; empty while it runs."""
+        self._broken: ActorBroken | None = None
+        """Reason why the engine has ended; None while it runs."""
         threading.Thread(target=self._run_engine, name="engine", daemon=True).start()
         if equip is not None:
             equip(self)
@@ -93,7 +100,7 @@ class Learner:
         return self._slots + self._config.actors.calls_ahead
 
     async def learn(self, task: ConceptTask, attempt: int = 1) -> ConceptRecord:
-        """Learn one concept and publish it. Bad input comes back as a failed record, which is for the caller to store.
+        """Learn one concept and publish it. Return the record; the caller stores it if it is of a failed concept.
 
         Raises ActorBroken when the actor must be replaced, ActorLeaving when its node is taken back before this begins,
         StoreFailed when the run's storage fails, and PhotosUnreachable when its photos cannot be had for now.
@@ -102,25 +109,31 @@ class Learner:
             job = self._jobs[task.concept.concept_id] = Job(task, ConceptLog(self._store, task.folder, attempt))
             try:
                 return await self._learn(job, attempt)
-            except ValueError as error:
-                await self._in_pool(partial(job.log.store, "failed", error=str(error)))
-                return failure_record(task, str(error), attempt)
-            except ActorBroken as error:
-                await self._in_pool(partial(job.log.store, "lost with its actor", error=str(error)))
-                raise
-            except RuntimeError as error:  # how torch reports a device that is out of memory or lost
-                raise ActorBroken(f"{type(error).__name__}: {error}") from error
-            except ActorLeaving:
-                await self._in_pool(partial(job.log.store, "handed back, as its node is taken back"))
-                raise
-            except (PhotosUnreachable, StoreFailed):
-                raise
             except Exception as error:
-                if isinstance(error, OSError) or is_client_error(error):
-                    raise StoreFailed(describe_error(error)) from error
-                raise
+                return await self._failed(job, attempt, error)
             finally:
                 del self._jobs[task.concept.concept_id]
+
+    async def _failed(self, job: Job, attempt: int, error: Exception) -> ConceptRecord:
+        """Return the record of a concept that the error ends; raise what the driver is to decide about instead."""
+        try:
+            failure = failure_of(error, self._store.uri(job.task.folder.log))
+        except ActorBroken as broken:
+            await self._in_pool(partial(job.log.store, "lost with its actor", error=str(broken)))
+            raise
+        except ActorLeaving:
+            await self._in_pool(partial(job.log.store, "handed back, as its node is taken back"))
+            raise
+        return await self._end(job, attempt, failure)
+
+    async def _end(self, job: Job, attempt: int, failure: ConceptFailure) -> ConceptRecord:
+        """Write the failure to the concept's log and return its record."""
+        trace = {"trace": failure.trace} if failure.trace else {}
+        if failure.kind == BUG:
+            log.error("concept %s: %s\n%s", job.task.concept.concept_id, failure.text, failure.trace)
+        tell = partial(job.log.store, "failed", error=failure.text, kind=failure.kind, **trace)
+        await self._in_pool(tell)
+        return failure_record(job.task, failure.text, attempt, failure.kind)
 
     def vitals(self) -> Vitals:
         """May be asked on any thread."""
@@ -182,11 +195,12 @@ class Learner:
         job.assignment = await self._on_device(lambda: self._in_pool(lambda: self._encode(job, pictures)))
         self._assignments.put(job.assignment)
         if self._broken:  # looked at after the job is known: the engine's end cannot have missed it
-            raise ActorBroken(self._broken)
+            raise self._broken
         outcome = await asyncio.wrap_future(job.outcome)
         job.log.note("left the engine", step=outcome.steps, seconds=round(outcome.seconds, 3))
         if outcome.embedding is None:
-            raise ValueError(outcome.error or "the engine gave no reason")
+            failure = ConceptFailure(outcome.kind or BUG, outcome.error or "the engine gave no reason")
+            return await self._end(job, attempt, failure)
         return await self._publish(job, pictures.photos, outcome, attempt)
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
@@ -249,12 +263,12 @@ class Learner:
         while not self._broken:
             error = self._run_until_crowded(compile_anew=self._slots != as_begun)
             if error and self._slots == 1:
-                self._broken = f"the device has no memory for one slot: {error}"
+                self._broken = ActorBroken(f"the device has no memory for one slot: {error}")
             elif error:
                 self._give_up_slots(error)
         for job in list(self._jobs.values()):
             if not job.outcome.done():
-                job.outcome.set_exception(ActorBroken(self._broken))
+                job.outcome.set_exception(self._broken or ActorBroken("the engine ended"))
 
     def _run_until_crowded(self, compile_anew: bool) -> str:
         """What the device says when it has no memory left; empty when the engine is no more for other reasons."""
@@ -266,12 +280,12 @@ class Learner:
                 self._backbone, config.inversion, slots=self._slots, seed=config.seed, image_features=self._features
             )
             self._engine.run(self._next_assignment, self._ended, self._checkpoint, config.actors.checkpoint_steps)
-            self._broken = "the engine was closed"
+            self._broken = ActorBroken("the engine was closed")
         except torch.OutOfMemoryError as error:
             return describe_error(error)
         except BaseException as error:
             log.exception("the engine stopped")
-            self._broken = f"the engine stopped: {type(error).__name__}: {error}"
+            self._broken = broken_by(error)
         return ""
 
     def _give_up_slots(self, error: str) -> None:
@@ -334,14 +348,17 @@ class Learner:
 
     def _save(self, job: Job, state: SlotState, former: concurrent.futures.Future[None] | None) -> None:
         if former is not None:
-            concurrent.futures.wait([former])  # else it could land after this one
+            former.result()  # else it could land after this one
         job.was_saved = True
         try:
             self._store.put(job.task.folder.checkpoint, state.to_bytes())
             job.num_saves += 1
             tell = job.log.store if job.num_saves == 1 or self._draining else job.log.note  # the first: it was here
             tell("checkpoint", step=state.step)
-        except OSError as error:  # the concept goes on; only a crash before the next checkpoint would cost more steps
+        except Exception as error:
+            if not (isinstance(error, OSError) or is_client_error(error)):
+                raise
+            # the concept goes on; only a crash before the next checkpoint would cost more steps
             log.warning("a checkpoint of %s was not stored: %s", job.task.concept.concept_id, error)
 
     async def _publish(self, job: Job, photos: list[Image.Image], outcome: Outcome, attempt: int) -> ConceptRecord:
@@ -367,7 +384,7 @@ class Learner:
         )  # fmt: skip
         files = put_files(self._store, learned, self._config.model, self._backbone.model_hash())
         if job.save is not None:
-            concurrent.futures.wait([job.save])  # else it could land after the checkpoint is deleted
+            job.save.result()  # else it could land after the checkpoint is deleted; raises if saving has a bug
         if job.was_saved:
             self._store.delete(job.task.folder.checkpoint)
         job.log.store("published", steps=outcome.steps, seconds=round(outcome.seconds, 1), scores=learned.scores)

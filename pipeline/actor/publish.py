@@ -20,6 +20,7 @@ from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 from pipeline.times import now
 from textual_inversion.adapter_formats import dump_adapter
+from textual_inversion.errors import ErrorKind
 from textual_inversion.formats import dump_diffusers
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from textual_inversion.engine import Outcome
 
 
-def failure_record(task: ConceptTask, error: str, attempts: int) -> ConceptRecord:
-    """For a concept that cannot be learned: what was asked for and why it failed."""
-    return record_of(task, "failed", attempts, error=redact(error))
+def failure_record(task: ConceptTask, error: str, attempts: int, kind: ErrorKind) -> ConceptRecord:
+    """Return the record of a concept that failed: what was asked for, why it failed, and the kind of the error."""
+    return record_of(task, "failed", attempts, error=redact(error), error_kind=kind)
 
 
 def record_of(task: ConceptTask, status: Literal["done", "failed"], attempts: int, **facts: Any) -> ConceptRecord:

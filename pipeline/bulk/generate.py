@@ -34,6 +34,7 @@ from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.conditioning import PromptEncoder
 from textual_inversion.config import SamplingConfig
+from textual_inversion.errors import BadInput
 from textual_inversion.formats import parse_diffusers
 from textual_inversion.generate import EncodedRequest, ImageRequest, draw, encode_request
 from textual_inversion.rng import seed_for
@@ -196,7 +197,7 @@ class Drawer:
         try:
             request = ImageRequest(row["prompt"], row["seed"], (embedding,) if embedding else ())
             return encode_request(self._backbone, request)
-        except ValueError as error:
+        except BadInput as error:
             return f"{type(error).__name__}: {error}"
 
     def _finish(self, row: Mapping[str, Any], picture: Image.Image | str) -> dict[str, Any]:

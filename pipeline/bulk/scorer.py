@@ -15,6 +15,7 @@ from pipeline.bulk.generate import Drawer
 from pipeline.config import RunConfig
 from pipeline.inputs.models import locate
 from pipeline.inputs.photos import fetch
+from textual_inversion.errors import BadInput
 from textual_inversion.extractors import ClipExtractor, ImageExtractor, load_extractor
 from textual_inversion.metrics import (
     clip_i_between_photos,
@@ -90,8 +91,8 @@ class Scorer:
         for uri in images:
             try:
                 photos.append(open_photo(fetch(uri, self._limits), max_pixels=self._limits.max_pixels))
-            except (ValueError, OSError) as error:
-                raise ValueError(f"photo {uri}: {error}") from error
+            except (BadInput, OSError) as error:
+                raise BadInput(f"photo {uri}: {error}") from error
         return {name: extractor.images(photos) for name, extractor in self._extractors.items()}
 
     def _score(self, row: Mapping[str, Any], drawn: Mapping[str, Features | str]) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class Scorer:
         known = {name: row[name] for name in RESULT_SCHEMA.names if name in row}
         try:
             photos = self._photos(tuple(row["images"]))
-        except ValueError as error:
+        except BadInput as error:
             return known | {"status": "failed", "error": str(error)}
         pictures = drawn[_key(row)] if row["drawn"] else photos
         if isinstance(pictures, str):

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.store.addresses import absolute, find_files, open_for_reading, resolve
 from pipeline.store.redact import redact, redacted
 from textual_inversion.concept import Concept, whole_word_pattern
+from textual_inversion.errors import BadInput
 
 CONCEPT_COLUMNS = (
     "concept_id", "images", "placeholder", "initializer", "category", "num_vectors", "masks", "captions"
@@ -187,7 +188,7 @@ def _read_file(file: str) -> Iterator[ManifestRow | BadRow]:
         yield BadRow(file=redact(file), row=number + 1, concept_id=None, reason=reason)
 
 
-def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | ValueError]:
+def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadInput]:
     """The rows; one with a value that Python cannot hold (text that is not UTF-8, a date beyond the year 9999) as an
     error that names its column."""
     try:
@@ -197,30 +198,30 @@ def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | ValueError]:
     yield from rows
 
 
-def _row(batch: pa.RecordBatch, index: int) -> dict[str, Any] | ValueError:
+def _row(batch: pa.RecordBatch, index: int) -> dict[str, Any] | BadInput:
     values = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             values[name] = column[index].as_py()
         except (ValueError, OverflowError, pa.ArrowException) as error:
-            return ValueError(f"column {name!r} holds a value that cannot be read: {error}")
+            return BadInput(f"column {name!r} holds a value that cannot be read: {error}")
     return values
 
 
-def _parse(file: str, number: int, values: dict[str, Any] | ValueError) -> ManifestRow | BadRow:
-    concept_id = None if isinstance(values, ValueError) else values["concept_id"]
+def _parse(file: str, number: int, values: dict[str, Any] | BadInput) -> ManifestRow | BadRow:
+    concept_id = None if isinstance(values, BadInput) else values["concept_id"]
     try:
-        if isinstance(values, ValueError):
+        if isinstance(values, BadInput):
             raise values
         concept = _concept(file, values)
         carried = {name: redacted(_jsonable(value)) for name, value in values.items() if name not in CONCEPT_COLUMNS}
         size = len(json.dumps(carried))
         if size > MAX_CARRIED_BYTES:
-            raise ValueError(f"its other columns hold {size:,} bytes, more than {MAX_CARRIED_BYTES:,}; drop large ones")
+            raise BadInput(f"its other columns hold {size:,} bytes, more than {MAX_CARRIED_BYTES:,}; drop large ones")
         priority = _count(values, PRIORITY, 0, most=9)
         if priority < 0:
-            raise ValueError(f"priority is {priority}; it must be from 0 to 9")
-    except ValueError as error:
+            raise BadInput(f"priority is {priority}; it must be from 0 to 9")
+    except BadInput as error:
         named = _printable(str(concept_id)) if isinstance(concept_id, str | int) else None
         reason = redact(str(error))
         if len(reason) > _MAX_REASON:
@@ -234,13 +235,13 @@ def _concept(file: str, values: dict[str, Any]) -> Concept:
     if isinstance(concept_id, int) and not isinstance(concept_id, bool):
         concept_id = str(concept_id)  # catalog numbers
     if not isinstance(concept_id, str) or not _CONCEPT_ID.fullmatch(concept_id):
-        raise ValueError(
+        raise BadInput(
             f"concept_id {_short(concept_id)} must be 1 to 128 letters, digits, '.', '_' or '-', not beginning with "
             "'.'; it names a folder"
         )
     images = _addresses(file, values, "images")
     if len(images) > MAX_IMAGES:
-        raise ValueError(f"{len(images):,} images, more than {MAX_IMAGES:,}")
+        raise BadInput(f"{len(images):,} images, more than {MAX_IMAGES:,}")
     placeholder = _text(values, "placeholder", f"<{concept_id}>")
     return Concept(
         concept_id=concept_id,
@@ -258,17 +259,20 @@ def _addresses(file: str, values: Mapping[str, Any], name: str) -> tuple[str, ..
     """Absolute addresses from a column with relative ones."""
     addresses = values.get(name) or []
     if not all(isinstance(address, str) and address.strip() for address in addresses):
-        raise ValueError(f"{name} holds an empty or missing address")
+        raise BadInput(f"{name} holds an empty or missing address")
     for address in addresses:
         _check_text(name, address)
-    return tuple(resolve(address, relative_to=file) for address in addresses)
+    try:
+        return tuple(resolve(address, relative_to=file) for address in addresses)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
 
 
 def _captions(values: Mapping[str, Any], placeholder: str) -> tuple[str, ...]:
     """With `{}` where the concept stands, also where the placeholder was written out."""
     captions = values.get("captions") or []
     if not all(isinstance(caption, str) and caption.strip() for caption in captions):
-        raise ValueError("captions holds an empty or missing text")
+        raise BadInput("captions holds an empty or missing text")
     for caption in captions:
         _check_text("captions", caption)
     return tuple(re.sub(whole_word_pattern(placeholder), "{}", caption.strip()) for caption in captions)
@@ -279,12 +283,12 @@ def _text(values: Mapping[str, Any], name: str, default: str) -> str:
     if value is None or value == "":
         return default
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {_short(value)}; it must be text")
+        raise BadInput(f"{name} is {_short(value)}; it must be text")
     value = value.strip()
     if name != "category":
         _check_text(name, value)
         if "{}" in value:
-            raise ValueError(f"{name} {value!r} holds {{}}, which is the concept's place in a prompt; leave it out")
+            raise BadInput(f"{name} {value!r} holds {{}}, which is the concept's place in a prompt; leave it out")
     return value or default
 
 
@@ -292,9 +296,9 @@ def _check_text(name: str, value: str) -> None:
     """No control characters (a tab, a line's end, a terminal's commands), and no more than anybody would write."""
     most = MAX_CHARACTERS[name]
     if len(value) > most:
-        raise ValueError(f"{name} has {len(value):,} characters, more than {most:,}: {_short(value)}")
+        raise BadInput(f"{name} has {len(value):,} characters, more than {most:,}: {_short(value)}")
     if found := _CONTROL.search(value):
-        raise ValueError(f"{name} {_short(value)} holds a control character ({found[0]!r}); take it out")
+        raise BadInput(f"{name} {_short(value)} holds a control character ({found[0]!r}); take it out")
 
 
 def _short(value: Any) -> str:
@@ -313,9 +317,9 @@ def _count(values: Mapping[str, Any], name: str, default: int, most: int) -> int
     if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes missing integers as NaN
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
-        raise ValueError(f"{name} is {_short(value)}; it must be a whole number")
+        raise BadInput(f"{name} is {_short(value)}; it must be a whole number")
     if value > most:
-        raise ValueError(f"{name} is {value}; it must be at most {most}")
+        raise BadInput(f"{name} is {value}; it must be at most {most}")
     return int(value)
 
 
@@ -335,4 +339,4 @@ def _jsonable(value: Any) -> Any:
         return [_jsonable(item) for item in value]
     if isinstance(value, decimal.Decimal | datetime.timedelta):
         return str(value)
-    raise ValueError(f"a value of type {type(value).__name__} cannot be carried to the results; drop its column")
+    raise BadInput(f"a value of type {type(value).__name__} cannot be carried to the results; drop its column")

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from pipeline.config import PhotoConfig
 from pipeline.store import http_client
 from pipeline.store.addresses import read_bytes
+from pipeline.store.errors import is_client_error
 from pipeline.store.redact import redact
 from textual_inversion.concept import Concept
+from textual_inversion.errors import BadInput
 from textual_inversion.photos import open_mask, open_photo
 
 if TYPE_CHECKING:
@@ -21,13 +23,13 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-_LASTING = (ValueError, FileNotFoundError, PermissionError, IsADirectoryError)
+_LASTING = (BadInput, FileNotFoundError, PermissionError, IsADirectoryError)
 
 
 def fetch(uri: str, photos: PhotoConfig) -> bytes:
     """A whole object, at most `photos.max_bytes`.
 
-    Raises ValueError, FileNotFoundError or PermissionError for what stays as it is, and other OSErrors for what another
+    Raises BadInput, FileNotFoundError or PermissionError for what stays as it is, and other OSErrors for what another
     attempt may mend. The texts hold no credentials.
     """
     check_scheme(uri, photos)
@@ -39,18 +41,20 @@ def fetch(uri: str, photos: PhotoConfig) -> bytes:
     except _LASTING as error:
         kind = next(kind for kind in _LASTING if isinstance(error, kind))
         raise kind(redact(str(error))) from None
-    except ImportError as error:  # of the store's own client
-        raise ValueError(redact(str(error))) from None
+    except (ValueError, ImportError) as error:  # the address, the size, or a store whose client is not installed
+        raise BadInput(redact(str(error))) from None
     except OSError as error:
         raise OSError(redact(str(error)) or type(error).__name__) from None
-    except Exception as error:  # clients of object stores have errors of their own
+    except Exception as error:
+        if not is_client_error(error):
+            raise
         raise OSError(f"{type(error).__name__}: {redact(str(error))}") from None
 
 
 def open_pictures(concept: Concept, photos: PhotoConfig) -> tuple[list[Image.Image], list[Image.Image]]:
     """A concept's photos, and their masks (none, or one each), fetched and decoded.
 
-    Raises ValueError naming the first that cannot be had or used, or if there are too many pixels in all; OSErrors that
+    Raises BadInput naming the first that cannot be had or used, or if there are too many pixels in all; OSErrors that
     another attempt may mend are left as they are.
     """
     pictures: list[Image.Image] = []
@@ -59,7 +63,7 @@ def open_pictures(concept: Concept, photos: PhotoConfig) -> tuple[list[Image.Ima
         picture = _opened("photo", uri, photos, partial(open_photo, max_pixels=photos.max_pixels))
         pixels += picture.width * picture.height
         if pixels > photos.max_concept_pixels:
-            raise ValueError(
+            raise BadInput(
                 f"its first {len(pictures) + 1} photos hold {pixels:,} px, more than photos.max_concept_pixels = "
                 f"{photos.max_concept_pixels:,}; scale them down or give fewer"
             )
@@ -73,17 +77,17 @@ def open_pictures(concept: Concept, photos: PhotoConfig) -> tuple[list[Image.Ima
 
 
 def _opened(kind: str, uri: str, photos: PhotoConfig, decode: Callable[[bytes], Image.Image]) -> Image.Image:
-    """ValueError saying which could not be, and why."""
+    """Fetch and decode one picture. Raises BadInput saying which could not be used, and why."""
     try:
         return decode(fetch(uri, photos))
     except _LASTING as error:
-        raise ValueError(f"{kind} {redact(uri)}: {redact(str(error))}") from None
+        raise BadInput(f"{kind} {redact(uri)}: {redact(str(error))}") from None
 
 
 def check_scheme(uri: str, photos: PhotoConfig) -> None:
-    """Raises ValueError unless the settings allow photos from such an address."""
+    """Raise BadInput unless the settings allow photos from such an address."""
     if (scheme := scheme_of(uri)) not in photos.schemes:
-        raise ValueError(
+        raise BadInput(
             f"photos may not come from {scheme}://; the setting photos.schemes allows {', '.join(photos.schemes)}"
         )
 

@@ -75,6 +75,10 @@ class ConceptRecord:
     error: str = ""
     """Why it failed: one line, the cause first."""
 
+    error_kind: str = ""
+    """Kind of the error, one of `textual_inversion.errors.ErrorKind`; empty for finished concepts, and in records of
+    before kinds were kept."""
+
     attempts: int = 1
     """Calls it took, those lost with a dying actor included."""
 

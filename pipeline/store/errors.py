@@ -1,16 +1,22 @@
-"""What ends an actor or a run, and any error in one line."""
+"""Errors that end an actor, a run or an attempt at a concept, and the text of any error in one line."""
 
 from __future__ import annotations
 
 from pipeline.store.redact import redact
+from textual_inversion.errors import LOST_WORKER, ErrorKind
 
 
 class ActorBroken(RuntimeError):
-    """Raised by an actor that can do nothing more and must be replaced."""
+    """An actor can do nothing more and must be replaced."""
+
+    def __init__(self, text: str, kind: ErrorKind = LOST_WORKER) -> None:
+        super().__init__(text)
+        self.kind: ErrorKind = kind
+        """`bug` if this software broke the actor, `lost_worker` if its device, memory or process did."""
 
 
 class ActorLeaving(Exception):
-    """Raised by an actor whose node is taken back, for a concept that it has not begun."""
+    """The node of an actor is taken back, and the actor has not begun the concept."""
 
 
 class StoreFailed(OSError):
@@ -18,24 +24,31 @@ class StoreFailed(OSError):
 
 
 class PhotosUnreachable(OSError):
-    """A concept's photos cannot be had for now; another attempt may mend it."""
+    """A concept's photos cannot be fetched for now; another attempt may succeed."""
 
 
 class RunAborted(RuntimeError):
-    """Actors fail for reasons that no concept can be blamed for; the text says which."""
+    """Actors fail for a reason that no concept can be blamed for; the text names the reason."""
 
 
 _DIED = "its process ended without a word: killed, out of memory, or crashed (a log of its node says which)"
+_CLIENTS = ("botocore", "aiobotocore", "google", "gcsfs", "azure", "adlfs", "aiohttp")
+"""Packages of object stores' clients, whose errors need not be OSErrors."""
+
+
+def is_client_error(error: BaseException) -> bool:
+    """Return whether an object store's client raised the error, for example because it has no credentials."""
+    return type(error).__module__.partition(".")[0] in _CLIENTS
 
 
 def describe_error(error: BaseException) -> str:
-    """The kind of error and the line of its text that says what happened."""
-    cause = getattr(error, "cause", None) or error  # what an actor raised, inside Ray's own error
+    """Return the error's type and the line of its text that says what happened, without credentials."""
+    cause = getattr(error, "cause", None) or error  # Ray wraps what an actor raised in an error of its own
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     if not lines:
         return type(cause).__name__
     if type(cause).__name__ == "ActorDiedError" and "connection error code 2" in str(cause):
-        return f"ActorDiedError: {_DIED}"  # all that Ray tells, in its own many words
+        return f"ActorDiedError: {_DIED}"  # Ray's own text says no more, in many words
     # Ray puts a remote traceback in the text; its last line is the error itself. Its own errors begin with the reason.
     is_traceback = any(line.startswith("Traceback") or "ray::" in line for line in lines)
     return redact(f"{type(cause).__name__}: {lines[-1] if is_traceback else lines[0]}")

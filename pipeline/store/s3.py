@@ -35,11 +35,6 @@ class S3Entry(NamedTuple):
     """Modification time in seconds since 1970."""
 
 
-def is_client_error(error: Exception) -> bool:
-    """True if an S3 client raised the error (no credentials, no such host): these are no OSErrors, as others' are."""
-    return type(error).__module__.startswith("botocore.")
-
-
 def options_without_retries() -> dict[str, Any]:
     """Return options of an S3 file system whose client repeats nothing, because `with_retries` does. Retries that the
     user has configured for botocore stay."""

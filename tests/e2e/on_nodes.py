@@ -22,7 +22,8 @@ from pipeline.actor.learner import Learner
 from pipeline.bulk import generate
 from pipeline.bulk.generate import Drawer
 from pipeline.config import RunConfig
-from pipeline.driver import Policy, drive
+from pipeline.driver import drive
+from pipeline.verdict import Policy
 from tests.pipeline.runs import task
 from tests.pipeline.stand_ins import StandIn
 from textual_inversion.concept import Concept

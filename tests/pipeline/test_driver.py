@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline.driver import Policy, drive
+from pipeline.driver import drive
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
 from pipeline.report.progress import Facts, Progress
 from pipeline.store.errors import RunAborted
+from pipeline.verdict import Policy
 from tests.pipeline.runs import task
 from tests.pipeline.stand_ins import StandIn
 

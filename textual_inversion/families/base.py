@@ -61,7 +61,7 @@ class Backbone(Protocol):
         ...
 
     def assemble(self, ids: Sequence[int]) -> list[int]:
-        """Add start, end and padding: `max_length` ids. Raises ValueError if they do not fit."""
+        """Add start, end and padding: `max_length` ids. Raises BadInput if they do not fit."""
         ...
 
     def encode_prompts(

@@ -92,7 +92,7 @@ class StableDiffusion:
         return self._tokenizer.words()
 
     def assemble(self, ids: Sequence[int]) -> list[int]:
-        """Add start, end and padding: `max_length` ids. Raises ValueError if they do not fit."""
+        """Add start, end and padding: `max_length` ids. Raises BadInput if they do not fit."""
         return self._tokenizer.assemble(ids)
 
     def encode_prompts(

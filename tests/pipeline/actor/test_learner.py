@@ -154,7 +154,9 @@ def test_bad_photos_fail_their_concept_alone(learner: Learner, photos: tuple[str
         learner,
         [task("good", photos), task("bad", (photos[0], str(broken))), task("gone", (str(tmp_path / "no.png"),))],
     )
-    assert [record.status for record in records] == ["done", "failed", "failed"]
+    assert [(record.status, record.error_kind) for record in records] == [
+        ("done", ""), ("failed", "bad_input"), ("failed", "bad_input")
+    ]  # fmt: skip
     assert "broken.png" in records[1].error
     assert "no.png" in records[2].error
     assert events(tmp_path / "out", records[1])[-1] == ("failed", records[1].error)
@@ -286,6 +288,61 @@ def test_a_finished_concept_is_not_learned_again(
     assert learn_all(learner, [one], attempt=2) == [record]
 
 
+class Unknown(Exception):
+    """An exception that no code knows of."""
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (learner_module, "open_pictures"),
+        (learner_module, "encode_views"),
+        (learner_module, "check_sample_prompts"),
+        (learner_module, "sample_requests"),
+        (image_batcher, "draw"),
+        (learner_module, "put_files"),
+        (learner_module, "put_done"),
+        (SlotState, "to_bytes"),
+    ],
+)
+def test_a_bug_ends_its_concept_and_no_other(
+    learner: Learner,
+    photos: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: object,
+    name: str,
+) -> None:
+    """Wherever a concept is served outside the engine's shared pass; the actor goes on."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise Unknown("a mistake in the code")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, fail)
+        (record,) = learn_all(learner, [task("ill", photos)])
+    assert (record.status, record.error_kind) == ("failed", "bug")
+    assert "bug in this software, not a fault of the concept: Unknown: a mistake in the code" in record.error
+    log = (tmp_path / "out" / record.folder.log).read_text()
+    assert str(tmp_path / "out" / record.folder.log) in record.error
+    last = json.loads(log.splitlines()[-1])
+    assert (last["message"], last["kind"]) == ("failed", "bug")
+    assert "Traceback" in last["trace"]
+    assert "in fail" in last["trace"]
+    (record,) = learn_all(learner, [task("well", photos)])
+    assert record.status == "done"
+
+
+def test_a_loss_that_is_not_finite_is_told_as_such(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion={"learning_rate": 1e37}))
+    (record,) = learn_all(learner, [task("ill", photos)])
+    learner.close()
+    assert (record.status, record.error_kind) == ("failed", "numerics")
+    assert "not finite" in record.error
+
+
 def test_an_engine_that_stops_breaks_the_actor(
     tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +355,7 @@ def test_an_engine_that_stops_breaks_the_actor(
     failures = learn_all(learner, [task("a", photos), task("b", photos)])
     failures += learn_all(learner, [task("c", photos)])
     assert [type(failure) for failure in failures] == [ActorBroken] * 3
+    assert {failure.kind for failure in failures} == {"bug"}  # for all that is known: torch did not name the device
     assert all("device lost" in str(failure) for failure in failures)
 
 

@@ -1,0 +1,74 @@
+"""Decide how an exception ends a concept in an actor: as a failure of the concept alone, or as one for the driver."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.store.errors import (
+    ActorBroken,
+    ActorLeaving,
+    PhotosUnreachable,
+    StoreFailed,
+    describe_error,
+    is_client_error,
+)
+from textual_inversion.errors import BUG, LOST_WORKER, ConceptError, ErrorKind
+
+_DEVICE_ERROR = re.compile(r"\b(CUDA|cuDNN|cuBLAS|HIP)( driver| runtime)? error\b")
+_ACCELERATOR_ERROR: tuple[type[Exception], ...] = (
+    (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()  # since torch 2.8
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptFailure:
+    """The end of a concept that failed while its actor goes on."""
+
+    kind: ErrorKind
+    text: str
+    """One line for the record."""
+    trace: str = ""
+    """Python traceback of a bug, for the concept's log."""
+
+
+def failure_of(error: Exception, log_uri: str) -> ConceptFailure:
+    """Return how the exception ends its concept; `log_uri` is where the concept's log is.
+
+    Raises ActorBroken, ActorLeaving, StoreFailed or PhotosUnreachable if the driver is to decide instead.
+    """
+    if isinstance(error, ConceptError):
+        return ConceptFailure(error.kind, str(error))
+    if isinstance(error, ActorBroken | ActorLeaving | StoreFailed | PhotosUnreachable):
+        raise error
+    if is_device_error(error):
+        raise broken_by(error) from error
+    if isinstance(error, OSError) or is_client_error(error):
+        raise StoreFailed(describe_error(error)) from error
+    trace = "".join(traceback.format_exception(error))
+    text = f"bug in this software, not a fault of the concept: {_place(error)}; the traceback is in {log_uri}"
+    return ConceptFailure(BUG, text, trace)
+
+
+def broken_by(error: BaseException) -> ActorBroken:
+    """Return the ActorBroken for an exception that leaves an actor unable to go on, with the kind of its cause."""
+    is_bug = isinstance(error, Exception) and not is_device_error(error)
+    return ActorBroken(f"{type(error).__name__}: {error}", BUG if is_bug else LOST_WORKER)
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Return whether the device or its memory failed: out of memory, or lost. torch has no type of its own for all."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError, *_ACCELERATOR_ERROR)):
+        return True
+    return isinstance(error, RuntimeError) and _DEVICE_ERROR.search(str(error)) is not None
+
+
+def _place(error: Exception) -> str:
+    """Type and text of an error, and the line of code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{describe_error(error)}{at}"
