@@ -42,9 +42,7 @@ def test_anything_unforeseen_is_a_bug_with_its_place_and_trace(error: Exception)
     assert type(error).__name__ in failure.trace
 
 
-@pytest.mark.parametrize(
-    "error", [ActorBroken("x", BUG), ActorLeaving("x"), StoreFailed("x"), PhotosUnreachable("x")]
-)
+@pytest.mark.parametrize("error", [ActorBroken("x", BUG), ActorLeaving("x"), StoreFailed("x"), PhotosUnreachable("x")])
 def test_what_the_driver_decides_about_is_raised_as_it_is(error: Exception) -> None:
     with pytest.raises(type(error)) as raised:
         failure_of(error, LOG)
