@@ -1,4 +1,4 @@
-"""Features of every kind of judge against transformers' own model and image processor, on tiny random models."""
+"""Features of every kind of extractor against transformers' own model and image processor, on tiny random models."""
 
 from __future__ import annotations
 
@@ -89,26 +89,6 @@ def test_the_directorys_own_image_settings_are_used(judge: tuple[str, Path], pic
     assert not torch.allclose(default, theirs, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("kind", "stated", "wanted"),
-    [
-        ("clip", {"size": SIDE + 4}, {"size": {"shortest_edge": SIDE + 4}}),  # the forms of old files
-        ("clip", {"size": SIDE, "crop_size": SIDE}, {}),
-        ("vit", {"size": SIDE, "resample": 3}, {"resample": 3}),
-        ("clip", {"size": {"height": SIDE, "width": SIDE}, "do_center_crop": False, "do_normalize": False},
-         {"size": {"height": SIDE, "width": SIDE}, "do_center_crop": False, "do_normalize": False}),
-    ],
-)  # fmt: skip
-def test_forms_of_image_settings(
-    kind: str, stated: dict[str, Any], wanted: dict[str, Any], tmp_path: Path, pictures: list[Image.Image]
-) -> None:
-    tiny_judge(kind, tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
-    settings = processor(kind, **wanted)
-    theirs = their_image_features(kind, tmp_path, settings(pictures, return_tensors="pt")["pixel_values"])
-    torch.testing.assert_close(load_extractor(str(tmp_path), "cpu").images(pictures), theirs, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_text_features_equal_transformers_own(kind: str, tmp_path: Path) -> None:
     tiny_judge(kind, tmp_path)
@@ -132,17 +112,17 @@ def test_features_have_unit_norm_and_do_not_depend_on_company(clip: Path, pictur
 
 
 def test_what_is_no_judge_is_refused(clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cannot load a judge model from .*no config.json"):
+    with pytest.raises(ValueError, match=r"cannot load a feature extractor from .*no config.json"):
         load_extractor(str(tmp_path), device="cpu")
     config = json.loads((clip / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
     torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"cannot load a judge model from .*safetensors"):
+    with pytest.raises(ValueError, match=r"cannot load a feature extractor from .*safetensors"):
         load_extractor(str(tmp_path), device="cpu")
     (tmp_path / "config.json").write_text(
         json.dumps({**config, "model_type": "bert", "auto_map": {"AutoModel": "x.Y"}})
     )
-    with pytest.raises(ValueError, match=r"is a 'bert' model; a judge is one of clip, siglip, vit, dinov2"):
+    with pytest.raises(ValueError, match=r"is a 'bert' model; a feature extractor is one of clip, siglip, vit, dinov2"):
         load_extractor(str(tmp_path), device="cpu")
 
 
