@@ -1,7 +1,9 @@
-"""LearnedEmbedding <-> the file that diffusers' `load_textual_inversion` reads: tensors, header and bytes, no paths.
+"""Convert a LearnedEmbedding to and from the file that diffusers' `load_textual_inversion` reads: tensors, header and
+bytes, no paths.
 
-The file (`learned_embeds.safetensors`) has one key, the placeholder token, with a [num_vectors, dim] tensor; also
-AUTOMATIC1111, ComfyUI and kohya read it, under its file name. Provenance is in the safetensors header.
+The file (`learned_embeds.safetensors`) has one key, the placeholder token, with a [num_vectors, dim] tensor.
+AUTOMATIC1111, ComfyUI and kohya read it, too, and call the embedding by the file's name. Provenance is in the
+safetensors header.
 """
 
 from __future__ import annotations
@@ -18,21 +20,25 @@ from torch import Tensor
 from textual_inversion.concept import LearnedEmbedding
 
 ADAPTER_FILE = "adapter.safetensors"
-"""Beside the embedding's file, if it was learned with an adapter; the header of the embedding's file then names it."""
+"""Name of the adapter's file, which lies beside the embedding's file and is named in that file's header."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""Types of number that are read from files."""
 
 
 def to_diffusers(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """One-key tensors and header metadata. Raises ValueError if there is more than one text encoder's rows, which
-    one such file cannot hold, or if they are not finite."""
+    """Return the tensors, which have one key, and the header metadata.
+
+    Raises ValueError for rows of more than one text encoder, which one such file cannot hold, and for rows that are
+    not finite.
+    """
     if len(embedding.vectors) != 1:
         raise ValueError(
             f"embedding {embedding.placeholder_token!r} has rows for {sorted(embedding.vectors)}; a diffusers file "
             "holds those of exactly one text encoder"
         )
     ((key, rows),) = embedding.vectors.items()
-    rows = _checked(rows, embedding.placeholder_token)
+    rows = _checked_rows(rows, embedding.placeholder_token)
     norms = ", ".join(f"{norm:.4f}" for norm in rows.norm(dim=1).tolist())
     metadata = {
         **{name: value for name, value in embedding.metadata.items() if name != "adapter"},
@@ -47,36 +53,36 @@ def to_diffusers(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[s
 
 
 def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> LearnedEmbedding:
-    """The embedding in a diffusers file's tensors, ours or another tool's; [dim] counts as one vector. Without its
-    adapter, which has a file of its own: see `adapter_formats.with_adapter`.
+    """Return the embedding that a diffusers file's tensors hold, whichever tool wrote it; [dim] counts as one vector.
 
-    Raises ValueError unless there is exactly one key with finite floating-point rows.
+    The adapter has a file of its own: see `adapter_formats.with_adapter`. Raises ValueError unless there is exactly one
+    key with finite floating-point rows.
     """
     if len(tensors) != 1:
         raise ValueError(
             f"found the keys {sorted(tensors)}; a diffusers embedding has exactly one, the placeholder token"
         )
     ((token, rows),) = tensors.items()
-    known = dict(metadata or {})
+    header = dict(metadata or {})
     return LearnedEmbedding(
         placeholder_token=token,
-        vectors={known.get("text_encoder", "clip_l"): _checked(rows, token)},
-        metadata=known,
+        vectors={header.get("text_encoder", "clip_l"): _checked_rows(rows, token)},
+        metadata=header,
     )
 
 
 def dump_diffusers(embedding: LearnedEmbedding) -> bytes:
-    """The content of `learned_embeds.safetensors`; the same embedding gives the same bytes."""
+    """Return the content of `learned_embeds.safetensors`; the same embedding gives the same bytes."""
     return to_bytes(*to_diffusers(embedding))
 
 
 def parse_diffusers(data: bytes) -> LearnedEmbedding:
-    """Read what `dump_diffusers`, diffusers or another tool wrote. Raises ValueError for anything else."""
+    """Read a file that `dump_diffusers`, diffusers or another tool wrote. Raises ValueError for any other content."""
     return from_diffusers(*from_bytes(data))
 
 
 def check_written(data: bytes, embedding: LearnedEmbedding) -> None:
-    """Read a file back and compare: raises ValueError unless it holds exactly these rows under this token."""
+    """Raise ValueError unless a stored file, read back, holds exactly the embedding's rows under its token."""
     found = parse_diffusers(data)
     same = (
         found.placeholder_token == embedding.placeholder_token
@@ -90,8 +96,8 @@ def check_written(data: bytes, embedding: LearnedEmbedding) -> None:
         )
 
 
-def _checked(rows: Tensor, token: str) -> Tensor:
-    """[num_vectors, dim] float32 on the CPU, contiguous."""
+def _checked_rows(rows: Tensor, token: str) -> Tensor:
+    """Return the rows as a contiguous [num_vectors, dim] float32 tensor on the CPU. Raises ValueError if unusable."""
     if not token or any(c.isspace() for c in token) or token == "__metadata__":
         raise ValueError(f"placeholder token {token!r} must be one word without spaces")
     if rows.dtype not in FLOATS:
@@ -104,7 +110,7 @@ def _checked(rows: Tensor, token: str) -> Tensor:
 
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file with its header sorted: the library writes metadata in an order that changes by the call."""
+    """Write a safetensors file with a sorted header; the library alone orders metadata differently at every call."""
     data = save(dict(tensors), metadata=dict(metadata))
     header, rest = _split(data)
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
@@ -113,7 +119,7 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byte
 
 
 def from_bytes(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file. Raises ValueError for anything else."""
+    """Read the tensors and metadata of a safetensors file. Raises ValueError for any other content."""
     try:
         tensors = load(data)
     except safetensors.SafetensorError as error:
@@ -122,6 +128,6 @@ def from_bytes(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """A safetensors file's JSON header, which the library gives only for a path, and the tensors after it."""
+    """Split a safetensors file into its JSON header and its tensors; the library reads headers of paths alone."""
     end = 8 + int.from_bytes(data[:8], "little")
     return json.loads(data[8:end]), data[end:]
