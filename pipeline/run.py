@@ -28,7 +28,7 @@ from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
 from pipeline.gate_retries import pending, retry_below_gate, retry_rules
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import count_rows, read_by_priority
-from pipeline.inputs.models import locate, portable, tokenizer_of
+from pipeline.inputs.models import load_model_tokenizer, locate, portable
 from pipeline.inputs.prompt_table import Prompt, read_prompts
 from pipeline.ledger.digest import digest
 from pipeline.ledger.gate import BELOW
@@ -137,7 +137,7 @@ def dry_run(config: RunConfig, chosen: Selection = EVERY, *, photos: bool = Fals
     plan, _ = make_plan(config, RunStore(config.output), chosen)
     failing = set()
     tasks = plan.tasks(read_by_priority(config.manifest))
-    for finding in examine(tasks, config, prompts, tokenizer_of(config), photos=photos):
+    for finding in examine(tasks, config, prompts, load_model_tokenizer(config), photos=photos):
         sys.stdout.write(f"{finding}\n")
         failing |= {finding.concept_id} if finding.fails else set()
     for row in plan.bad:

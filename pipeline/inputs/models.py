@@ -1,4 +1,4 @@
-"""The frozen models of a run: where they are and what is in them, without torch."""
+"""Locate and hash the frozen models of a run, without torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def locate(model: str) -> str:
-    """A model's directory as seen from this machine, or its hub id; a relative path may lie in the current directory
-    or in the repository, which may be elsewhere on another machine."""
+    """Return a model's directory on this machine, or its hub id.
+
+    A relative path may lie in the current directory or in the repository, which may be elsewhere on another machine.
+    """
     for directory in (Path(model), ROOT / model):
         if directory.is_dir():
             return str(directory.resolve())
@@ -25,23 +27,24 @@ def locate(model: str) -> str:
 
 
 def portable(model: str) -> str:
-    """A name for the model that `locate` understands on every machine: made absolute unless the repository has it."""
+    """Return a name of the model that `locate` understands on every machine: a directory's absolute path, unless the
+    repository has it."""
     return model if not Path(model).is_dir() or (ROOT / model).is_dir() else str(Path(model).resolve())
 
 
 def model_hash(model: str) -> str:
-    """Digest of everything that decides what the model computes."""
+    """Return a digest of all files that decide what the model computes."""
     return model_files.model_hash(locate(model))
 
 
 def extractor_hash(model: str) -> str:
-    """The same for the CLIP that scores; a hub id stands for itself, no extractor for nothing."""
+    """Return a digest of the files of the CLIP that scores pictures, or the name itself if it is a hub id or empty."""
     directory = locate(model)
     return folder_hash(directory) if model and Path(directory).is_dir() else model
 
 
-def tokenizer_of(config: RunConfig) -> Tokenizer:
-    """The model's tokenizer alone, without torch. Raises ValueError if it cannot be read."""
+def load_model_tokenizer(config: RunConfig) -> Tokenizer:
+    """Load the tokenizer of the run's model, without torch. Raises ValueError if it cannot be read."""
     from textual_inversion.tokenizer import load_tokenizer
 
     return load_tokenizer(model_files.find_model_files(locate(config.model)).directory)

@@ -1,7 +1,7 @@
-"""Photos and masks, fetched as the job's settings allow: their addresses are written by somebody else.
+"""Fetch photos and masks within the limits of the settings `photos`.
 
-Everything that a manifest names goes through `fetch`. What the command line and the configuration name does not:
-whoever may start a job may read what it reads.
+A manifest's addresses may come from another party, so they are all fetched here. Addresses on the command line and in
+the configuration are not limited: a person who may start a job may read what the job reads.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-_LASTING = (BadInput, FileNotFoundError, PermissionError, IsADirectoryError)
+_LASTING_ERRORS = (BadInput, FileNotFoundError, PermissionError, IsADirectoryError)
 
 
 def fetch(uri: str, photos: PhotoConfig) -> bytes:
-    """A whole object, at most `photos.max_bytes`.
+    """Return the bytes of a whole object, at most `photos.max_bytes`.
 
-    Raises BadInput, FileNotFoundError or PermissionError for what stays as it is, and other OSErrors for what another
-    attempt may mend. The texts hold no credentials.
+    Raises BadInput, FileNotFoundError or PermissionError for errors that last, and other OSErrors for errors that
+    another attempt may mend. The texts hold no credentials.
     """
     check_scheme(uri, photos)
     try:
         if scheme_of(uri) in ("http", "https"):
-            bounds = http_client.AccessRules(schemes=photos.schemes, networks=photos.private_networks)
-            return http_client.read(uri, photos.max_bytes, bounds)
+            rules = http_client.AccessRules(schemes=photos.schemes, networks=photos.private_networks)
+            return http_client.read(uri, photos.max_bytes, rules)
         return read_bytes(uri, photos.max_bytes)
-    except _LASTING as error:
-        kind = next(kind for kind in _LASTING if isinstance(error, kind))
+    except _LASTING_ERRORS as error:
+        kind = next(kind for kind in _LASTING_ERRORS if isinstance(error, kind))
         raise kind(redact(str(error))) from None
     except (ValueError, ImportError) as error:  # the address, the size, or a store whose client is not installed
         raise BadInput(redact(str(error))) from None
     except OSError as error:
         raise OSError(redact(str(error)) or type(error).__name__) from None
     except Exception as error:
-        if not is_client_error(error):
+        if not is_client_error(error):  # an S3 client raises errors that are no OSErrors
             raise
         raise OSError(f"{type(error).__name__}: {redact(str(error))}") from None
 
 
 def open_pictures(concept: Concept, photos: PhotoConfig) -> tuple[list[Image.Image], list[Image.Image]]:
-    """A concept's photos, and their masks (none, or one each), fetched and decoded.
+    """Fetch and decode a concept's photos and their masks (none, or one each).
 
-    Raises BadInput naming the first that cannot be had or used, or if there are too many pixels in all; OSErrors that
-    another attempt may mend are left as they are.
+    Raises BadInput naming the first that cannot be fetched or used, or if there are too many pixels in all. OSErrors
+    that another attempt may mend are raised as they are.
     """
     pictures: list[Image.Image] = []
     pixels = 0
     for uri in concept.images:
-        picture = _opened("photo", uri, photos, partial(open_photo, max_pixels=photos.max_pixels))
+        picture = _open_picture("photo", uri, photos, partial(open_photo, max_pixels=photos.max_pixels))
         pixels += picture.width * picture.height
         if pixels > photos.max_concept_pixels:
             raise BadInput(
@@ -70,22 +70,22 @@ def open_pictures(concept: Concept, photos: PhotoConfig) -> tuple[list[Image.Ima
         pictures.append(picture)
     pairs = zip(concept.masks, pictures, strict=False)  # as many masks as photos, or none
     masks = [
-        _opened("mask", uri, photos, partial(open_mask, photo=photo, max_pixels=photos.max_pixels))
+        _open_picture("mask", uri, photos, partial(open_mask, photo=photo, max_pixels=photos.max_pixels))
         for uri, photo in pairs
     ]
     return pictures, masks
 
 
-def _opened(kind: str, uri: str, photos: PhotoConfig, decode: Callable[[bytes], Image.Image]) -> Image.Image:
-    """Fetch and decode one picture. Raises BadInput saying which could not be used, and why."""
+def _open_picture(kind: str, uri: str, photos: PhotoConfig, decode: Callable[[bytes], Image.Image]) -> Image.Image:
+    """Fetch and decode one picture. Raises BadInput naming its kind, its address and the reason."""
     try:
         return decode(fetch(uri, photos))
-    except _LASTING as error:
+    except _LASTING_ERRORS as error:
         raise BadInput(f"{kind} {redact(uri)}: {redact(str(error))}") from None
 
 
 def check_scheme(uri: str, photos: PhotoConfig) -> None:
-    """Raise BadInput unless the settings allow photos from such an address."""
+    """Raise BadInput unless the settings allow photos from an address of this scheme."""
     if (scheme := scheme_of(uri)) not in photos.schemes:
         raise BadInput(
             f"photos may not come from {scheme}://; the setting photos.schemes allows {', '.join(photos.schemes)}"
@@ -93,5 +93,5 @@ def check_scheme(uri: str, photos: PhotoConfig) -> None:
 
 
 def scheme_of(uri: str) -> str:
-    """In lower case; of a plain path, `file`."""
+    """Return the scheme of an address in lower case; `file` for a plain path."""
     return uri.partition("://")[0].lower() if "://" in uri else "file"

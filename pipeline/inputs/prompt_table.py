@@ -1,4 +1,4 @@
-"""The prompts of the bulk stage: a text file with one a line, or a Parquet table."""
+"""Read the prompts of bulk generation: a text file with one prompt a line, or a Parquet table."""
 
 from __future__ import annotations
 
@@ -12,38 +12,44 @@ import pyarrow.parquet as pq
 from pipeline.store.addresses import absolute, open_for_reading, read_bytes
 
 INITIALIZER = "{initializer}"
+"""Hole in a prompt that the concept's initializer fills."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One line: what to draw."""
+    """Prompt with a hole, and the concepts it is drawn for."""
 
     text: str
-    """`{}` is where the placeholder token goes, `{initializer}` where the concept's initializer does, if it has one."""
+    """Text with `{}` in place of the placeholder token, and `{initializer}` in place of the concept's initializer (left
+    out for a concept that has none)."""
     concept_id: str | None = None
-    """For this concept alone; None is for every one."""
+    """Id of the only concept it is drawn for; None for every concept."""
     category: str | None = None
-    """For concepts of this category alone, `object` or `style`; None is for both."""
+    """Category of the concepts it is drawn for, `object` or `style`; None for both."""
     seed: int | None = None
-    """Of the first picture, further ones count on; None draws from the run's seed, the concept and the text."""
+    """Seed of the first picture, to which further ones add 1 each; None derives it from the run's seed, the concept and
+    the text."""
 
     def is_for(self, concept_id: str, category: str) -> bool:
         return self.concept_id in (None, concept_id) and self.category in (None, category)
 
     def filled(self, word: str, initializer: str) -> str:
-        """The prompt with a word in its hole."""
+        """Return the prompt with a word in its hole."""
         return self.template(initializer).replace("{}", word)
 
     def template(self, initializer: str) -> str:
-        """The prompt with a hole for the placeholder only."""
+        """Return the prompt with a hole for the placeholder token only."""
         if INITIALIZER not in self.text:
             return self.text
         return " ".join(self.text.replace(INITIALIZER, initializer).split())
 
 
 def read_prompts(uri: str) -> list[Prompt]:
-    """Parquet (`.parquet`) with a column `prompt` and optionally `concept_id`, `category` and `seed`, or text: empty
-    lines and those that begin with `#` are left out. Raises ValueError naming file and line or row."""
+    """Read prompts without duplicates, from Parquet (`.parquet`) with a column `prompt` and optionally `concept_id`,
+    `category` and `seed`, or from text, where empty lines and lines that begin with `#` are left out.
+
+    Raises ValueError naming the file and the line or row.
+    """
     uri = absolute(uri)
     try:
         prompts = _read_table(uri) if uri.endswith(".parquet") else _read_lines(uri)
@@ -51,32 +57,32 @@ def read_prompts(uri: str) -> list[Prompt]:
         raise ValueError(f"prompts {uri} cannot be read: {error}") from error
     if not prompts:
         raise ValueError(f"prompts {uri}: there are none in it")
-    return list(dict.fromkeys(prompts.values()))
+    return list(dict.fromkeys(prompts))
 
 
-def _read_lines(uri: str) -> dict[int, Prompt]:
+def _read_lines(uri: str) -> list[Prompt]:
     lines = enumerate(read_bytes(uri).decode("utf-8-sig").splitlines(), 1)
-    return {
-        number: _checked(f"{uri}, line {number}", {"prompt": line.strip()})
+    return [
+        _parse(f"{uri}, line {number}", {"prompt": line.strip()})
         for number, line in lines
         if line.strip() and not line.lstrip().startswith("#")
-    }
+    ]
 
 
-def _read_table(uri: str) -> dict[int, Prompt]:
+def _read_table(uri: str) -> list[Prompt]:
     with open_for_reading(uri) as file:
         table = pq.ParquetFile(file).read()  # pq.read_table would import pandas
     if "prompt" not in table.column_names:
         raise ValueError(f"prompts {uri} has no column 'prompt'; it has {', '.join(table.column_names)}")
-    return {number: _checked(f"{uri}, row {number}", row) for number, row in enumerate(table.to_pylist(), 1)}
+    return [_parse(f"{uri}, row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]
 
 
-def _checked(place: str, row: Mapping[str, Any]) -> Prompt:
+def _parse(location: str, row: Mapping[str, Any]) -> Prompt:
     text, concept_id, category, seed = (row.get(name) for name in ("prompt", "concept_id", "category", "seed"))
     if not isinstance(text, str) or "{}" not in text:
-        raise ValueError(f"{place}: prompt {text!r} must be text with {{}} where the concept goes")
+        raise ValueError(f"{location}: prompt {text!r} must be text with {{}} where the concept goes")
     if category not in (None, "object", "style"):
-        raise ValueError(f"{place}: category {category!r} must be 'object' or 'style', or be left out")
+        raise ValueError(f"{location}: category {category!r} must be 'object' or 'style', or be left out")
     if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**62):
-        raise ValueError(f"{place}: seed {seed!r} must be a whole number, 0 or more and below 2**62")
+        raise ValueError(f"{location}: seed {seed!r} must be a whole number, 0 or more and below 2**62")
     return Prompt(text, None if concept_id is None else str(concept_id), category, seed)
