@@ -28,7 +28,7 @@ def whole_word_pattern(*words: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Concept:
-    """One thing to learn from a few photos."""
+    """A thing or a style to learn from a few photos."""
 
     concept_id: str
     """Name of the concept in the results, unique within a run; also seeds the concept's random numbers."""

@@ -1,4 +1,7 @@
-"""Latents: each view of a concept's photos is encoded once, and sampled from its cached moments at every step."""
+"""Encode each view of a concept's photos once, and sample latents from the cached moments at every step.
+
+A view is a photo or an augmentation of it, as a square picture (`augment.photo_views`).
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,21 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.rng import generator_for
 
 VIEWS_PER_PASS = 4
-"""Views encoded together; bounds the autoencoder's memory."""
+"""Number of views encoded in one forward pass, which bounds the autoencoder's memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Views:
-    """What a concept is learned from: its photos as they are and as augmentation shows them, encoded once."""
+    """A concept's views, encoded."""
 
     moments: Tensor
-    """[views, 2, *latent_shape]: mean and deviation."""
+    """Mean and deviation of each view's latents, [views, 2, *latent_shape]."""
     photo: tuple[int, ...]
-    """Which of the concept's photos each view shows."""
+    """Index of the photo that each view shows, [views]."""
     augmentation: tuple[tuple[str, ...], ...]
-    """Names of the transforms that each view's prompt is to name (`augment.paired`); mostly none."""
+    """Names of the transforms that each view's prompt has to name, [views]; empty without paired augmentation."""
     mask: Tensor | None = None
-    """[views, 1, height, width] in [0, 1] at the latents' size: where the denoising loss counts."""
+    """Weights of the denoising loss, [views, 1, height, width] in [0, 1] at the latents' size; None weighs by 1."""
 
     def __len__(self) -> int:
         return len(self.moments)
@@ -45,48 +48,52 @@ def encode_views(
     seed: int,
     masks: Sequence[Image.Image] = (),
 ) -> Views:
-    """All views of a concept's pictures, moments on the backbone's device. Depends on the concept alone, so it can
-    run anywhere, while others are being learned.
+    """Encode all views of a concept's photos; the moments are on the backbone's device.
 
-    `masks`: none, or one of each picture's size (`photos.fit_mask`). A view that shows less of the concept than one
-    latent pixel teaches nothing about it and is left out; BadInput if no view is left.
+    The result depends on the concept, the settings and the seed alone, so that a concept can be encoded anywhere, at
+    any time. A view that shows less of the concept than one latent pixel teaches nothing about it and is left out.
+
+    masks: none, or one of each picture's size (`photos.open_mask`).
+    Raises BadInput if there are no pictures, or if no view is left.
     """
     if not pictures:
         raise BadInput(f"concept {concept_id!r} has no pictures to encode")
     generator = generator_for(seed, concept_id, "views")
     mask_of = dict(enumerate(masks))
-    shown = [
-        (number, view)
-        for number, picture in enumerate(pictures)
-        for view in photo_views(picture, config, backbone.resolution, generator, mask_of.get(number))
+    views = [
+        (index, view)
+        for index, picture in enumerate(pictures)
+        for view in photo_views(picture, config, backbone.resolution, generator, mask_of.get(index))
     ]
     weights = None
     if masks:
-        every = torch.stack([to_weights(view.mask) for _, view in shown if view.mask])
-        weights = F.adaptive_avg_pool2d(every, backbone.latent_shape[1:])  # the mean over each latent pixel's area
-        telling = weights.sum((1, 2, 3)) >= 1
-        shown = [one for one, tells in zip(shown, telling.tolist(), strict=True) if tells]
-        weights = weights[telling]
-    if not shown:
+        full_size = torch.stack([to_weights(view.mask) for _, view in views if view.mask])
+        weights = F.adaptive_avg_pool2d(full_size, backbone.latent_shape[1:])  # the mean over each latent pixel's area
+        is_shown = weights.sum((1, 2, 3)) >= 1
+        views = [view for view, keep in zip(views, is_shown.tolist(), strict=True) if keep]
+        weights = weights[is_shown]
+    if not views:
         raise BadInput(
             f"concept {concept_id!r}: its masks show nothing of it in the photos' central squares; crop the photos and "
             "masks around it"
         )
-    pixels = torch.stack([to_pixels(view.picture) for _, view in shown])
+    pixels = torch.stack([to_pixels(view.picture) for _, view in views])
     with torch.no_grad():
         moments = torch.cat(
-            [backbone.encode_images(part.to(backbone.device)) for part in torch.split(pixels, VIEWS_PER_PASS)]
+            [backbone.encode_images(batch.to(backbone.device)) for batch in torch.split(pixels, VIEWS_PER_PASS)]
         )
     return Views(
         moments=moments,
-        photo=tuple(number for number, _ in shown),
-        augmentation=tuple(view.augmentation for _, view in shown),
+        photo=tuple(index for index, _ in views),
+        augmentation=tuple(view.augmentation for _, view in views),
         mask=weights,
     )
 
 
 def sample(moments: Tensor, eps: Tensor) -> Tensor:
-    """z ~ E(x) (Rombach et al. 2022, appendix G): moments [batch, 2, *latent_shape], eps [batch, *latent_shape]
-    ~ N(0, 1) -> latents [batch, *latent_shape]."""
+    """Rombach et al. 2022, appendix G: sample latents z ~ E(x) from an image's moments, [batch, *latent_shape].
+
+    moments: [batch, 2, *latent_shape]. eps: [batch, *latent_shape] ~ N(0, 1).
+    """
     mean, deviation = moments.unbind(1)
     return mean + deviation * eps
