@@ -39,7 +39,8 @@ def run_files(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 def calm(run_files: tuple[Path, Path], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What each concept's curve is when nothing happens: learned alone, in this process, without checkpoints."""
     output = tmp_path_factory.mktemp("calm")
-    learner = Learner(tiny_config(tiny_model, output, inversion={"steps": STEPS}, actors={"checkpoint_steps": 0}))
+    settings = SETTINGS | {"actors": SETTINGS["actors"] | {"checkpoint_steps": 0}}
+    learner = Learner(tiny_config(tiny_model, output, **settings))
     rows = [row for row in read_manifest(str(run_files[0])) if isinstance(row, ManifestRow)]
 
     async def learn() -> None:

@@ -178,7 +178,7 @@ def test_two_runs_that_learn_the_same_do_each_other_no_harm(tiny_model: Path, tm
     """Should two runs ever share an output in spite of the lease: the same bytes, whoever writes last."""
     photos = (write_photo(tmp_path / "0.png", 0), write_photo(tmp_path / "1.png", 1))
     tasks = [task(name, photos) for name in ("a", "b", "c")]
-    calm = tiny_config(tiny_model, tmp_path / "calm")
+    calm = tiny_config(tiny_model, tmp_path / "calm", actors={"slots": 2})
     learn(calm, tasks)
     shared = tiny_config(tiny_model, tmp_path / "shared", actors={"slots": 2, "checkpoint_steps": 1})
     runs = [threading.Thread(target=work, args=(Learner(shared), order)) for order in (tasks, tasks[::-1])]
