@@ -15,10 +15,8 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: $(STAMP)
 	$(BIN)/python -m pipeline.run manifests/demo.parquet --prompts manifests/demo_prompts.parquet --output output/demo
 
-test: $(STAMP)  # the fast ones first
-	$(BIN)/python -m pytest tests -m "not slow"
-	$(BIN)/python -m pytest tests -m "slow and not own_cluster"
-	$(BIN)/python -m pytest tests -m own_cluster
+test: $(STAMP)  # every group runs, the fast one first, and the last lines repeat what failed in each
+	$(BIN)/python .ci/run_tests.py
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest tests -m "not slow"
