@@ -18,14 +18,14 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.actor.library import LearnedConcept, open_library
-from pipeline.store.addresses import absolute, read_bytes
+from pipeline.store.addresses import absolute, find_files, open_for_reading, read_bytes
+from pipeline.store.parquet import read_table
 from textual_inversion.metrics import clip_i_between_photos, clip_i_per_picture
 from textual_inversion.photos import open_photo
 
@@ -108,9 +108,12 @@ def _pixels(picture: Image.Image, side: int) -> Tensor:
 
 def drawn_pictures(run: str, concept: LearnedConcept) -> dict[str, Image.Image]:
     """Prompt -> the last bulk picture of it. Raises ValueError if the run has none."""
-    chosen = [("concept_id", "=", concept.name), ("status", "=", "ok")]
-    rows = pq.read_table(f"{run}/images/metadata", filters=chosen)
-    pictures = {row["prompt"]: open_photo(read_bytes(f"{run}/{row['path']}")) for row in rows.to_pylist()}
+    paths: dict[str, str] = {}
+    for uri in find_files(absolute(f"{run}/images/metadata"), ".parquet"):
+        with open_for_reading(uri) as file:
+            rows = read_table(file, ["concept_id", "status", "prompt", "path"]).to_pylist()
+        paths |= {r["prompt"]: r["path"] for r in rows if (r["concept_id"], r["status"]) == (concept.name, "ok")}
+    pictures = {prompt: open_photo(read_bytes(f"{run}/{path}")) for prompt, path in paths.items()}
     if not pictures:
         raise ValueError(f"{run} has no pictures of {concept.name!r}; run it with --prompts")
     return pictures

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from PIL import Image
+
+from pipeline.store.parquet import read_table, read_tables
 
 HERE = Path(__file__).parent
 PROMPTS = (
@@ -37,9 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     output = parser.parse_args().output
-    results = pq.read_table(output / "results.parquet").to_pylist()
+    results = read_table(output / "results.parquet").to_pylist()
     drawn = {
-        (row["concept_id"], row["prompt"]): row["path"] for row in pq.read_table(output / "images/metadata").to_pylist()
+        (row["concept_id"], row["prompt"]): row["path"] for row in read_tables(output / "images/metadata").to_pylist()
     }
     strips = []
     for row in results:

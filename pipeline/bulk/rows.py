@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.ledger.digest import digest
 from pipeline.store.addresses import open_for_reading
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def read_results(store: RunStore, results: str, columns: list[str]) -> Iterator[
     for path in sorted(store.list(results)):
         try:
             with open_for_reading(store.uri(path)) as file:
-                table = pq.read_table(file, columns=columns)
+                table = read_table(file, columns)
         except pa.ArrowInvalid as error:
             log.warning("%s is not a whole Parquet file and was deleted: %s", store.uri(path), error)
             store.delete(path)

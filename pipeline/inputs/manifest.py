@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.store.addresses import absolute, find_files, open_for_reading, resolve
+from pipeline.store.parquet import iter_batches
 from pipeline.store.redact import redact, redacted
 from textual_inversion.concept import Concept, whole_word_pattern
 from textual_inversion.errors import BadInput
@@ -164,8 +165,8 @@ def _read_schema(file: str) -> tuple[pa.Schema, int]:
     """Return the schema and the row count of a manifest file. Raises ValueError if it is no manifest."""
     try:
         with open_for_reading(file) as handle:
-            parquet = pq.ParquetFile(handle)
-            schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
+            footer = pq.read_metadata(handle)
+            schema, rows = footer.schema.to_arrow_schema(), footer.num_rows
     except FileNotFoundError as error:
         raise ValueError(f"manifest {redact(file)} is not there any more") from error
     except Exception as error:  # on damaged files Arrow raises nearly everything
@@ -213,7 +214,7 @@ def _read_file(file: str) -> Iterator[ManifestRow | BadRow]:
 
 def _batches(file: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     with open_for_reading(file) as handle:
-        yield from pq.ParquetFile(handle).iter_batches(_BATCH_ROWS, columns=columns, use_threads=False)
+        yield from iter_batches(handle, columns, _BATCH_ROWS)
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadInput]:

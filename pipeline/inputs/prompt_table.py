@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.store.addresses import absolute, open_for_reading, read_bytes
+from pipeline.store.parquet import read_table
 
 INITIALIZER = "{initializer}"
 """Hole in a prompt that the concept's initializer fills."""
@@ -71,7 +71,7 @@ def _read_lines(uri: str) -> list[Prompt]:
 
 def _read_table(uri: str) -> list[Prompt]:
     with open_for_reading(uri) as file:
-        table = pq.ParquetFile(file).read()  # pq.read_table would import pandas
+        table = read_table(file)
     if "prompt" not in table.column_names:
         raise ValueError(f"prompts {uri} has no column 'prompt'; it has {', '.join(table.column_names)}")
     return [_parse(f"{uri}, row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]

@@ -20,6 +20,7 @@ from pipeline.inputs.manifest import concept_ids
 from pipeline.ledger.plan import Plan
 from pipeline.ledger.records import from_json
 from pipeline.store.addresses import open_for_reading
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import ConceptFolder, RunStore
 
 METADATA = "images/metadata"
@@ -150,7 +151,7 @@ def _parts(
     """Every part of the pictures' metadata: its path, its rows, which of them go, and those pictures' paths."""
     for path in sorted(store.list(METADATA)):
         with open_for_reading(store.uri(path)) as file:
-            table = pq.read_table(file)
+            table = read_table(file)
         rows = zip(table["concept_id"].to_pylist(), table["fingerprint"].to_pylist(), strict=True)
         mask = [name in left.removed or mark in gone for name, mark in rows]
         paths = [each for each, is_gone in zip(table["path"].to_pylist(), mask, strict=True) if is_gone and each]

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import ConceptFolder, RunStore
 
 log = logging.getLogger(__name__)
@@ -240,7 +241,7 @@ class RecordCache:
         if not store.is_remote:
             return
         try:
-            self._table = pq.read_table(io.BytesIO(store.get(CACHE_PATH)), schema=_CACHE_SCHEMA)
+            self._table = read_table(io.BytesIO(store.get(CACHE_PATH)), _CACHE_SCHEMA.names).cast(_CACHE_SCHEMA)
         except FileNotFoundError:
             return
         except (pa.ArrowException, OSError) as error:

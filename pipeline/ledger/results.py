@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.inputs.manifest import BadRow
 from pipeline.ledger.records import ConceptRecord
+from pipeline.store.parquet import read_table
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 
@@ -64,7 +65,7 @@ def write_results(store: RunStore, records: Iterable[ConceptRecord], bad: Sequen
         names, number, path = _final_names(whole.schema.names), 0, Path(folder, PATH)
         with pq.ParquetWriter(path, whole.rename_columns(names).schema, compression="zstd") as writer:
             for part in spooled:
-                table = _as_text(pq.read_table(part), mixed)
+                table = _as_text(read_table(part), mixed)
                 table = pa.concat_tables([whole, table], promote_options="permissive").rename_columns(names)
                 writer.write_table(table)
                 number += table.num_rows

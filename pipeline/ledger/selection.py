@@ -9,8 +9,6 @@ import difflib
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
-import pyarrow.parquet as pq
-
 from pipeline.config import GateConfig
 from pipeline.inputs.manifest import concept_ids
 from pipeline.ledger.gate import BELOW, judge
@@ -18,6 +16,7 @@ from pipeline.ledger.plan import Selection
 from pipeline.ledger.records import load_records
 from pipeline.ledger.results import PATH as RESULTS
 from pipeline.store.addresses import open_for_reading
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import ConceptFolder, RunStore
 
 RETRIES = ("failed", "quarantined", "below-gate")
@@ -61,7 +60,7 @@ def failed_before(store: RunStore) -> set[str]:
     names = {folder.concept_id for folder in failed - done}
     if store.exists(RESULTS):
         with open_for_reading(store.uri(RESULTS)) as file:
-            table = pq.read_table(file, columns=["concept_id", "status"])
+            table = read_table(file, ["concept_id", "status"])
         names |= {row["concept_id"] for row in table.to_pylist() if row["status"] == "failed" and row["concept_id"]}
     return names
 

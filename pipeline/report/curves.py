@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
+from pipeline.store.parquet import read_table
 
 WIDTH, HEIGHT = 240, 90
 """Of the drawing, in SVG units."""
@@ -35,7 +35,7 @@ class Curve:
 
 def read_curve(data: bytes) -> Curve | None:
     """Draw a curve from its Parquet; None when it has fewer than two finite points."""
-    table = pq.read_table(io.BytesIO(data), columns=list(_NAMES))
+    table = read_table(io.BytesIO(data), _NAMES)
     rows = [row for row in zip(*(column.to_pylist() for column in table.columns), strict=True) if _finite(row)]
     if len(rows) < 2:
         return None

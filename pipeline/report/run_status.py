@@ -215,12 +215,13 @@ def _pace(status: RunStatus, states: Mapping[str, ConceptState], since: float, c
 def _results(store: RunStore) -> dict[str, AttemptInfo]:
     """Fingerprint -> what the last results say; bad rows under a name of their own each."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from pipeline.store.parquet import read_table
 
     columns = ["fingerprint", "concept_id", "error", "seconds", "steps", "attempts"]
     try:
         with open_for_reading(store.uri(_RESULTS)) as file:
-            rows = pq.read_table(file, columns=columns).to_pylist()
+            rows = read_table(file, columns).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{store.uri(_RESULTS)} cannot be read ({error}); the next run writes another") from error
     return {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from benchmarks.comparison import Figure, _overlap, _place, against, plot, rows_parquet, stopping, table
+from pipeline.store.parquet import read_table
 
 
 def row(setup: str, concept: str, clip_i: float, clip_t: float | None, steps: int = 10) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def test_differences_are_taken_concept_by_concept() -> None:
 
 
 def test_rows_survive_as_parquet() -> None:
-    assert pq.read_table(io.BytesIO(rows_parquet(ROWS))).to_pylist() == ROWS
+    assert read_table(io.BytesIO(rows_parquet(ROWS))).to_pylist() == ROWS
 
 
 @pytest.mark.parametrize("count", [1, 12])

@@ -6,7 +6,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import dreambench
@@ -15,6 +14,7 @@ from pipeline.bulk.protocols import PROTOCOLS
 from pipeline.config_file import load_config
 from pipeline.inputs.models import ROOT
 from pipeline.inputs.prompt_table import Prompt
+from pipeline.store.parquet import read_table
 
 LISTED = """Classes
 
@@ -89,7 +89,7 @@ def test_the_command_on_the_demo_world(
     assert dreambench.main(arguments) == 0
     said = capsys.readouterr().out
     assert "| learned | 2 |" in said
-    rows = pq.read_table(output / "evaluation" / "dreambench.parquet").to_pylist()
+    rows = read_table(output / "evaluation" / "dreambench.parquet").to_pylist()
     assert len(rows) == 50
     assert all(row["dino"] == row["clip_i"] for row in rows)  # the same judge twice
     assert {row["text"] for row in rows if row["concept_id"] == "tiger"} >= {"a cat in a chef outfit"}

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import gate
 from benchmarks.gate import Climb, by_concept, by_rung
 from pipeline.ledger.records import Try
+from pipeline.store.parquet import read_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +31,7 @@ def test_figures_are_of_other_pictures_than_the_choice() -> None:
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = pq.read_table(ROOT / "manifests/demo.parquet").slice(0, 1).to_pylist()
+    table = read_table(ROOT / "manifests/demo.parquet").slice(0, 1).to_pylist()
     for row in table:
         row["images"] = [str((ROOT / "manifests" / uri).resolve()) for uri in row["images"]]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "m.parquet")

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +15,7 @@ from benchmarks.methods import Job, main, make_jobs, measure, parse, word_of
 from benchmarks.setups import SETUPS, Setup, find
 from pipeline.bulk.evaluation import evaluation_seeds
 from pipeline.bulk.protocols import choose_protocol
+from pipeline.store.parquet import read_table
 from tests.pipeline.runs import write_manifest
 from tests.tiny_models import tiny_judge
 from textual_inversion.concept import Concept
@@ -155,11 +155,11 @@ def test_the_command_goes_on_where_it_stopped(
     assert main(command) == 0
     assert "4 rows, 0 there already, 4 to measure" in capsys.readouterr().out
     assert "| textual-inversion |" in (tmp_path / "out" / "table.md").read_text()
-    assert len(pq.read_table(tmp_path / "out" / "rows.parquet")) == 4
+    assert len(read_table(tmp_path / "out" / "rows.parquet")) == 4
 
     assert main([*command[:-1], "image-only,textual-inversion,keep-best,human-captions"]) == 1
     said = capsys.readouterr().out
     assert "8 rows, 4 there already, 4 to measure" in said
     assert "FAILED human-captions a: ValueError: no caption for 'a'" in said
-    assert len(pq.read_table(tmp_path / "out" / "rows.parquet")) == 6
+    assert len(read_table(tmp_path / "out" / "rows.parquet")) == 6
     assert "keep-best against textual-inversion" in (tmp_path / "out" / "stopping.md").read_text()

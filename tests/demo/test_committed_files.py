@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -14,6 +13,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from demo.make_manifests import MANIFEST_SCHEMA, PROMPTS_SCHEMA, STYLE_CONCEPT, manifest, prompts
 from demo.objects import HELD_OUT
 from demo.tokenizer import MAX_LENGTH, load_tokenizer
+from pipeline.store.parquet import read_table
 
 ROOT = Path(__file__).parents[2]
 MODEL, CLIP, IMAGES = ROOT / "demo/model", ROOT / "demo/clip", ROOT / "demo/images"
@@ -68,21 +68,21 @@ def test_held_out_names_were_not_in_the_tokenizers_text() -> None:
 
 def test_initializers_are_single_tokens() -> None:
     tokenizer = load_tokenizer(MODEL / "tokenizer")
-    for row in pq.read_table(MANIFEST).to_pylist():
+    for row in read_table(MANIFEST).to_pylist():
         assert len(tokenizer.tokenize(row["initializer"])) == 1, row
 
 
 def test_manifest_is_what_the_script_writes() -> None:
-    stored = pq.read_table(MANIFEST)
+    stored = read_table(MANIFEST)
     assert stored.schema.equals(MANIFEST_SCHEMA)
     assert stored.equals(manifest())
     assert 8 <= stored.num_rows <= 12
-    assert pq.read_table(PROMPTS).equals(prompts())
-    assert pq.read_table(PROMPTS).schema.equals(PROMPTS_SCHEMA)
+    assert read_table(PROMPTS).equals(prompts())
+    assert read_table(PROMPTS).schema.equals(PROMPTS_SCHEMA)
 
 
 def test_manifest_pictures_exist() -> None:
-    for row in pq.read_table(MANIFEST).to_pylist():
+    for row in read_table(MANIFEST).to_pylist():
         for uri in row["images"]:
             with Image.open(MANIFEST.parent / uri) as picture:
                 assert picture.size == (64, 64)

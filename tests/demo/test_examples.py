@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +22,7 @@ from demo.make_manifests import (
     examples_manifest,
 )
 from demo.tokenizer import load_tokenizer
+from pipeline.store.parquet import read_table
 from textual_inversion.config import SamplingConfig
 from textual_inversion.edit import edit
 from textual_inversion.extractors import ClipExtractor
@@ -34,7 +34,7 @@ EXAMPLES, MANIFEST = ROOT / "demo/examples", ROOT / "manifests/examples.parquet"
 
 
 def test_manifest_is_what_the_script_writes() -> None:
-    stored = pq.read_table(MANIFEST)
+    stored = read_table(MANIFEST)
     assert stored.equals(examples_manifest())
     assert stored.schema.equals(MANIFEST_SCHEMA)
     for row in stored.to_pylist():
@@ -60,7 +60,7 @@ def test_every_example_is_there_and_small() -> None:
         with Image.open(EXAMPLES / f"{name}.webp") as sheet:
             assert min(sheet.size) >= 128
     assert sum(path.stat().st_size for path in EXAMPLES.iterdir()) <= 300 * 2**10
-    names = {row["concept_id"] for row in pq.read_table(MANIFEST).to_pylist()}
+    names = {row["concept_id"] for row in read_table(MANIFEST).to_pylist()}
     assert {*EXAMPLE_CONCEPTS, STYLE_CONCEPT, PENCIL_CONCEPT, DIVERSE_CONCEPT} == names
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.evaluate import main
 from pipeline.run import FAILED, OK
+from pipeline.store.parquet import read_table
 from tests.pipeline.runs import tiny_toml, write_manifest
 from tests.tiny_models import tiny_judge
 
@@ -31,7 +31,7 @@ def test_a_run_is_made_evaluated_and_resumed(
     assert "3 learned" in said
     assert f"quick: {3 * 2 * 4} rows scored, 0 done before" in said
     assert "| learned | 3 |" in said
-    table = pq.read_table(output / "evaluation" / "quick.parquet")
+    table = read_table(output / "evaluation" / "quick.parquet")
     before = table.sort_by([("concept_id", "ascending"), ("setup", "ascending"), ("prompt", "ascending")])
     assert len(before) == 24
     assert {name for name in before.column_names if name.startswith("clip")} == {
@@ -48,6 +48,6 @@ def test_a_run_is_made_evaluated_and_resumed(
     said = capsys.readouterr().out
     assert "quick: 12 rows scored, 24 done before" in said
     assert said.splitlines()[-1].startswith("FAILED bad: photo ")
-    table = pq.read_table(output / "evaluation" / "quick.parquet").to_pylist()
+    table = read_table(output / "evaluation" / "quick.parquet").to_pylist()
     assert len(table) == 32
     assert [row for row in before.to_pylist() if row not in table] == []

@@ -23,6 +23,7 @@ from pipeline.inputs.models import locate
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, StoredFile, load_records
 from pipeline.run import OK, main
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest
 
@@ -77,7 +78,7 @@ def test_a_try_is_what_a_run_with_its_settings_learns(
         assert record.tries[1].fingerprint == other[name].fingerprint
         assert record.tries[1].files["curve.parquet"] == other[name].files["curve.parquet"]
         assert record.tries[1].files["grid.png"] == other[name].files["grid.png"]
-    rows = pq.read_table(tmp_path / "gated" / "results.parquet").to_pylist()
+    rows = read_table(tmp_path / "gated" / "results.parquet").to_pylist()
     assert {row["concept_id"]: (row["gate"], row["tries"], row["embedding"]) for row in rows} == {
         name: ("below", 3, str(tmp_path / "gated" / record.result.embedding)) for name, record in gated.items()
     }
@@ -166,7 +167,7 @@ def test_prune_is_the_last_thing_a_run_does(
 ) -> None:
     command = job(tmp_path, tiny_model, "out", extractor="")
     assert main(command) == OK
-    table = pq.read_table(command[0])
+    table = read_table(command[0])
     pq.write_table(table.slice(0, 1), command[0])
     assert main([*command, "--dry-run", "--prune"]) == OK
     assert "--prune would delete concept b, which has no row" in capsys.readouterr().out

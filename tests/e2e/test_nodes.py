@@ -21,6 +21,7 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
+from pipeline.store.parquet import read_table
 from tests.pipeline.runs import tiny_toml, write_manifest, write_photo
 from tests.pipeline.s3_server import S3Server
 
@@ -94,7 +95,7 @@ def _start(nodes: Nodes, function: str, *arguments: str, **options: Any) -> subp
 
 def _rows(fs: Any, path: str) -> list[dict[str, Any]]:
     with fs.open(path) as file:
-        return pq.read_table(file).to_pylist()
+        return read_table(file).to_pylist()
 
 
 def _wait_for(what: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 150) -> Any:

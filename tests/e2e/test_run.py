@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -15,6 +14,7 @@ from pipeline.config_file import parse_config
 from pipeline.explain import explain
 from pipeline.report.run_status import read_status
 from pipeline.run import FAILED, OK, main
+from pipeline.store.parquet import read_table, read_tables
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_toml, tiny_tree, write_manifest, write_photo
 from textual_inversion.generate import ImageRequest, generate
@@ -47,7 +47,7 @@ def test_learn_resume_change_and_fail(tiny_model: Path, tmp_path: Path, capsys: 
         "curve.parquet", "grid.png", "learned_embeds.safetensors", "log.jsonl", "record.json"
     ]  # fmt: skip
     assert [Path(name).name for name in files(output, "bad")] == ["failure.json", "log.jsonl"]
-    statuses = pq.read_table(output / "results.parquet", columns=["concept_id", "status"]).to_pylist()
+    statuses = read_table(output / "results.parquet", ["concept_id", "status"]).to_pylist()
     assert {row["concept_id"]: row["status"] for row in statuses} == {"good": "done", "other": "done", "bad": "failed"}
     assert "bad" in (output / "report.html").read_text()
     assert json.loads((output / "run.json").read_text())["counts"]["learned"] == 2
@@ -90,7 +90,7 @@ def test_pictures_of_every_concept(tiny_model: Path, tmp_path: Path, capsys: pyt
     assert main(command) == OK
     assert "pictures: 2 drawn, 4 done before, 0 failed" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in pictures} == pictures
-    rows = pq.read_table(output / "images" / "metadata").to_pylist()
+    rows = read_tables(output / "images" / "metadata").to_pylist()
     ok = [row for row in rows if row["status"] == "ok"]
     assert len(ok) == len({row["row_id"] for row in ok}) == 6
     assert all((output / row["path"]).stat().st_size == row["bytes"] for row in ok)

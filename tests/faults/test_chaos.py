@@ -12,12 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.ledger.records import from_json
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 from tests.faults.counted import attempts
 from tests.faults.night import Night, learned_calmly, two_nodes
@@ -118,7 +118,7 @@ def test_sixty_concepts(night: Night, calm: RunStore) -> None:
         if [line["process"] for line in told if line["message"] == "begins"][-1] not in before:
             step = [line["step"] for line in told if line["message"] == "prepared"][-1]
             assert step >= saved.get(path.parts[-3], 0), "what was saved is gone on from"
-    table = pq.read_table(night.output / "results.parquet", columns=["concept_id", "status"])
+    table = read_table(night.output / "results.parquet", ["concept_id", "status"])
     assert Counter(table["status"].to_pylist()) == {"done": CONCEPTS}
     assert not list(night.output.glob("**/lease.json"))
     check_work_lost(night.output)

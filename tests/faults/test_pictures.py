@@ -10,7 +10,6 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.bulk.generate import METADATA, PLAN_SCHEMA, Drawer, plan_rows
@@ -19,6 +18,7 @@ from pipeline.config_file import load_config
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.records import from_json
 from pipeline.store.disk import TEMPORARY
+from pipeline.store.parquet import read_tables
 from tests.faults.night import Night, learned_calmly, two_nodes
 from tests.pipeline.runs import tiny_toml, write_manifest
 
@@ -82,7 +82,7 @@ def test_pictures(tiny_model: Path, tmp_path: Path) -> None:
     assert f"0 learned, {CONCEPTS} done before" in said
     assert " 0 failed" in next(line for line in said.splitlines() if line.startswith("pictures:"))
 
-    rows = pq.read_table(output / METADATA).to_pylist()
+    rows = read_tables(output / METADATA).to_pylist()
     assert Counter(row["status"] for row in rows) == {"ok": len(expected)}
     assert {row["row_id"]: row["sha256"] for row in rows} == expected
     assert pictures(output) == pictures(tmp_path / "calm") == {row["path"]: row["sha256"] for row in rows}

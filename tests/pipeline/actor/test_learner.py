@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -28,6 +27,7 @@ from pipeline.actor.learner import POOL_THREADS, Learner
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, from_json
 from pipeline.store.errors import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import task, tiny_config, write_photo
 from textual_inversion.adapter_formats import with_adapter
@@ -85,7 +85,7 @@ def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[
         assert (len(data), hashlib.sha256(data).hexdigest()) == (stored.bytes, stored.sha256)
     (rows,) = load(store.get(one.folder.embedding)).values()
     assert rows.shape == (1, 32)
-    assert pq.read_table(tmp_path / "out" / one.folder.curve).num_rows == 6
+    assert read_table(tmp_path / "out" / one.folder.curve).num_rows == 6
 
 
 @pytest.mark.parametrize("scored", [False, True])
@@ -117,7 +117,7 @@ def test_looks_at_the_frozen_batch_are_in_the_published_curve(
     one = task("toy", photos)
     (record,) = learn_all(learner, [one])
     learner.close()
-    losses = pq.read_table(tmp_path / "out" / one.folder.curve)["frozen_loss"].to_pylist()
+    losses = read_table(tmp_path / "out" / one.folder.curve)["frozen_loss"].to_pylist()
     assert [loss is not None for loss in losses] == [False, False, False, True, False, True]
     best = 4 if losses[3] <= losses[5] else 6
     with safe_open(tmp_path / "out" / one.folder.embedding, "pt") as file:
@@ -232,7 +232,7 @@ def test_checkpoints_are_written_and_taken_up(
     store.put(resumed.folder.checkpoint, marked.to_bytes())
     (record,) = learn_all(learner, [resumed], attempt=2)
     assert (record.status, record.attempts, record.steps) == ("done", 2, 6)
-    losses = pq.read_table(tmp_path / "out" / resumed.folder.curve)["loss"].to_pylist()
+    losses = read_table(tmp_path / "out" / resumed.folder.curve)["loss"].to_pylist()
     assert [loss == 77.0 for loss in losses] == [True] * 2 + [False] * 4
     assert not store.exists(resumed.folder.checkpoint)
     told = events(tmp_path / "out", record)

@@ -15,6 +15,7 @@ from pipeline.bulk.protocols import Protocol, choose_protocol
 from pipeline.config import RunConfig
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.records import ConceptRecord
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config
 from textual_inversion.config import SamplingConfig
@@ -138,7 +139,7 @@ def test_the_table_holds_what_is_asked_for_now(config: RunConfig) -> None:
     )
     wanted = {"1": "a", "2": "a", "3": "a", "4": "b", "5": "b", "6": "c"}
     totals = write_table(store, config, PROTOCOL, set(wanted))
-    table = pq.read_table(Path(config.output) / table_path(config))
+    table = read_table(Path(config.output) / table_path(config))
     assert sorted((row["concept_id"], row["prompt"]) for row in table.to_pylist()) == [
         ("a", "a photo of {}"), ("a", "{} in the snow"), ("a", "{} on the beach"), ("b", "{} on the beach")
     ]  # fmt: skip

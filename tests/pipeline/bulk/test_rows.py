@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.bulk import rows
 from pipeline.bulk.rows import StageRows, done_row_ids, first_errors, plan_missing, put_plan, row_id
+from pipeline.store.parquet import read_tables
 from pipeline.store.storage import RunStore
 
 RESULTS = "some/results"
@@ -43,7 +44,7 @@ def test_a_shorter_plan_takes_the_place_of_a_longer(tmp_path: Path, monkeypatch:
     put_plan(store, "plan", ({"row_id": name} for name in "abcde"), schema)
     assert len(store.list("plan")) == 3
     put_plan(store, "plan", ({"row_id": name} for name in "xy"), schema)
-    assert pq.read_table(tmp_path / "plan")["row_id"].to_pylist() == ["x", "y"]
+    assert read_tables(tmp_path / "plan")["row_id"].to_pylist() == ["x", "y"]
 
 
 def test_only_rows_without_a_good_result_are_planned(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_only_rows_without_a_good_result_are_planned(tmp_path: Path) -> None:
     found = plan_missing(store, "plan", iter(asked), schema, {"b", "gone"})
     assert found == StageRows({each: f"of-{each}" for each in "abc"}, {"a", "c"})
     assert found.num_done == 1
-    assert pq.read_table(tmp_path / "plan")["row_id"].to_pylist() == ["a", "c"]
+    assert read_tables(tmp_path / "plan")["row_id"].to_pylist() == ["a", "c"]
     assert plan_missing(store, "plan", iter(asked), schema, set("abc")).missing == set()
     assert store.list("plan") == {}
 

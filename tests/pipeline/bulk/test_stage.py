@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.exceptions import RayError
@@ -15,6 +14,7 @@ from ray.exceptions import RayError
 from pipeline.bulk.rows import done_row_ids, put_plan
 from pipeline.bulk.stage import Stage, cpus_for_actor, run_stage, stage_sizes
 from pipeline.config import RunConfig
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config
 
@@ -81,7 +81,7 @@ def test_nothing_but_the_workers_is_started_and_all_parts_are_of_one_size(tmp_pa
     work_on([f"never-{number}" for number in range(6)], tmp_path)
     started = [each["ActorClassName"] for key, each in ray._private.state.actors().items() if key not in before]
     assert len(started) <= 1 + 3, started  # Ray Data's own three: autoscaling, places, statistics
-    assert [pq.read_table(path).num_rows for path in (tmp_path / RESULTS).iterdir()] == [2] * 3
+    assert [read_table(path).num_rows for path in (tmp_path / RESULTS).iterdir()] == [2] * 3
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_nothing_but_the_workers_is_started_and_all_parts_are_of_one_size(tmp_pa
 def test_an_actor_may_die_more_often_than_a_row_may_kill(tmp_path: Path) -> None:
     names = [f"{kind}-{number}" for number in range(5) for kind in ("once", "never")]
     work_on(names, tmp_path)
-    rows = [row for path in (tmp_path / RESULTS).iterdir() for row in pq.read_table(path)["row_id"].to_pylist()]
+    rows = [row for path in (tmp_path / RESULTS).iterdir() for row in read_table(path)["row_id"].to_pylist()]
     assert sorted(rows) == sorted(names)
     assert len(list(tmp_path.glob("died.*"))) == 5
 

@@ -332,7 +332,7 @@ def test_a_file_damaged_in_the_middle_costs_only_its_own_rest(tmp_path: Path) ->
     rows = [{**BASE, "concept_id": f"c{i}"} for i in range(3000)]
     put_table(store, "1.parquet", pa.Table.from_pylist(rows), row_group_size=1000, compression="zstd")
     put_rows(store, "2.parquet", [{**BASE, "concept_id": "last"}])
-    group = pq.ParquetFile(tmp_path / "1.parquet").metadata.row_group(2).column(0)
+    group = pq.read_metadata(tmp_path / "1.parquet").row_group(2).column(0)
     damaged = bytearray(store.get("1.parquet"))
     start = group.dictionary_page_offset or group.data_page_offset
     damaged[start : start + group.total_compressed_size] = b"\xff" * group.total_compressed_size

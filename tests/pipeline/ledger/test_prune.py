@@ -16,6 +16,7 @@ from pipeline.ledger.digest import digest
 from pipeline.ledger.plan import Plan, finished
 from pipeline.ledger.prune import METADATA, delete_leftovers, find_leftovers
 from pipeline.ledger.records import Try, read_record
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import ConceptFolder, RunStore
 from tests.pipeline.outputs import end, make_photos, put_manifest, settings, tasks_of
 
@@ -87,7 +88,7 @@ def test_what_has_no_row_and_what_is_superseded_goes(root: str) -> None:
     assert {path for path in store.list("images") if path.endswith(".png")} == {
         "images/stays/0-0.png", "images/waiting/2-0.png", "images/changed/2-1.png"
     }  # fmt: skip
-    told = [row for path in store.list(METADATA) for row in pq.read_table(io.BytesIO(store.get(path))).to_pylist()]
+    told = [row for path in store.list(METADATA) for row in read_table(io.BytesIO(store.get(path))).to_pylist()]
     assert {row["path"] for row in told} == {path for path in store.list("images") if path.endswith(".png")}
     assert prune(store, manifest)[-1].startswith("0 concepts without a row, 0 results")
 

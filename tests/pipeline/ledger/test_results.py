@@ -3,13 +3,13 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.inputs.manifest import BadRow
 from pipeline.ledger import results
 from pipeline.ledger.records import ConceptRecord
 from pipeline.ledger.results import write_results
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 
 
@@ -19,7 +19,7 @@ def make(concept_id: str, **values: Any) -> ConceptRecord:
 
 
 def read(store: RunStore) -> Any:
-    return pq.read_table(io.BytesIO(store.get("results.parquet")))
+    return read_table(io.BytesIO(store.get("results.parquet")))
 
 
 def test_one_row_a_concept_bad_rows_included(root: str) -> None:
