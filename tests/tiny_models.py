@@ -22,9 +22,9 @@ MAX_LENGTH = 24
 DIM = 32
 NOUNS = ("cat", "dog", "toy", "tree", "clock", "statue", "beach", "snow", "moon", "art", "red", "blue")
 """Words besides the templates' own that are one token each."""
-JUDGE_PX = 32
+EXTRACTOR_PX = 32
 _TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-_VISION = {**_TOWER, "image_size": JUDGE_PX, "patch_size": 8}
+_VISION = {**_TOWER, "image_size": EXTRACTOR_PX, "patch_size": 8}
 
 
 def tiny_stable_diffusion(directory: Path | str, prediction_type: str = "epsilon", seed: int = 0) -> Path:
@@ -60,7 +60,7 @@ def tiny_stable_diffusion(directory: Path | str, prediction_type: str = "epsilon
     return Path(directory)
 
 
-def tiny_judge(kind: str, directory: Path, seed: int = 0) -> Path:
+def tiny_extractor(kind: str, directory: Path, seed: int = 0) -> Path:
     """Save a random model of one of the kinds that `extractors` knows; returns its directory."""
     tokenizer = tiny_tokenizer()
     text = {**_TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": 20,

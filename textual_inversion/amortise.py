@@ -106,7 +106,8 @@ def fit_start_regression(
     photo_features: [m, width] features of the concepts' photos.
     """
     chosen = torch.tensor(drawn_words)
-    features, drawn = features.double(), drawn.double()
+    features = features.double()
+    drawn = drawn.double()
     offsets = drawn - features[chosen]
     gap = offsets.mean(0)
     if photo_features is not None:
@@ -145,7 +146,8 @@ def _fit_ridge(features: Tensor, vectors: Tensor, probes: Tensor, chosen: Tensor
     features: [n, width] and vectors: [n, dim] to fit on. probes: [d, width] features to predict the d `chosen` vectors
     from. Returns the weights [1 + width, dim] and the R squared of the predictions with each chosen row left out.
     """
-    rows, probe_rows = _with_intercept(features), _with_intercept(probes)
+    rows = _with_intercept(features)
+    probe_rows = _with_intercept(probes)
     scale = float((features - features.mean(0)).square().sum(0).mean())
     truth = vectors[chosen]
     variance = (truth - vectors.mean(0)).square().sum()

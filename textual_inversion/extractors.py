@@ -179,7 +179,8 @@ class ClipExtractor(ImageExtractor):
                     return_tensors="pt",
                     return_attention_mask=True,
                 )
-            ids, mask = tokens.input_ids.to(self._device), tokens.attention_mask.to(self._device)
+            ids = tokens.input_ids.to(self._device)
+            mask = tokens.attention_mask.to(self._device)
             with torch.no_grad():
                 features.append(self._text_features(self._model, ids, mask))
         return _unit_norm(features)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_models import tiny_judge
+from tests.tiny_models import tiny_extractor
 
 
 @pytest.fixture(scope="session")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a tiny random CLIP."""
-    return tiny_judge("clip", tmp_path_factory.mktemp("judge"))
+    return tiny_extractor("clip", tmp_path_factory.mktemp("judge"))

@@ -17,7 +17,7 @@ from pipeline.bulk.evaluation import evaluation_seeds
 from pipeline.bulk.protocols import choose_protocol
 from pipeline.store.parquet import read_table
 from tests.pipeline.runs import write_manifest
-from tests.tiny_models import tiny_judge
+from tests.tiny_models import tiny_extractor
 from textual_inversion.concept import Concept
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
@@ -73,7 +73,7 @@ def test_recipes_are_setups_under_their_own_name(tmp_path: Path, monkeypatch: py
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_judge("clip", tmp_path_factory.mktemp("clip"))
+    return tiny_extractor("clip", tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pipeline.evaluate import main
 from pipeline.run import FAILED, OK
 from pipeline.store.parquet import read_table
 from tests.pipeline.runs import tiny_toml, write_manifest
-from tests.tiny_models import tiny_judge
+from tests.tiny_models import tiny_extractor
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -20,7 +20,7 @@ def test_a_run_is_made_evaluated_and_resumed(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest, output, prompts = write_manifest(tmp_path, ["a", "b", "bad"]), tmp_path / "out", tmp_path / "p.txt"
-    clip = tiny_judge("clip", tmp_path / "clip")
+    clip = tiny_extractor("clip", tmp_path / "clip")
     prompts.write_text("a photo of a {}\na rendering of a {}\n")
     job = tmp_path / "job.toml"
     job.write_text(tiny_toml(tiny_model, extractor=str(clip), actors={"count": 1}, evaluation={"images_per_prompt": 2}))

@@ -12,8 +12,8 @@ import torch
 import transformers
 from PIL import Image
 
-from tests.tiny_models import JUDGE_PX as SIDE
-from tests.tiny_models import tiny_judge, tiny_tokenizer
+from tests.tiny_models import EXTRACTOR_PX as SIDE
+from tests.tiny_models import tiny_extractor, tiny_tokenizer
 from textual_inversion.extractors import ClipExtractor, ImageExtractor, load_extractor
 
 TEXTS = ["a photo of a cat", "", "a painting in the style of " * 9]
@@ -33,13 +33,13 @@ def processor(kind: str, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def judge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    return request.param, tiny_judge(request.param, tmp_path_factory.mktemp(request.param))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return request.param, tiny_extractor(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_judge("clip", tmp_path_factory.mktemp("a-clip"))
+    return tiny_extractor("clip", tmp_path_factory.mktemp("a-clip"))
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def their_image_features(kind: str, directory: Path, pixels: torch.Tensor) -> to
     return torch.nn.functional.normalize(feature, dim=1)
 
 
-def test_image_features_equal_transformers_own(judge: tuple[str, Path], pictures: list[Image.Image]) -> None:
-    kind, directory = judge
+def test_image_features_equal_transformers_own(model: tuple[str, Path], pictures: list[Image.Image]) -> None:
+    kind, directory = model
     settings = processor(kind)
     if kind == "vit":
         settings.resample = Image.Resampling.BILINEAR
@@ -74,8 +74,8 @@ def test_image_features_equal_transformers_own(judge: tuple[str, Path], pictures
     )
 
 
-def test_the_directorys_own_image_settings_are_used(judge: tuple[str, Path], pictures: list[Image.Image]) -> None:
-    kind, directory = judge
+def test_the_directorys_own_image_settings_are_used(model: tuple[str, Path], pictures: list[Image.Image]) -> None:
+    kind, directory = model
     default = load_extractor(str(directory), device="cpu").images(pictures)
     size = {"size": {"shortest_edge": SIDE + 9}} if kind in ("clip", "dinov2", "dinov2_with_registers") else {}
     settings = processor(kind, image_mean=[0.4] * 3, image_std=[0.3] * 3, resample=0, **size)
@@ -91,7 +91,7 @@ def test_the_directorys_own_image_settings_are_used(judge: tuple[str, Path], pic
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_text_features_equal_transformers_own(kind: str, tmp_path: Path) -> None:
-    tiny_judge(kind, tmp_path)
+    tiny_extractor(kind, tmp_path)
     model = transformers.AutoModel.from_pretrained(tmp_path).eval()
     # SigLIP always sees its full length of padding, and no mask
     padding: Any = "max_length" if kind == "siglip" else True
@@ -111,7 +111,7 @@ def test_features_have_unit_norm_and_do_not_depend_on_company(clip: Path, pictur
     assert extractor.images([]).shape == extractor.texts([]).shape == (0, 0)
 
 
-def test_what_is_no_judge_is_refused(clip: Path, tmp_path: Path) -> None:
+def test_what_is_no_extractor_is_refused(clip: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot load a feature extractor from .*no config.json"):
         load_extractor(str(tmp_path), device="cpu")
     config = json.loads((clip / "config.json").read_text())
@@ -126,22 +126,22 @@ def test_what_is_no_judge_is_refused(clip: Path, tmp_path: Path) -> None:
         load_extractor(str(tmp_path), device="cpu")
 
 
-def test_a_judge_without_texts_is_no_clip(tmp_path: Path) -> None:
-    tiny_judge("dinov2", tmp_path)
+def test_an_extractor_without_texts_is_no_clip(tmp_path: Path) -> None:
+    tiny_extractor("dinov2", tmp_path)
     assert not hasattr(ImageExtractor(str(tmp_path), "cpu"), "texts")
     with pytest.raises(ValueError, match="is a dinov2 model, which knows no texts"):
         ClipExtractor(str(tmp_path), device="cpu")
 
 
 def test_a_tokenizer_that_is_missing(tmp_path: Path) -> None:
-    tiny_judge("clip", tmp_path)
+    tiny_extractor("clip", tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="has no tokenizer file"):
         ClipExtractor(str(tmp_path), device="cpu")
 
 
-def test_pixel_features_are_those_of_the_picture_and_can_be_differentiated(judge: tuple[str, Path]) -> None:
-    _, directory = judge
+def test_pixel_features_are_those_of_the_picture_and_can_be_differentiated(model: tuple[str, Path]) -> None:
+    _, directory = model
     extractor = ImageExtractor(str(directory), "cpu")
     ramp = np.linspace(0, 255, 48)
     picture = Image.fromarray(np.stack(np.broadcast_arrays(ramp, ramp[:, None], 128), 2).astype(np.uint8))

@@ -19,7 +19,7 @@ from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.records import ConceptRecord
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config, write_photo
-from tests.tiny_models import DIM, tiny_judge
+from tests.tiny_models import DIM, tiny_extractor
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.extractors import ClipExtractor, load_extractor
 from textual_inversion.families.base import Backbone
@@ -31,12 +31,12 @@ PROMPTS = (Prompt("a photo of a {}"), Prompt("{}"))
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_judge("clip", tmp_path_factory.mktemp("clip"))
+    return tiny_extractor("clip", tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")
 def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_judge("vit", tmp_path_factory.mktemp("dino"))
+    return tiny_extractor("vit", tmp_path_factory.mktemp("dino"))
 
 
 @pytest.fixture
