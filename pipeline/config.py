@@ -1,4 +1,4 @@
-"""Everything a run can be told: where, when and how much, around the method's own knobs.
+"""Settings of a run: where, when and how much is learned, around the settings of the method.
 
 A run is a TOML recipe plus `--set a.b=c` overrides; the resolved configuration goes to `run.json` before any work.
 """
@@ -17,45 +17,47 @@ Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]
 
 SCHEMES = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
-"""What an address may begin with; anything else (ssh, github, chained URLs) is refused."""
+"""Schemes of addresses; any other (ssh, github, chained URLs) is refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActorConfig:
-    """How the work is spread over the cluster. Nothing here changes a result beyond rounding."""
+    """Settings that spread the work over the cluster. None changes a result beyond rounding."""
 
     count: int = 0
-    """Actors at most; 0 is one for every GPU the cluster has, or, without any, one for every `cpus` cores."""
+    """Largest number of actors; 0 is one for every GPU of the cluster, or, without GPUs, one for every `cpus` cores."""
 
     slots: int = 0
-    """Concepts one actor learns side by side in a batch; 0 lets it choose: on a GPU by trying which number of them its
-    memory holds and gets most done, on a CPU so that a batch has 8 samples. Another number is equal to rounding."""
+    """Concepts that one actor learns at the same time in a batch; 0 is automatic: on a GPU the number, found by trial,
+    that fits its memory and is fastest; on a CPU the number that gives a batch 8 samples. Results with different
+    numbers are equal to rounding."""
 
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
-    """Run the denoiser through torch.compile, with `graphs` as CUDA graphs too; equal to rounding. `auto`, on a GPU: as
-    is fastest. An actor starts minutes later, or seconds if torch's cache on its disk has it."""
+    """Use of torch.compile for the denoiser; `graphs` adds CUDA graphs. Results are equal to rounding. `auto` takes the
+    fastest way on a GPU, and none on a CPU. Compiling delays an actor's start by minutes, or by seconds if torch's
+    cache on its disk holds the result."""
 
     cpus: float = 1.0
-    """CPU cores Ray reserves for each actor."""
+    """CPU cores that Ray reserves for each actor."""
 
     gpus: float = 1.0
-    """GPUs Ray reserves for each actor when the device is a GPU; below 1 several actors share one."""
+    """GPUs that Ray reserves for each actor when the device is a GPU; below 1, several actors share one."""
 
     calls_ahead: int = 2
     """Concepts sent to an actor beyond its slots, so that their photos are fetched while it learns others."""
 
     max_attempts: int = 3
-    """Calls lost to a dying actor or to storage before a concept counts as failed."""
+    """Calls lost with a dead actor or to storage after which a concept counts as failed."""
 
     checkpoint_steps: int = 100
     """Steps between checkpoints of a concept being learned; 0 writes none."""
 
     drain_s: float = 20.0
-    """When the run is stopped: seconds that running concepts get to write a checkpoint."""
+    """Seconds that running concepts get to write a checkpoint when the run is stopped."""
 
     stall_s: float = 3600.0
-    """Seconds a concept may take in its slot, photos and sample pictures included, before it counts as hung: its actor
-    is replaced, and it is tried again alone. 0 waits for ever. Make it several times what a concept takes."""
+    """Seconds that a concept may take in its slot, photos and sample pictures included, before it counts as hung: its
+    actor is replaced, and it is tried again alone. 0 waits for ever. Set it to several times the usual duration."""
 
     def __post_init__(self) -> None:
         require(self.count >= 0, "actors.count", self.count, "0 (automatic) or more")
@@ -71,25 +73,25 @@ class ActorConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhotoConfig:
-    """What the photos and masks that a manifest names may be, and where they may come from. Nothing here changes a
-    result."""
+    """Limits on the photos and masks that a manifest names: their addresses and sizes. None changes a result."""
 
     schemes: tuple[str, ...] = SCHEMES
-    """How their addresses may begin, redirects included; a plain path is `file`. ["s3"] keeps a manifest of others off
-    this machine's disks and the web."""
+    """Schemes that addresses may have, redirects included; a plain path is `file`. With ["s3"], another party's
+    manifest reaches neither this machine's disks nor the web."""
 
     private_networks: tuple[str, ...] = ()
     """Networks (CIDR, e.g. "10.1.0.0/16") that http and https may reach besides public addresses."""
 
     max_bytes: int = 64 * 2**20
-    """Of one photo's file; it is not read further."""
+    """Largest size of one photo's file, in bytes; no more is read."""
 
     max_pixels: int = 100_000_000
-    """Of one photo; told from its header, before it is decoded. Decoding takes some 8 bytes a pixel for a moment, and 3
-    from then on."""
+    """Largest number of pixels of one photo, read from its header before decoding. Decoding takes some 8 bytes a pixel
+    for a moment; the decoded photo takes 3."""
 
     max_concept_pixels: int = 500_000_000
-    """Of all photos of one concept; an actor holds them decoded, for its slots and `actors.calls_ahead` more."""
+    """Largest number of pixels of all photos of one concept; an actor holds the decoded photos of its slots and of
+    `actors.calls_ahead` more concepts."""
 
     def __post_init__(self) -> None:
         for scheme in self.schemes:
@@ -105,7 +107,7 @@ class PhotoConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GridConfig:
-    """The sample pictures drawn of each concept as soon as it is learned; the quality scores are taken from them."""
+    """Sample pictures drawn of each concept as soon as it is learned; the quality scores are computed from them."""
 
     prompts: tuple[str, ...] = (
         "a photo of a {}",
@@ -113,22 +115,24 @@ class GridConfig:
         "a photo of a {} on a red background",
         "a pencil sketch of a {}",
     )
-    """For objects, one grid row each; `{}` is the placeholder token's place. The first is compared with the photos."""
+    """Prompts for objects, one grid row each, with `{}` for the placeholder token. The pictures of the first are
+    compared with the photos."""
 
     style_prompts: tuple[str, ...] = (
         "a picture in the style of {}",
         "a picture of a cat in the style of {}",
         "a picture of a house in the style of {}",
     )
-    """The same for styles."""
+    """Prompts for styles, as `prompts`."""
 
     images_per_prompt: int = 2
     """Pictures per prompt."""
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Sampler of the sample pictures."""
 
-    def of(self, category: str) -> tuple[str, ...]:
-        """The prompts for concepts of a category."""
+    def prompts_for(self, category: str) -> tuple[str, ...]:
+        """Return the prompts for concepts of a category."""
         return self.style_prompts if category == "style" else self.prompts
 
     def __post_init__(self) -> None:
@@ -141,49 +145,56 @@ class GridConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateConfig:
-    """When a learned concept is good enough, and what is tried when it is not. Scores are those of its sample pictures;
-    without an extractor nothing is judged. No part of a fingerprint: another gate makes no concept undone."""
+    """Bounds on the scores of a learned concept's sample pictures, and retry rules for a concept below them.
+
+    Without an extractor there are no scores and no gate. No part of a fingerprint: with another gate, every concept
+    that was done stays done.
+    """
 
     min_clip_i: float | None = None
-    """Least likeness to the photos; none for no bound. What is usual depends on the extractor."""
+    """Lower bound of CLIP-I, the cosine similarity to the photos; None for no bound. Usual values depend on the
+    extractor."""
 
     min_clip_i_gain: float | None = 0.0
-    """Least likeness above that of the initializer word drawn alone. The default asks for no worse than not learning,
-    which holds for any extractor."""
+    """Lower bound of CLIP-I minus the CLIP-I of the initializer word's own pictures; None for no bound. The default
+    asks for no worse than not learning, which suits any extractor."""
 
     min_clip_t: float | None = None
-    """Least fit to the sample prompts."""
+    """Lower bound of CLIP-T, the cosine similarity to the sample prompts; None for no bound."""
 
     min_clip_t_gain: float | None = None
-    """The same against the initializer word: -0.1 lets it fall by 0.1."""
+    """Lower bound of CLIP-T minus the CLIP-T of the initializer word's own pictures, e.g. -0.1; None for no bound."""
 
     ladder: tuple[str, ...] = ("seed", "seed + steps*2")
-    """What a concept below the gate is learned again with, one after the other until one passes; the best is kept. Each
-    is a recipe's name, `seed` (another seed), `steps*N`, or a setting (`inversion.init.method=auto`), or several with
-    ` + ` between; it changes the run's own settings. Empty: concepts below the gate are only flagged."""
+    """Retry rules for a concept below the gate, applied in order until one try passes; the best try is kept. Each rule
+    changes the run's own settings: a recipe's name, `seed` (another seed), `steps*N`, a setting
+    (`inversion.init.method=auto`), or several with ` + ` between. With none, concepts below the gate are only
+    flagged."""
 
     def __post_init__(self) -> None:
-        for rung in self.ladder:
-            require(all(part.strip() for part in rung.split(" + ")), "gate.ladder", rung, "settings with ' + ' between")
+        for rule in self.ladder:
+            require(all(part.strip() for part in rule.split(" + ")), "gate.ladder", rule, "settings with ' + ' between")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationConfig:
-    """Prompted pictures of every learned concept, in bulk, after learning."""
+    """Pictures of every learned concept for a table of prompts, drawn in bulk after learning."""
 
     prompts: str = ""
-    """URI of the prompts; empty leaves this stage out."""
+    """URI of the prompts; empty skips this stage."""
 
     images_per_prompt: int = 1
     """Pictures per concept and prompt."""
 
     packed: bool = False
-    """Store the pictures inside the Parquet parts, next to their metadata rows, instead of one PNG object each."""
+    """Storage of the pictures: True puts them inside the Parquet parts, next to their metadata rows; False makes each
+    an object of its own."""
 
     rows_per_part: int = 256
-    """Pictures one Parquet part describes; a finished part is not made again on the next run."""
+    """Pictures that one Parquet part describes; the next run does not draw a finished part again."""
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Sampler of the pictures."""
 
     def __post_init__(self) -> None:
         require(self.images_per_prompt >= 1, "generation.images_per_prompt", self.images_per_prompt, "1 or more")
@@ -192,43 +203,45 @@ class GenerationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    """What `python -m pipeline.evaluate` draws of every learned concept to be scored. Nothing here changes what is
-    learned."""
+    """Pictures that `python -m pipeline.evaluate` draws of every learned concept and scores. None of these settings
+    changes what is learned."""
 
     protocol: Literal["quick", "paper", "dreambench"] = "quick"
-    """Pictures, prompts and sampler by name (`bulk/protocols.py`). `quick`: the demo's prompts, 4 pictures each.
-    `paper`: 64 a prompt, 50 DDIM steps (Gal et al. 2022, section 5). `dreambench`: 25 prompts, 4 a prompt (Ruiz et
-    al. 2023)."""
+    """Name of a set of prompts, pictures per prompt and sampler (`bulk/protocols.py`). `quick`: the demo's prompts, 4
+    pictures each. `paper`: 64 a prompt, 50 DDIM steps (Gal et al. 2022, section 5). `dreambench`: 25 prompts, 4 a
+    prompt (Ruiz et al. 2023)."""
 
     prompts: str = ""
-    """URI of prompts in place of the protocol's."""
+    """URI of prompts that replace the protocol's; empty keeps them."""
 
     images_per_prompt: int = 0
-    """Pictures per concept and prompt in place of the protocol's number; 0 keeps it."""
+    """Pictures per concept and prompt that replace the protocol's number; 0 keeps it."""
 
     dino: str = ""
-    """Directory or hub id of the DINO or DINOv2 behind the DINO score; empty leaves that score out."""
+    """Directory or hub id of the DINO or DINOv2 model for the DINO score; empty leaves that score out."""
 
     references: bool = True
-    """Also score what a learned word is held against: its photos, the prompt without it, the initializer word."""
+    """Scores of references to compare a concept with: its photos, the prompt without the word, and the initializer
+    word; False leaves them out."""
 
     def __post_init__(self) -> None:
-        require(self.images_per_prompt >= 0, "evaluation.images_per_prompt", self.images_per_prompt,
-              "1 or more, or 0 for the protocol's")  # fmt: skip
+        allowed = "1 or more, or 0 for the protocol's"
+        require(self.images_per_prompt >= 0, "evaluation.images_per_prompt", self.images_per_prompt, allowed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportConfig:
-    """What the page that a person reads holds."""
+    """Settings of the report, the page that a person reads."""
 
     embedded: int = 200
-    """Concepts shown with their pictures inside the page; all others are table rows that link to the objects."""
+    """Concepts whose pictures are inside the page; all others are table rows that link to the objects."""
 
     hour_price: float = 0.0
-    """Price of one GPU for an hour (of one core, where there are no GPUs), for what the run cost; 0 leaves that out."""
+    """Price of one GPU for an hour, or of one core where there are no GPUs, to compute the run's cost; 0 leaves the
+    cost out."""
 
     currency: str = ""
-    """Written behind it."""
+    """Currency written after the cost."""
 
     def __post_init__(self) -> None:
         require(self.embedded >= 0, "report.embedded", self.embedded, "0 or more")
@@ -237,16 +250,16 @@ class ReportConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """One configuration on one manifest."""
+    """Settings of one run: what is learned from which manifest, and how."""
 
     # Unknown keys are errors, here and in every nested dataclass, the core's included; types are not coerced.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     manifest: str = ""
-    """Parquet file, folder or glob; any fsspec URI."""
+    """Path or URI of the manifest: a Parquet file, a folder or a glob."""
 
     output: str = "output"
-    """Folder or URI that everything is written under."""
+    """Folder or URI under which everything is written."""
 
     model: str = "demo/model"
     """Directory or hub id of a Stable Diffusion checkpoint in diffusers layout."""
@@ -255,19 +268,21 @@ class RunConfig:
     """Directory or hub id of the CLIP that scores the sample pictures; empty turns scores off."""
 
     seed: int = 0
-    """Seeds every draw, together with the concept's id."""
+    """Seed of every random draw, together with the concept's id."""
 
     device: Device = "auto"
-    """`auto` is a GPU where the cluster has one."""
+    """Device of the actors; `auto` is a GPU where the cluster has one."""
 
     precision: Literal["auto", Precision] = "auto"
-    """Of the frozen networks; learned rows are always float32. `auto` is bfloat16 on a GPU, float32 on a CPU."""
+    """Data type of the frozen networks; learned rows are always float32. `auto` is bfloat16 on a GPU and float32 on a
+    CPU."""
 
     lease_s: float = 60.0
-    """Seconds without a sign of life after which another run may take the output over; 0 lets several runs share it."""
+    """Seconds without renewal after which another run may take the output over; 0 lets several runs share the
+    output."""
 
     log_format: LogFormat = "text"
-    """Of log and progress lines: for people, or `json`, one object a line for a log store."""
+    """Format of log and progress lines: `text` for people, or `json`, one object a line, for a log store."""
 
     inversion: InversionConfig = field(default_factory=InversionConfig)
     photos: PhotoConfig = field(default_factory=PhotoConfig)
@@ -281,12 +296,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(bool(self.output), "output", self.output, "a folder or URI to write to")
         require(bool(self.model), "model", self.model, "a directory or hub id")
-        require(bool(self.extractor) or self.inversion.init.method not in ("auto", "amortised"), "extractor",
-              self.extractor, f"a CLIP for inversion.init.method {self.inversion.init.method!r}")  # fmt: skip
-        require(bool(self.extractor) or not self.inversion.penalties.clip, "extractor", self.extractor,
-              "a CLIP for inversion.penalties.clip")  # fmt: skip
+        if not self.extractor:
+            method, clip_weight = self.inversion.init.method, self.inversion.penalties.clip
+            require(
+                method not in ("auto", "amortised"), "extractor", "", f"a CLIP for inversion.init.method {method!r}"
+            )
+            require(not clip_weight, "extractor", "", "a CLIP for inversion.penalties.clip")
         earlier = self.inversion.init.earlier_run
-        require(earlier != self.output or not earlier, "inversion.init.earlier_run", earlier,
-              "another run than this: what this one starts from may not change while it goes on")  # fmt: skip
+        require(
+            earlier != self.output or not earlier,
+            "inversion.init.earlier_run",
+            earlier,
+            "another run than this: what this one starts from may not change while it goes on",
+        )
         require(self.lease_s >= 0, "lease_s", self.lease_s, "0 (none) or more seconds")
         require(0 <= self.seed < 2**63, "seed", self.seed, "a non-negative 63-bit integer")

@@ -1,4 +1,4 @@
-"""Read a run's configuration: TOML text, `a.b=c` overrides and values of the command line -> `RunConfig`."""
+"""Read a run's configuration from TOML text, `a.b=c` overrides and values of the command line."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from pipeline.config import RunConfig
 _ADAPTER = TypeAdapter(RunConfig)
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
-"""Methods as TOML files, each with the paper it follows."""
+"""Folder of the recipes: methods as TOML files, each naming the paper it follows."""
 
 
 def recipe(name: str) -> str:
-    """Where a TOML is: of a bare name, the recipe that comes with the package; anything else is an address already."""
+    """Return the path of the recipe with this bare name, or the argument itself if it is an address or a file.
+
+    Raises ValueError for a bare name that is neither.
+    """
     if "/" in name or "." in name or Path(name).is_file():
         return name
     known = sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -34,24 +37,27 @@ def recipe(name: str) -> str:
 def load_config(
     toml: str = "", overrides: Iterable[str] = (), *, base: Mapping[str, Any] | None = None, **values: object
 ) -> RunConfig:
-    """The configuration of a run: TOML text, then `a.b=c` overrides, then keyword values that are not None. `base`: a
-    tree of values, as `to_tree` gives it, that all of these change.
+    """Build a run's configuration from TOML text, then `a.b=c` overrides, then keyword values that are not None.
 
-    Raises ValueError naming the key, the value and what would be right.
+    All of these change `base`, a tree of values as `to_tree` returns it. Raises ValueError naming the key, the value
+    and what is allowed.
     """
     try:
         tree = tomllib.loads(toml)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"the configuration is not valid TOML: {error}") from error
-    tree = _merged(copy.deepcopy(base or {}), tree)
+    tree = _merge(copy.deepcopy(base or {}), tree)
     for override in overrides:
-        _apply(tree, override)
+        _apply_override(tree, override)
     tree |= {key: value for key, value in values.items() if value is not None}
     return parse_config(tree)
 
 
 def parse_config(tree: Mapping[str, Any]) -> RunConfig:
-    """Check a tree of plain values, as TOML or JSON hold them, and make it a RunConfig; missing keys get defaults."""
+    """Convert a tree of plain values, as TOML or JSON hold them, to a RunConfig; missing keys get defaults.
+
+    Raises ValueError with one line for each error.
+    """
     try:
         return _ADAPTER.validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
@@ -59,21 +65,21 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def to_tree(config: RunConfig) -> dict[str, Any]:
-    """Plain nested values; `parse_config` takes them back unchanged."""
+    """Convert a RunConfig to a tree of plain values, which `parse_config` converts back."""
     return dataclasses.asdict(config)
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections are merged, values replaced."""
-    tree = dict(below)
-    for name, value in above.items():
-        before = tree.get(name)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        tree[name] = _merged(before, value) if both else value  # type: ignore[arg-type]
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the base tree with its sections merged and its values replaced by the changes."""
+    tree = dict(base)
+    for name, value in changes.items():
+        current = tree.get(name)
+        is_section = isinstance(current, Mapping) and isinstance(value, Mapping)
+        tree[name] = _merge(current, value) if is_section else value  # type: ignore[arg-type]
     return tree
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
@@ -86,7 +92,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _parse_value(text: str) -> object:
-    """A TOML value; a bare word that is none (a path, a model id) is taken as a string."""
+    """Parse a TOML value; a text that is none (a path, a model id) is returned as a string."""
     try:
         values = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -95,7 +101,7 @@ def _parse_value(text: str) -> object:
 
 
 def _explain(detail: Any) -> str:
-    """One line for one pydantic error."""
+    """Return one line for one pydantic error."""
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         close = difflib.get_close_matches(key, _known_keys(RunConfig), n=1, cutoff=0.5)

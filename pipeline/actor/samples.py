@@ -38,7 +38,7 @@ class Samples:
     @classmethod
     def of(cls, pictures: Sequence[Image.Image], category: str, config: GridConfig) -> Samples:
         """Given the pictures of `sample_requests`, in their order."""
-        prompts, width = config.of(category), config.images_per_prompt
+        prompts, width = config.prompts_for(category), config.images_per_prompt
         columns = [list(pictures[i : i + width]) for i in range(0, len(pictures), width)]
         return cls(prompts=prompts, learned=columns[: len(prompts)], initial=columns[len(prompts) :])
 
@@ -52,7 +52,7 @@ def sample_requests(
 ) -> list[ImageRequest]:
     """The pictures of one concept's sample grid; the same whatever else is drawn. `initial`: and those of its
     initializer word, which only scores are taken from."""
-    prompts = config.of(concept.category)
+    prompts = config.prompts_for(concept.category)
     embedding = replace(embedding, placeholder_token=HOLE)  # it may be a word that a prompt has elsewhere, too
     seeds = [seed_for(seed, concept.concept_id, "grid", i) for i in range(config.images_per_prompt)]
     requests = [ImageRequest(prompt, s, (embedding,)) for prompt in prompts for s in seeds]

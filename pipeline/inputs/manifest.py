@@ -354,7 +354,7 @@ def _whole_number(values: Mapping[str, Any], name: str, default: int, most: int)
 
 def _jsonable(value: Any) -> Any:
     """Convert Arrow's Python values to JSON values: times to ISO 8601 text, decimals to text, bytes to base64, NaN to
-    null. Raises ValueError for any other type."""
+    null. Raises BadInput for any other type."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):

@@ -88,7 +88,7 @@ def text_findings(
     """
     try:
         _check_training(concept, config, vocabulary)
-        check_sample_prompts(vocabulary, concept, config.grid.of(concept.category))
+        check_sample_prompts(vocabulary, concept, config.grid.prompts_for(concept.category))
     except ValueError as error:
         yield Finding(concept.concept_id, str(error), fails=True)
     else:
