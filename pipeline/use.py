@@ -1,14 +1,15 @@
 """`python -m pipeline.use COMMAND`: draw with learned concepts, in the ways of Gal et al. 2022, section 4.
 
     variations CONCEPT                pictures of a concept beside its photos
-    draw PROMPT...                    any prompts, with any learned words in them
-    style STYLE OBJECT...             a learned style, alone and on objects: plain words or learned ones
+    draw PROMPT...                    any prompts, with any placeholder tokens in them
+    style STYLE OBJECT...             a learned style, alone and on objects: plain words or learned concepts
     compose FIRST SECOND              two learned concepts in one picture, and each alone
-    bias WORD CONCEPT --caption ...   what a word stands for, and the same word learned anew from a diverse set
+    bias WORD CONCEPT --caption ...   the bias of a word, and of the same word learned anew from a diverse set
     edit PICTURE MASK PROMPT...       redraw the white part of the mask (Blended Latent Diffusion)
 
 A concept is named by its id or its placeholder token and looked up in --learned. Every command writes its pictures,
-a labelled sheet (sheet.png) and a list of what was drawn with what (pictures.json) to --output.
+a labelled sheet (sheet.png) and a list of the pictures with their prompts, seeds, model and concepts (pictures.json)
+to --output.
 """
 
 from __future__ import annotations
@@ -31,27 +32,28 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pipeline.actor.library import LearnedConcept, Library
-    from pipeline.sheets.contact_sheet import ContactSheet, Paint
+    from pipeline.sheets.contact_sheet import ContactSheet, DrawFunction
     from textual_inversion.config import SamplingConfig
     from textual_inversion.families.base import Backbone
     from textual_inversion.generate import ImageRequest
 
-# torch is imported where it is first needed: --help answers at once.
+# torch is imported inside the functions that need it, so that --help answers at once.
 
-OBJECT_PROMPT, STYLE_PROMPT = "a photo of a {}", "a painting in the style of {}"
+OBJECT_PROMPT = "a photo of a {}"
+STYLE_PROMPT = "a painting in the style of {}"
 STYLED_OBJECT_PROMPT = "a picture of a {} in the style of {}"
 COMPOSITION_PROMPT = "a photo of a {} and a {}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     options = parse(arguments)
     from pipeline.actor.library import open_library
 
     try:
         config = configure(options)
         options.use(options, config, open_library(options.learned))
-    except (ValueError, OSError) as error:  # what was asked for is wrong, or the store refuses
+    except (ValueError, OSError) as error:  # a wrong argument, or storage that cannot be read or written
         sys.stderr.write(f"error: {error}\n")
         return USAGE
     sys.stdout.write(f"{RunStore(config.output).uri('sheet.png')}\n")
@@ -62,21 +64,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.use", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--learned", metavar="[WORD=]URI", action="append", default=[],
-                        help="a run's output folder, or a .safetensors file, to which WORD gives another placeholder "
-                        "token; may be repeated")  # fmt: skip
-    common.add_argument("--output", metavar="URI", required=True, help="folder to write to")
-    common.add_argument("--overwrite", action="store_true", help="replace what an earlier command wrote there")
-    common.add_argument("--model", help="directory or hub id (default: what the concepts were learned on)")
-    common.add_argument("--seed", type=int, default=0, help="of each prompt's first picture; further ones count on")
-    common.add_argument("--config", metavar="TOML", help="settings, as of pipeline.run")
-    common.add_argument("--set", metavar="A.B=C", action="append", default=[], help="e.g. generation.sampling.steps=50")
-
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, use: Any, count: int, help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, parents=[common], help=help, description=help)
+        added = commands.add_parser(name, parents=[_common_options()], help=help, description=help)
         added.add_argument("-n", "--count", type=int, default=count, help="pictures per prompt (default: %(default)s)")
         added.set_defaults(use=use)
         return added
@@ -87,28 +78,58 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     one.add_argument("prompts", metavar="PROMPT", nargs="+", help="e.g. 'a photo of a <tiger> on the beach'")
     one = command("style", style, 4, "a learned style, alone and on objects")
     one.add_argument("concept", metavar="STYLE")
-    one.add_argument("objects", metavar="OBJECT", nargs="*", help="a learned concept where one has the name, or a word")
+    one.add_argument("objects", metavar="OBJECT", nargs="*", help="the name of a learned concept, or a word")
     one = command("compose", compose, 4, "two learned concepts in one picture, and each alone")
     one.add_argument("concepts", metavar="CONCEPT", nargs=2)
-    one.add_argument("--prompt", help=f"with two {{}} (default: {COMPOSITION_PROMPT!r}, or {STYLED_OBJECT_PROMPT!r})")
-    one = command("bias", bias, 64, "what a word stands for, and the same word learned anew from a diverse set")
-    one.add_argument("word", metavar="WORD", help="of the model's vocabulary")
+    one.add_argument(
+        "--prompt", help=f"prompt with two {{}} (default: {COMPOSITION_PROMPT!r}, or {STYLED_OBJECT_PROMPT!r})"
+    )
+    one = command("bias", bias, 64, "the bias of a word, and of the same word learned anew from a diverse set")
+    one.add_argument("word", metavar="WORD", help="a word of the model's vocabulary")
     one.add_argument("concept", metavar="CONCEPT", help="learned with WORD as initializer")
     one.add_argument(
-        "--caption", action="append", default=[], help="an answer the judge may give; repeat, twice at least"
+        "--caption", action="append", default=[], help="a caption that CLIP may assign to a picture; give two or more"
     )
-    one.add_argument("--prompt", default=OBJECT_PROMPT, help="with {} for either word (default: %(default)r)")
+    one.add_argument("--prompt", default=OBJECT_PROMPT, help="prompt with {} for either word (default: %(default)r)")
     one = command("edit", edit, 4, "redraw the masked part of a picture")
     one.add_argument("picture", metavar="PICTURE")
-    one.add_argument("mask", metavar="MASK", help="white where it is to be redrawn")
+    one.add_argument("mask", metavar="MASK", help="picture that is white where PICTURE is redrawn")
     one.add_argument("prompts", metavar="PROMPT", nargs="+")
-    one.add_argument("--strength", type=float, default=1.0, help="below 1 keeps something of what was there")
-    one.add_argument("--redecode", action="store_true", help="leave the rest, too, as the autoencoder makes it")
-    one.add_argument("--crop", action="store_true", help="take the central squares and scale them to the model's size")
+    one.add_argument(
+        "--strength", type=float, default=1.0, help="above 0, at most 1; below 1 keeps some of the picture"
+    )
+    one.add_argument(
+        "--redecode", action="store_true", help="keep the autoencoder's version of the rest of the picture"
+    )
+    one.add_argument(
+        "--crop", action="store_true", help="cut out the central squares and scale them to the model's size"
+    )
     return parser.parse_args(arguments)
 
 
+def _common_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--learned",
+        metavar="[WORD=]URI",
+        action="append",
+        default=[],
+        help="a run's output folder, or a .safetensors file, to which WORD gives another placeholder token; may be "
+        "repeated",
+    )
+    options.add_argument("--output", metavar="URI", required=True, help="folder to write to")
+    options.add_argument("--overwrite", action="store_true", help="replace files that an earlier command wrote there")
+    options.add_argument("--model", help="directory or hub id (default: the model the concepts were learned on)")
+    options.add_argument("--seed", type=int, default=0, help="seed of each prompt's first picture; the next adds 1")
+    options.add_argument("--config", metavar="TOML", help="file of settings, as for pipeline.run")
+    options.add_argument(
+        "--set", metavar="A.B=C", action="append", default=[], help="e.g. generation.sampling.steps=50"
+    )
+    return options
+
+
 def configure(options: argparse.Namespace) -> RunConfig:
+    """Build the configuration from the command's options. Raises ValueError for a wrong option."""
     if options.count < 1:
         raise ValueError(f"--count {options.count}: draw at least 1 picture per prompt")
     toml = read_bytes(absolute(options.config)).decode() if options.config else ""
@@ -117,92 +138,93 @@ def configure(options: argparse.Namespace) -> RunConfig:
 
 
 def variations(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
-    """Gal et al. 2022, section 4.1."""
-    from pipeline.sheets.contact_sheet import ContactSheet, own_photos
-
+    """Draw variations of a concept (Gal et al. 2022, section 4.1)."""
     concept = library.named(options.concept)
-    prompts = [_alone(concept)]
-    _finish(ContactSheet.of(library, prompts, _seeds(options), given=own_photos([concept])), config, options)
+    sheet = _new_sheet(library, [_default_prompt(concept)], options, [concept])
+    _draw_and_write(sheet, config, options)
 
 
 def draw(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
-    """Gal et al. 2022, section 4.2."""
-    from pipeline.sheets.contact_sheet import ContactSheet
-
-    _finish(ContactSheet.of(library, options.prompts, _seeds(options)), config, options)
+    """Draw prompts with learned concepts in them (Gal et al. 2022, section 4.2)."""
+    _draw_and_write(_new_sheet(library, options.prompts, options), config, options)
 
 
 def style(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
-    """Gal et al. 2022, section 4.3."""
-    from pipeline.sheets.contact_sheet import ContactSheet, own_photos
-
+    """Draw a learned style, alone and on objects (Gal et al. 2022, section 4.3)."""
     concept = library.named(options.concept)
     words = [library.named(name).placeholder_token if library.knows(name) else name for name in options.objects]
     prompts = [STYLE_PROMPT.format(concept.placeholder_token)]
     prompts += [STYLED_OBJECT_PROMPT.format(word, concept.placeholder_token) for word in words]
-    _finish(ContactSheet.of(library, prompts, _seeds(options), given=own_photos([concept])), config, options)
+    _draw_and_write(_new_sheet(library, prompts, options, [concept]), config, options)
 
 
 def compose(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
-    """Gal et al. 2022, section 4.4."""
-    from pipeline.sheets.contact_sheet import ContactSheet, own_photos
-
+    """Draw two learned concepts together, and each alone (Gal et al. 2022, section 4.4)."""
     pair = sorted((library.named(name) for name in options.concepts), key=lambda concept: concept.category == "style")
     together = options.prompt or (STYLED_OBJECT_PROMPT if pair[1].category == "style" else COMPOSITION_PROMPT)
     if together.count("{}") != 2:
         raise ValueError(f"--prompt {together!r} must have {{}} twice, for the two concepts")
-    prompts = [together.format(*(concept.placeholder_token for concept in pair)), *map(_alone, pair)]
-    _finish(ContactSheet.of(library, prompts, _seeds(options), given=own_photos(pair, most=2)), config, options)
+    prompts = [together.format(*(concept.placeholder_token for concept in pair)), *map(_default_prompt, pair)]
+    _draw_and_write(_new_sheet(library, prompts, options, pair, photos_each=2), config, options)
 
 
 def bias(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
-    """Gal et al. 2022, section 4.5; what the judge answers before and after goes into the list as `shift`."""
-    from pipeline.sheets.contact_sheet import ContactSheet, own_photos
-    from pipeline.sheets.shift import judge_of, measure
+    """Draw a word and the same word learned anew, and measure the change of bias (Gal et al. 2022, section 4.5).
+
+    The measured proportions go into the list of pictures as `shift`.
+    """
+    from pipeline.sheets.bias_report import load_extractor, measure_bias
 
     if options.prompt.count("{}") != 1:
         raise ValueError(f"--prompt {options.prompt!r} must have {{}} once, for the word")
     concept = library.named(options.concept)
-    photos = own_photos([concept])
     prompts = [options.prompt.format(word) for word in (options.word, concept.placeholder_token)]
-    page = ContactSheet.of(library, prompts, _seeds(options), title="the set it was learned from", given=photos)
-    config = _ready(page, config, options)
-    judge = judge_of(config, options.caption)
-    rows = _drawn(page, config)
-    shift = measure(judge, options.caption, photos, *rows)
-    sys.stdout.write("".join(f"{line}\n" for line in shift.lines()))
-    _write(page, rows, config, labels=shift.labels(page.prompts), shift=shift.facts())
+    sheet = _new_sheet(library, prompts, options, [concept], title="the set it was learned from")
+    config = _choose_model(sheet, config, options)
+    extractor = load_extractor(config, options.caption)
+    before, after = _draw_rows(sheet, config)
+    report = measure_bias(extractor, options.caption, sheet.given, before, after)
+    sys.stdout.write("".join(f"{line}\n" for line in report.lines()))
+    _write(sheet, [before, after], config, labels=report.labels(sheet.prompts), shift=report.rows())
 
 
 def edit(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
-    """Avrahami et al. 2023 with learned words, as Gal et al. 2022, section 4.6."""
+    """Redraw a masked part of a picture by Avrahami et al. 2023 with learned concepts (Gal et al. 2022, section
+    4.6)."""
     from PIL import Image, ImageOps
 
-    from pipeline.sheets.contact_sheet import ContactSheet, opened
+    from pipeline.sheets.contact_sheet import ContactSheet, read_and_decode
     from textual_inversion import edit as editing
     from textual_inversion.photos import open_mask, open_photo
 
-    picture = opened(options.picture, open_photo)
-    mask = opened(options.mask, partial(open_mask, photo=picture))
-    page = ContactSheet.of(library, options.prompts, _seeds(options), title="picture and mask", given=[picture, mask])
-    config = _ready(page, config, options)
+    picture = read_and_decode(options.picture, open_photo)
+    mask = read_and_decode(options.mask, partial(open_mask, photo=picture))
+    sheet = ContactSheet.for_prompts(
+        library, options.prompts, _seeds(options), title="picture and mask", given=[picture, mask]
+    )
+    config = _choose_model(sheet, config, options)
 
-    def paint(backbone: Backbone, requests: list[ImageRequest], sampling: SamplingConfig) -> list[Image.Image]:
+    def redraw(backbone: Backbone, requests: list[ImageRequest], sampling: SamplingConfig) -> list[Image.Image]:
         side = (backbone.resolution, backbone.resolution)
-        squares = picture, mask
+        picture_square, mask_square = picture, mask
         if options.crop:
-            squares = (
-                ImageOps.fit(picture, side, Image.Resampling.LANCZOS),
-                ImageOps.fit(mask, side, Image.Resampling.BOX),
-            )
-        how = {"strength": options.strength, "keep_pixels": not options.redecode}
-        return editing.edit(backbone, *squares, requests, sampling, **how)
+            picture_square = ImageOps.fit(picture, side, Image.Resampling.LANCZOS)
+            mask_square = ImageOps.fit(mask, side, Image.Resampling.BOX)
+        return editing.edit(
+            backbone,
+            picture_square,
+            mask_square,
+            requests,
+            sampling,
+            strength=options.strength,
+            keep_pixels=not options.redecode,
+        )
 
     edit_facts = {name: getattr(options, name) for name in ("picture", "mask", "strength", "redecode", "crop")}
-    _write(page, _drawn(page, config, paint), config, edit=edit_facts)
+    _write(sheet, _draw_rows(sheet, config, redraw), config, edit=edit_facts)
 
 
-def _alone(concept: LearnedConcept) -> str:
+def _default_prompt(concept: LearnedConcept) -> str:
     return (STYLE_PROMPT if concept.category == "style" else OBJECT_PROMPT).format(concept.placeholder_token)
 
 
@@ -210,31 +232,48 @@ def _seeds(options: argparse.Namespace) -> range:
     return range(options.seed, options.seed + options.count)
 
 
-def _finish(page: ContactSheet, config: RunConfig, options: argparse.Namespace) -> None:
-    config = _ready(page, config, options)
-    _write(page, _drawn(page, config), config)
+def _new_sheet(
+    library: Library,
+    prompts: Sequence[str],
+    options: argparse.Namespace,
+    concepts: Sequence[LearnedConcept] = (),
+    *,
+    photos_each: int | None = None,
+    title: str = "photos",
+) -> ContactSheet:
+    """Make a sheet of the prompts under the photos of the concepts, at most `photos_each` of each."""
+    from pipeline.sheets.contact_sheet import ContactSheet, read_concept_photos
+
+    photos = read_concept_photos(concepts, photos_each)
+    return ContactSheet.for_prompts(library, prompts, _seeds(options), title=title, given=photos)
 
 
-def _ready(page: ContactSheet, config: RunConfig, options: argparse.Namespace) -> RunConfig:
-    """The configuration with the model to draw with; raises ValueError for what would go wrong after drawing."""
-    from pipeline.sheets.contact_sheet import check_free, choose_model
+def _draw_and_write(sheet: ContactSheet, config: RunConfig, options: argparse.Namespace) -> None:
+    config = _choose_model(sheet, config, options)
+    _write(sheet, _draw_rows(sheet, config), config)
+
+
+def _choose_model(sheet: ContactSheet, config: RunConfig, options: argparse.Namespace) -> RunConfig:
+    """Return the configuration with the model to draw with. Raises ValueError for that choice, and if the sheet would
+    overwrite files, before anything is drawn."""
+    from pipeline.sheets.contact_sheet import check_not_written, choose_model
 
     if not options.overwrite:
-        check_free(RunStore(config.output), page)
-    return choose_model(list(page.embeddings.values()), config, options.model)
+        check_not_written(RunStore(config.output), sheet)
+    return choose_model(list(sheet.embeddings.values()), config, options.model)
 
 
-def _drawn(page: ContactSheet, config: RunConfig, paint: Paint | None = None) -> list[list[Image.Image]]:
+def _draw_rows(sheet: ContactSheet, config: RunConfig, draw: DrawFunction | None = None) -> list[list[Image.Image]]:
     from pipeline.actor.model_loading import load_model
     from textual_inversion.generate import generate
 
-    return page.draw(load_model(config), config.generation.sampling, paint or generate)
+    return sheet.draw(load_model(config), config.generation.sampling, draw or generate)
 
 
-def _write(page: ContactSheet, rows: Sequence[Sequence[Image.Image]], config: RunConfig, **more: Any) -> None:
+def _write(sheet: ContactSheet, rows: Sequence[Sequence[Image.Image]], config: RunConfig, **more: Any) -> None:
     from pipeline.sheets.contact_sheet import write
 
-    write(RunStore(config.output), page, rows, config, **more)
+    write(RunStore(config.output), sheet, rows, config, **more)
 
 
 if __name__ == "__main__":

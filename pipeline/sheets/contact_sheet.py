@@ -1,4 +1,4 @@
-"""A page of pictures drawn with learned concepts: what is on it, drawing it, and writing it down."""
+"""Contact sheets: pictures of several prompts with learned concepts, drawn and written with a list of their origin."""
 
 from __future__ import annotations
 
@@ -24,11 +24,17 @@ from textual_inversion.generate import ImageRequest
 from textual_inversion.grids import grid
 from textual_inversion.photos import open_photo
 
-SHEET, LIST = "sheet.png", "pictures.json"
+SHEET = "sheet.png"
+"""Name of the labelled sheet of all rows."""
+
+LIST = "pictures.json"
+"""Name of the list of pictures with their prompts, seeds, model and concepts."""
+
 _SHEET_COLUMNS = 12
 
-Paint = Callable[[Backbone, list[ImageRequest], SamplingConfig], list[Image.Image]]
-"""Requests -> as many pictures: `generate`, or something that takes as much."""
+DrawFunction = Callable[[Backbone, list[ImageRequest], SamplingConfig], list[Image.Image]]
+"""Function that draws one picture for each request, such as `generate`."""
+
 T = TypeVar("T")
 
 
@@ -38,20 +44,30 @@ class ContactSheet:
 
     prompts: tuple[str, ...]
     concepts: tuple[tuple[LearnedConcept, ...], ...]
-    """Those whose placeholder tokens stand in each prompt."""
+    """Concepts whose placeholder tokens stand in each prompt."""
     seeds: tuple[int, ...]
+    """Seeds of each prompt's pictures."""
     title: str = "photos"
+    """Label of the given pictures."""
     given: tuple[Image.Image, ...] = ()
+    """Pictures shown in the first row, such as the concept's photos."""
     embeddings: dict[LearnedConcept, LearnedEmbedding] = field(default_factory=dict)
-    """Of every concept on the page."""
+    """Embedding of every concept on the sheet."""
 
     @classmethod
-    def of(
-        cls, library: Library, prompts: Sequence[str], seeds: Sequence[int], title: str = "photos",
+    def for_prompts(
+        cls,
+        library: Library,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        title: str = "photos",
         given: Sequence[Image.Image] = (),
-    ) -> ContactSheet:  # fmt: skip
-        """Raises ValueError for a prompt that names an unknown concept, and if there are learned concepts but no
-        prompt has one."""
+    ) -> ContactSheet:
+        """Look up the prompts' concepts and read their embeddings.
+
+        Raises ValueError for a prompt that names an unknown concept, and if no prompt has a learned concept although
+        the library has some.
+        """
         concepts = tuple(library.in_prompt(prompt) for prompt in prompts)
         if library.concepts and not any(concepts):
             words = ", ".join(concept.placeholder_token for concept in library.concepts[:8])
@@ -65,38 +81,40 @@ class ContactSheet:
             embeddings={concept: concept.read() for concept in dict.fromkeys(c for row in concepts for c in row)},
         )
 
-    def draw(self, backbone: Backbone, sampling: SamplingConfig, paint: Paint) -> list[list[Image.Image]]:
-        """A row of pictures for each prompt."""
+    def draw(self, backbone: Backbone, sampling: SamplingConfig, draw: DrawFunction) -> list[list[Image.Image]]:
+        """Draw a row of pictures for each prompt."""
         requests = [
             ImageRequest(prompt, seed, tuple(self.embeddings[concept] for concept in concepts))
             for prompt, concepts in zip(self.prompts, self.concepts, strict=True)
             for seed in self.seeds
         ]
-        pictures, width = paint(backbone, requests, sampling), len(self.seeds)
+        pictures = draw(backbone, requests, sampling)
+        width = len(self.seeds)
         return [pictures[start : start + width] for start in range(0, len(pictures), width)]
 
     def paths(self) -> list[list[str]]:
-        """Where each picture goes: its prompt's number and words, and its seed."""
+        """Return the path of each picture in rows, made of its prompt's number and words and its seed."""
         return [
             [f"{number:02d}-{_slug(prompt)}-{seed}.png" for seed in self.seeds]
             for number, prompt in enumerate(self.prompts, 1)
         ]
 
-    def sheet(self, rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = ()) -> Image.Image:
-        """The first dozen of the given pictures and of every row, under its prompt or another label."""
+    def grid(self, rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = ()) -> Image.Image:
+        """Draw a grid of the first 12 given pictures and the first 12 of every row, under its prompt or its label."""
         shown = [list(row[:_SHEET_COLUMNS]) for row in rows]
         return grid(
             self.given[:_SHEET_COLUMNS], list(zip(labels or self.prompts, shown, strict=True)), title=self.title
         )
 
 
-def own_photos(concepts: Sequence[LearnedConcept], most: int | None = None) -> list[Image.Image]:
-    """The photos the concepts were learned from, all or so many of each; ValueError naming one that cannot be had."""
-    return [opened(uri, open_photo) for concept in concepts for uri in concept.images[:most]]
+def read_concept_photos(concepts: Sequence[LearnedConcept], limit: int | None = None) -> list[Image.Image]:
+    """Read the photos the concepts were learned from, at most `limit` of each. Raises ValueError naming a photo that
+    cannot be read."""
+    return [read_and_decode(uri, open_photo) for concept in concepts for uri in concept.images[:limit]]
 
 
-def opened(uri: str, decode: Callable[[bytes], T]) -> T:
-    """An object, read and decoded; ValueError naming it if either fails."""
+def read_and_decode(uri: str, decode: Callable[[bytes], T]) -> T:
+    """Read and decode an object. Raises ValueError naming it if either fails."""
     try:
         return decode(read_bytes(absolute(uri)))
     except (OSError, ValueError) as error:
@@ -104,31 +122,34 @@ def opened(uri: str, decode: Callable[[bytes], T]) -> T:
 
 
 def choose_model(embeddings: Sequence[LearnedEmbedding], config: RunConfig, asked_for: str | None) -> RunConfig:
-    """With the model that the embeddings were learned on, unless another was asked for.
+    """Return the configuration with the model that the embeddings were learned on, unless another was asked for.
 
-    Raises ValueError if they name several, if it is not what it was, or if embeddings of other tools name none.
+    Raises ValueError if the embeddings name several models or, as those of other tools, none, and if the model's files
+    have changed since.
     """
     if asked_for or not embeddings:
         return config
     named = {embedding.metadata.get("model", "") for embedding in embeddings}
     if len(named) > 1 or "" in named:
-        say = f"were learned on several models ({', '.join(sorted(named))})" if "" not in named else "do not all say it"
-        raise ValueError(f"which model to draw with? The embeddings {say}; name one with --model")
+        what = (
+            f"were learned on several models ({', '.join(sorted(named))})" if "" not in named else "do not all name one"
+        )
+        raise ValueError(f"which model to draw with? The embeddings {what}; name one with --model")
     (model,) = named
     hashes = {embedding.metadata.get("model_hash", "") for embedding in embeddings}
     if hashes != {model_hash(model)}:
         raise ValueError(
             f"the concepts were learned on another state of model {model!r} than {locate(model)} has now; learn them "
-            f"again, or draw all the same with --model {model}"
+            f"again, or draw with it nevertheless by --model {model}"
         )
     return dataclasses.replace(config, model=model)
 
 
-def check_free(store: RunStore, page: ContactSheet) -> None:
-    """Raises ValueError if anything the page would write is there already."""
-    there = store.list()
-    paths = [SHEET, LIST, *(path for row in page.paths() for path in row)]
-    taken = [path for path in paths if path in there]
+def check_not_written(store: RunStore, sheet: ContactSheet) -> None:
+    """Raise ValueError if any file that the sheet would write exists already."""
+    existing = store.list()
+    paths = [SHEET, LIST, *(path for row in sheet.paths() for path in row)]
+    taken = [path for path in paths if path in existing]
     if taken:
         raise ValueError(
             f"{store.uri(taken[0])} is there already ({len(taken)} of {len(paths)} files); give another --output, or "
@@ -137,23 +158,27 @@ def check_free(store: RunStore, page: ContactSheet) -> None:
 
 
 def write(
-    store: RunStore, page: ContactSheet, rows: Sequence[Sequence[Image.Image]], config: RunConfig,
-    labels: Sequence[str] = (), **facts: Any,
-) -> None:  # fmt: skip
-    """Every picture, the sheet, and last the list of what was drawn with what; further facts go into the list."""
-    for paths, row in zip(page.paths(), rows, strict=True):
+    store: RunStore,
+    sheet: ContactSheet,
+    rows: Sequence[Sequence[Image.Image]],
+    config: RunConfig,
+    labels: Sequence[str] = (),
+    **facts: Any,
+) -> None:
+    """Write every picture, the sheet, and last the list of pictures with their origin; `facts` go into the list."""
+    for paths, row in zip(sheet.paths(), rows, strict=True):
         for path, picture in zip(paths, row, strict=True):
             store.put(path, to_png(picture))
-    store.put(SHEET, to_png(page.sheet(rows, labels)))
+    store.put(SHEET, to_png(sheet.grid(rows, labels)))
     description = {
         "model": config.model,
         "model_hash": model_hash(config.model),
         "sampling": dataclasses.asdict(config.generation.sampling),
-        "concepts": {concept.placeholder_token: concept.uri for concept in page.embeddings},
+        "concepts": {concept.placeholder_token: concept.uri for concept in sheet.embeddings},
         "pictures": [
             {"path": path, "prompt": prompt, "seed": seed}
-            for prompt, paths in zip(page.prompts, page.paths(), strict=True)
-            for path, seed in zip(paths, page.seeds, strict=True)
+            for prompt, paths in zip(sheet.prompts, sheet.paths(), strict=True)
+            for path, seed in zip(paths, sheet.seeds, strict=True)
         ],
         **facts,
     }

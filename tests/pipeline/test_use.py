@@ -183,7 +183,7 @@ def test_an_edit_of_another_size(command: Command, tmp_path: Path, capsys: pytes
     assert len(drawn(tmp_path / "out")["pictures"]) == 2
 
 
-class ColourJudge:
+class ColourExtractor:
     """Finds a picture nearest to `dark` or `bright` by its mean."""
 
     def images(self, pictures: list[Image.Image]) -> torch.Tensor:
@@ -197,8 +197,8 @@ class ColourJudge:
 def test_a_shift_is_measured(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.sheets.shift.ClipExtractor", lambda *_: ColourJudge())
-    answers = ["--caption=dark", "--caption=bright", "--set=extractor=a-judge"]
+    monkeypatch.setattr("pipeline.sheets.bias_report.ClipExtractor", lambda *_: ColourExtractor())
+    answers = ["--caption=dark", "--caption=bright", "--set=extractor=a-clip"]
     assert command("bias", "cat", "tiger", *answers, count=5) == 0
     listed = drawn(tmp_path / "out")
     assert [row["caption"] for row in listed["shift"]] == ["dark", "bright"]
@@ -221,8 +221,11 @@ def test_a_shift_is_measured(
         (["draw", "a <tiger>", "--count=0"], "--count 0"),
         (["draw", "a <tiger> " * 30], "more than the 22 that fit"),
         (["compose", "tiger", "taxi", "--prompt", "a {}"], "--prompt 'a {}' must have {} twice"),
-        (["bias", "cat", "tiger", "--caption", "a"], "give the judge two or more different answers"),
-        (["bias", "cat", "tiger", "--caption", "a", "--caption", "b"], "needs a judge: name a CLIP"),
+        (["bias", "cat", "tiger", "--caption", "a"], "give two or more different captions"),
+        (
+            ["bias", "cat", "tiger", "--caption", "a", "--caption", "b"],
+            "needs a feature extractor to compare pictures with captions: name a CLIP",
+        ),
         (["bias", "cat", "tiger", "--prompt", "a"], "--prompt 'a' must have {} once"),
         (["edit", "nowhere.png", "mask.png", "a <tiger>"], "nowhere.png: "),
         (["draw", "a <tiger>", "--learned", "nowhere"], "no concepts there"),

@@ -1,4 +1,5 @@
-"""How a word's meaning shifts when it is learned anew: a judge's answers to its pictures before and after."""
+"""Measure how the bias of a word changes when the word is learned anew: the captions that CLIP assigns to the word's
+pictures before and after (Gal et al. 2022, section 4.5)."""
 
 from __future__ import annotations
 
@@ -15,17 +16,19 @@ from textual_inversion.extractors import ClipExtractor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shift:
-    """Shares of pictures that the judge finds nearest to each caption."""
+class BiasReport:
+    """Proportions of pictures that are nearest to each caption, in the order of the captions."""
 
     captions: tuple[str, ...]
     photos: tuple[Proportion, ...]
-    """Of the set the word was learned from: what the judge makes of the right answers. Empty if it is not known."""
+    """Proportions of the photos the word was learned from, as a check on CLIP; empty if the photos are not known."""
     before: tuple[Proportion, ...]
+    """Proportions of the pictures of the vocabulary's word."""
     after: tuple[Proportion, ...]
+    """Proportions of the pictures of the learned word."""
 
-    def facts(self) -> list[dict[str, Any]]:
-        """Plain values, one row a caption; intervals are of 95 %."""
+    def rows(self) -> list[dict[str, Any]]:
+        """Return plain values, one row a caption, with 95 % intervals."""
         rows: list[dict[str, Any]] = []
         for i, caption in enumerate(self.captions):
             change, low, high = difference(self.before[i], self.after[i])
@@ -40,7 +43,7 @@ class Shift:
         return rows
 
     def lines(self) -> list[str]:
-        """The same for people."""
+        """Return one line of text a caption, for people."""
         lines = []
         for i, caption in enumerate(self.captions):
             before, after = (
@@ -52,41 +55,43 @@ class Shift:
         return lines
 
     def labels(self, prompts: Sequence[str]) -> list[str]:
-        """For the rows of the sheet: the prompt and its commonest answers."""
+        """Return labels for the contact sheet's two rows: each prompt with its most frequent captions."""
         return [
-            f"{prompt}: {self._commonest(row)}" for prompt, row in zip(prompts, (self.before, self.after), strict=True)
+            f"{prompt}: {self._most_frequent(row)}"
+            for prompt, row in zip(prompts, (self.before, self.after), strict=True)
         ]
 
-    def _commonest(self, row: Sequence[Proportion]) -> str:
+    def _most_frequent(self, row: Sequence[Proportion]) -> str:
         ranked = sorted(zip(self.captions, row, strict=True), key=lambda pair: -pair[1].count)
         return ", ".join(f"{share.count} of {share.n} {caption!r}" for caption, share in ranked[:3] if share.count)
 
 
-def judge_of(config: RunConfig, captions: Sequence[str]) -> ClipExtractor:
-    """The configured CLIP. Raises ValueError if there is none that knows this model's pictures, or nothing to ask."""
+def load_extractor(config: RunConfig, captions: Sequence[str]) -> ClipExtractor:
+    """Load the configured CLIP. Raises ValueError for fewer than two different captions, and if no CLIP that knows this
+    model's pictures is configured."""
     if len(set(captions)) < max(2, len(captions)):
-        raise ValueError(f"--caption {list(captions)}: give the judge two or more different answers to choose from")
+        raise ValueError(f"--caption {list(captions)}: give two or more different captions to choose from")
     default = RunConfig()
-    is_demos = config.extractor == default.extractor and locate(config.model) != locate(default.model)
-    if not config.extractor or is_demos:
+    is_demo_model = locate(config.model) == locate(default.model)
+    if not config.extractor or (config.extractor == default.extractor and not is_demo_model):
         raise ValueError(
-            f"model {config.model!r} needs a judge: name a CLIP, for example "
-            "--set extractor=openai/clip-vit-base-patch32"
+            f"model {config.model!r} needs a feature extractor to compare pictures with captions: name a CLIP, for "
+            "example --set extractor=openai/clip-vit-base-patch32"
         )
     return ClipExtractor(locate(config.extractor), config.device)
 
 
-def measure(
-    judge: ClipExtractor,
+def measure_bias(
+    extractor: ClipExtractor,
     captions: Sequence[str],
     photos: Sequence[Image.Image],
     before: Sequence[Image.Image],
     after: Sequence[Image.Image],
-) -> Shift:
-    """Let the judge choose a caption for every picture."""
-    texts = judge.texts(captions)
-    answers = {
-        name: tuple(nearest_caption_proportions(judge.images(pictures), texts)) if pictures else ()
+) -> BiasReport:
+    """Assign each photo and each picture to its nearest caption, and count them."""
+    texts = extractor.texts(captions)
+    proportions = {
+        name: tuple(nearest_caption_proportions(extractor.images(pictures), texts)) if pictures else ()
         for name, pictures in (("photos", photos), ("before", before), ("after", after))
     }
-    return Shift(captions=tuple(captions), **answers)
+    return BiasReport(captions=tuple(captions), **proportions)
