@@ -1,6 +1,6 @@
-"""THE loop: several concepts learn their embedding rows in one batch; when one ends, its slot is refilled.
+"""The training loop: several concepts learn their embedding rows at once; when one ends, its slot is refilled.
 
-The only place in the project that steps an optimizer. See `Engine` for what is guaranteed about a concept's result.
+`Engine.run` is the only loop over optimizer steps in the project. `Engine` says what it guarantees about a result.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors
 from textual_inversion.knowledge import KnowledgePreservation, read_captions
 from textual_inversion.objective import Batch, Trained, join, objective, per_concept
-from textual_inversion.optim import adamw_, clip_scales, control_norms, gradient_norms, riemannian_
+from textual_inversion.optim import adamw_, clip_gradients, control_norms, gradient_norms, riemannian_sgd_
 from textual_inversion.parameters import Layout, num_photos
 from textual_inversion.rng import generator_for
 from textual_inversion.slots import (
-    GOOD_EVERY_STEPS,
+    LAST_GOOD_EVERY_STEPS,
     Assignment,
     Outcome,
-    PendingReadback,
+    Readback,
     Slot,
     SlotState,
     curve_points,
     curve_tensor,
     eval_points,
     eval_tensor,
-    on_cpu,
+    step_counts,
+    to_cpu,
 )
 from textual_inversion.stopping import StopRule, is_eval_step, stop_rule_from_config
 from textual_inversion.timesteps import sampler
-from textual_inversion.training_data import ImageFeatures, material
+from textual_inversion.training_data import ImageFeatures, TrainingData
 from textual_inversion.transfer import start_readback, to_device
 
 __all__ = ["Assignment", "Engine", "Outcome", "SlotState"]
@@ -58,16 +59,16 @@ class Engine:
     - a loss is averaged over its concept's samples and summed over concepts, so gradients are those of the concept
       alone; clipping, Adam's bias correction and norm control are per slot;
     - every draw is seeded by (seed, concept id, step), never by the slot or the time;
-    - every pass of a step has the same shape, `slots_per_pass * batch_size` samples: missing concepts are made up with
-      copies of a present one, whose gradient is dropped; a look at a frozen batch is a pass of one concept.
+    - every pass of a step has the same shape, `slots_per_pass * batch_size` samples: a pass with fewer concepts is
+      padded with copies of its first, whose gradient is dropped; an evaluation is a pass of one concept.
 
-    **What is equal.** The arithmetic that makes a concept's rows is the same operations on the same shapes whoever
-    sits in the other slots; only the place of its samples in the batch may be another. On a CPU with one torch thread
+    **What is equal.** The arithmetic that makes a concept's rows is the same operations on the same shapes, whichever
+    concepts the other slots hold; only the place of its samples in the batch may differ. On a CPU with one torch thread
     the kernels treat all places alike (tried with 2, 4 and 8 concepts of 1 and 4 samples, torch 2.13): a result is
     bit-for-bit the same alone, in company, in any order, in any slot and after any resume, given the same machine,
-    library versions and `slots_per_pass`. With more threads, or on a GPU, a library may sum a batch's parts in another
-    order: equal to rounding. So it is with another `slots_per_pass`, for which other kernels may be chosen. With 1 a
-    concept has passes of its own and nothing depends on places at all.
+    library versions and `slots_per_pass`. With more threads, or on a GPU, a library may sum over a batch in another
+    order: results are equal to rounding. The same holds between two values of `slots_per_pass`, for which a library may
+    choose other kernels. With 1 a concept has passes of its own and nothing depends on places.
     """
 
     def __init__(
@@ -83,15 +84,23 @@ class Engine:
         steps_ahead: int | None = None,
         image_features: ImageFeatures | None = None,
     ) -> None:
-        """`slots`: concepts learned at a time. `slots_per_pass`: how many of them share a forward and backward pass;
-        None is all. `max_vectors`: rows a placeholder may stand for. `steps_ahead`: which the host
-        may be while losses are on their way to it; None is 0 on a CPU, else 16. `image_features`: what `penalties.clip`
-        compares pictures by. Raises ValueError if the configuration does not go with the model."""
+        """Make the empty slots. Raises ValueError if the configuration does not go with the model.
+
+        slots: number of concepts learned at a time.
+        stop_rule: rule that ends a concept; None takes the configured one.
+        slots_per_pass: number of concepts that share a forward and backward pass; None is all.
+        max_vectors: most rows that a placeholder may stand for.
+        steps_ahead: most steps that the host queues before it waits for the oldest one's losses; None is 0 on a CPU,
+            else 16.
+        image_features: image encoder that `penalties.clip` compares pictures by.
+        """
         if slots < 1:
             raise ValueError(f"slots = {slots}: must be 1 or more")
         if config.penalties.clip and image_features is None:
             raise ValueError(f"penalties.clip = {config.penalties.clip}: needs a CLIP; name one as `extractor`")
-        self._backbone, self._config, self._seed = backbone, config, seed
+        self._backbone = backbone
+        self._config = config
+        self._seed = seed
         self._stop_rule = stop_rule or stop_rule_from_config(config)
         self._slots_per_pass = slots_per_pass or slots
         default = 0 if backbone.device.type == "cpu" else 16
@@ -101,18 +110,18 @@ class Engine:
         if config.penalties.knowledge:
             self._knowledge = KnowledgePreservation(backbone, read_captions(config.penalties.captions))
         self._sampler = sampler(config.timesteps, backbone.alphas_cumprod)
-        self._layout = Layout.of(backbone, config, max_vectors)
+        self._layout = Layout.from_config(backbone, config, max_vectors)
         self._slots: list[Slot | None] = [None] * slots
-        self._unread: deque[PendingReadback] = deque()
-        # the few numbers that say who sits where are the same at nearly every step
-        self._sent = lru_cache(maxsize=256)(lambda numbers: to_device(torch.tensor(numbers), backbone.device))
+        self._readbacks: deque[Readback] = deque()
+        # slot indices and numbers of active rows are the same at nearly every step
+        self._on_device = lru_cache(maxsize=256)(lambda numbers: to_device(torch.tensor(numbers), backbone.device))
         self._save_all = False
         self._stop_requested = threading.Event()
         self.steps_taken = 0
-        """By all its concepts together."""
+        """Sum of the steps of all concepts."""
         self._groups = self._layout.groups(slots)
         self._rows = {key: self._groups[key] for key in backbone.token_tables}
-        # what the penalties hold rows to
+        # the rows' initial values and the class's vector, to which penalties hold the rows
         self._start = {key: torch.zeros_like(group.values) for key, group in self._rows.items()}
         self._class_vector = {key: torch.zeros_like(group.values[:, :1]) for key, group in self._rows.items()}
 
@@ -123,34 +132,61 @@ class Engine:
         on_checkpoint: OnCheckpoint | None = None,
         checkpoint_steps: int = 0,
     ) -> None:
-        """Learn whatever `next_assignment` hands out, until it has nothing for an engine that is idle.
+        """Learn the assignments that `next_assignment` returns, until it has none for an idle engine, or until `stop`.
 
-        next_assignment(wait): asked for each free slot. None with `wait` false means nothing yet; `wait` is true
-            only when no concept is being learned, and None then ends the run.
-        on_outcome: called once for each assignment, in the order they end.
+        next_assignment(wait): called for each free slot. None with `wait` false means none yet; `wait` is true only
+            while no concept is being learned, and None then ends the run.
+        on_outcome: called once for each assignment, in the order in which they end.
         on_checkpoint: called every `checkpoint_steps` of a concept's own steps, with a copy of its state.
 
-        After a loss that is not finite its concept goes on from its last good state at a lower rate (`Slot.goes_back`);
-        if that is no help, or the assignment bad, it ends alone, with an error in its outcome. What the callbacks raise
-        is raised here. After `stop`, every concept still in a slot goes to `on_checkpoint` instead of `on_outcome`.
+        After a loss that is not finite its concept goes on from its last good state at a lower rate (`Slot.roll_back`).
+        If that does not help, or if the assignment is bad, the concept alone ends, with an error in its outcome. An
+        exception of a callback is raised here.
         """
+        config = self._config
         is_stopped = self._stop_requested.is_set()
         while not is_stopped and self._refill(next_assignment, on_outcome):
             learning = [slot for slot in self._slots if slot]
-            losses, grads = self._losses_and_gradients(learning)
-            norms = self._step(learning, losses, grads)
-            looked, eval_losses = self._look(learning)
-            self._unread.append(
-                PendingReadback(learning, looked, start_readback(torch.stack([losses, norms, eval_losses])))
-            )
+
+            passes = []
+            for members in self._passes(learning):
+                batch = self._draw_batch(members)
+                values = self._read_values(members)
+                loss = self._losses(members, values, batch, config.penalties)  # corrupt, predict, compare
+                passes.append((loss.detach(), *torch.autograd.grad(loss.sum(), list(values.values()))))
+            losses, *gradients = (self._by_slot(learning, torch.cat(parts)) for parts in zip(*passes, strict=True))
+            grads = dict(zip(self._groups, gradients, strict=True))
+
+            grad_norms = gradient_norms(grads)
+            is_finite = losses.isfinite() & grad_norms.isfinite()
+            grads = clip_gradients(grads, grad_norms, config.max_grad_norm)
+            is_placeholder_row = self._is_placeholder_row(self._slots)
+            counts, lr_scales = self._count_step(learning)
+            for name, group in self._groups.items():
+                if name in self._rows and config.optimizer == "riemannian":
+                    prior = control_norms(self._class_vector[name], "sphere", 1.0) * is_placeholder_row[..., None]
+                    riemannian_sgd_(group, grads[name], counts, lr_scales, is_finite, prior, config.direction_prior)
+                else:  # an adapter is trained as often as the first row
+                    group_counts = counts if name in self._rows else counts[:, :1]
+                    adamw_(group, grads[name], group_counts, lr_scales, is_finite, config)
+            row_norms = self._mean_norms(is_placeholder_row, is_finite)
+
+            evaluated, eval_losses = self._evaluate(learning)
+            numbers = start_readback(torch.stack([losses, row_norms, eval_losses]))
+            self._readbacks.append(Readback(learning, evaluated, numbers))
+
             is_stopped = self._stop_requested.is_set()
-            asked, self._save_all = self._save_all or is_stopped, False
-            self._read(learning, checkpoint_steps, asked)
+            save_all = self._save_all or is_stopped
+            self._save_all = False
+            self._read_back(learning, checkpoint_steps, save_all)
             for slot in learning:
-                went_back = slot.goes_back(self._groups)
-                if not went_back and (slot.error or self._is_done(slot)):
+                if slot.error:
+                    slot.roll_back(self._groups)
+                elif slot.step % LAST_GOOD_EVERY_STEPS == 0:
+                    slot.keep_as_last_good(self._groups)
+                if slot.error or self._is_done(slot):
                     on_outcome(self._end(slot))
-                elif on_checkpoint and (asked or (checkpoint_steps and slot.step % checkpoint_steps == 0)):
+                elif on_checkpoint and (save_all or (checkpoint_steps and slot.step % checkpoint_steps == 0)):
                     on_checkpoint(slot.concept, slot.state(self._groups))
         self._slots = [None] * len(self._slots)
 
@@ -168,53 +204,44 @@ class Engine:
         self._stop_requested.set()
 
     def losses(self) -> list[float]:
-        """The last loss read of each concept in a slot. May be asked on any thread."""
+        """Return the last loss read back of each concept in a slot. May be called on any thread."""
         return [slot.curve[-1].loss for slot in self._slots if slot and slot.curve]
 
-    # A step: for each pass sample, corrupt, predict, loss; then for all slots at once clip, step.
+    # Parts of a step. A pass has `slots_per_pass` members: concepts, the last pass padded with copies of its first.
 
-    def _losses_and_gradients(self, learning: list[Slot]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Each concept's loss [slots], and its gradient [slots, vectors, dim] per parameter; zero where idle."""
-        losses = torch.zeros(len(self._slots), device=self._backbone.device)
-        grads = {name: torch.zeros_like(group.values) for name, group in self._groups.items()}
-        for part in self._passes(learning):
-            places = self._places(part)
-            loss, gradients = self._pass(part)
-            losses[places] = loss[: len(part)]
-            for grad, gradient in zip(grads.values(), gradients, strict=True):
-                grad[places] = gradient[: len(part)]
-        return losses, grads
+    def _passes(self, learning: list[Slot]) -> list[list[Slot]]:
+        """Cut the concepts into passes of equal size."""
+        size = self._slots_per_pass
+        passes = [learning[first : first + size] for first in range(0, len(learning), size)]
+        return [members + members[:1] * (size - len(members)) for members in passes]
 
-    def _passes(self, slots: list[Slot]) -> list[list[Slot]]:
-        return [slots[first : first + self._slots_per_pass] for first in range(0, len(slots), self._slots_per_pass)]
+    def _draw_batch(self, members: list[Slot]) -> Batch:
+        """Draw the samples of a pass: latents, noise, timesteps and prompts."""
+        drawn = {slot: self._draw_samples(slot, "step", slot.step) for slot in dict.fromkeys(members)}
+        return join([drawn[slot] for slot in members], self._backbone.vocab_size, self._layout.max_rows)
 
-    def _pass(self, part: list[Slot]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """One forward and backward pass -> losses [concepts], and a gradient [concepts, vectors, dim] per parameter."""
-        part = self._made_up(part)
-        places = self._places(part)
-        values = {name: group.values[places].requires_grad_() for name, group in self._groups.items()}
-        drawn = {slot: self._samples(slot, "step", slot.step) for slot in dict.fromkeys(part)}
-        batch = join([drawn[slot] for slot in part], self._backbone.vocab_size, self._layout.max_rows)
-        loss = self._objective(part, values, batch, self._config.penalties)
-        return loss.detach(), torch.autograd.grad(loss.sum(), list(values.values()))
+    def _draw_samples(self, slot: Slot, purpose: str, step: int) -> Batch:
+        """Draw one concept's samples for a purpose at a step."""
+        generator = generator_for(self._seed, slot.concept.concept_id, purpose, step)
+        size, shape = self._config.batch_size, self._backbone.latent_shape
+        return slot.data.draw(generator, size, step, shape, self._sampler)
 
-    def _places(self, part: Sequence[Slot]) -> Tensor:
-        """[concepts] their indices in the stacks; on the device, as an index from the host would be waited for."""
-        return self._sent(tuple(slot.place for slot in part))
+    def _read_values(self, members: Sequence[Slot]) -> dict[str, Tensor]:
+        """Copy the parameters of a pass, [concepts, vectors, dim] each, to take gradients at."""
+        index = self._slot_index(members)
+        return {name: group.values[index].requires_grad_() for name, group in self._groups.items()}
 
-    def _made_up(self, part: list[Slot]) -> list[Slot]:
-        """Always `slots_per_pass` concepts: this part's, made up with its first."""
-        return part + part[:1] * (self._slots_per_pass - len(part))
-
-    def _objective(self, part: list[Slot], values: dict[str, Tensor], batch: Batch, penalties: PenaltyConfig) -> Tensor:
-        """The loss of each concept [concepts] at these parameters, on a batch of theirs."""
-        places, own = self._places(part), self._own(part)
+    def _losses(
+        self, members: Sequence[Slot], values: Mapping[str, Tensor], batch: Batch, penalties: PenaltyConfig
+    ) -> Tensor:
+        """Return the loss of each concept [concepts] at these parameters, on a batch of their samples."""
+        index, is_placeholder_row = self._slot_index(members), self._is_placeholder_row(members)
         trained = Trained(
             rows={key: values[key] for key in self._rows},
-            start={key: stack[places] for key, stack in self._start.items()},
-            class_vector={key: stack[places] for key, stack in self._class_vector.items()},
-            own=own,
-            adapters=self._layout.adapters(values, batch.ids, own),
+            start={key: stack[index] for key, stack in self._start.items()},
+            class_vector={key: stack[index] for key, stack in self._class_vector.items()},
+            own=is_placeholder_row,
+            adapters=self._layout.adapters(values, batch.ids, is_placeholder_row),
         )
         terms = objective(
             self._backbone,
@@ -224,94 +251,82 @@ class Engine:
             min_snr_gamma=self._config.timesteps.min_snr_gamma,
             image_features=self._image_features,
         )
-        return per_concept(terms, len(part))
+        return per_concept(terms, len(members))
 
-    def _samples(self, slot: Slot, purpose: str, step: int) -> Batch:
-        """One concept's samples for this purpose at this step."""
-        generator = generator_for(self._seed, slot.concept.concept_id, purpose, step)
-        size, shape = self._config.batch_size, self._backbone.latent_shape
-        return slot.material.draw(generator, size, step, shape, self._sampler)
+    def _by_slot(self, learning: list[Slot], values: Tensor) -> Tensor:
+        """Spread values [concepts and padding, ...] of the passes over all slots [slots, ...]; idle slots are zero."""
+        spread = values.new_zeros(len(self._slots), *values.shape[1:])
+        spread[self._slot_index(learning)] = values[: len(learning)]
+        return spread
 
-    @torch.no_grad()
-    def _step(self, learning: list[Slot], losses: Tensor, grads: dict[str, Tensor]) -> Tensor:
-        """Move the parameters of every concept whose loss and gradient are finite; the others' stay as they are. The
-        mean norm of each concept's rows [slots], or NaN where they stay."""
-        own = self._own(self._slots)
+    def _slot_index(self, slots: Sequence[Slot]) -> Tensor:
+        """Return the slots' indices in the stacks, [slots]; on the device, as indexing by a host tensor waits."""
+        index: Tensor = self._on_device(tuple(slot.index for slot in slots))
+        return index
+
+    def _is_placeholder_row(self, slots: Sequence[Slot | None]) -> Tensor:
+        """Return 1 for rows of each concept's placeholder that its next prompts use, else 0; [slots, rows] float32."""
+        active = self._on_device(tuple(slot.data.active_vectors(slot.step) if slot else 0 for slot in slots))
+        return (torch.arange(self._layout.max_rows, device=active.device) < active[:, None]).float()
+
+    def _count_step(self, learning: list[Slot]) -> tuple[Tensor, Tensor]:
+        """Count one more step of each concept; return `step_counts` and `lr_scales` as in `optim`."""
         for slot in learning:
             slot.step += 1
         self.steps_taken += len(learning)
-        row_ages = [self._row_ages(slot) for slot in self._slots]
-        rates = [slot.rate if slot else 1.0 for slot in self._slots]
-        grad_norms = gradient_norms(grads)
-        sound = losses.isfinite() & grad_norms.isfinite()
-        scale = clip_scales(grad_norms, self._config.max_grad_norm) if self._config.max_grad_norm else 1
-        for name, group in self._groups.items():
-            grad = grads[name] * scale
-            if name in self._rows and self._config.optimizer == "riemannian":
-                direction = control_norms(self._class_vector[name], "sphere", 1.0) * own[..., None]
-                riemannian_(group, grad, row_ages, rates, sound, direction, self._config.direction_prior)
-            else:
-                ages = row_ages if name in self._rows else [[slot.step if slot else 0] for slot in self._slots]
-                adamw_(group, grad, ages, rates, sound, self._config)
-        norms = torch.stack([(group.values.norm(dim=2) * own).sum(1) for group in self._rows.values()]).mean(0)
-        return (norms / own.sum(1).clamp(min=1)).where(sound, torch.nan)
+        lr_scales = [slot.lr_scale if slot else 1.0 for slot in self._slots]
+        return step_counts(self._slots, self._layout.max_rows), torch.tensor(lr_scales, dtype=torch.float64)
 
-    def _row_ages(self, slot: Slot | None) -> list[int]:
-        """`optim.Ages` of a slot's rows: one for all, unless they join one by one."""
-        step = slot.step if slot else 0
-        if slot is None or not self._config.progressive:
-            return [step] * (self._layout.max_rows if self._config.progressive else 1)
-        own = [max(0, step - joins) for joins in slot.material.joins]
-        return own + [step] * (self._layout.max_rows - len(own))
-
-    def _own(self, slots: Sequence[Slot | None]) -> Tensor:
-        """[slots, rows] 1 for the rows of each concept's placeholder that its prompts use, 0 for all others."""
-        active = self._sent(tuple(slot.material.active_vectors(slot.step) if slot else 0 for slot in slots))
-        return (torch.arange(self._layout.max_rows, device=active.device) < active[:, None]).float()
+    def _mean_norms(self, is_placeholder_row: Tensor, is_finite: Tensor) -> Tensor:
+        """Return the mean norm of each concept's rows [slots], over text encoders; NaN where the step is not finite."""
+        norms = [(group.values.norm(dim=2) * is_placeholder_row).sum(1) for group in self._rows.values()]
+        num_rows = is_placeholder_row.sum(1).clamp(min=1)
+        return (torch.stack(norms).mean(0) / num_rows).where(is_finite, torch.nan)
 
     @torch.no_grad()
-    def _look(self, learning: list[Slot]) -> tuple[dict[Slot, Mapping[str, Tensor]], Tensor]:
-        """Those concepts that are due, with copies of their parameters if these may be the best; and the denoising loss
-        of each on its frozen batch [slots]. Mostly one is due at a time: so each has a pass of its own."""
-        looked: dict[Slot, Mapping[str, Tensor]] = {}
+    def _evaluate(self, learning: list[Slot]) -> tuple[dict[Slot, Mapping[str, Tensor]], Tensor]:
+        """Evaluate each concept that is due on its evaluation batch.
+
+        Returns those concepts, each with a copy of its parameters if the best are kept, and the denoising losses
+        [slots]. Each concept has a pass of its own: mostly one is due at a time.
+        """
+        evaluated: dict[Slot, Mapping[str, Tensor]] = {}
         losses = torch.zeros(len(self._slots), device=self._backbone.device)
         for slot in learning:
             if not is_eval_step(self._config, slot.step):
                 continue
-            if slot.frozen is None:
-                slot.frozen = self._samples(slot, "frozen", 0)
-            places = self._places([slot])
-            values = {name: group.values[places] for name, group in self._groups.items()}
-            losses[places] = self._objective([slot], values, slot.frozen, PenaltyConfig())
-            looked[slot] = slot.parameters(self._groups) if self._config.stop.keep_best else {}
-        return looked, losses
+            if slot.eval_batch is None:
+                slot.eval_batch = self._draw_samples(slot, "frozen", 0)
+            index = self._slot_index([slot])
+            values = {name: group.values[index] for name, group in self._groups.items()}
+            losses[index] = self._losses([slot], values, slot.eval_batch, PenaltyConfig())
+            evaluated[slot] = slot.parameters(self._groups) if self._config.stop.keep_best else {}
+        return evaluated, losses
 
-    # What a step and its looks came to is on its way to the host while the next ones are taken.
+    def _read_back(self, learning: list[Slot], checkpoint_steps: int, read_all: bool) -> None:
+        """Read the numbers of steps that are more than `steps_ahead` old; all of them where a decision needs them.
 
-    def _read(self, learning: list[Slot], checkpoint_steps: int, at_once: bool) -> None:
-        """Note what has arrived of earlier steps; all of it when a slot is about to be judged, saved or set back.
-
-        A rule that may end a concept is not kept waiting for its looks: the concept would go on meanwhile, for as many
-        steps as its neighbours happen to be apart, and what is returned may not depend on them.
+        A decision is to end, save or roll back a concept. A rule that may end a concept is asked at once: else the
+        concept would go on for as many steps as its neighbours happen to be apart, and its result depend on them.
         """
-        every = [steps for steps in (GOOD_EVERY_STEPS, checkpoint_steps) if steps]
-        steps = [slot.step for slot in learning]
-        due = at_once or any(self._stop_rule.due(step) or any(step % n == 0 for n in every) for step in steps)
-        while len(self._unread) > (0 if due or any(slot.error for slot in learning) else self._steps_ahead):
-            self._unread.popleft().note()
+        intervals = [steps for steps in (LAST_GOOD_EVERY_STEPS, checkpoint_steps) if steps]
+        for slot in learning:
+            read_all |= self._stop_rule.due(slot.step) or any(slot.step % steps == 0 for steps in intervals)
+        while len(self._readbacks) > (0 if read_all or any(slot.error for slot in learning) else self._steps_ahead):
+            self._readbacks.popleft().finish()
 
     def _is_done(self, slot: Slot) -> bool:
         return self._stop_rule.due(slot.step) and self._stop_rule.stops(slot.curve, slot.eval_losses)
 
-    # A slot's life: begin, save, end.
+    # A slot's begin and end.
 
     def _refill(self, next_assignment: NextAssignment, on_outcome: OnOutcome) -> bool:
-        """Fill the free slots as far as there is work; false when none is being learned and none will come."""
+        """Fill the free slots as far as there is work; return false if no concept is being learned and none will be."""
         while None in self._slots:
-            idle = not any(self._slots)
-            assignment = next_assignment(idle)
+            is_idle = not any(self._slots)
+            assignment = next_assignment(is_idle)
             if assignment is None:
-                return not idle
+                return not is_idle
             try:
                 slot = self._begin(assignment, self._slots.index(None))
             except ConceptError as error:
@@ -321,17 +336,17 @@ class Engine:
                 on_outcome(self._end(slot))
         return True
 
-    def _begin(self, assignment: Assignment, place: int) -> Slot:
+    def _begin(self, assignment: Assignment, slot_index: int) -> Slot:
         """Put a concept in a slot. Raises ConceptError, leaving the slot free, if the assignment cannot be learned."""
-        concept, views = assignment.concept, assignment.views
+        concept, views, backbone = assignment.concept, assignment.views, self._backbone
         assignment.check(self._layout)
-        state = assignment.state or SlotState.beginning(
-            self._layout.beginning(concept, num_photos(views), seed=self._seed, start=assignment.start)
+        state = assignment.state or SlotState.initial(
+            self._layout.initial_parameters(concept, num_photos(views), seed=self._seed, start=assignment.start)
         )
         slot = Slot(
-            place=place,
+            index=slot_index,
             concept=concept,
-            material=material(concept, views, self._config, self._backbone, self._image_features, self._knowledge),
+            data=TrainingData.from_views(concept, views, self._config, backbone, self._image_features, self._knowledge),
             num_vectors={name: len(tensor) for name, tensor in state.parameters.items()},
             start=state.start,
             step=state.step,
@@ -339,30 +354,36 @@ class Engine:
             eval_losses=eval_points(state.eval_losses),
             best=state.best,
             setbacks=state.setbacks,
-            good=state.good or state,
+            last_good=state.last_good or state,
             started=time.perf_counter(),
         )
-        state.into(self._groups, place)
-        for key, vector in class_vectors(concept, self._backbone).items():
-            self._class_vector[key][place] = to_device(vector, self._backbone.device)
-            self._start[key][place] = 0
-            self._start[key][place, : len(state.start[key])] = to_device(state.start[key], self._backbone.device)
-        self._slots[place] = slot
+        state.write_to(self._groups, slot_index)
+        for key, vector in class_vectors(concept, backbone).items():
+            self._class_vector[key][slot_index] = to_device(vector, backbone.device)
+            self._start[key][slot_index] = 0
+            self._start[key][slot_index, : len(state.start[key])] = to_device(state.start[key], backbone.device)
+        self._slots[slot_index] = slot
         return slot
 
     def _end(self, slot: Slot) -> Outcome:
-        """Free the slot; what it learned, or its error."""
-        self._slots[slot.place] = None
-        seconds = time.perf_counter() - slot.started
-        curve, eval_losses = curve_tensor(slot.curve), eval_tensor(slot.eval_losses)
-        if slot.error:
-            return Outcome(
-                slot.concept, None, len(curve), curve, seconds, slot.error, eval_losses, slot.setbacks, NUMERICS
+        """Free the slot; return the concept's embedding, or its error."""
+        self._slots[slot.index] = None
+        embedding = None
+        if not slot.error:
+            step = slot.best_eval.step if slot.best else slot.step
+            embedding = self._layout.embedding(
+                slot.concept,
+                to_cpu(slot.best or slot.parameters(self._groups)),
+                {"step": str(step), "initializer": slot.concept.initializer},
             )
-        step = slot.best_eval.step if slot.best else slot.step
-        embedding = self._layout.embedding(
-            slot.concept,
-            on_cpu(slot.best or slot.parameters(self._groups)),
-            {"step": str(step), "initializer": slot.concept.initializer},
+        return Outcome(
+            concept=slot.concept,
+            embedding=embedding,
+            steps=len(slot.curve),
+            curve=curve_tensor(slot.curve),
+            seconds=time.perf_counter() - slot.started,
+            error=slot.error,
+            eval_losses=eval_tensor(slot.eval_losses),
+            setbacks=slot.setbacks,
+            kind=NUMERICS if slot.error else None,
         )
-        return Outcome(slot.concept, embedding, slot.step, curve, seconds, None, eval_losses, slot.setbacks)

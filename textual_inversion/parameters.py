@@ -1,5 +1,8 @@
-"""What is trained for one concept: its rows in every text encoder, rows that only help (of a photo, of an augmentation)
-and are dropped at the end, and the adapter of the text encoder if it learns one."""
+"""The trained parameters of one concept.
+
+They are its placeholder rows in every text encoder, auxiliary rows (of a photo or of an augmentation) that are dropped
+at the end, and the adapter of the text encoder if the configuration has one.
+"""
 
 from __future__ import annotations
 
@@ -23,24 +26,24 @@ from textual_inversion.paired_augment import AUGMENTATION_TOKENS
 from textual_inversion.rng import generator_for
 
 ADAPTER = "adapter"
-"""The adapter's name among the parameters; the others are named by their text encoder's key."""
+"""Name of the adapter among the parameters; rows are named by their text encoder's key."""
 
 MAX_PHOTOS = 32
-"""Photos that can have a row of their own."""
+"""Most photos of a concept that can have a row each."""
 
 _PIECE = 1024
-"""Numbers an adapter's gradient is summed over at a time: one long sum would be cut among threads, and how would depend
-on the number of slots."""
+"""Length of the pieces that an adapter is cut into. A gradient's squares are summed piece by piece: how one long sum is
+cut among threads would depend on the number of slots."""
 
 
 class AdapterLayout:
-    """How the low-rank tensors of one concept lie in one block [pieces, 1024], which the optimizer handles at once.
+    """Layout of one concept's low-rank tensors in a block [pieces, 1024], which the optimizer steps as one parameter.
 
-    The last piece is filled up with zeros, which have no gradient and stay zero.
+    The last piece is padded with zeros, which have no gradient and stay zero.
     """
 
     def __init__(self, backbone: Backbone, config: AdapterConfig) -> None:
-        """Raises ValueError if the model has none of the layers."""
+        """Compute the layout. Raises ValueError if the model has none of the layers."""
         first = initial_adapter(backbone.adapter_layers, config.targets, config.rank, torch.Generator())
         if not first:
             raise ValueError(f"adapter.targets = {config.targets!r}: this model's text encoder has no such layers")
@@ -52,63 +55,74 @@ class AdapterLayout:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of one concept's block."""
+        """Shape of one concept's block."""
         return self.pieces, _PIECE
 
-    def join(self, tensors: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
-        """Layer name -> (down [rank, in], up [out, rank]) -> block. Raises BadInput if they do not fit."""
+    def flatten(self, tensors: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the block of an adapter: layer name -> (down [rank, in], up [out, rank]) -> [pieces, 1024].
+
+        Raises BadInput if the layers or their shapes are not those of the layout.
+        """
         if {name: (down.shape, up.shape) for name, (down, up) in tensors.items()} != self._shapes:
             raise BadInput("the adapter to start from does not fit the model or the adapter settings")
         flat = torch.cat([tensor.flatten() for name in self._shapes for tensor in tensors[name]])
         return F.pad(flat, (0, self.pieces * _PIECE - len(flat))).view(self.shape)
 
-    def split(self, blocks: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """[concepts, pieces, 1024] -> layer name -> (down [concepts, rank, in], up [concepts, out, rank])."""
+    def unflatten(self, blocks: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the adapters of several concepts: [concepts, pieces, 1024] -> layer name -> (down, up).
+
+        The shapes are down [concepts, rank, in] and up [concepts, out, rank].
+        """
         flat = blocks.flatten(1)
-        parts = iter(torch.split(flat, [*self._sizes, flat.shape[1] - sum(self._sizes)], dim=1))
+        tensors = iter(torch.split(flat, [*self._sizes, flat.shape[1] - sum(self._sizes)], dim=1))
         return {
-            name: (next(parts).reshape(-1, *down), next(parts).reshape(-1, *up))
+            name: (next(tensors).reshape(-1, *down), next(tensors).reshape(-1, *up))
             for name, (down, up) in self._shapes.items()
         }
 
     def batch(self, blocks: Tensor, concept: Tensor, positions: Tensor) -> AdapterBatch:
-        """The adapters [concepts, ...] for a batch of prompts; `concept` and `positions` as in `AdapterBatch`."""
+        """Make the adapters of a batch of prompts from blocks [concepts, pieces, 1024].
+
+        `concept` and `positions` are those of `AdapterBatch`.
+        """
         scale = blocks.new_full((len(blocks),), self.scale)
-        return AdapterBatch(tensors=self.split(blocks), concept=concept, scale=scale, positions=positions)
+        return AdapterBatch(tensors=self.unflatten(blocks), concept=concept, scale=scale, positions=positions)
 
     def learned(self, block: Tensor) -> LearnedAdapter:
-        tensors = {name: (down[0].clone(), up[0].clone()) for name, (down, up) in self.split(block[None]).items()}
+        """Copy one concept's block [pieces, 1024] into a `LearnedAdapter`."""
+        tensors = {name: (down[0].clone(), up[0].clone()) for name, (down, up) in self.unflatten(block[None]).items()}
         return LearnedAdapter(kind=self.kind, scale=self.scale, tensors=tensors)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """The trained parameters of any concept under one configuration on one model."""
+    """Names, shapes and initial values of any concept's parameters, under one configuration on one model."""
 
     backbone: Backbone
     config: InversionConfig
     max_vectors: int
-    """Rows that a concept's placeholder may stand for."""
+    """Most rows that a concept's placeholder may stand for."""
     adapter: AdapterLayout | None
 
     @classmethod
-    def of(cls, backbone: Backbone, config: InversionConfig, max_vectors: int) -> Layout:
+    def from_config(cls, backbone: Backbone, config: InversionConfig, max_vectors: int) -> Layout:
+        """Make the layout. Raises ValueError if the configured adapter does not go with the model."""
         adapter = None if config.adapter.kind == "none" else AdapterLayout(backbone, config.adapter)
         return cls(backbone=backbone, config=config, max_vectors=max_vectors, adapter=adapter)
 
     @property
     def max_rows(self) -> int:
-        """Rows a slot has room for."""
+        """Rows of one slot in a text encoder's stack."""
         return self.max_vectors + self.num_auxiliary(MAX_PHOTOS)
 
     def num_auxiliary(self, num_photos: int) -> int:
-        """Rows of a concept that are dropped at the end; they come after its own."""
+        """Return how many rows of a concept are dropped at the end; they follow its placeholder's rows."""
         if self.config.per_image_tokens:
             return num_photos
         return len(AUGMENTATION_TOKENS) if self.config.augment.paired else 0
 
     def groups(self, slots: int) -> dict[str, ParameterGroup]:
-        """Parameter name -> the stack of all slots, empty."""
+        """Make the empty stacks of all slots, by parameter name."""
         config, backbone, device = self.config, self.backbone, self.backbone.device
         groups = {
             key: ParameterGroup.zeros(
@@ -127,7 +141,10 @@ class Layout:
         return groups
 
     def shapes(self, concept: Concept, num_photos: int) -> dict[str, tuple[int, int]]:
-        """Parameter name -> [vectors, dim] of one concept. Raises BadInput if it is too large for a slot."""
+        """Return the shape [vectors, dim] of each parameter of one concept, by name.
+
+        Raises BadInput if the concept is too large for a slot.
+        """
         if concept.num_vectors > self.max_vectors:
             raise BadInput(f"num_vectors {concept.num_vectors} is more than the {self.max_vectors} a slot can hold")
         if self.config.per_image_tokens and num_photos > MAX_PHOTOS:
@@ -136,22 +153,27 @@ class Layout:
         shapes = {key: (rows, table.dim) for key, table in self.backbone.token_tables.items()}
         return shapes if self.adapter is None else {**shapes, ADAPTER: self.adapter.shape}
 
-    def beginning(
+    def initial_parameters(
         self, concept: Concept, num_photos: int, *, seed: int, start: LearnedEmbedding | None
     ) -> dict[str, Tensor]:
-        """Parameter name -> [vectors, dim] float32 on the CPU before the first step, decided by the concept and the
-        seed alone. Raises BadInput if `start` does not fit the model or the concept."""
-        own = initial_rows(concept, self.backbone, noise=self.config.init.noise, seed=seed, start=start)
+        """Return the parameters before the first step: name -> [vectors, dim] float32 on the CPU.
+
+        The concept, the seed and `start` alone decide them. With `start`, its rows and adapter are the initial ones.
+        Raises BadInput if `start` does not fit the model or the concept.
+        """
+        placeholder = initial_rows(concept, self.backbone, noise=self.config.init.noise, seed=seed, start=start)
         auxiliary = self._auxiliary_rows(concept, num_photos, seed)
-        parameters = {key: torch.cat([rows, auxiliary[key]]) if auxiliary else rows for key, rows in own.items()}
-        if self.config.optimizer == "riemannian":  # the first step is to begin on the sphere
+        parameters = {
+            key: torch.cat([rows, auxiliary[key]]) if auxiliary else rows for key, rows in placeholder.items()
+        }
+        if self.config.optimizer == "riemannian":  # its steps start from the sphere
             for key, rows in parameters.items():
                 norm = self.config.norm_limit * self.backbone.token_tables[key].mean_norm
                 parameters[key] = control_norms(rows, "sphere", norm)
         if self.adapter is not None:
             adapter, generator = self.config.adapter, generator_for(seed, concept.concept_id, "adapter")
             first = initial_adapter(self.backbone.adapter_layers, adapter.targets, adapter.rank, generator)
-            parameters[ADAPTER] = self.adapter.join(start.adapter.tensors if start and start.adapter else first)
+            parameters[ADAPTER] = self.adapter.flatten(start.adapter.tensors if start and start.adapter else first)
         elif start and start.adapter:
             raise BadInput(
                 f"embedding {start.placeholder_token!r} comes with an adapter, which its rows need; set adapter.kind "
@@ -160,8 +182,11 @@ class Layout:
         return parameters
 
     def _auxiliary_rows(self, concept: Concept, num_photos: int, seed: int) -> dict[str, Tensor]:
-        """Augmentation tokens start at their words; a photo's row is a draw from the vocabulary's distribution,
-        coordinate by coordinate (the paper's code draws uniformly in [0, 1), far outside it)."""
+        """Return the initial auxiliary rows, by text encoder key; none if the configuration needs none.
+
+        Augmentation rows start at their words. A photo's row is drawn from the vocabulary's distribution, coordinate by
+        coordinate (the code of Gal et al. 2022 draws uniformly in [0, 1), far outside it).
+        """
         if self.config.augment.paired:
             return augmentation_rows(self.backbone)
         if not self.config.per_image_tokens:
@@ -172,22 +197,27 @@ class Layout:
             rows[key] = table.mean + table.deviation * torch.randn(num_photos, table.dim, generator=generator)
         return rows
 
-    def adapters(self, values: Mapping[str, Tensor], ids: Tensor, own: Tensor) -> list[AdapterBatch]:
-        """What changes the text encoder for these prompts [batch, length], an equal number of each concept's, in
-        concept order. `values`: the parameters, [concepts, ...] each; `own` [concepts, rows] is 1 where a row is the
-        placeholder's."""
+    def adapters(self, values: Mapping[str, Tensor], ids: Tensor, is_placeholder_row: Tensor) -> list[AdapterBatch]:
+        """Return the adapters of a batch of prompts, as `Backbone.encode_prompts` takes them; empty without adapters.
+
+        `values`: the parameters, [concepts, vectors, dim] each. `ids`: the prompts [batch, length], an equal number of
+        each concept, in concept order. `is_placeholder_row`: [concepts, rows], 1 for rows of the placeholder.
+        """
         if self.adapter is None:
             return []
         row = (ids - self.backbone.vocab_size).clamp(min=0)
-        of_concept = (ids >= self.backbone.vocab_size) & (own.flatten()[row % own.numel()] > 0)
+        of_concept = (ids >= self.backbone.vocab_size) & (
+            is_placeholder_row.flatten()[row % is_placeholder_row.numel()] > 0
+        )
         where = positions(self.adapter.kind, ids, of_concept, self.backbone.end_of_text)
-        concept = torch.arange(len(own), device=ids.device).repeat_interleave(len(ids) // len(own))
+        num_concepts = len(is_placeholder_row)
+        concept = torch.arange(num_concepts, device=ids.device).repeat_interleave(len(ids) // num_concepts)
         return [self.adapter.batch(values[ADAPTER], concept, where)]
 
     def embedding(
         self, concept: Concept, parameters: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> LearnedEmbedding:
-        """What is kept of the parameters."""
+        """Make a concept's learned embedding of its parameters; auxiliary rows are dropped."""
         return LearnedEmbedding(
             placeholder_token=concept.placeholder_token,
             vectors={key: parameters[key][: concept.num_vectors].clone() for key in self.backbone.token_tables},
@@ -197,5 +227,5 @@ class Layout:
 
 
 def num_photos(views: Views) -> int:
-    """One more than the highest number of a photo: those whose views were all left out have numbers, too."""
+    """Return one more than the highest photo number: a photo whose views were all left out has a number, too."""
     return max(views.photo, default=-1) + 1

@@ -1,11 +1,11 @@
-"""What goes into a slot of the engine, what it holds meanwhile, and what comes out."""
+"""What enters a slot of the engine (`Assignment`), is held there (`Slot`, `SlotState`) and leaves it (`Outcome`)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -21,119 +21,150 @@ from textual_inversion.parameters import ADAPTER, Layout, num_photos
 from textual_inversion.stopping import CurvePoint, EvalLoss
 from textual_inversion.training_data import TrainingData
 
-GOOD_EVERY_STEPS = 100
-"""Steps between states that a concept can go back to. By its own steps, so that a resume changes nothing."""
+LAST_GOOD_EVERY_STEPS = 100
+"""Steps of a concept between two states that it can roll back to. Its own steps count, so a resume changes nothing."""
 
-MAX_SETBACKS = 2
-"""Times a concept goes back to its last good state before a loss that is not finite ends it."""
+MAX_ROLLBACKS = 2
+"""Most rollbacks of a concept; the next loss that is not finite ends it."""
 
-SETBACK_RATE = 0.1
-"""What a setback multiplies a concept's learning rates by."""
+ROLLBACK_LR_SCALE = 0.1
+"""Factor on a concept's learning rates for each rollback."""
+
+_CHANGING_PARTS = ("parameters", "exp_avg", "exp_avg_sq", "best")
+_PARTS = (*_CHANGING_PARTS, "start")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotState:
-    """All that is needed to continue a concept exactly. No random state: draws are seeded by the step's number."""
+    """Everything needed to continue a concept exactly. Draws are seeded by step, so there is no random state.
+
+    Mappings go from parameter name (`parameters.Layout`) to a tensor [vectors, dim] float32. Tensors are on the CPU,
+    except those of a `Slot.last_good` that no checkpoint has asked for yet.
+    """
 
     step: int
+    """Optimizer steps taken."""
     parameters: Mapping[str, Tensor]
-    """Name (`parameters.Layout`) -> [vectors, dim] float32; so are Adam's moments and the next two. On the CPU, but for
-    a state that no one has asked for yet (`Slot.good`)."""
     exp_avg: Mapping[str, Tensor]
+    """Adam's first moments."""
     exp_avg_sq: Mapping[str, Tensor]
+    """Adam's second moments."""
     start: Mapping[str, Tensor]
-    """The rows before the first step."""
+    """Rows before the first step."""
     best: Mapping[str, Tensor]
-    """The parameters when the loss on the frozen batch was least; empty unless `stop.keep_best`."""
+    """Parameters at the lowest evaluation loss; empty unless `stop.keep_best`."""
     curve: Tensor
-    """[step, 3] float32: step, loss, norm."""
+    """Step, loss and norm of each step, [step, 3] float32."""
     eval_losses: Tensor
-    """[looks, 2] float32: step, loss on the frozen batch."""
+    """Step and loss of each evaluation, [evaluations, 2] float32."""
     setbacks: int = 0
-    """Times it went back to an earlier state, and learned more slowly from then on."""
-    good: SlotState | None = None
-    """Where it goes back to; None in a checkpoint of an older release, which then is that state itself."""
+    """Number of rollbacks. Each lowered the learning rates by `ROLLBACK_LR_SCALE`."""
+    last_good: SlotState | None = None
+    """State to roll back to. None in a checkpoint of an older release: then this state itself."""
 
     @classmethod
-    def beginning(cls, parameters: Mapping[str, Tensor]) -> SlotState:
-        """Before the first step, with these parameters."""
+    def initial(cls, parameters: Mapping[str, Tensor]) -> SlotState:
+        """Make the state before the first step from the initial parameters."""
         zeros = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
         return cls(
-            step=0, parameters=parameters, exp_avg=zeros, exp_avg_sq=zeros, best={},
+            step=0,
+            parameters=parameters,
+            exp_avg=zeros,
+            exp_avg_sq=zeros,
             start={name: tensor for name, tensor in parameters.items() if name != ADAPTER},
-            curve=curve_tensor([]), eval_losses=eval_tensor([]),
-        )  # fmt: skip
+            best={},
+            curve=curve_tensor([]),
+            eval_losses=eval_tensor([]),
+        )
 
     def to_bytes(self) -> bytes:
-        """As safetensors; equal states give equal bytes."""
-        tensors = {"step": torch.tensor([self.step]), "curve": self.curve, "frozen_losses": self.eval_losses}
-        tensors |= {f"{part}.{name}": tensor for part in _PARTS for name, tensor in getattr(self, part).items()}
+        """Write the state in safetensors format; equal states give equal bytes."""
+        numbers = {"step": torch.tensor([self.step]), "curve": self.curve, "frozen_losses": self.eval_losses}
         if self.setbacks:
-            tensors["setbacks"] = torch.tensor([self.setbacks])
-        if self.good is not None:  # its curve and start are part of this one's
-            tensors["good.step"] = torch.tensor([self.good.step])
-            parts = {part: getattr(self.good, part) for part in _OWN_PARTS}
-            tensors |= {f"good.{part}.{name}": t for part, named in parts.items() for name, t in named.items()}
-        return save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
+            numbers["setbacks"] = torch.tensor([self.setbacks])
+        groups: dict[str, Mapping[str, Tensor]] = {"": numbers, **{part: getattr(self, part) for part in _PARTS}}
+        if self.last_good is not None:  # its curve and its start are contained in this state's
+            groups["good"] = {"step": torch.tensor([self.last_good.step])}
+            groups |= {f"good.{part}": getattr(self.last_good, part) for part in _CHANGING_PARTS}
+        return save({name: tensor.contiguous().clone() for name, tensor in flatten(groups).items()})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SlotState:
-        """Raises ValueError if these are not the bytes of a slot's state."""
-        parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
-        good: dict[str, dict[str, Tensor]] = {part: {} for part in _OWN_PARTS}
+        """Read what `to_bytes` wrote. Raises ValueError if the bytes are not those of a state."""
         try:
-            tensors = load(data)
-            step, curve, looks = int(tensors.pop("step")), tensors.pop("curve"), tensors.pop("frozen_losses")
-            setbacks, good_step = tensors.pop("setbacks", None), tensors.pop("good.step", None)
-            for name, tensor in tensors.items():
-                into = parts if good_step is None or not name.startswith("good.") else good
-                part, _, parameter = name.removeprefix("good." if into is good else "").partition(".")
-                into[part][parameter] = tensor
+            groups = unflatten(load(data))
+            numbers, good = groups.pop(""), groups.pop("good", {})
+            parts: dict[str, Any] = {part: groups.pop(part, {}) for part in _PARTS}
+            state = cls(
+                step=int(numbers.pop("step")),
+                curve=numbers.pop("curve"),
+                eval_losses=numbers.pop("frozen_losses"),
+                setbacks=int(numbers.pop("setbacks", 0)),
+                **parts,
+            )
+            if good:
+                parts = {part: groups.pop(f"good.{part}", {}) for part in _CHANGING_PARTS}
+                state = replace(state, last_good=state.at_step(int(good.pop("step")), parts))
+            if unknown := [*numbers, *good, *groups]:
+                raise KeyError(unknown[0])
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"the checkpoint ({len(data)} bytes) is damaged: {error}; delete it") from error
-        state = cls(
-            step=step, parameters=parts["parameters"], exp_avg=parts["exp_avg"], exp_avg_sq=parts["exp_avg_sq"],
-            start=parts["start"], best=parts["best"], curve=curve, eval_losses=looks, setbacks=int(setbacks or 0),
-        )  # fmt: skip
-        return state if good_step is None else replace(state, good=state.back_at(int(good_step), good))
+        return state
 
-    def into(self, groups: Mapping[str, ParameterGroup], place: int) -> None:
-        """Put its parameters and moments in a slot."""
+    def at_step(self, step: int, parts: Mapping[str, Mapping[str, Tensor]]) -> SlotState:
+        """Return the concept's state after an earlier step, with that step's parameters, moments and best parameters.
+
+        The rest is known from this state: the start does not change, curves only grow.
+        """
+        changed: dict[str, Any] = dict(parts)
+        is_earlier = self.eval_losses[:, 0] <= step
+        return replace(
+            self,
+            step=step,
+            curve=self.curve[:step],
+            eval_losses=self.eval_losses[is_earlier],
+            last_good=None,
+            **changed,
+        )
+
+    def write_to(self, groups: Mapping[str, ParameterGroup], slot_index: int) -> None:
+        """Write the parameters and moments to a slot of the stacks."""
         for name, group in groups.items():
-            group.put(place, self.parameters[name], self.exp_avg[name], self.exp_avg_sq[name])
+            group.write(slot_index, self.parameters[name], self.exp_avg[name], self.exp_avg_sq[name])
 
-    def cpu(self) -> SlotState:
-        """The same on the CPU. What is there already is not copied."""
-        return replace(
-            self, parameters=on_cpu(self.parameters), exp_avg=on_cpu(self.exp_avg),
-            exp_avg_sq=on_cpu(self.exp_avg_sq), best=on_cpu(self.best),
-        )  # fmt: skip
-
-    def back_at(self, step: int, parts: Mapping[str, Mapping[str, Tensor]]) -> SlotState:
-        """What this was after an earlier step, given what has changed since: parameters, moments, the best."""
-        return replace(
-            self, step=step, curve=self.curve[:step],
-            eval_losses=self.eval_losses[self.eval_losses[:, 0] <= step],
-            parameters=parts["parameters"], exp_avg=parts["exp_avg"], exp_avg_sq=parts["exp_avg_sq"],
-            best=parts["best"], good=None,
-        )  # fmt: skip
+    def to_cpu(self) -> SlotState:
+        """Return the state with all tensors on the CPU; those already there are not copied."""
+        moved: dict[str, Any] = {part: to_cpu(getattr(self, part)) for part in _CHANGING_PARTS}
+        return replace(self, **moved)
 
     def check(self, shapes: Mapping[str, tuple[int, int]], rows: Mapping[str, tuple[int, int]]) -> None:
-        """Raises BadInput unless it is of a concept whose parameters have these shapes, `rows` those of its rows."""
+        """Raise BadInput unless all parameters have these shapes, and the start the shapes of `rows`."""
         if self.step != len(self.curve):
             raise BadInput(f"the checkpoint has {len(self.curve)} curve points for {self.step} steps; delete it")
-        for part, expected in (
-            (self.parameters, shapes), (self.exp_avg, shapes), (self.exp_avg_sq, shapes), (self.start, rows),
-            (self.best, shapes if self.best else {}),
-        ):  # fmt: skip
-            if {name: tensor.shape for name, tensor in part.items()} != expected:
+        expected = {**dict.fromkeys(_CHANGING_PARTS, shapes), "start": rows, "best": shapes if self.best else {}}
+        for part in _PARTS:
+            if {name: tensor.shape for name, tensor in getattr(self, part).items()} != expected[part]:
                 raise BadInput("the checkpoint does not fit this concept and model; delete it to start anew")
-        if self.good is not None:
-            self.good.check(shapes, rows)
+        if self.last_good is not None:
+            self.last_good.check(shapes, rows)
 
 
-_OWN_PARTS = ("parameters", "exp_avg", "exp_avg_sq", "best")
-_PARTS = (*_OWN_PARTS, "start")
+def flatten(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return tensors by "group.name", those of the group "" by their name alone."""
+    return {
+        f"{group}.{name}" if group else name: tensor
+        for group, tensors in groups.items()
+        for name, tensor in tensors.items()
+    }
+
+
+def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Undo `flatten`: a group's name may contain dots, a tensor's name must not."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        group, _, name = key.rpartition(".")
+        groups.setdefault(group, {})[name] = tensor
+    return groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +173,14 @@ class Assignment:
 
     concept: Concept
     views: Views
-    """From `latents.encode_views`."""
+    """The encoded photos, from `latents.encode_views`."""
     state: SlotState | None = None
-    """Continue from here."""
+    """State to continue from; None starts anew."""
     start: LearnedEmbedding | None = None
-    """Start from these rows, and their adapter, not from the concept's initializer."""
+    """Rows, and their adapter, to start from; None starts from the concept's initializer."""
 
     def check(self, layout: Layout) -> None:
-        """Raise BadInput or NotFinite for what would fail later, or fail the neighbours too."""
+        """Raise BadInput or NotFinite if the assignment would fail later, or make its neighbours fail."""
         moments, backbone = self.views.moments, layout.backbone
         shapes = layout.shapes(self.concept, num_photos(self.views))
         wanted = (2, *backbone.latent_shape)
@@ -160,26 +191,27 @@ class Assignment:
         if self.state is not None:
             self.state.check(shapes, {name: shape for name, shape in shapes.items() if name in backbone.token_tables})
         elif (method := layout.config.init.method) != "words" and self.start is None:
-            raise BadInput(f"init.method {method!r} chooses a start by the photos: hand one over from StartChooser")
+            raise BadInput(f"init.method {method!r} chooses the start by the photos: pass a start from StartChooser")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a concept ended: with an embedding, or with an error."""
+    """The end of a concept: its embedding, or the error that ended it."""
 
     concept: Concept
     embedding: LearnedEmbedding | None
+    """The learned embedding; None if there was an error."""
     steps: int
     """Optimizer steps taken, those before a resume included."""
     curve: Tensor
-    """[steps, 3] float32: step, loss, norm."""
+    """Step, loss and norm of each step, [steps, 3] float32."""
     seconds: float
-    """In the slot, since the last resume."""
+    """Time in the slot, since the last resume."""
     error: str | None = None
     eval_losses: Tensor = field(default_factory=lambda: eval_tensor([]))
-    """[looks, 2] float32: step, loss on the frozen batch; empty where nobody looked."""
+    """Step and loss of each evaluation, [evaluations, 2] float32; empty if there was none."""
     setbacks: int = 0
-    """Times its loss was not finite, and it went on from an earlier state at a lower rate."""
+    """Number of rollbacks to an earlier state after a loss that was not finite."""
     kind: ErrorKind | None = None
     """Kind of the error; None where there is none."""
 
@@ -188,65 +220,58 @@ class Outcome:
 class Slot:
     """A concept that is being learned."""
 
-    place: int
-    """Where in the stacked parameters it is."""
+    index: int
+    """Index of the slot in the stacked parameters."""
     concept: Concept
-    material: TrainingData
-    """What its samples are drawn from."""
+    data: TrainingData
+    """Source of the concept's samples."""
     num_vectors: Mapping[str, int]
-    """Of each of its parameters, auxiliary rows included."""
+    """Number of vectors of each parameter, auxiliary rows included."""
     start: Mapping[str, Tensor]
-    """Its rows before the first step."""
+    """Rows before the first step."""
     step: int
     """Optimizer steps taken."""
     started: float
+    """Time at which the concept entered the slot, by `time.perf_counter`."""
     curve: list[CurvePoint] = field(default_factory=list)
-    """One point a step; may lag behind, as points are on their way from the accelerator for a while."""
-    frozen: Batch | None = None
-    """What every look is at; drawn for the first one, and after a resume the same again."""
+    """One point for each step that has been read back; the latest steps may be missing."""
+    eval_batch: Batch | None = None
+    """Batch of all evaluations; drawn for the first one, and again, equal, after a resume."""
     eval_losses: list[EvalLoss] = field(default_factory=list)
     best: Mapping[str, Tensor] = field(default_factory=dict)
-    """Its parameters when the loss on the frozen batch was least; empty unless they are to be kept. On the device
-    until a checkpoint has copied them; so is the next."""
+    """Parameters at the lowest evaluation loss; empty unless `stop.keep_best`. On the device until a checkpoint copies
+    them."""
     setbacks: int = 0
-    good: SlotState | None = None
-    """Where it goes back to if its loss is not finite."""
+    """Number of rollbacks."""
+    last_good: SlotState | None = None
+    """State to roll back to; its tensors are on the device until a checkpoint copies them."""
     error: str | None = None
+    """Reason why the concept cannot go on as it is."""
 
     @property
-    def rate(self) -> float:
-        """What its learning rates are multiplied by."""
-        return SETBACK_RATE**self.setbacks
+    def lr_scale(self) -> float:
+        """Factor on the concept's learning rates."""
+        return ROLLBACK_LR_SCALE**self.setbacks
 
-    def goes_back(self, groups: Mapping[str, ParameterGroup]) -> bool:
-        """After a step: true if its last loss was not finite and it is now what it was at the last good state, with
-        lower rates; false if all is well, or that has been tried, or would be the same again."""
-        if not self.error:
-            if self.step % GOOD_EVERY_STEPS == 0:
-                self.good = self._now(groups)
-            return False
-        good = self.good
-        if good is None or self.setbacks == MAX_SETBACKS or len(self.curve) <= good.step + 1:
-            return False
-        good.into(groups, self.place)
-        self.step, self.best, self.error = good.step, good.best, None
-        self.curve, self.eval_losses = curve_points(good.curve), eval_points(good.eval_losses)
-        self.setbacks += 1
-        return True
+    @property
+    def best_eval(self) -> EvalLoss:
+        """Evaluation with the lowest finite loss; one of infinite loss if there is none."""
+        finite = [evaluation for evaluation in self.eval_losses if math.isfinite(evaluation.loss)]
+        return min(finite, key=lambda evaluation: evaluation.loss, default=EvalLoss(0, math.inf))
 
-    def note(self, loss: float, norm: float, eval_loss: float | None, looked_at: Mapping[str, Tensor]) -> None:
-        """Add what a step came to: the next point, and the loss on the frozen batch if there was a look. `looked_at`:
-        the parameters then, to be kept if none were better; or nothing.
+    def add_step(self, loss: float, norm: float, eval_loss: float | None, evaluated: Mapping[str, Tensor]) -> None:
+        """Add the numbers of the next step to the curve, and of its evaluation if there was one.
 
-        A point that is not finite is the concept's last, and its error.
+        `evaluated`: the parameters at that evaluation, kept if none were better; empty if the best are not kept. A
+        step that is not finite becomes the concept's error, and later steps are ignored.
         """
         if self.error:
             return
         step = len(self.curve) + 1
         self.curve.append(CurvePoint(step, loss, norm))
         if eval_loss is not None:
-            if looked_at and eval_loss < self.best_eval.loss:
-                self.best = looked_at
+            if evaluated and eval_loss < self.best_eval.loss:
+                self.best = evaluated
             self.eval_losses.append(EvalLoss(step, eval_loss))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             again = f", {self.setbacks} times at a lower rate" if self.setbacks else ""
@@ -255,31 +280,49 @@ class Slot:
                 "or check the photos and the model's precision"
             )
 
-    @property
-    def best_eval(self) -> EvalLoss:
-        """The look with the least finite loss; one at an infinite loss before the first."""
-        finite = [look for look in self.eval_losses if math.isfinite(look.loss)]
-        return min(finite, key=lambda look: look.loss, default=EvalLoss(0, math.inf))
+    def keep_as_last_good(self, groups: Mapping[str, ParameterGroup]) -> None:
+        """Make the present state the one to roll back to. All steps must have been read back."""
+        self.last_good = self._snapshot(groups)
+
+    def roll_back(self, groups: Mapping[str, ParameterGroup]) -> None:
+        """Return to the last good state with lower learning rates, and clear the error.
+
+        The error stays if there were `MAX_ROLLBACKS` already, or if the step that failed is the first after the last
+        good state: it does not depend on the learning rate.
+        """
+        good = self.last_good
+        if good is None or self.setbacks == MAX_ROLLBACKS or len(self.curve) <= good.step + 1:
+            return
+        good.write_to(groups, self.index)
+        self.step = good.step
+        self.best = good.best
+        self.error = None
+        self.curve = curve_points(good.curve)
+        self.eval_losses = eval_points(good.eval_losses)
+        self.setbacks += 1
 
     def parameters(self, groups: Mapping[str, ParameterGroup]) -> dict[str, Tensor]:
-        """Copies of its parameters, on the device: name -> [vectors, dim]."""
-        return {name: group.take(self.place, self.num_vectors[name])[0] for name, group in groups.items()}
+        """Copy the concept's parameters, on the device: name -> [vectors, dim]."""
+        return {name: group.read(self.index, self.num_vectors[name])[0] for name, group in groups.items()}
 
     def state(self, groups: Mapping[str, ParameterGroup]) -> SlotState:
-        """A copy of all it is, on the CPU. What changes no more is copied once, however often it is asked for."""
-        self.best = on_cpu(self.best)
-        self.good = self.good and self.good.cpu()
-        now = self.good if self.good and self.good.step == self.step else self._now(groups).cpu()
-        return replace(now, setbacks=self.setbacks, good=self.good)
+        """Copy the concept's state to the CPU. The best and the last good parameters are copied once, not each time."""
+        self.best = to_cpu(self.best)
+        self.last_good = self.last_good and self.last_good.to_cpu()
+        if self.last_good is not None and self.last_good.step == self.step:
+            now = self.last_good
+        else:
+            now = self._snapshot(groups).to_cpu()
+        return replace(now, setbacks=self.setbacks, last_good=self.last_good)
 
-    def _now(self, groups: Mapping[str, ParameterGroup]) -> SlotState:
-        """A copy of all it is, on the device, but for where it goes back to."""
-        parts = {name: group.take(self.place, self.num_vectors[name]) for name, group in groups.items()}
+    def _snapshot(self, groups: Mapping[str, ParameterGroup]) -> SlotState:
+        """Copy the concept's state, on the device, without the last good state."""
+        tensors = {name: group.read(self.index, self.num_vectors[name]) for name, group in groups.items()}
         return SlotState(
             step=self.step,
-            parameters={name: values for name, (values, _, _) in parts.items()},
-            exp_avg={name: exp_avg for name, (_, exp_avg, _) in parts.items()},
-            exp_avg_sq={name: exp_avg_sq for name, (_, _, exp_avg_sq) in parts.items()},
+            parameters={name: values for name, (values, _, _) in tensors.items()},
+            exp_avg={name: exp_avg for name, (_, exp_avg, _) in tensors.items()},
+            exp_avg_sq={name: exp_avg_sq for name, (_, _, exp_avg_sq) in tensors.items()},
             start=self.start,
             best=self.best,
             curve=curve_tensor(self.curve),
@@ -288,42 +331,59 @@ class Slot:
         )
 
 
-def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is there already is not copied."""
+def step_counts(slots: Sequence[Slot | None], num_rows: int) -> Tensor:
+    """Return in how many steps each row has been trained, [slots, num_rows] int64 on the CPU; 0 in an empty slot.
+
+    Only placeholder rows that become active later (`TrainingData.first_steps`) have fewer steps than their concept.
+    The first row always has as many.
+    """
+    counts = torch.zeros(len(slots), num_rows, dtype=torch.int64)
+    for slot in slots:
+        if slot is not None:
+            counts[slot.index] = slot.step
+            first_steps = torch.tensor(slot.data.first_steps)
+            counts[slot.index, : len(first_steps)] = (slot.step - first_steps).clamp(min=0)
+    return counts
+
+
+class Readback(NamedTuple):
+    """The numbers of one step while they are copied from the device to the host."""
+
+    slots: list[Slot]
+    """Slots that took the step."""
+    evaluated: Mapping[Slot, Mapping[str, Tensor]]
+    """Slots that were evaluated after the step, each with a copy of its parameters if the best are kept."""
+    numbers: Callable[[], Tensor]
+    """Wait for the numbers (`transfer.start_readback`): loss, norm of the rows and evaluation loss, [3, slots]."""
+
+    def finish(self) -> None:
+        """Wait for the numbers and add them to the slots' curves."""
+        losses, norms, eval_losses = self.numbers().tolist()
+        for slot in self.slots:
+            eval_loss = eval_losses[slot.index] if slot in self.evaluated else None
+            slot.add_step(losses[slot.index], norms[slot.index], eval_loss, self.evaluated.get(slot, {}))
+
+
+def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Move tensors to the CPU; those already there are not copied."""
     return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
-class PendingReadback(NamedTuple):
-    """What a step came to, on its way from the accelerator."""
-
-    slots: list[Slot]
-    """Those that took the step."""
-    looked: Mapping[Slot, Mapping[str, Tensor]]
-    """Those whose frozen batch was looked at then, each with a copy of its parameters if the best are to be kept."""
-    numbers: Callable[[], Tensor]
-    """[3, slots]: loss, norm of the rows, loss on the frozen batch (`transfer.start_readback`)."""
-
-    def note(self) -> None:
-        """Tell the slots. Waits until it is there."""
-        losses, norms, eval_losses = self.numbers().tolist()
-        for slot in self.slots:
-            eval_loss = eval_losses[slot.place] if slot in self.looked else None
-            slot.note(losses[slot.place], norms[slot.place], eval_loss, self.looked.get(slot, {}))
-
-
 def curve_tensor(curve: Sequence[CurvePoint]) -> Tensor:
-    """[n, 3] float32: step, loss, norm."""
+    """Return a curve as [steps, 3] float32: step, loss, norm."""
     return torch.tensor(curve, dtype=torch.float32).reshape(-1, 3)
 
 
 def curve_points(curve: Tensor) -> list[CurvePoint]:
+    """Undo `curve_tensor`."""
     return [CurvePoint(int(step), loss, norm) for step, loss, norm in curve.tolist()]
 
 
-def eval_tensor(looks: Sequence[EvalLoss]) -> Tensor:
-    """[n, 2] float32: step, loss on the frozen batch."""
-    return torch.tensor(looks, dtype=torch.float32).reshape(-1, 2)
+def eval_tensor(eval_losses: Sequence[EvalLoss]) -> Tensor:
+    """Return evaluation losses as [evaluations, 2] float32: step, loss."""
+    return torch.tensor(eval_losses, dtype=torch.float32).reshape(-1, 2)
 
 
-def eval_points(looks: Tensor) -> list[EvalLoss]:
-    return [EvalLoss(int(step), loss) for step, loss in looks.tolist()]
+def eval_points(eval_losses: Tensor) -> list[EvalLoss]:
+    """Undo `eval_tensor`."""
+    return [EvalLoss(int(step), loss) for step, loss in eval_losses.tolist()]

@@ -1,4 +1,4 @@
-"""What a concept's samples are drawn from, and the drawing: its views, and the prompts that go with each view."""
+"""A concept's views with the prompts that go with each view, and the drawing of training samples from them."""
 
 from __future__ import annotations
 
@@ -14,56 +14,89 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.knowledge import FrozenPrompts, KnowledgePreservation
 from textual_inversion.latents import VIEWS_PER_PASS, Views, sample
 from textual_inversion.objective import Batch
-from textual_inversion.optim import join_steps
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS
 from textual_inversion.prompts import HOLE, augmentation_word, augmented, encode_prompt, training_templates
 from textual_inversion.timesteps import Sampler
 from textual_inversion.transfer import to_device
 
 PER_IMAGE_PROBABILITY = 0.25
-"""With which a prompt names its photo's own token (Gal et al. 2022, released code)."""
+"""Probability that a prompt names its photo's own token (Gal et al. 2022, released code)."""
 
 ImageFeatures = Callable[[Tensor], Tensor]
-"""Pixels [batch, 3, height, width] in [-1, 1] -> features [batch, dim], with gradients."""
+"""A differentiable image encoder: pixels [batch, 3, height, width] in [-1, 1] -> features [batch, dim]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingData:
-    """One concept's, on the backbone's device, but for `plain` and `per_image`, which are used on the CPU.
+    """The views and prompts that one concept's samples are drawn from.
 
-    A view's samples take their prompt from one of several lists of prompts: the templates, its photo's caption, the
-    templates with its augmentation, the templates with its photo's token.
+    A view's samples take their prompts from one of several lists of prompts: the templates, the caption of the view's
+    photo, the templates with the view's augmentation, the templates with the photo's token. Tensors are on the
+    backbone's device, except `plain` and `per_image`, which are used on the CPU.
     """
 
     moments: Tensor
-    """[views, 2, *latent_shape]"""
+    """Mean and standard deviation of each view's latents, [views, 2, *latent_shape]."""
     mask: Tensor | None
-    """[views, 1, height, width] in [0, 1]"""
+    """Weight of each latent pixel in the denoising loss, [views, 1, height, width] in [0, 1]; None counts all."""
     features: Tensor | None
-    """[views, dim] image features of the views, if the objective compares them."""
+    """Image features of the views, [views, dim], if the objective compares them."""
     prompts: Tensor
-    """[stages, lists, prompts, max_length] ids; id `vocab_size + j` is the concept's row j. The last stage is for all
-    of its vectors, those before it for ever fewer, if they join one by one."""
+    """Token ids of all prompts, [stages, lists, prompts, max_length]; id `vocab_size + j` is the concept's row j.
+
+    Under `progressive` there is a stage for each number of active vectors, the fewest first; else there is one stage.
+    """
     plain: Tensor
-    """[views] which list each view's samples take."""
+    """Index of the list that each view's samples take, [views]."""
     per_image: Tensor | None
-    """[views] the list that names the view's photo, taken with `PER_IMAGE_PROBABILITY`."""
-    joins: tuple[int, ...]
-    """After how many steps each of the concept's vectors joins."""
+    """Index of the list that names the view's photo, [views], taken with `PER_IMAGE_PROBABILITY`."""
+    first_steps: tuple[int, ...]
+    """Number of steps that the concept has taken when each of its vectors becomes active."""
     knowledge: KnowledgePreservation | None = None
-    """Where the prompts come from at which the adapted text encoder is to stay as it was."""
+    """Source of the prompts for which the adapted text encoder is held to the frozen one."""
     of_class: FrozenPrompts | None = None
-    """Those of them that name the concept's class."""
+    """Such prompts that name the concept's class."""
+
+    @classmethod
+    def from_views(
+        cls,
+        concept: Concept,
+        views: Views,
+        config: InversionConfig,
+        backbone: Backbone,
+        image_features: ImageFeatures | None = None,
+        knowledge: KnowledgePreservation | None = None,
+    ) -> TrainingData:
+        """Encode the prompts and move everything to the device. Raises ValueError if a prompt does not fit the model.
+
+        `image_features` is given where the objective compares features, `knowledge` where it preserves knowledge.
+        """
+        device = backbone.device
+        moments = to_device(views.moments, device).float()
+        prompts, plain, per_image = _prompts(concept, views, config, backbone)
+        return cls(
+            moments=moments,
+            mask=None if views.mask is None else to_device(views.mask, device).float(),
+            features=None if image_features is None else _features(moments, backbone, image_features),
+            prompts=to_device(prompts, device),
+            plain=plain,
+            per_image=per_image,
+            first_steps=progressive_schedule(config.steps if config.progressive else 0, concept.num_vectors),
+            knowledge=knowledge,
+            of_class=None if knowledge is None else knowledge.of_class(concept),
+        )
 
     def active_vectors(self, step: int) -> int:
-        """How many of the concept's vectors are in its prompts after this many steps."""
-        return sum(joins <= step for joins in self.joins)
+        """Return how many of the concept's vectors are in its prompts after this many steps."""
+        return sum(first <= step for first in self.first_steps)
 
     def draw(
         self, generator: torch.Generator, size: int, step: int, latent_shape: Sequence[int], timesteps: Sampler
     ) -> Batch:
-        """`size` samples for a concept that has taken `step` steps. The order of the draws is part of every result: new
-        ones go to the end."""
+        """Draw `size` samples for a concept that has taken `step` steps.
+
+        The order of the draws is part of every result: a new kind of draw goes to the end.
+        """
         device = self.moments.device
         view = torch.randint(len(self.moments), (size,), generator=generator)
         eps = torch.randn(size, *latent_shape, generator=generator)
@@ -81,7 +114,7 @@ class TrainingData:
             latents=sample(self.moments[view], to_device(eps, device)),
             noise=to_device(noise, device),
             timesteps=to_device(t, device),
-            ids=self.prompts[self.active_vectors(step) - len(self.joins) - 1][
+            ids=self.prompts[self.active_vectors(step) - len(self.first_steps) - 1][
                 to_device(listed, device), to_device(number, device)
             ],
             mask=None if self.mask is None else self.mask[view],
@@ -91,52 +124,38 @@ class TrainingData:
         )
 
 
-def material(
-    concept: Concept,
-    views: Views,
-    config: InversionConfig,
-    backbone: Backbone,
-    image_features: ImageFeatures | None = None,
-    knowledge: KnowledgePreservation | None = None,
-) -> TrainingData:
-    """Raises ValueError if a prompt does not fit the model."""
-    device = backbone.device
-    moments = to_device(views.moments, device).float()
-    prompts, plain, per_image = _prompts(concept, views, config, backbone)
-    return TrainingData(
-        moments=moments,
-        mask=None if views.mask is None else to_device(views.mask, device).float(),
-        features=None if image_features is None else _features(moments, backbone, image_features),
-        prompts=to_device(prompts, device),
-        plain=plain,
-        per_image=per_image,
-        joins=join_steps(config.steps, concept.num_vectors) if config.progressive else (0,) * concept.num_vectors,
-        knowledge=knowledge,
-        of_class=None if knowledge is None else knowledge.of_class(concept),
-    )
+def progressive_schedule(steps: int, num_vectors: int) -> tuple[int, ...]:
+    """Return after how many steps each vector becomes active (Gal et al. 2022, section 5, "progressive").
+
+    Of k vectors the i-th (from 0) becomes active after i / k of the steps; the paper's second after 2,000 steps and its
+    third after 4,000. With `steps` 0 all are active from the start.
+    """
+    return tuple(-(-vector * steps // num_vectors) for vector in range(num_vectors))
 
 
 def photo_word(photo: int) -> str:
-    """What stands in a prompt for a photo's own token."""
+    """Return the word that stands for a photo's own token in a prompt."""
     return f"<photo:{photo}>"
 
 
 def _prompts(
     concept: Concept, views: Views, config: InversionConfig, backbone: Backbone
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`TrainingData.prompts`, `plain` and `per_image`."""
+    """Return `TrainingData.prompts`, `plain` and `per_image`."""
     templates = training_templates(concept, class_cue=config.class_cue)
     lists: dict[tuple[str, ...], int] = {}
 
-    def place(texts: Sequence[str]) -> int:
+    def list_index(texts: Sequence[str]) -> int:
         return lists.setdefault(tuple(texts), len(lists))
 
     plain, named = [], []
     for photo, augmentation in zip(views.photo, views.augmentation, strict=True):
         texts = [templates[photo]] if concept.captions else templates
         names = augmentation if config.augment.paired else ()
-        plain.append(place([augmented(text, names) for text in texts]))
-        named.append(place([f"{text} with {photo_word(photo)}" for text in texts]) if config.per_image_tokens else 0)
+        plain.append(list_index([augmented(text, names) for text in texts]))
+        named.append(
+            list_index([f"{text} with {photo_word(photo)}" for text in texts]) if config.per_image_tokens else 0
+        )
 
     first = backbone.vocab_size + concept.num_vectors
     words = [photo_word(photo) for photo in range(max(views.photo) + 1)] if config.per_image_tokens else []
@@ -144,8 +163,8 @@ def _prompts(
     placeholders = {word: range(first + i, first + i + 1) for i, word in enumerate(words)}
 
     def encode(num_active: int) -> list[list[list[int]]]:
-        own = {HOLE: range(backbone.vocab_size, backbone.vocab_size + num_active)}
-        return [[encode_prompt(text, placeholders | own, backbone) for text in texts] for texts in lists]
+        rows = {HOLE: range(backbone.vocab_size, backbone.vocab_size + num_active)}
+        return [[encode_prompt(text, placeholders | rows, backbone) for text in texts] for texts in lists]
 
     stages = range(1, concept.num_vectors + 1) if config.progressive else [concept.num_vectors]
     ids = torch.tensor([encode(num_active) for num_active in stages])
@@ -153,7 +172,7 @@ def _prompts(
 
 
 def _features(moments: Tensor, backbone: Backbone, image_features: ImageFeatures) -> Tensor:
-    """Features of the views as the autoencoder gives them back: what a perfect prediction would be decoded to."""
+    """Return the features of the views' decoded means, [views, dim]: those of a perfect prediction."""
     with torch.no_grad():
-        parts = torch.split(moments[:, 0], VIEWS_PER_PASS)
-        return torch.cat([image_features(backbone.decode(part)) for part in parts])
+        chunks = torch.split(moments[:, 0], VIEWS_PER_PASS)
+        return torch.cat([image_features(backbone.decode(latents)) for latents in chunks])

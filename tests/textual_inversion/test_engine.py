@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.learn import learn
-from textual_inversion.slots import Slot
+from textual_inversion.objective import Batch
 from textual_inversion.stopping import CurvePoint, EvalLoss
+from textual_inversion.training_data import TrainingData
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKBONE = ToyBackbone()
@@ -115,7 +116,7 @@ def test_company_that_comes_and_goes() -> None:
         def due(self, step: int) -> bool:
             return step >= 2
 
-        def stops(self, curve: Sequence[CurvePoint], _looks: Sequence[EvalLoss]) -> bool:
+        def stops(self, curve: Sequence[CurvePoint], _eval_losses: Sequence[EvalLoss]) -> bool:
             return len(curve) >= 2 + round(1e4 * curve[0].loss) % 6  # decided by the concept itself
 
     several = [assignment(number) for number in range(7)]
@@ -236,43 +237,51 @@ def test_a_loss_that_is_not_finite_ends_that_concept_alone(alone: dict[str, Outc
 
 
 def test_rows_do_not_move_at_a_step_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(BACKBONE, CONFIG, slots=1, seed=5, steps_ahead=3)
     steps: list[Tensor] = []
-    predict = BACKBONE.predict
+    predict, encode_prompts = BACKBONE.predict, BACKBONE.encode_prompts
 
-    def spy(*inputs: Tensor) -> Tensor:
-        steps.append(engine._rows["long"].values.clone())
+    def encoding(ids: Any, rows: Mapping[str, Tensor], *rest: Any) -> Any:
+        steps.append(rows["long"].detach().clone())
+        return encode_prompts(ids, rows, *rest)
+
+    def predicting(*inputs: Any) -> Tensor:
         return predict(*inputs) * (torch.nan if len(steps) == 2 else 1)
 
-    monkeypatch.setattr(BACKBONE, "predict", spy)
-    work: Iterator[Assignment] = iter([assignment(0)])
-    outcomes: list[Outcome] = []
-    engine.run(lambda _: next(work, None), outcomes.append)
+    monkeypatch.setattr(BACKBONE, "encode_prompts", encoding)
+    monkeypatch.setattr(BACKBONE, "predict", predicting)
+    run([assignment(0)], slots=1, steps_ahead=3)
     assert not torch.equal(steps[0], steps[1])
     assert torch.equal(steps[1], steps[2])
 
 
-def late_fault(monkeypatch: pytest.MonkeyPatch, *, above_rate: float, at_step: int) -> None:
-    """Concept c1's loss is not finite at a step, as long as its learning rate is multiplied by more than this."""
-    passes = Engine._pass
+def late_fault(monkeypatch: pytest.MonkeyPatch, *, at_step: int, times: int) -> Callable[[int], None]:
+    """Concept c1's loss is not finite the first so many times that it takes this step; later it is, as if a lower rate
+    had led it past the fault. Call what is returned with the number of times that a resumed concept has behind it."""
+    draw, moments, left = TrainingData.draw, assignment(1).views.moments, times
 
-    def faulty(self: Engine, part: list[Slot]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        loss, gradients = passes(self, part)
-        for index, slot in enumerate(part):
-            if slot.concept.concept_id == "c1" and slot.step + 1 == at_step and slot.rate > above_rate:
-                loss[index] = torch.nan
-        return loss, gradients
+    def faulty(self: TrainingData, generator: torch.Generator, size: int, step: int, *rest: Any) -> Batch:
+        nonlocal left
+        drawn = draw(self, generator, size, step, *rest)
+        if step + 1 != at_step or not torch.equal(self.moments, moments) or left == 0:
+            return drawn
+        left -= 1
+        return dataclasses.replace(drawn, latents=drawn.latents * torch.nan)
 
-    monkeypatch.setattr(Engine, "_pass", faulty)
+    def resume(faults: int) -> None:
+        nonlocal left
+        left = times - faults
+
+    monkeypatch.setattr(TrainingData, "draw", faulty)
+    return resume
 
 
 @pytest.mark.parametrize("steps_ahead", [0, 3, 100])
 def test_after_a_loss_that_is_not_finite_the_last_good_state_is_gone_on_from_more_slowly(
     alone: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch, steps_ahead: int
 ) -> None:
-    monkeypatch.setattr("textual_inversion.slots.GOOD_EVERY_STEPS", 2)
-    monkeypatch.setattr("textual_inversion.engine.GOOD_EVERY_STEPS", 2)
-    late_fault(monkeypatch, above_rate=0.02, at_step=6)
+    monkeypatch.setattr("textual_inversion.slots.LAST_GOOD_EVERY_STEPS", 2)
+    monkeypatch.setattr("textual_inversion.engine.LAST_GOOD_EVERY_STEPS", 2)
+    late_fault(monkeypatch, at_step=6, times=2)
     outcomes = run([assignment(number) for number in range(3)], slots=3, steps_ahead=steps_ahead)
     assert all(same(outcomes[name], alone[name]) for name in ("c0", "c2"))
     slower = outcomes["c1"]
@@ -286,33 +295,35 @@ def test_after_a_loss_that_is_not_finite_the_last_good_state_is_gone_on_from_mor
 
 def test_a_loss_that_is_known_late_sets_a_concept_back_to_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps taken meanwhile count for nothing."""
-    monkeypatch.setattr("textual_inversion.slots.GOOD_EVERY_STEPS", 4)
-    monkeypatch.setattr("textual_inversion.engine.GOOD_EVERY_STEPS", 4)
-    late_fault(monkeypatch, above_rate=0.2, at_step=6)
-    longer = dataclasses.replace(CONFIG, steps=12)
-    at_once, late = (
-        run([assignment(number) for number in range(3)], slots=2, config=longer, steps_ahead=ahead) for ahead in (0, 1)
-    )
+    monkeypatch.setattr("textual_inversion.slots.LAST_GOOD_EVERY_STEPS", 4)
+    monkeypatch.setattr("textual_inversion.engine.LAST_GOOD_EVERY_STEPS", 4)
+    resume = late_fault(monkeypatch, at_step=6, times=1)
+    several, longer = [assignment(number) for number in range(3)], dataclasses.replace(CONFIG, steps=12)
+    at_once = run(several, slots=2, config=longer, steps_ahead=0)
+    resume(0)
+    late = run(several, slots=2, config=longer, steps_ahead=1)
     assert at_once["c1"].setbacks == 1
     assert all(same(late[name], at_once[name]) for name in at_once)
 
 
 def test_setbacks_come_out_the_same_after_a_resume_at_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("textual_inversion.slots.GOOD_EVERY_STEPS", 2)
-    monkeypatch.setattr("textual_inversion.engine.GOOD_EVERY_STEPS", 2)
-    late_fault(monkeypatch, above_rate=0.2, at_step=6)
+    monkeypatch.setattr("textual_inversion.slots.LAST_GOOD_EVERY_STEPS", 2)
+    monkeypatch.setattr("textual_inversion.engine.LAST_GOOD_EVERY_STEPS", 2)
+    resume = late_fault(monkeypatch, at_step=6, times=1)
     saved: list[bytes] = []
     whole = run([assignment(1)], slots=1, on_checkpoint=lambda _, s: saved.append(s.to_bytes()), checkpoint_steps=1)
     assert whole["c1"].setbacks == 1
     for data in saved:
-        resumed = Assignment(assignment(1).concept, assignment(1).views, SlotState.from_bytes(data))
+        state = SlotState.from_bytes(data)
+        resume(state.setbacks)
+        resumed = Assignment(assignment(1).concept, assignment(1).views, state)
         assert same(run([resumed], slots=1)["c1"], whole["c1"])
 
 
 def test_setbacks_are_bounded_and_then_the_concept_fails_alone(
     alone: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late_fault(monkeypatch, above_rate=0.0, at_step=3)
+    late_fault(monkeypatch, at_step=3, times=3)
     outcomes = run([assignment(number) for number in range(3)], slots=2)
     assert all(same(outcomes[name], alone[name]) for name in ("c0", "c2"))
     assert outcomes["c1"].embedding is None
@@ -376,7 +387,7 @@ def test_stopping_takes_no_outcome_away(alone: dict[str, Outcome]) -> None:
 
 def bad_assignments() -> dict[str, Assignment]:
     good = assignment(1)
-    state = dataclasses.replace(SlotState.beginning({}), step=1, curve=torch.ones(1, 3))
+    state = dataclasses.replace(SlotState.initial({}), step=1, curve=torch.ones(1, 3))
     wrong_start = LearnedEmbedding(placeholder_token="<old>", vectors={})
     return {
         "too many vectors": assignment(1, num_vectors=17),

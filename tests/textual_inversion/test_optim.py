@@ -11,18 +11,18 @@ from textual_inversion.config import InversionConfig, NormControl
 from textual_inversion.optim import (
     ParameterGroup,
     adamw_,
-    clip_scales,
+    clip_gradients,
     control_norms,
     gradient_norms,
-    join_steps,
-    riemannian_,
+    riemannian_sgd_,
 )
 
 SLOTS, VECTORS, DIM = 3, 4, 32
 
 
-SOUND = torch.ones(SLOTS, dtype=torch.bool)
-RATES = [1.0] * SLOTS
+FINITE = torch.ones(SLOTS, dtype=torch.bool)
+FULL_RATE = torch.ones(SLOTS, dtype=torch.float64)
+FIRST = torch.ones(SLOTS, 1, dtype=torch.int64)
 
 
 def random_group(seed: int = 0, learning_rate: float = 5e-3, **options: object) -> ParameterGroup:
@@ -47,16 +47,16 @@ def test_equals_torch_optim_for_every_concept(weight_decay: float, max_grad_norm
     optimizers = [torch.optim.AdamW([rows], group.learning_rate, weight_decay=weight_decay) for rows in alone]
 
     for now, grad in enumerate(gradients(25)):
-        ages = [[max(now + 1 - start, 0)] for start in starts]
-        for slot, (age,) in enumerate(ages):
-            if age:
+        counts = [max(now + 1 - start, 0) for start in starts]
+        for slot, count in enumerate(counts):
+            if count:
                 alone[slot].grad = grad[slot].clone()
                 if max_grad_norm:
                     torch.nn.utils.clip_grad_norm_([alone[slot]], max_grad_norm)
                 optimizers[slot].step()
         if max_grad_norm:
-            grad = grad * clip_scales(gradient_norms({"a": grad}), max_grad_norm)
-        adamw_(group, grad, ages, RATES, SOUND, config)
+            grad = clip_gradients({"a": grad}, gradient_norms({"a": grad}), max_grad_norm)["a"]
+        adamw_(group, grad, torch.tensor(counts)[:, None], FULL_RATE, FINITE, config)
 
     for slot in range(SLOTS):
         if max_grad_norm:  # a norm over several rows may be summed in another order
@@ -69,15 +69,16 @@ def test_equals_torch_optim_for_every_concept(weight_decay: float, max_grad_norm
 
 
 def test_a_vector_that_joins_later_is_as_new_as_a_concept_that_does() -> None:
-    group, config, joins = random_group(norm_control="clamp", norm=0.5), InversionConfig(), (0, 2, 5, 9)
+    group, config = random_group(norm_control="clamp", norm=0.5), InversionConfig()
+    first_steps = (0, 2, 5, 9)
     before = group.values.clone()
     alone = [before[1, vector].clone().requires_grad_() for vector in range(VECTORS)]
     optimizers = [torch.optim.AdamW([vector], group.learning_rate, weight_decay=0.0) for vector in alone]
     for now, grad in enumerate(gradients(8)):
-        ages = [[0] * VECTORS, [max(now + 1 - joined, 0) for joined in joins], [now + 1] * VECTORS]
-        adamw_(group, grad, ages, RATES, SOUND, config)
-        for vector, age in enumerate(ages[1]):
-            if age:
+        counts = [[0] * VECTORS, [max(now + 1 - first, 0) for first in first_steps], [now + 1] * VECTORS]
+        adamw_(group, grad, torch.tensor(counts), FULL_RATE, FINITE, config)
+        for vector, count in enumerate(counts[1]):
+            if count:
                 alone[vector].grad = grad[1, vector].clone()
                 optimizers[vector].step()
                 alone[vector].data = control_norms(alone[vector].data, "clamp", 0.5)
@@ -89,16 +90,17 @@ def test_a_vector_that_joins_later_is_as_new_as_a_concept_that_does() -> None:
 
 @pytest.mark.parametrize("step", ["adamw", "riemannian"])
 def test_a_slower_slot_moves_as_at_a_lower_learning_rate_and_no_other_does(step: str) -> None:
-    def moved(learning_rate: float, rates: list[float]) -> Tensor:
+    def moved(learning_rate: float, lr_scales: Tensor) -> Tensor:
         group = random_group(learning_rate=learning_rate, weight_decay=0.1)
         for now, grad in enumerate(gradients(3)):
             if step == "adamw":
-                adamw_(group, grad, [[now + 1]] * SLOTS, rates, SOUND, InversionConfig())
+                adamw_(group, grad, FIRST + now, lr_scales, FINITE, InversionConfig())
             else:
-                riemannian_(group, grad, [[1]] * SLOTS, rates, SOUND, torch.zeros(SLOTS, 1, DIM), 0.0)
+                riemannian_sgd_(group, grad, FIRST, lr_scales, FINITE, torch.zeros(SLOTS, 1, DIM), 0.0)
         return group.values
 
-    mixed, all_slow, all_fast = moved(0.04, [1.0, 0.25, 1.0]), moved(0.01, RATES), moved(0.04, RATES)
+    mixed = moved(0.04, torch.tensor([1.0, 0.25, 1.0], dtype=torch.float64))
+    all_slow, all_fast = moved(0.01, FULL_RATE), moved(0.04, FULL_RATE)
     assert torch.equal(mixed[1], all_slow[1])
     assert torch.equal(mixed[[0, 2]], all_fast[[0, 2]])
 
@@ -108,11 +110,11 @@ def test_a_slot_that_does_not_move_keeps_its_bytes_whatever_its_gradient(step: s
     group, before = random_group(), random_group()
     grad = gradients(1)[0]
     grad[1] = torch.nan
-    ages, sound = [[1], [1], [0]], torch.tensor([True, False, True])
+    counts, is_finite = torch.tensor([[1], [1], [0]]), torch.tensor([True, False, True])
     if step == "adamw":
-        adamw_(group, grad, ages, RATES, sound, InversionConfig())
+        adamw_(group, grad, counts, FULL_RATE, is_finite, InversionConfig())
     else:
-        riemannian_(group, grad, ages, RATES, sound, torch.zeros(SLOTS, 1, DIM), 0.0)
+        riemannian_sgd_(group, grad, counts, FULL_RATE, is_finite, torch.zeros(SLOTS, 1, DIM), 0.0)
     assert not torch.equal(group.values[0], before.values[0])
     for slot in (1, 2):
         assert torch.equal(group.values[slot], before.values[slot])
@@ -137,7 +139,7 @@ def test_riemannian_steps_equal_a_plain_reference(kappa: float) -> None:
     mu = torch.nn.functional.normalize(torch.randn(SLOTS, VECTORS, DIM), dim=-1)
     mu[:, 2] = 0  # rows without a prior
     for grad in gradients(20):
-        riemannian_(group, grad, [[1]] * SLOTS, RATES, SOUND, mu, kappa)
+        riemannian_sgd_(group, grad, FIRST, FULL_RATE, FINITE, mu, kappa)
         for slot in range(SLOTS):
             for vector in range(VECTORS):
                 expected[slot, vector] = spherical_sgd(
@@ -148,10 +150,10 @@ def test_riemannian_steps_equal_a_plain_reference(kappa: float) -> None:
 
 def test_riemannian_steps_keep_the_norm_and_turn_by_the_learning_rate() -> None:
     group, rate = random_group(learning_rate=0.04, norm=0.4), 0.04
-    riemannian_(group, gradients(1)[0], [[1]] * SLOTS, RATES, SOUND, torch.zeros(SLOTS, 1, DIM), 0.0)
+    riemannian_sgd_(group, gradients(1)[0], FIRST, FULL_RATE, FINITE, torch.zeros(SLOTS, 1, DIM), 0.0)
     for grad in gradients(30):
         before = group.values.clone()
-        riemannian_(group, grad, [[1]] * SLOTS, RATES, SOUND, torch.zeros(SLOTS, 1, DIM), 0.0)
+        riemannian_sgd_(group, grad, FIRST, FULL_RATE, FINITE, torch.zeros(SLOTS, 1, DIM), 0.0)
         assert (group.values.norm(dim=-1) - 0.4).abs().max() < 1e-6
         turned = torch.cosine_similarity(before.double(), group.values.double(), dim=-1).acos()
         torch.testing.assert_close(turned.tan(), torch.full_like(turned, rate), rtol=1e-3, atol=0)
@@ -161,15 +163,8 @@ def test_the_prior_alone_turns_rows_to_the_class() -> None:
     group = random_group(learning_rate=0.05, norm=0.4)
     mu = torch.nn.functional.normalize(torch.randn(SLOTS, 1, DIM), dim=-1)
     for _ in range(100):
-        riemannian_(group, torch.zeros(SLOTS, VECTORS, DIM), [[1]] * SLOTS, RATES, SOUND, mu, 1e-4)
+        riemannian_sgd_(group, torch.zeros(SLOTS, VECTORS, DIM), FIRST, FULL_RATE, FINITE, mu, 1e-4)
     assert torch.cosine_similarity(group.values, mu.expand_as(group.values), dim=-1).min() > 0.99
-
-
-def test_progressive_vectors_join_as_the_paper_says() -> None:
-    assert join_steps(6000, 3) == (0, 2000, 4000)
-    assert join_steps(7, 3) == (0, 3, 5)
-    assert join_steps(2, 4) == (0, 1, 1, 2)
-    assert join_steps(500, 1) == (0,)
 
 
 def test_gradient_norms_span_rows_and_text_encoders() -> None:

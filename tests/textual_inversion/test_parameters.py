@@ -16,7 +16,7 @@ CONCEPT = Concept(concept_id="c", placeholder_token="<c>", images=("x",) * 4, nu
 
 
 def layout(**settings: object) -> Layout:
-    return Layout.of(BACKBONE, InversionConfig(**settings), max_vectors=4)
+    return Layout.from_config(BACKBONE, InversionConfig(**settings), max_vectors=4)
 
 
 def tensors(seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -27,12 +27,12 @@ def tensors(seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 def test_an_adapter_as_one_block_and_back() -> None:
     adapter = AdapterLayout(BACKBONE, LORA)
-    blocks = torch.stack([adapter.join(tensors(seed)) for seed in (1, 2)])
+    blocks = torch.stack([adapter.flatten(tensors(seed)) for seed in (1, 2)])
     assert blocks.shape == (2, *adapter.shape)
     numbers = sum(half.numel() for pair in tensors(1).values() for half in pair)
     assert 0 <= blocks[0].numel() - numbers < 1024
     assert blocks[0].flatten()[numbers:].abs().sum() == 0
-    split = adapter.split(blocks)
+    split = adapter.unflatten(blocks)
     for seed in (1, 2):
         for name, (down, up) in tensors(seed).items():
             assert torch.equal(split[name][0][seed - 1], down)
@@ -45,7 +45,7 @@ def test_an_adapter_as_one_block_and_back() -> None:
 def test_an_adapter_of_another_shape() -> None:
     other = {name: (down[:2], up[:, :2]) for name, (down, up) in tensors(1).items()}
     with pytest.raises(ValueError, match="does not fit the model or the adapter settings"):
-        AdapterLayout(BACKBONE, LORA).join(other)
+        AdapterLayout(BACKBONE, LORA).flatten(other)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_an_adapter_of_another_shape() -> None:
 def test_rows_are_the_concepts_and_then_the_auxiliary(settings: dict[str, object], auxiliary: int) -> None:
     one = layout(**settings)
     assert one.shapes(CONCEPT, 5) == {key: (2 + auxiliary, dim) for key, dim in DIMS.items()}
-    parameters = one.beginning(CONCEPT, 5, seed=0, start=None)
+    parameters = one.initial_parameters(CONCEPT, 5, seed=0, start=None)
     assert {key: tuple(rows.shape) for key, rows in parameters.items()} == one.shapes(CONCEPT, 5)
     assert one.max_rows >= 4 + auxiliary
     kept = one.embedding(CONCEPT, parameters, {"step": "3"})
@@ -66,7 +66,7 @@ def test_rows_are_the_concepts_and_then_the_auxiliary(settings: dict[str, object
 
 
 def test_a_photos_row_is_drawn_from_the_vocabularys_distribution() -> None:
-    parameters = layout(per_image_tokens=True).beginning(CONCEPT, 32, seed=0, start=None)
+    parameters = layout(per_image_tokens=True).initial_parameters(CONCEPT, 32, seed=0, start=None)
     for key, table in BACKBONE.token_tables.items():
         rows = parameters[key][2:]
         assert rows.mean() == pytest.approx(float(table.weight.mean()), abs=0.05)
@@ -91,12 +91,13 @@ def test_a_causal_adapter_acts_from_the_concepts_own_rows_on() -> None:
     """Not from a row that only helps, and in each prompt by the concept whose sample it is."""
     one = layout(adapter=AdapterConfig(kind="causal", targets=("fc2",)), augment=AugmentConfig(paired=1))
     rows = one.max_rows
-    own = torch.zeros(2, rows)
-    own[0, :1], own[1, :2] = 1, 1
+    is_placeholder_row = torch.zeros(2, rows)
+    is_placeholder_row[0, :1] = 1
+    is_placeholder_row[1, :2] = 1
     prompts = [[5, VOCAB_SIZE + 3, 6, VOCAB_SIZE, 7], [5, VOCAB_SIZE + rows + 1, 6]]
     ids = torch.tensor([BACKBONE.assemble(prompt) for prompt in prompts])
     values = {ADAPTER: torch.zeros(2, *one.adapter.shape)}
-    (batch,) = one.adapters(values, ids, own)
+    (batch,) = one.adapters(values, ids, is_placeholder_row)
     assert batch.concept.tolist() == [0, 1]
     assert batch.positions[0].nonzero().flatten().tolist() == [4, 5, 6]  # its row, the word after it, the end
     assert batch.positions[1].nonzero().flatten().tolist() == [2, 3, 4]

@@ -8,7 +8,17 @@ import torch
 from safetensors.torch import save
 
 from textual_inversion.concept import Concept
-from textual_inversion.slots import Slot, SlotState, curve_points, curve_tensor, eval_points, eval_tensor
+from textual_inversion.slots import (
+    Slot,
+    SlotState,
+    curve_points,
+    curve_tensor,
+    eval_points,
+    eval_tensor,
+    flatten,
+    step_counts,
+    unflatten,
+)
 from textual_inversion.stopping import CurvePoint, EvalLoss
 from textual_inversion.training_data import TrainingData
 
@@ -35,7 +45,7 @@ def test_bytes_and_back() -> None:
 
 def test_the_beginning_comes_back_too() -> None:
     rows = {"clip_l": torch.randn(2, 8)}
-    after = SlotState.from_bytes(SlotState.beginning(rows).to_bytes())
+    after = SlotState.from_bytes(SlotState.initial(rows).to_bytes())
     assert torch.equal(after.start["clip_l"], rows["clip_l"])
     assert torch.equal(after.parameters["clip_l"], rows["clip_l"])
     assert after.exp_avg["clip_l"].abs().sum() == 0
@@ -46,15 +56,72 @@ def test_the_beginning_comes_back_too() -> None:
 def test_the_last_good_state_comes_back_too() -> None:
     now = replace(state(), setbacks=1)
     earlier = {part: {"clip_l": torch.randn(2, 8), "clip_g": torch.randn(2, 4)} for part in PARTS if part != "start"}
-    now = replace(now, good=now.back_at(1, earlier))
+    now = replace(now, last_good=now.at_step(1, earlier))
     after = SlotState.from_bytes(now.to_bytes())
     assert after.to_bytes() == now.to_bytes()
     assert after.setbacks == 1
-    assert after.good is not None
-    assert after.good.step == len(after.good.curve) == 1
-    assert torch.equal(after.good.exp_avg["clip_g"], earlier["exp_avg"]["clip_g"])
-    assert torch.equal(after.good.start["clip_l"], now.start["clip_l"])
-    assert eval_points(after.good.eval_losses) == [EvalLoss(1, 0.25)]
+    assert after.last_good is not None
+    assert after.last_good.step == len(after.last_good.curve) == 1
+    assert torch.equal(after.last_good.exp_avg["clip_g"], earlier["exp_avg"]["clip_g"])
+    assert torch.equal(after.last_good.start["clip_l"], now.start["clip_l"])
+    assert eval_points(after.last_good.eval_losses) == [EvalLoss(1, 0.25)]
+
+
+def numbered(start: float, **shapes: tuple[int, int]) -> dict[str, torch.Tensor]:
+    return {name: start + torch.arange(float(rows * dim)).view(rows, dim) for name, (rows, dim) in shapes.items()}
+
+
+ROWS = {"bert": (2, 3), "clip_l": (2, 4)}
+CHECKPOINT = {
+    "step": torch.tensor([2]),
+    "curve": torch.tensor([[1.0, 0.5, 0.25], [2.0, 0.125, 0.0625]]),
+    "frozen_losses": torch.tensor([[1.0, 0.75], [2.0, 0.875]]),
+    "setbacks": torch.tensor([1]),
+    **{f"parameters.{name}": tensor for name, tensor in numbered(1, **ROWS, adapter=(1, 8)).items()},
+    **{f"exp_avg.{name}": tensor for name, tensor in numbered(2, **ROWS, adapter=(1, 8)).items()},
+    **{f"exp_avg_sq.{name}": tensor for name, tensor in numbered(3, **ROWS, adapter=(1, 8)).items()},
+    **{f"best.{name}": tensor for name, tensor in numbered(4, **ROWS, adapter=(1, 8)).items()},
+    **{f"start.{name}": tensor for name, tensor in numbered(5, **ROWS).items()},
+    "good.step": torch.tensor([1]),
+    **{f"good.parameters.{name}": tensor for name, tensor in numbered(6, **ROWS, adapter=(1, 8)).items()},
+    **{f"good.exp_avg.{name}": tensor for name, tensor in numbered(7, **ROWS, adapter=(1, 8)).items()},
+    **{f"good.exp_avg_sq.{name}": tensor for name, tensor in numbered(8, **ROWS, adapter=(1, 8)).items()},
+    **{f"good.best.{name}": tensor for name, tensor in numbered(9, **ROWS, adapter=(1, 8)).items()},
+}
+"""A checkpoint as it lies in a store: its keys are a file format."""
+
+
+def test_the_keys_of_a_checkpoint() -> None:
+    state = SlotState.from_bytes(save(CHECKPOINT))
+    assert (state.step, state.setbacks) == (2, 1)
+    assert torch.equal(state.parameters["adapter"], 1 + torch.arange(8.0).view(1, 8))
+    assert torch.equal(state.exp_avg["bert"], 2 + torch.arange(6.0).view(2, 3))
+    assert set(state.start) == {"bert", "clip_l"}
+    assert state.last_good is not None
+    assert (state.last_good.step, state.last_good.curve.tolist()) == (1, [[1.0, 0.5, 0.25]])
+    assert torch.equal(state.last_good.exp_avg_sq["clip_l"], 8 + torch.arange(8.0).view(2, 4))
+    assert state.last_good.eval_losses.tolist() == [[1.0, 0.75]]
+    assert state.to_bytes() == save(CHECKPOINT)
+
+
+def test_an_older_checkpoint_has_no_state_to_roll_back_to() -> None:
+    older = {name: t for name, t in CHECKPOINT.items() if not name.startswith(("good.", "best.", "setbacks"))}
+    state = SlotState.from_bytes(save(older))
+    assert (state.setbacks, state.last_good, state.best) == (0, None, {})
+    assert state.to_bytes() == save(older)
+
+
+@pytest.mark.parametrize("key", ["good.step", "step", "curve", "frozen_losses"])
+def test_a_checkpoint_without_one_of_its_numbers(key: str) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint .* is damaged"):
+        SlotState.from_bytes(save({name: tensor for name, tensor in CHECKPOINT.items() if name != key}))
+
+
+def test_flatten_and_back() -> None:
+    groups = {"": {"step": torch.ones(1)}, "good": {"step": torch.ones(2)}, "good.best": {"clip_l": torch.ones(3)}}
+    flat = flatten(groups)
+    assert list(flat) == ["step", "good.step", "good.best.clip_l"]
+    assert unflatten(flat) == groups
 
 
 def test_another_versions_bytes() -> None:
@@ -74,16 +141,25 @@ def test_an_empty_curve() -> None:
     assert curve_points(curve_tensor([])) == []
 
 
-def test_the_first_point_that_is_not_finite_is_the_last() -> None:
+def slot(index: int = 0, step: int = 3, first_steps: tuple[int, ...] = (0,)) -> Slot:
     concept = Concept(concept_id="c", placeholder_token="<c>", images=("x",))
-    material = TrainingData(
-        moments=torch.empty(0), mask=None, features=None, prompts=torch.empty(0), plain=torch.empty(0), per_image=None,
-        joins=(0,),
-    )  # fmt: skip
-    slot = Slot(place=0, concept=concept, material=material, num_vectors={}, start={}, step=3, started=0.0)
+    none = torch.empty(0)
+    data = TrainingData(
+        moments=none, mask=None, features=None, prompts=none, plain=none, per_image=None, first_steps=first_steps
+    )
+    return Slot(index=index, concept=concept, data=data, num_vectors={}, start={}, step=step, started=0.0)
+
+
+def test_the_first_point_that_is_not_finite_is_the_last() -> None:
+    one = slot()
     for loss in (0.5, math.inf, 0.5):
-        slot.note(loss, 1.0, 0.25, {})
-    assert [point.step for point in slot.curve] == [1, 2]
-    assert [look.step for look in slot.eval_losses] == [1, 2]
-    assert slot.error
-    assert "not finite at step 2 (loss inf)" in slot.error
+        one.add_step(loss, 1.0, 0.25, {})
+    assert [point.step for point in one.curve] == [1, 2]
+    assert [evaluation.step for evaluation in one.eval_losses] == [1, 2]
+    assert one.error
+    assert "not finite at step 2 (loss inf)" in one.error
+
+
+def test_rows_that_become_active_later_have_fewer_steps() -> None:
+    slots = [slot(0, step=4, first_steps=(0, 3, 5)), None, slot(2, step=2)]
+    assert step_counts(slots, 4).tolist() == [[4, 1, 0, 4], [0, 0, 0, 0], [2, 2, 2, 2]]

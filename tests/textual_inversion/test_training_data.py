@@ -14,7 +14,7 @@ from textual_inversion.objective import Batch
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS
 from textual_inversion.prompts import OBJECT_TEMPLATES
 from textual_inversion.timesteps import uniform
-from textual_inversion.training_data import TrainingData, material
+from textual_inversion.training_data import TrainingData, progressive_schedule
 
 BACKBONE = ToyBackbone()
 CONCEPT = Concept(concept_id="c", placeholder_token="<c>", images=("x", "y"), initializer="toy", num_vectors=2)
@@ -45,7 +45,7 @@ def views_of(drawn: Batch) -> Tensor:
 
 
 def test_the_order_of_the_draws() -> None:
-    drawn = draw(material(CONCEPT, VIEWS, InversionConfig(), BACKBONE), size=8)
+    drawn = draw(TrainingData.from_views(CONCEPT, VIEWS, InversionConfig(), BACKBONE), size=8)
     generator = torch.Generator().manual_seed(1)
     view = torch.randint(4, (8,), generator=generator)
     eps, noise = (torch.randn(8, *BACKBONE.latent_shape, generator=generator) for _ in range(2))
@@ -61,14 +61,14 @@ def test_the_order_of_the_draws() -> None:
 
 def test_a_view_keeps_its_mask() -> None:
     mask = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 4, 4)
-    drawn = draw(material(CONCEPT, dataclasses.replace(VIEWS, mask=mask), InversionConfig(), BACKBONE))
+    drawn = draw(TrainingData.from_views(CONCEPT, dataclasses.replace(VIEWS, mask=mask), InversionConfig(), BACKBONE))
     assert drawn.mask is not None
     assert torch.equal(drawn.mask[:, 0, 0, 0], views_of(drawn).float())
 
 
 def test_a_caption_goes_with_its_photo() -> None:
     concept = dataclasses.replace(CONCEPT, captions=("a {} on a sofa", "my {} outside"))
-    drawn = draw(material(concept, VIEWS, InversionConfig(), BACKBONE))
+    drawn = draw(TrainingData.from_views(concept, VIEWS, InversionConfig(), BACKBONE))
     expected = [ids_of("a", *ROWS, "on a sofa"), ids_of("my", *ROWS, "outside")]
     assert drawn.ids.tolist() == [expected[VIEWS.photo[view]] for view in views_of(drawn)]
 
@@ -78,7 +78,7 @@ def test_a_view_is_told_by_its_augmentation_tokens() -> None:
     concept = dataclasses.replace(CONCEPT, captions=("a photo of a {}",) * 2)
     names = list(AUGMENTATION_TOKENS)
     row = {name: VOCAB_SIZE + 2 + names.index(name) for name in names}
-    told = material(concept, VIEWS, InversionConfig(augment=AugmentConfig(paired=1)), BACKBONE)
+    told = TrainingData.from_views(concept, VIEWS, InversionConfig(augment=AugmentConfig(paired=1)), BACKBONE)
     before = [[], [row["hflip"]], [], [row["zoom-in"], row["grayscale"]]]
     drawn = draw(told)
     assert drawn.ids.tolist() == [ids_of("a", *before[view], "photo of a", *ROWS) for view in views_of(drawn)]
@@ -86,7 +86,7 @@ def test_a_view_is_told_by_its_augmentation_tokens() -> None:
 
 def test_a_quarter_of_the_prompts_names_the_photo() -> None:
     concept = dataclasses.replace(CONCEPT, captions=("a photo of a {}",) * 2)
-    drawn = draw(material(concept, VIEWS, InversionConfig(per_image_tokens=True), BACKBONE), size=4000)
+    drawn = draw(TrainingData.from_views(concept, VIEWS, InversionConfig(per_image_tokens=True), BACKBONE), size=4000)
     plain = ids_of("a photo of a", *ROWS)
     named = [ids_of("a photo of a", *ROWS, "with", VOCAB_SIZE + 2 + photo) for photo in (0, 1)]
     names_it = 0
@@ -97,25 +97,33 @@ def test_a_quarter_of_the_prompts_names_the_photo() -> None:
 
 
 def test_per_image_tokens_leave_the_other_draws_as_they_are() -> None:
-    plain = draw(material(CONCEPT, VIEWS, InversionConfig(), BACKBONE))
-    named = draw(material(CONCEPT, VIEWS, InversionConfig(per_image_tokens=True), BACKBONE))
+    plain = draw(TrainingData.from_views(CONCEPT, VIEWS, InversionConfig(), BACKBONE))
+    named = draw(TrainingData.from_views(CONCEPT, VIEWS, InversionConfig(per_image_tokens=True), BACKBONE))
     for part in ("latents", "noise", "timesteps"):
         assert torch.equal(getattr(plain, part), getattr(named, part))
 
 
 def test_prompts_grow_with_the_vectors_that_have_joined() -> None:
     concept = dataclasses.replace(CONCEPT, num_vectors=3, captions=("a {}",) * 2)
-    growing = material(concept, VIEWS, InversionConfig(progressive=True, steps=6), BACKBONE)
+    growing = TrainingData.from_views(concept, VIEWS, InversionConfig(progressive=True, steps=6), BACKBONE)
     seen = {step: draw(growing, size=1, step=step).ids[0].tolist() for step in range(7)}
     one, two, three = (ids_of("a", *range(VOCAB_SIZE, VOCAB_SIZE + n)) for n in (1, 2, 3))
     assert seen == {0: one, 1: one, 2: two, 3: two, 4: three, 5: three, 6: three}
-    whole = material(concept, VIEWS, InversionConfig(steps=6), BACKBONE)
+    whole = TrainingData.from_views(concept, VIEWS, InversionConfig(steps=6), BACKBONE)
     assert [draw(whole, size=1, step=step).ids[0].tolist() for step in (0, 5)] == [three, three]
+
+
+def test_progressive_vectors_join_as_the_paper_says() -> None:
+    assert progressive_schedule(6000, 3) == (0, 2000, 4000)
+    assert progressive_schedule(7, 3) == (0, 3, 5)
+    assert progressive_schedule(2, 4) == (0, 1, 1, 2)
+    assert progressive_schedule(500, 1) == (0,)
+    assert progressive_schedule(0, 3) == (0, 0, 0)
 
 
 def test_the_class_cue_follows_the_rows() -> None:
     concept = dataclasses.replace(CONCEPT, captions=("a {} here",) * 2)
-    drawn = draw(material(concept, VIEWS, InversionConfig(class_cue=True), BACKBONE), size=1)
+    drawn = draw(TrainingData.from_views(concept, VIEWS, InversionConfig(class_cue=True), BACKBONE), size=1)
     assert drawn.ids[0].tolist() == ids_of("a", *ROWS, "toy here")
 
 
@@ -123,7 +131,7 @@ def test_features_are_those_of_the_views_as_decoded() -> None:
     def features(pixels: Tensor) -> Tensor:
         return pixels.flatten(1)[:, :5]
 
-    drawn = draw(material(CONCEPT, VIEWS, InversionConfig(), BACKBONE, features))
+    drawn = draw(TrainingData.from_views(CONCEPT, VIEWS, InversionConfig(), BACKBONE, features))
     expected = features(BACKBONE.decode(VIEWS.moments[:, 0]))
     torch.testing.assert_close(drawn.features, expected[views_of(drawn)])
 
@@ -131,4 +139,4 @@ def test_features_are_those_of_the_views_as_decoded() -> None:
 def test_a_prompt_that_does_not_fit() -> None:
     concept = dataclasses.replace(CONCEPT, captions=("a {} " + "very " * 25,) * 2)
     with pytest.raises(ValueError, match=r"prompt 'a \{\} very"):
-        material(concept, VIEWS, InversionConfig(), BACKBONE)
+        TrainingData.from_views(concept, VIEWS, InversionConfig(), BACKBONE)

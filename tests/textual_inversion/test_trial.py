@@ -13,7 +13,7 @@ import torch
 from tests.toy_backbone import ToyBackbone
 from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig
 from textual_inversion.engine import Engine
-from textual_inversion.training_data import material
+from textual_inversion.training_data import TrainingData
 from textual_inversion.trial import choose_slots, samples_per_second
 
 
@@ -80,7 +80,7 @@ def test_only_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(backbone, "predict", note("step", predict))
     monkeypatch.setattr("textual_inversion.trial.Engine", note("engine", Engine))
-    monkeypatch.setattr("textual_inversion.engine.material", note("concept", material))
+    monkeypatch.setattr(TrainingData, "from_views", note("concept", TrainingData.from_views))
     monkeypatch.setattr("textual_inversion.trial.time", SimpleNamespace(perf_counter=note("clock", time.perf_counter)))
     samples_per_second(backbone, InversionConfig(), 2)
     steps = ["step"] * 4

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,9 @@ from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.config import StopConfig
 from textual_inversion.engine import Engine
 from textual_inversion.formats import parse_diffusers
-from textual_inversion.slots import Slot, SlotState
+from textual_inversion.objective import Batch
+from textual_inversion.slots import SlotState
+from textual_inversion.training_data import TrainingData
 
 
 @pytest.fixture(scope="module")
@@ -463,14 +466,20 @@ def test_draining_without_checkpoints_waits_for_nothing(
 
 def without_memory_for(monkeypatch: pytest.MonkeyPatch, slots: int, from_step: int = 0) -> None:
     """A device that has no memory for a step with so many slots, or more, once a concept is that far."""
-    passes = Engine._losses_and_gradients
+    make, draw, last_slots = Engine.__init__, TrainingData.draw, 0
 
-    def crowded(self: Engine, learning: list[Slot]) -> object:
-        if len(self._slots) >= slots and any(slot.step >= from_step for slot in learning):
+    def making(self: Engine, *arguments: Any, **options: Any) -> None:
+        nonlocal last_slots
+        last_slots = options["slots"]
+        make(self, *arguments, **options)
+
+    def crowded(self: TrainingData, generator: torch.Generator, size: int, step: int, *rest: Any) -> Batch:
+        if last_slots >= slots and step >= from_step:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return passes(self, learning)
+        return draw(self, generator, size, step, *rest)
 
-    monkeypatch.setattr(Engine, "_losses_and_gradients", crowded)
+    monkeypatch.setattr(Engine, "__init__", making)
+    monkeypatch.setattr(TrainingData, "draw", crowded)
 
 
 @pytest.mark.parametrize("from_step", [0, 3])
