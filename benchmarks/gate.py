@@ -34,8 +34,11 @@ from pipeline.inputs.manifest import ManifestRow, read_manifest
 from pipeline.inputs.models import locate
 from pipeline.ledger.digest import digest
 from pipeline.ledger.gate import BELOW
-from pipeline.ledger.plan import EVERY, ConceptTask, settings_path
+from pipeline.ledger.plan import ConceptTask, settings_path
 from pipeline.ledger.records import ConceptRecord, Try, load_records
+from pipeline.ledger.selection import ALL_CONCEPTS
+from pipeline.report.run_stats import RetryStats
+from pipeline.stages import make_plan
 from pipeline.store.addresses import read_bytes
 from pipeline.store.storage import ConceptFolder, RunStore
 from textual_inversion.concept import Concept
@@ -97,18 +100,18 @@ def night(options: argparse.Namespace, seed: int) -> tuple[list[object], list[Cl
     """One seed: a row of the first table, and what became of the concepts below the gate."""
     config = configured(options, seed)
     store = RunStore(config.output)
-    plan, settings = run.make_plan(config, store)
+    plan, settings = make_plan(config, store)
     store.put(settings_path(digest(settings)), json.dumps(settings).encode())
     began = time.perf_counter()
     for record in learned_here(config, plan.tasks(read_manifest(config.manifest)), "", 0):
         if record.status == "failed":
             raise ValueError(f"{record.concept_id}: {record.error}")
         if record.gate == BELOW and config.gate.ladder:
-            plan.below[record.concept_id] = record.fingerprint
+            plan.awaiting_retry[record.concept_id] = record.fingerprint
     first_s = time.perf_counter() - began
-    gate_retries.retry_below_gate(config, store, plan, EVERY, learned_here, gate_retries.RetryStats())
+    gate_retries.retry_below_gate(config, store, plan, ALL_CONCEPTS, learned_here, RetryStats())
     seconds = time.perf_counter() - began
-    records = list(load_records(store, plan.current))
+    records = list(load_records(store, plan.carried))
     found = list(climbed(config, records))
     steps = sum((record.tries[0] if record.tries else record).steps for record in records)
     again = sum(one.steps for record in records for one in record.tries[1:])

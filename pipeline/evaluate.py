@@ -33,10 +33,11 @@ from pipeline.bulk.stage import Stage, run_stage
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
 from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
-from pipeline.inputs.models import portable
+from pipeline.inputs.resolve import resolve_addresses
 from pipeline.ledger.records import latest, load_records
 from pipeline.report.logs import configure_logs
 from pipeline.report.run_summary import SHOWN_FAILURES
+from pipeline.stages import connect
 from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.errors import describe_error
 from pipeline.store.redact import redact
@@ -88,8 +89,7 @@ def prepare(options: argparse.Namespace) -> tuple[RunConfig, int]:
     if is_run:
         made_with = json.loads(store.get("run.json"))["config"]
         toml = read_bytes(absolute(recipe(options.config))).decode() if options.config else ""
-        config = load_config(toml, overrides, base=made_with, output=store.root, model=options.model)
-        config = dataclasses.replace(config, model=portable(config.model), extractor=portable(config.extractor))
+        config = resolve_addresses(load_config(toml, overrides, base=made_with, output=store.root, model=options.model))
     else:
         config = run.configure(
             argparse.Namespace(
@@ -101,8 +101,6 @@ def prepare(options: argparse.Namespace) -> tuple[RunConfig, int]:
                 set=overrides,
             )
         )
-    evaluation = dataclasses.replace(config.evaluation, dino=portable(config.evaluation.dino))
-    config = dataclasses.replace(config, evaluation=evaluation)
     if not config.extractor:
         raise ValueError(
             "no feature extractor: name a CLIP or SigLIP, for example --set extractor=openai/clip-vit-base-patch32"
@@ -134,7 +132,7 @@ def evaluate(config: RunConfig) -> int:
 
 def score_missing(config: RunConfig, protocol: Protocol, num_rows: int) -> dict[str, str]:
     """Draw and score the plan's rows; return the error that stopped the stage, under its name, or nothing."""
-    gpus, _ = run.connect(config)
+    gpus, _ = connect(config)
     from ray.exceptions import RayError
 
     from pipeline.bulk.scorer import Scorer

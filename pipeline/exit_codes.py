@@ -1,11 +1,11 @@
-"""Exit codes of the commands, as README lists them."""
+"""Exit codes of the commands."""
 
 OK = 0
 FAILED = 1
 """A concept, a row or a picture failed."""
 USAGE = 2
-"""The command cannot do what it was asked; nothing was begun."""
+"""The command cannot do what it was asked to; nothing was begun."""
 STOPPED = 75
-"""A signal ended the run; the same command goes on."""
+"""A signal ended the run; the same command continues it."""
 LATE = 76
-"""`--finish-by` ended the run; the same command goes on."""
+"""`--finish-by` ended the run; the same command continues it."""

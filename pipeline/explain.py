@@ -23,11 +23,11 @@ from pipeline.ledger.differences import input_differences, settings_differences
 from pipeline.ledger.digest import digest
 from pipeline.ledger.plan import fingerprint_inputs, settings_path
 from pipeline.ledger.records import ConceptRecord, from_json
-from pipeline.ledger.selection import unknown
+from pipeline.ledger.selection import unknown_concept
 from pipeline.report.run_status import no_run, read_run
 from pipeline.status import answer
 from pipeline.store.storage import ConceptFolder, RunStore
-from pipeline.times import duration, moment, span
+from pipeline.times import format_duration, format_rough_duration, format_utc
 
 
 @dataclass(kw_only=True)
@@ -127,7 +127,7 @@ def _refuse(store: RunStore, concept_id: str, manifest: str | None, run: Mapping
         known |= set(concept_ids(manifest)) if manifest else set()
     except ValueError:
         manifest = None
-    raise unknown(concept_id, known, f"{store.root} or manifest {manifest}" if manifest else store.root)
+    raise unknown_concept(concept_id, known, f"{store.root} or manifest {manifest}" if manifest else store.root)
 
 
 def _is_no_id(concept_id: str) -> bool:
@@ -202,7 +202,9 @@ def _judge(
             found.verdict, found.reason = "failed", present.error
         elif saved > failed:
             found.verdict = "learning"
-            found.reason = f"its checkpoint is {span(max(0.0, time.time() - saved))} old; a run goes on from it"
+            found.reason = (
+                f"its checkpoint is {format_rough_duration(max(0.0, time.time() - saved))} old; a run goes on from it"
+            )
         elif present is not None:
             found.verdict, found.reason = "failed", f"{present.error}; the next run tries it again"
         elif last is not None:
@@ -267,10 +269,10 @@ def describe(found: Explanation) -> Iterator[str]:
 
 
 def _attempt(record: ConceptRecord, is_present: bool) -> Iterator[str]:
-    when = moment(record.finished_at) or "at an unknown time"
+    when = format_utc(record.finished_at) or "at an unknown time"
     which = "the present fingerprint" if is_present else f"fingerprint {record.fingerprint}"
     tries = f", {record.attempts} calls" if record.attempts > 1 else ""
-    work = f", {record.steps:,} steps in {duration(record.seconds)}" if record.steps else ""
+    work = f", {record.steps:,} steps in {format_duration(record.seconds)}" if record.steps else ""
     yield f"  {when}  {record.status} under {which}{work}{tries}"
     if record.error:
         yield f"    {record.error}"

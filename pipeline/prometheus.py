@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from pipeline.ledger.records import ConceptRecord
-from pipeline.report.progress import Facts
+from pipeline.report.progress import ProgressNumbers
 from pipeline.store.errors import describe_error
 
 if TYPE_CHECKING:
@@ -66,17 +66,17 @@ class RunMetrics:
         (name,) = HISTOGRAMS
         self._seconds = Histogram(name, HISTOGRAMS[name], boundaries=list(_BOUNDARIES_S))
 
-    def observe(self, facts: Facts) -> None:
+    def observe(self, numbers: ProgressNumbers) -> None:
         """Take in what a progress line tells, with the driver's counts."""
         for name, counter in self._counters.items():
-            counter.reach(facts[name.removeprefix("concepts_")])
-        self._gauges["concepts_planned"].set(facts["total"])
-        self._gauges["concepts_left"].set(max(0, facts["total"] - facts["done"] - facts["failed"]))
-        self._gauges["concepts_in_flight"].set(facts["in_flight"])
-        self._gauges["actors_ready"].set(facts["ready"])
-        self._gauges["actors_starting"].set(facts["starting"])
-        if "seconds_left" in facts:
-            self._gauges["concepts_eta_seconds"].set(facts["seconds_left"])
+            counter.reach(numbers[name.removeprefix("concepts_")])
+        self._gauges["concepts_planned"].set(numbers["total"])
+        self._gauges["concepts_left"].set(max(0, numbers["total"] - numbers["done"] - numbers["failed"]))
+        self._gauges["concepts_in_flight"].set(numbers["in_flight"])
+        self._gauges["actors_ready"].set(numbers["ready"])
+        self._gauges["actors_starting"].set(numbers["starting"])
+        if "seconds_left" in numbers:
+            self._gauges["concepts_eta_seconds"].set(numbers["seconds_left"])
 
     def settled(self, record: ConceptRecord) -> None:
         """Take in how long a concept took."""

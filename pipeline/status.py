@@ -18,7 +18,7 @@ from pipeline.report.run_status import RunStatus, read_status
 from pipeline.store.errors import is_client_error
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
-from pipeline.times import duration, moment, span
+from pipeline.times import format_duration, format_rough_duration, format_utc
 
 _SHOWN_CAUSES, _SHOWN_NAMES = 10, 4
 
@@ -65,8 +65,8 @@ def describe(status: RunStatus) -> Iterator[str]:
 
 
 def _run_line(status: RunStatus) -> str:
-    quiet = span(status.quiet_s)
-    began = f"; began {moment(status.started_at)}" if status.started_at else ""
+    quiet = format_rough_duration(status.quiet_s)
+    began = f"; began {format_utc(status.started_at)}" if status.started_at else ""
     if status.alive:
         return f"{status.stage}, last wrote {quiet} ago{began}"
     if status.stage in ("ended", "stopped"):
@@ -112,13 +112,13 @@ def _paces(status: RunStatus) -> Iterator[tuple[str, str]]:
             line += f", {status.recent_per_hour:,.0f} of late"
         if status.seconds_left:
             most = "about" if status.looked_at == status.rows else "at most"
-            line += f"; {most} {span(status.seconds_left)} left"
+            line += f"; {most} {format_rough_duration(status.seconds_left)} left"
         yield "rate", line
     if status.median_s:
-        yield "median", f"{duration(status.median_s)} a concept"
+        yield "median", f"{format_duration(status.median_s)} a concept"
     for number, facts in enumerate(status.slowest):
         tries = f", {facts.attempts} attempts" if facts.attempts > 1 else ""
-        text = f"{facts.concept_id}, {duration(facts.seconds)}, {facts.steps:,} steps{tries}"
+        text = f"{facts.concept_id}, {format_duration(facts.seconds)}, {facts.steps:,} steps{tries}"
         yield "" if number else "slowest", text
 
 

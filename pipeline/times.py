@@ -1,4 +1,4 @@
-"""Times: the moment a run is to end, the time as records write it, and durations as people read them."""
+"""Times: the moment when a run is to end, the time as records write it, and durations as people read them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _UNITS = {"h": "hours", "m": "minutes", "s": "seconds"}
 
 
 class DeadlinePassed(Exception):
-    """Raised in the main thread, in the middle of whatever it does."""
+    """Raised in the main thread by `interrupting`, in the middle of whatever the thread does."""
 
 
 @contextmanager
 def interrupting(until: float) -> Iterator[None]:
-    """Raise DeadlinePassed in the block at a time, in seconds since 1970. For the main thread alone."""
+    """Raise DeadlinePassed in the block at `until`, in seconds since 1970. Works in the main thread alone."""
     if until == math.inf:
         yield
         return
@@ -28,29 +28,30 @@ def interrupting(until: float) -> Iterator[None]:
     def ring(_signal: int, _frame: object) -> None:
         raise DeadlinePassed
 
-    handler, began = signal.signal(signal.SIGALRM, ring), time.time()
+    before = signal.signal(signal.SIGALRM, ring)
+    began = time.time()
     others_s, _ = signal.setitimer(signal.ITIMER_REAL, max(1e-3, until - began))
     try:
         yield
     finally:
-        # there is one such timer a process, and somebody may wait for it already
+        # A process has one such timer, and other code may be waiting for it.
         signal.setitimer(signal.ITIMER_REAL, others_s and max(1e-3, others_s - (time.time() - began)))
-        signal.signal(signal.SIGALRM, handler)
+        signal.signal(signal.SIGALRM, before)
 
 
-def moment_named(text: str | None, now: datetime.datetime | None = None) -> float:
-    """Seconds since 1970; infinity for None. `now` has a time zone; times without one are in that of this machine.
+def parse_deadline(text: str | None, now: datetime.datetime | None = None) -> float:
+    """Return the moment that `text` names, in seconds since 1970; infinity for None.
 
-    `+6h`, `+90m`, `+30s`: from now. A date and time in ISO 8601. `06:00`: the next one, or the one that has just
-    passed, up to six hours ago: a job that its scheduler starts again after the deadline ends at once, not the day
-    after.
-    Raises ValueError for anything else.
+    `+6h`, `+90m` and `+30s` count from `now`. A date and time is in ISO 8601. `06:00` is the next one, or the one that
+    passed at most six hours ago: a job that its scheduler starts again after the deadline ends at once, not a day
+    later. `now` has a time zone; a time without one is in the zone of this machine. Raises ValueError for anything
+    else.
     """
     if text is None:
         return math.inf
     now = now or datetime.datetime.now().astimezone()
-    if span := re.fullmatch(r"\+(\d+(?:\.\d+)?)([hms])", text):
-        return (now + datetime.timedelta(**{_UNITS[span[2]]: float(span[1])})).timestamp()
+    if delay := re.fullmatch(r"\+(\d+(?:\.\d+)?)([hms])", text):
+        return (now + datetime.timedelta(**{_UNITS[delay[2]]: float(delay[1])})).timestamp()
     if clock := re.fullmatch(r"(\d{1,2}):(\d{2})", text):
         hour, minute = int(clock[1]), int(clock[2])
         if hour < 24 and minute < 60:
@@ -67,31 +68,31 @@ def moment_named(text: str | None, now: datetime.datetime | None = None) -> floa
 
 
 def now(precision: str = "seconds") -> str:
-    """The time as records write it: UTC, ISO 8601."""
+    """Return the time as records write it: UTC, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec=precision)
 
 
-def format_seconds(seconds: float) -> str:
-    """`75` -> `1:15`, `3700` -> `1:01:40`."""
+def format_clock(seconds: float) -> str:
+    """Format a duration like a clock: `1:15` for 75 seconds, `1:01:40` for 3700."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-def duration(seconds: float) -> str:
-    """`4.2 s`, `3 min 05 s` or `2 h 10 min`."""
+def format_duration(seconds: float) -> str:
+    """Format a duration with units: `4.2 s`, `3 min 05 s` or `2 h 10 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def span(seconds: float) -> str:
-    """As `duration`, in whole seconds; days from the third on."""
+def format_rough_duration(seconds: float) -> str:
+    """Format a duration like `format_duration`, in whole seconds, or in days from the third day on."""
     days = int(seconds // 86400)
-    return f"{days} days" if days > 2 else duration(round(seconds)).replace(".0 s", " s")
+    return f"{days} days" if days > 2 else format_duration(round(seconds)).replace(".0 s", " s")
 
 
-def moment(iso: str) -> str:
-    """ISO 8601 UTC as a person reads it."""
+def format_utc(iso: str) -> str:
+    """Format a UTC time in ISO 8601 as `2026-11-22 06:00:00 UTC`; empty for an empty text."""
     return f"{iso[:19].replace('T', ' ')} UTC" if iso else ""

@@ -1,4 +1,4 @@
-"""What has changed between two fingerprints, part by part, in words."""
+"""The differences between two fingerprints, in words: row, photos, masks and settings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ _MAX_VALUE = 80
 def input_differences(
     before: Mapping[str, Any], now: Mapping[str, Any], addresses_before: Sequence[str], addresses: Sequence[str]
 ) -> list[str]:
-    """Row, photos and masks that are not what they were; of two `plan.fingerprint_inputs` and the photos' addresses.
-    Settings are left to `settings_differences`."""
+    """Describe what differs in row, photos and masks between two `plan.fingerprint_inputs`.
+
+    The addresses are those of the photos; settings are left to `settings_differences`.
+    """
     found = [f"row: {line}" for line in tree_differences(before["concept"], now["concept"])]
-    found += _photos(before["images"], now["images"], addresses_before, addresses)
+    found += _photo_differences(before["images"], now["images"], addresses_before, addresses)
     masks_before, masks = before.get("masks", []), now.get("masks", [])
     if masks_before != masks:
         changed = f"{len(masks_before)} before, {len(masks)} now"
@@ -24,10 +26,14 @@ def input_differences(
 
 
 def settings_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Of two `plan.settings_of`; hashes are named by what they are of."""
-    hashes = {"model": "the model's files", "extractor": "the scoring CLIP's files",
-              "inversion.penalties.captions": "the file of captions", "inversion.init.earlier_run": "the earlier run",
-              "format": "this program's own format"}  # fmt: skip
+    """Describe what differs between two `plan.settings_of`; a hash is named by what it is the hash of."""
+    hashes = {
+        "model": "the model's files",
+        "extractor": "the feature extractor's files",
+        "inversion.penalties.captions": "the file of captions",
+        "inversion.init.earlier_run": "the earlier run",
+        "format": "this program's own format",
+    }
     flat_before, flat_now = dict(flatten(before)), dict(flatten(now))
     return [
         f"{hashes[name]} ({name})" if name in hashes else _changed(name, flat_before, flat_now)
@@ -37,14 +43,14 @@ def settings_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
 
 
 def tree_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`name: old -> new` for every field that differs."""
+    """Describe every field that differs as `name: old -> new`."""
     flat_before, flat_now = dict(flatten(before)), dict(flatten(now))
     names = dict.fromkeys((*flat_before, *flat_now))
     return [_changed(name, flat_before, flat_now) for name in names if flat_before.get(name) != flat_now.get(name)]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values; tuples as the lists that JSON makes of them."""
+    """Yield dotted names and values; tuples become lists, like in JSON."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")
@@ -62,21 +68,23 @@ def _short(value: Any) -> str:
     return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."
 
 
-def _photos(before: Sequence[str], now: Sequence[str], were: Sequence[str], are: Sequence[str]) -> Iterator[str]:
+def _photo_differences(
+    before: Sequence[str], now: Sequence[str], addresses_before: Sequence[str], addresses: Sequence[str]
+) -> Iterator[str]:
     if before == now:
         return
     if sorted(before) == sorted(now):
         yield "photos: the same in another order"
         return
-    # by address where it stayed, so that a photo overwritten in place is told from one taken away
-    old = dict(zip(were, before, strict=False))
-    overwritten = {uri for uri, identity in zip(are, now, strict=False) if old.get(uri, identity) != identity}
-    for number, (uri, identity) in enumerate(zip(are, now, strict=False), 1):
+    # Where the address stayed, photos are compared by address: one that was overwritten is not one that was removed.
+    old = dict(zip(addresses_before, before, strict=False))
+    overwritten = {uri for uri, identity in zip(addresses, now, strict=False) if old.get(uri, identity) != identity}
+    for number, (uri, identity) in enumerate(zip(addresses, now, strict=False), 1):
         if uri in overwritten:
             yield f"photo {number} has other bytes: {uri}"
         elif identity not in before:
             yield f"photo {number} is new: {uri}"
-    for uri, identity in zip(were, before, strict=False):
+    for uri, identity in zip(addresses_before, before, strict=False):
         if uri not in overwritten and identity not in now:
             yield f"a photo is gone: {uri}"
     if len(before) != len(now):

@@ -1,4 +1,4 @@
-"""Is a learned concept good enough, and which of several tries is the best? Arithmetic on scores alone."""
+"""The quality gate: decides from scores whether a learned concept is good enough and which try is the best."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _REFERENCES = ("clip_i_initializer", "clip_t_initializer")
 
 
 def shortfalls(scores: Mapping[str, float], gate: GateConfig) -> dict[str, float]:
-    """Bound of the gate -> how far the scores are below it, 0 where they reach it; only bounds that can be judged."""
+    """Return how far the scores are below each bound of the gate, by the bound's name; 0 where they reach it.
+
+    Bounds that are not set, or whose scores are missing, are left out.
+    """
     found = {}
     for score in ("clip_i", "clip_t"):
         start = scores.get(f"{score}_initializer")
@@ -25,22 +28,24 @@ def shortfalls(scores: Mapping[str, float], gate: GateConfig) -> dict[str, float
 
 
 def verdict(scores: Mapping[str, float], gate: GateConfig) -> str:
-    """`passed` or `below`; empty if there is nothing to judge, or no bound to judge it by."""
-    missing = shortfalls(scores, gate)
-    return "" if not missing else BELOW if any(missing.values()) else PASSED
+    """Return `passed` or `below`; empty without scores or without bounds."""
+    found = shortfalls(scores, gate)
+    if not found:
+        return ""
+    return BELOW if any(found.values()) else PASSED
 
 
-def judge(record: ConceptRecord, gate: GateConfig) -> str:
-    """`verdict` of what a record keeps."""
+def gate_verdict(record: ConceptRecord, gate: GateConfig) -> str:
+    """Return the `verdict` on the scores that a record shows."""
     references = against_first(record.tries[0], record.tries) if record.tries else record.scores
     return verdict({**record.scores, **{name: references[name] for name in _REFERENCES if name in references}}, gate)
 
 
 def best(tries: Sequence[Try], gate: GateConfig) -> Try:
-    """The one that falls short by the least in all, then the one most like the photos, then the earliest.
+    """Return the try with the smallest sum of shortfalls; among equals the one with the highest CLIP-I, then the first.
 
-    All are held against the first one's initializer word, as another try may have begun from another word. Raises
-    ValueError if there is nothing to keep.
+    All tries are compared with the initializer word of the first one, because another try may have started from another
+    word. Raises ValueError if every try failed.
     """
     whole = [each for each in tries if not each.error]
     if not whole:
@@ -52,6 +57,6 @@ def best(tries: Sequence[Try], gate: GateConfig) -> Try:
 
 
 def against_first(one: Try, tries: Sequence[Try]) -> dict[str, float]:
-    """Its scores, with the initializer word's of the first try."""
+    """Return the scores of `one` with the initializer word's scores of the first try."""
     first = {name: tries[0].scores[name] for name in _REFERENCES if name in tries[0].scores}
     return {**one.scores, **first}

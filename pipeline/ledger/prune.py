@@ -1,8 +1,9 @@
-"""`--prune`: what the manifest and the settings of now no longer account for is deleted; nothing is without it.
+"""`--prune`: deletes what the present manifest and settings no longer account for.
 
-That is: all of concepts that have no row any more, and, of concepts whose present result is there, the results of
-earlier photos, rows and settings, tries that were not kept, and the pictures drawn with any of these. What has no
-present result yet keeps what it had. Evaluations and settings stay.
+Deleted are all objects of concepts that have no row any more. Of a concept with a present result, the results of
+earlier photos, rows and settings are deleted, the tries that were not kept, and the pictures drawn with any of these. A
+concept without a present result keeps all that it has. Evaluations and settings stay. Nothing is deleted without the
+option.
 """
 
 from __future__ import annotations
@@ -29,28 +30,30 @@ _SHOWN = 20
 
 
 @dataclass
-class _Folder:
+class _Found:
+    """The objects of one concept under one fingerprint."""
+
     bytes: int = 0
     is_done: bool = False
-    is_climbing: bool = False
-    """Its ladder has not ended: all its tries are needed."""
+    awaits_retry: bool = False
+    """The concept has tries left, so all its tries are needed."""
 
 
 @dataclass
 class Leftovers:
-    """What would be deleted."""
+    """Objects to delete."""
 
     removed: dict[str, int] = field(default_factory=dict)
-    """Concepts without a row -> bytes under `concepts/`."""
+    """Concepts without a row, by id -> bytes under `concepts/`."""
     superseded: dict[ConceptFolder, int] = field(default_factory=dict)
-    """Results of other photos, rows or settings, or tries that were not kept, of concepts with a row -> bytes."""
+    """Results of other photos, rows or settings and tries that were not kept, of concepts with a row -> bytes."""
     pictures: list[str] = field(default_factory=list)
-    """Objects drawn with any of these."""
+    """Paths of the pictures drawn with any of these."""
     num_rows: int = 0
-    """Rows that tell of pictures, in all parts."""
+    """Metadata rows of such pictures, in all parts."""
 
     def lines(self) -> Iterator[str]:
-        """For a person: some of it by name, and counts of all."""
+        """Yield lines for a person: the first few by name, and counts of all."""
         names = [f"concept {name}, which has no row" for name in self.removed]
         names += [f"{folder.root}, which is not the present result" for folder in self.superseded]
         yield from names[:_SHOWN]
@@ -64,80 +67,84 @@ class Leftovers:
 
 
 def find_leftovers(store: RunStore, manifest: str, plan: Plan) -> Leftovers:
-    """`plan` has seen the whole manifest. Raises ValueError if it cannot tell which concepts have a row."""
+    """Find what is to be deleted. `plan` must have read the whole manifest.
+
+    Raises ValueError if the manifest does not tell which concepts have a row.
+    """
     nameless = [row for row in plan.bad if row.concept_id is None]
-    if nameless or not plan.current:
+    if nameless or not plan.carried:
         what = f"{nameless[0].file}, row {nameless[0].row}: {nameless[0].reason}" if nameless else "it has no good row"
         raise ValueError(f"--prune: the manifest does not tell which concepts there still are ({what}); mend it first")
-    folders = _folders(store)
-    wanted = {_short(name) for name in concept_ids(manifest)}
+    found = _scan(store)
+    wanted = {_short_hash(concept_id) for concept_id in concept_ids(manifest)}
     bad = {row.concept_id for row in plan.bad}
     left = Leftovers()
-    kept = _kept_tries(store, folders, plan)
-    for name, mine in folders.items():
-        present = [mark for mark in mine if mark.encode() in plan.current]
-        if _short(name) not in wanted:
-            left.removed[name] = sum(folder.bytes for folder in mine.values())
-        elif name in bad or not any(mine[mark].is_done and not mine[mark].is_climbing for mark in present):
-            continue  # it has no present result, or not yet the last
-        else:
-            stale = {ConceptFolder(name, mark): found.bytes for mark, found in mine.items() if mark not in present}
-            left.superseded |= {folder: size for folder, size in stale.items() if folder not in kept}
-    gone = {folder.fingerprint for folder in left.superseded}
-    for _, _, is_gone, paths in _parts(store, left, gone):
-        left.num_rows += pc.sum(is_gone).as_py() or 0
-        left.pictures += paths
-    told = set(left.pictures)
-    stray = (path for name in left.removed for path, _ in store.scan(f"images/{name}"))
-    left.pictures += [path for path in stray if path not in told]
+    kept = _kept_tries(store, found, plan)
+    for concept_id, by_fingerprint in found.items():
+        present = [fingerprint for fingerprint in by_fingerprint if fingerprint.encode() in plan.carried]
+        has_result = any(by_fingerprint[each].is_done and not by_fingerprint[each].awaits_retry for each in present)
+        if _short_hash(concept_id) not in wanted:
+            left.removed[concept_id] = sum(objects.bytes for objects in by_fingerprint.values())
+        elif concept_id not in bad and has_result:
+            for fingerprint, objects in by_fingerprint.items():
+                folder = ConceptFolder(concept_id, fingerprint)
+                if fingerprint not in present and folder not in kept:
+                    left.superseded[folder] = objects.bytes
+    for part in _picture_parts(store, left):
+        left.num_rows += pc.sum(part.is_leftover).as_py() or 0
+        left.pictures += part.pictures
+    with_row = set(left.pictures)
+    of_removed = (path for concept_id in left.removed for path, _ in store.scan(f"images/{concept_id}"))
+    left.pictures += [path for path in of_removed if path not in with_row]
     return left
 
 
 def delete_leftovers(store: RunStore, left: Leftovers) -> None:
-    """Rows that tell of pictures first, then the pictures, then results: whatever is interrupted, what is still told of
-    is there."""
-    gone = {folder.fingerprint for folder in left.superseded}
-    for path, table, is_gone, _ in _parts(store, left, gone):
-        if pc.all(is_gone).as_py():
-            store.delete(path)
-        elif pc.any(is_gone).as_py():
+    """Delete metadata rows first, then their pictures, then results.
+
+    In this order, an interruption leaves no row whose picture is gone.
+    """
+    for part in _picture_parts(store, left):
+        if pc.all(part.is_leftover).as_py():
+            store.delete(part.path)
+        elif pc.any(part.is_leftover).as_py():
             buffer = io.BytesIO()
-            pq.write_table(table.filter(pc.invert(is_gone)), buffer)
-            store.put(path, buffer.getvalue())
+            pq.write_table(part.table.filter(pc.invert(part.is_leftover)), buffer)
+            store.put(part.path, buffer.getvalue())
     for path in left.pictures:
         store.delete(path)
     roots = [folder.root for folder in left.superseded] + [f"concepts/{name}" for name in left.removed]
     for root in roots:
-        # the records first: without one, the rest counts as nothing
+        # Records go first: without its record, a folder counts as nothing.
         for path in sorted(store.list(root), key=lambda path: not path.endswith("/record.json")):
             store.delete(path)
 
 
-def _folders(store: RunStore) -> dict[str, dict[str, _Folder]]:
-    """Concept id -> fingerprint -> what is there."""
-    found: dict[str, dict[str, _Folder]] = {}
+def _scan(store: RunStore) -> dict[str, dict[str, _Found]]:
+    """Return the objects under `concepts/`: concept id -> fingerprint -> what a listing tells of them."""
+    found: dict[str, dict[str, _Found]] = {}
     for path, size in store.scan("concepts"):
         folder = ConceptFolder.from_path(path)
         if folder is not None:
-            mine = found.setdefault(folder.concept_id, {}).setdefault(folder.fingerprint, _Folder())
-            mine.bytes += size
-            mine.is_done |= path == folder.record and size > 0
-            mine.is_climbing |= path == folder.ladder
+            objects = found.setdefault(folder.concept_id, {}).setdefault(folder.fingerprint, _Found())
+            objects.bytes += size
+            objects.is_done |= path == folder.record and size > 0
+            objects.awaits_retry |= path == folder.ladder
     return found
 
 
-def _kept_tries(store: RunStore, folders: dict[str, dict[str, _Folder]], plan: Plan) -> set[ConceptFolder]:
-    """Tries that present records keep; only concepts with several results can have one."""
-    several = [
-        ConceptFolder(name, mark)
-        for name, mine in folders.items()
-        if len(mine) > 1
-        for mark, found in mine.items()
-        if found.is_done and mark.encode() in plan.current
+def _kept_tries(store: RunStore, found: dict[str, dict[str, _Found]], plan: Plan) -> set[ConceptFolder]:
+    """Return the tries that present records keep, of concepts with several results."""
+    folders = [
+        ConceptFolder(concept_id, fingerprint)
+        for concept_id, by_fingerprint in found.items()
+        if len(by_fingerprint) > 1
+        for fingerprint, objects in by_fingerprint.items()
+        if objects.is_done and fingerprint.encode() in plan.carried
     ]
     kept = set()
-    for start in range(0, len(several), _BATCH):
-        batch = several[start : start + _BATCH]
+    for start in range(0, len(folders), _BATCH):
+        batch = folders[start : start + _BATCH]
         for folder, content in zip(batch, store.get_many(one.record for one in batch).values(), strict=True):
             if isinstance(content, OSError):
                 raise content
@@ -145,19 +152,32 @@ def _kept_tries(store: RunStore, folders: dict[str, dict[str, _Folder]], plan: P
     return kept
 
 
-def _parts(
-    store: RunStore, left: Leftovers, gone: set[str]
-) -> Iterator[tuple[str, pa.Table, pa.ChunkedArray, list[str]]]:
-    """Every part of the pictures' metadata: its path, its rows, which of them go, and those pictures' paths."""
+@dataclass(frozen=True, slots=True)
+class _PicturePart:
+    """One part of the pictures' metadata."""
+
+    path: str
+    table: pa.Table
+    is_leftover: pa.ChunkedArray
+    """Whether each row's picture is to be deleted, [rows] bool."""
+    pictures: list[str]
+    """Paths of the pictures to delete."""
+
+
+def _picture_parts(store: RunStore, left: Leftovers) -> Iterator[_PicturePart]:
+    """Read every part of the pictures' metadata."""
+    superseded = {folder.fingerprint for folder in left.superseded}
     for path in sorted(store.list(METADATA)):
         with open_for_reading(store.uri(path)) as file:
             table = read_table(file)
         rows = zip(table["concept_id"].to_pylist(), table["fingerprint"].to_pylist(), strict=True)
-        mask = [name in left.removed or mark in gone for name, mark in rows]
-        paths = [each for each, is_gone in zip(table["path"].to_pylist(), mask, strict=True) if is_gone and each]
-        yield path, table, pa.chunked_array([mask], pa.bool_()), paths
+        mask = [concept_id in left.removed or fingerprint in superseded for concept_id, fingerprint in rows]
+        pictures = [
+            picture for picture, is_left in zip(table["path"].to_pylist(), mask, strict=True) if is_left and picture
+        ]
+        yield _PicturePart(path, table, pa.chunked_array([mask], pa.bool_()), pictures)
 
 
-def _short(name: str) -> bytes:
-    """A concept's id in a few bytes, as many are remembered."""
-    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+def _short_hash(concept_id: str) -> bytes:
+    """Return a concept id in eight bytes, because those of the whole manifest are held."""
+    return hashlib.blake2b(concept_id.encode(), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""What became of a concept: a small JSON object, written last, from which results and report are derived."""
+"""A concept's record: a small JSON object, written last, from which results and report are derived."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BATCH = 500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
-    """Size and SHA-256 of an object, compared with what the store holds when it was written."""
+    """Size and SHA-256 of an object; both were compared with what the store holds when it was written."""
 
     bytes: int
     sha256: str
@@ -33,10 +33,10 @@ class StoredFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Try:
-    """A concept learned once, by some settings; what of it a record shows if it is kept."""
+    """One try: a concept learned with one set of settings. The record shows these fields of the try that is kept."""
 
     rung: str
-    """Settings it was learned with, as `gate.ladder` has them; empty for the run's own."""
+    """The entry of `gate.ladder` with the try's settings; empty for the run's own settings."""
     fingerprint: str
     initializer: str = ""
     start: str = ""
@@ -46,7 +46,7 @@ class Try:
     scores: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, StoredFile] = field(default_factory=dict)
     error: str = ""
-    """Why there is nothing to keep."""
+    """The error that left this try without a result; empty if it has one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,72 +63,72 @@ class ConceptRecord:
     status: Literal["done", "failed"]
     placeholder_token: str
     initializer: str = ""
-    """From the manifest, or as `init.method` 'auto' chose it."""
+    """The manifest's word, or the one that `init.method` 'auto' chose."""
 
     start: str = ""
-    """Where its rows started, in words: the method, what it chose, and why it did not."""
+    """Start of the learned rows, in words: the method, its choice, and the reason where it fell back to another."""
 
     category: str = "object"
     num_vectors: int = 1
     images: tuple[str, ...] = ()
-    """Addresses of the photos it was learned from."""
+    """Addresses of the photos."""
 
     error: str = ""
-    """Why it failed: one line, the cause first."""
+    """The error that ended a failed concept: one line, the cause first."""
 
     error_kind: str = ""
     """Kind of the error, one of `textual_inversion.errors.ErrorKind`; empty for finished concepts, and in records of
     before kinds were kept."""
 
     attempts: int = 1
-    """Calls it took, those lost with a dying actor included."""
+    """Calls of actors for this concept; those lost with a dying actor count."""
 
     quarantined: bool = False
-    """It failed because so many of its calls were lost as `actors.max_attempts` allows, not by its own input."""
+    """It failed because `actors.max_attempts` of its calls were lost, not because of its own input."""
 
     setbacks: int = 0
-    """Times its loss was not finite, and it went on from its last good state at a lower rate."""
+    """Times that its loss was not finite and it was rolled back to its last good state, with a lower learning rate."""
 
     repeated: int = 0
-    """Calls to storage that its actor made again, since the record before."""
+    """Calls to storage that its actor repeated since the actor's previous record."""
 
     steps: int = 0
     seconds: float = 0.0
-    """Wall time in its slot."""
+    """Wall time in a slot."""
 
     finished_at: str = ""
     """UTC, ISO 8601."""
 
     scores: Mapping[str, float] = field(default_factory=dict)
-    """`clip_i`, `clip_t` and the like, from the sample pictures; empty without an extractor."""
+    """Scores of the sample pictures by name, `clip_i` and `clip_t` among them; empty without a feature extractor."""
 
     files: Mapping[str, StoredFile] = field(default_factory=dict)
-    """Name in the concept's folder -> what lies there."""
+    """Files of the concept's folder, by name."""
 
     carried: Mapping[str, Any] = field(default_factory=dict)
-    """The manifest's other columns."""
+    """The manifest's other columns, as JSON values."""
 
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """What the fingerprint is the digest of (`plan.fingerprint_inputs`), so that a later change can be named; empty in
-    records of before this was kept."""
+    """The value whose digest is the fingerprint (`plan.fingerprint_inputs`), so that a later change can be named; empty
+    in records of releases that did not keep it."""
 
     gate: str = ""
-    """`passed` or `below`, as its scores were judged; empty without scores or bounds."""
+    """The gate's verdict on the scores, `passed` or `below`; empty without scores or bounds."""
 
     tries: tuple[Try, ...] = ()
-    """Its own and those after it, if it was below the gate and learned again with other settings."""
+    """The first try and those with other settings, where the concept was below the gate and was learned again."""
 
     kept: str = ""
-    """Fingerprint of the try that is kept: the files, scores and steps are of that one. Empty for its own."""
+    """Fingerprint of the try that is kept, whose files, scores and steps these are; empty if it is the first."""
 
     @property
     def folder(self) -> ConceptFolder:
-        """Where the record is."""
+        """The folder of the record."""
         return ConceptFolder(self.concept_id, self.fingerprint)
 
     @property
     def result(self) -> ConceptFolder:
-        """Where the embedding, grid and curve are."""
+        """The folder of the embedding, grid and curve."""
         return ConceptFolder(self.concept_id, self.kept or self.fingerprint)
 
 
@@ -142,11 +142,12 @@ _CACHE_SCHEMA = pa.schema(
 
 
 def to_json(record: ConceptRecord) -> bytes:
+    """Return the JSON text of a record."""
     return json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False).encode()
 
 
 def from_json(data: bytes) -> ConceptRecord:
-    """Raises ValueError naming what is missing or wrong."""
+    """Parse a record. Raises ValueError naming the keys that are missing or wrong."""
     try:
         return _ADAPTER.validate_json(data)
     except ValidationError as error:
@@ -155,56 +156,57 @@ def from_json(data: bytes) -> ConceptRecord:
 
 
 def put_record(store: RunStore, record: ConceptRecord) -> None:
-    """Write it where its status says. For a finished concept this is the last write of all: it makes it done."""
+    """Write a record under the name for its status. A done concept's record is its last object: it makes it done."""
     path = record.folder.record if record.status == "done" else record.folder.failure
     store.put(path, to_json(record))
 
 
 def read_record(store: RunStore, folder: ConceptFolder) -> ConceptRecord:
-    """The record of a finished concept; FileNotFoundError when there is none."""
+    """Read the record of a done concept. Raises FileNotFoundError if there is none."""
     return from_json(store.get(folder.record))
 
 
 def load_records(
-    store: RunStore, current: Mapping[bytes, bytes] | None = None, *, remember: bool = False
+    store: RunStore, carried: Mapping[bytes, bytes] | None = None, *, update_cache: bool = False
 ) -> Iterator[ConceptRecord]:
-    """The record of every concept, or a failure where there is no record: one listing, and on object stores a request
-    for each that is new since they were last remembered (`remember`: when all have been given, for the next time).
+    """Yield the record of every fingerprint, or its failure where there is no record.
 
-    With `Plan.current`, only those of the plan, in its order and with the carried columns the manifest has now. A
-    record that cannot be read is given as a failed one with the cause.
+    `carried` is `Plan.carried`: only records of its fingerprints are read then, in its order, and they get its carried
+    columns. A record that cannot be read is yielded as a failed one with the reason.
+
+    Makes one listing and, on object stores, one request for each record that `RecordCache` does not hold;
+    `update_cache` stores the cache anew after the last record.
     """
     listed: dict[bytes, tuple[ConceptFolder, tuple[str, int, float]]] = {}
     for path, size, written in store.scan_with_times("concepts"):
         folder = ConceptFolder.from_path(path)
         key = folder.fingerprint.encode() if folder is not None else b""
-        if folder is None or (current is not None and key not in current):
+        if folder is None or (carried is not None and key not in carried):
             continue
         if path == folder.record and size:
             listed[key] = folder, (path, size, written)
         elif path == folder.failure:
             listed.setdefault(key, (folder, (path, size, written)))
-    known = RecordCache(store)
-    found = iter([listed[key] for key in (listed if current is None else current) if key in listed])
-    while batch := list(islice(found, _BATCH)):
-        contents: dict[str, bytes | OSError | None] = {entry[0]: known.content(*entry) for _, entry in batch}
+    cache = RecordCache(store)
+    wanted = iter([listed[key] for key in (listed if carried is None else carried) if key in listed])
+    while batch := list(islice(wanted, _BATCH)):
+        contents: dict[str, bytes | OSError | None] = {entry[0]: cache.content(*entry) for _, entry in batch}
         contents.update(store.get_many([path for path, content in contents.items() if content is None]))
         for folder, entry in batch:
             content = contents[entry[0]]
             assert content is not None
-            if remember and isinstance(content, bytes):
-                known.keep(*entry, content)
+            if update_cache and isinstance(content, bytes):
+                cache.keep(*entry, content)
             record = _read(folder, entry[0], content)
-            if current is not None:
-                carried = json.loads(current[folder.fingerprint.encode()])
-                record = dataclasses.replace(record, carried=carried)
+            if carried is not None:
+                record = dataclasses.replace(record, carried=json.loads(carried[folder.fingerprint.encode()]))
             yield record
-    if remember:
-        known.store()
+    if update_cache:
+        cache.store()
 
 
 def latest(records: Iterable[ConceptRecord]) -> list[ConceptRecord]:
-    """One record a concept, the one finished last; for a report made without a plan."""
+    """Return one record a concept, the one finished last; for reports made without a plan."""
     newest: dict[str, ConceptRecord] = {}
     for record in records:
         before = newest.get(record.concept_id)
@@ -219,7 +221,7 @@ def _read(folder: ConceptFolder, path: str, content: bytes | OSError) -> Concept
             raise content
         record = from_json(content)
         if record.folder != folder:
-            raise ValueError(f"it is of {record.folder.root}")
+            raise ValueError(f"it is the record of {record.folder.root}")
     except (OSError, ValueError) as error:
         return ConceptRecord(
             concept_id=folder.concept_id,
@@ -232,12 +234,16 @@ def _read(folder: ConceptFolder, path: str, content: bytes | OSError) -> Concept
 
 
 class RecordCache:
-    """What was remembered, and what is to be from now on. Nothing on local disks, where a request costs nothing."""
+    """A copy of all records in one object, `records.parquet`; unused on local disks, where a request costs nothing."""
 
     def __init__(self, store: RunStore) -> None:
-        self._store, self._table, self._rows = store, _CACHE_SCHEMA.empty_table(), dict[str, int]()
+        self._store = store
+        self._table = _CACHE_SCHEMA.empty_table()
+        self._rows: dict[str, int] = {}
+        """Path of a record -> its row in the table."""
         self._kept: list[dict[str, object]] = []
-        self._is_new = False
+        """Rows of the next table."""
+        self._is_changed = False
         if not store.is_remote:
             return
         try:
@@ -245,12 +251,12 @@ class RecordCache:
         except FileNotFoundError:
             return
         except (pa.ArrowException, OSError) as error:
-            log.warning("%s is read no further: %s", store.uri(CACHE_PATH), error)
+            log.warning("%s is ignored, as it cannot be read: %s", store.uri(CACHE_PATH), error)
             return
         self._rows = {path: row for row, path in enumerate(self._table["path"].to_pylist())}
 
     def content(self, path: str, size: int, written: float) -> bytes | None:
-        """Of an object as a listing shows it, if this is what was remembered."""
+        """Return the cached content of an object; None unless its size and time of writing are those of the listing."""
         row = self._rows.get(path)
         if row is None or not written:
             return None
@@ -260,14 +266,17 @@ class RecordCache:
         return content
 
     def keep(self, path: str, size: int, written: float, content: bytes) -> None:
-        """To be remembered by `store`."""
-        self._is_new |= self.content(path, size, written) is None
+        """Add an object to the table that `store` writes."""
+        self._is_changed |= self.content(path, size, written) is None
         if self._store.is_remote and written:
             self._kept.append({"path": path, "size": size, "written": written, "content": content})
 
     def store(self) -> None:
-        """Replace what was remembered, if it is another now. Never fails: the next run reads each record again."""
-        if not self._kept or not (self._is_new or len(self._kept) != len(self._rows)):
+        """Replace the stored table by the kept rows, if they differ.
+
+        A failure is logged and not raised: without the cache, the next run reads every record by itself.
+        """
+        if not self._kept or not (self._is_changed or len(self._kept) != len(self._rows)):
             return
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(self._kept, _CACHE_SCHEMA), buffer, compression="zstd")

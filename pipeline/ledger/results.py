@@ -1,4 +1,4 @@
-"""`results.parquet`: one row a concept, derived from the records and the manifest's bad rows."""
+"""`results.parquet`: one row a concept, made from the records and the manifest's bad rows."""
 
 from __future__ import annotations
 
@@ -44,16 +44,19 @@ _SCHEMA = pa.schema(
 )
 _BATCH_ROWS = 2000
 _SCORE, _CARRIED = "score\0", "carried\0"
+"""Prefixes that tell columns of scores and of the manifest apart until the names are final."""
 
 
 def write_results(store: RunStore, records: Iterable[ConceptRecord], bad: Sequence[BadRow] = ()) -> int:
-    """Write the table and return its rows. Bad manifest rows are in it as failed, with file and row in the error.
+    """Write the table and return its number of rows.
 
-    Scores get a column each. Carried columns keep their names, with `manifest_` in front where a name is taken;
-    what is no plain value, or not of one type in all rows, is JSON text.
+    Bad rows of the manifest are failed rows, with file and row in the error. Every score has a column. Carried columns
+    keep their names, with `manifest_` in front where a name is taken; nested values, and values of a column with
+    several types, are JSON text.
     """
     rows = chain((_row(store, record) for record in records), (_bad_row(row) for row in bad))
-    with tempfile.TemporaryDirectory() as folder:  # types are known when all rows were seen; memory holds a batch
+    # A column's type is known when all rows were seen. The rows wait on disk until then, so that memory holds a batch.
+    with tempfile.TemporaryDirectory() as folder:
         spooled, schemas = list[Path](), list[pa.Schema]()
         for table in _tables(rows):
             spooled.append(Path(folder, f"{len(spooled)}.parquet"))
@@ -62,15 +65,17 @@ def write_results(store: RunStore, records: Iterable[ConceptRecord], bad: Sequen
         mixed = _mixed_columns(schemas)
         empty = [_as_text(schema.empty_table(), mixed) for schema in schemas]
         whole = pa.concat_tables(empty, promote_options="permissive")
-        names, number, path = _final_names(whole.schema.names), 0, Path(folder, PATH)
+        names = _final_names(whole.schema.names)
+        num_rows = 0
+        path = Path(folder, PATH)
         with pq.ParquetWriter(path, whole.rename_columns(names).schema, compression="zstd") as writer:
             for part in spooled:
                 table = _as_text(read_table(part), mixed)
                 table = pa.concat_tables([whole, table], promote_options="permissive").rename_columns(names)
                 writer.write_table(table)
-                number += table.num_rows
+                num_rows += table.num_rows
         store.put(PATH, path.read_bytes())
-    return number
+    return num_rows
 
 
 def _row(store: RunStore, record: ConceptRecord) -> dict[str, Any]:
@@ -107,14 +112,14 @@ def _carried_array(values: list[Any]) -> pa.Array:
 
 
 def _json_array(values: list[Any]) -> pa.Array:
-    """Text stays as it is, everything else becomes JSON."""
+    """Return texts as they are and all other values as JSON."""
     is_plain = (str, type(None))
     texts = [value if isinstance(value, is_plain) else json.dumps(value, ensure_ascii=False) for value in values]
     return pa.array(texts, pa.string())
 
 
 def _mixed_columns(schemas: Sequence[pa.Schema]) -> set[str]:
-    """Carried columns that came out as different types in different batches, whole and broken numbers aside."""
+    """Return the carried columns with several types in different batches; whole and other numbers count as one type."""
     types: dict[str, set[str]] = {}
     for schema in schemas:
         for field in schema:
@@ -132,7 +137,7 @@ def _as_text(table: pa.Table, names: Collection[str]) -> pa.Table:
 
 
 def _final_names(names: list[str]) -> list[str]:
-    """Without the marks of origin; a carried column gives way to ours."""
+    """Return the names without their prefixes; a carried column gets another name where ours has it."""
     taken = {name.removeprefix(_SCORE) for name in names if not name.startswith(_CARRIED)}
     final = []
     for name in names:

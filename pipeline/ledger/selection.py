@@ -1,18 +1,18 @@
-"""Which of a manifest's concepts one command learns: named ones, those that failed or came out poor, so many at most.
+"""Selection of the concepts that one command learns: named ones, earlier failures, poor results, a limited number.
 
-What is left out stays as it is; results and report show the whole manifest all the same.
+Concepts that are not selected stay as they are; the results and the report hold the whole manifest.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from pipeline.config import GateConfig
 from pipeline.inputs.manifest import concept_ids
-from pipeline.ledger.gate import BELOW, judge
-from pipeline.ledger.plan import Selection
+from pipeline.ledger.gate import BELOW, gate_verdict
 from pipeline.ledger.records import load_records
 from pipeline.ledger.results import PATH as RESULTS
 from pipeline.store.addresses import open_for_reading
@@ -20,36 +20,84 @@ from pipeline.store.parquet import read_table
 from pipeline.store.storage import ConceptFolder, RunStore
 
 RETRIES = ("failed", "quarantined", "below-gate")
+"""Values of `--retry`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The concepts that a command may learn; by default all that are not done."""
+
+    only: frozenset[str] | None = None
+    """Ids of the concepts; None for all."""
+
+    limit: int = 0
+    """Largest number of concepts to learn, the first ones of the manifest; 0 for no limit."""
+
+    options: str = ""
+    """The command's options that made this selection, for messages."""
+
+    retries_below_gate: bool = False
+    """The selected concepts are done, and are to be learned again by `gate.ladder`."""
+
+    def accepts(self, concept_id: str, num_accepted: int) -> bool:
+        """Return whether to learn a concept when `num_accepted` were accepted before it."""
+        return self.includes(concept_id) and (not self.limit or num_accepted < self.limit)
+
+    def includes(self, concept_id: str | None) -> bool:
+        """Return whether a concept, or a row without a concept id, is selected, the limit aside."""
+        return self.only is None or concept_id in self.only
+
+    def max_concepts(self, num_rows: int) -> int:
+        """Return the largest number of concepts that may be learned out of `num_rows`."""
+        bounds = [num_rows]
+        if self.only is not None:
+            bounds.append(len(self.only))
+        if self.limit:
+            bounds.append(self.limit)
+        return min(bounds)
+
+
+ALL_CONCEPTS = Selection()
 
 
 def select(
-    manifest: str, store: RunStore, only: str | None, retry: str | None, limit: int | None,
+    manifest: str,
+    store: RunStore,
+    only: str | None,
+    retry: str | None,
+    limit: int | None,
     gate: GateConfig | None = None,
-) -> Selection:  # fmt: skip
-    """From the command's options: `only`, ids with commas between; `retry`, one of `RETRIES`; `limit`, a number.
+) -> Selection:
+    """Make a selection from the command's options.
 
-    Raises ValueError for an id that the manifest does not have, for none at all, and for a limit below 1.
+    `only` is a list of concept ids with commas between, `retry` one of `RETRIES`, `limit` a number of concepts.
+    Raises ValueError for an id that the manifest does not have, for an empty list, and for a limit below 1.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit}: must be 1 or more concepts")
-    words = [f"--only {only}"] if only is not None else []
-    words += [f"--retry {retry}"] if retry else []
-    words += [f"--limit {limit}"] if limit else []
+    options = [f"--only {only}"] if only is not None else []
+    options += [f"--retry {retry}"] if retry else []
+    options += [f"--limit {limit}"] if limit else []
     chosen = None
     if only is not None:
-        chosen = frozenset(_named(manifest, [name.strip() for name in only.split(",") if name.strip()]))
+        chosen = frozenset(_check_ids(manifest, [name.strip() for name in only.split(",") if name.strip()]))
     if retry:
-        found = {"failed": failed_before, "quarantined": quarantined_before}.get(
-            retry, partial(below_gate, gate=gate or GateConfig())
-        )
-        names = found(store)
-        chosen = frozenset(names if chosen is None else chosen & names)
-    return Selection(chosen, limit or 0, " ".join(words), retry == "below-gate")
+        finders: dict[str, Callable[[RunStore], set[str]]] = {
+            "failed": failed_before,
+            "quarantined": quarantined_before,
+            "below-gate": partial(below_gate, gate=gate or GateConfig()),
+        }
+        found = finders[retry](store)
+        chosen = frozenset(found if chosen is None else chosen & found)
+    return Selection(chosen, limit or 0, " ".join(options), retry == "below-gate")
 
 
 def failed_before(store: RunStore) -> set[str]:
-    """Ids of concepts with a stored failure, under whichever fingerprint, and of rows that the last results call bad:
-    they failed before they had one. Those that are done by now are among them."""
+    """Return the ids of concepts that failed before, whether or not they are done by now.
+
+    They are the concepts with a stored failure and no record under the same fingerprint, and the failed rows of the
+    last results.parquet: a bad row fails before it has a fingerprint.
+    """
     failed, done = set[ConceptFolder](), set[ConceptFolder]()
     for path, size in store.scan("concepts"):
         folder = ConceptFolder.from_path(path)
@@ -66,45 +114,50 @@ def failed_before(store: RunStore) -> set[str]:
 
 
 def quarantined_before(store: RunStore) -> set[str]:
-    """Ids of those whose stored failure says that their calls were lost, by dying actors or by storage: bad photos are
-    not among them."""
+    """Return the ids of concepts whose stored failure says that their calls were lost, to dying actors or to storage.
+
+    Concepts that failed for their own input, a damaged photo for example, are not among them.
+    """
     failed = failed_before(store)
     return {
-        record.concept_id for record in load_records(store)
+        record.concept_id
+        for record in load_records(store)
         if record.status == "failed" and record.quarantined and record.concept_id in failed
-    }  # fmt: skip
+    }
 
 
 def below_gate(store: RunStore, gate: GateConfig) -> set[str]:
-    """Ids of finished concepts that are below a gate, by the scores in the record of each that was finished last."""
+    """Return the ids of concepts whose newest record has scores below the gate."""
     newest: dict[str, tuple[str, bool]] = {}
     for record in load_records(store):
         if record.status == "done":
-            found = record.finished_at, judge(record, gate) == BELOW
+            found = record.finished_at, gate_verdict(record, gate) == BELOW
             newest[record.concept_id] = max(newest.get(record.concept_id, found), found)
     return {name for name, (_, is_below) in newest.items() if is_below}
 
 
-def unknown(name: str, known: Collection[str], place: str) -> ValueError:
-    """For a concept that is not there: names the nearest that are."""
-    near = nearest(name, known)
+def unknown_concept(concept_id: str, known: Collection[str], place: str) -> ValueError:
+    """Return the error for a concept id that `place` does not have; it names the nearest of the `known` ids."""
+    near = nearest(concept_id, known)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {len(known):,}"
-    some = ", ".join(sorted(known)[:5])
-    return ValueError(f"no concept {name!r} in {place}: {hint}" + (f", such as {some}" if not near and some else ""))
+    examples = ", ".join(sorted(known)[:5])
+    more = f", such as {examples}" if not near and examples else ""
+    return ValueError(f"no concept {concept_id!r} in {place}: {hint}{more}")
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three that are like it, upper and lower case aside, the nearest first."""
+    """Return up to three similar names, the most similar first; upper and lower case count as equal."""
     by_lower = {each.lower(): each for each in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
     return [by_lower[each] for each in close] or sorted(each for each in by_lower.values() if name in each)[:3]
 
 
-def _named(manifest: str, names: Sequence[str]) -> Sequence[str]:
-    if not names:
+def _check_ids(manifest: str, ids: Sequence[str]) -> Sequence[str]:
+    """Return `ids`. Raises ValueError if there are none or the manifest lacks one."""
+    if not ids:
         raise ValueError("--only: name at least one concept_id, several with commas between")
     known = set(concept_ids(manifest))
-    for name in names:
-        if name not in known:
-            raise unknown(name, known, f"manifest {manifest}")
-    return names
+    for each in ids:
+        if each not in known:
+            raise unknown_concept(each, known, f"manifest {manifest}")
+    return ids

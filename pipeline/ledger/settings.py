@@ -1,4 +1,4 @@
-"""What every concept of a run depends on, as it is now: settings, and the content of what they name."""
+"""The settings that the results of a run depend on, with the present content of what they name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.ledger.plan import earlier_hash, settings_of
 
 
 def current_settings(config: RunConfig) -> dict[str, Any]:
-    """`settings_of` a configuration. Raises ValueError for what it names and cannot be read."""
+    """Return `settings_of` a configuration. Raises ValueError for a model, file or run that cannot be read."""
     return settings_of(
         config,
         model_hash=model_hash(config.model),
@@ -22,8 +22,10 @@ def current_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def captions_hash(path: str) -> str:
-    """What is in the file of captions, nothing for those that come with the package. Raises ValueError if it cannot
-    be read."""
+    """Return the content hash of the file of captions; empty for the captions that come with the package.
+
+    Raises ValueError if the file cannot be read.
+    """
     identity = content_hashes([path])[path] if path else ""
     if not isinstance(identity, str):
         raise ValueError(f"inversion.penalties.captions = {path!r} cannot be read: {identity}")

@@ -29,7 +29,7 @@ from pipeline.report.curves import Curve, read_curve
 from pipeline.report.overview import COLUMNS, MAX_CARRIED, Overview
 from pipeline.store.redact import redact, redacted
 from pipeline.store.storage import ConceptFolder, RunStore
-from pipeline.times import duration, now
+from pipeline.times import format_duration, now
 from textual_inversion.photos import read_header
 
 log = logging.getLogger(__name__)
@@ -98,15 +98,15 @@ def build_report(
     store: RunStore,
     config: RunConfig,
     figures: RunFigures,
-    current: Mapping[bytes, bytes] | None = None,
+    carried: Mapping[bytes, bytes] | None = None,
     bad: Sequence[BadRow] = (),
 ) -> None:
     """Derive results.parquet and report.html from the records; may be done again at any time.
 
-    `current` and `bad` are a plan's; without them, the newest record of every concept is taken.
+    `carried` and `bad` are a plan's; without them, the newest record of every concept is taken.
     """
     overview = Overview(config.report.embedded)
-    records = load_records(store, current, remember=True) if current is not None else latest(load_records(store))
+    records = load_records(store, carried, update_cache=True) if carried is not None else latest(load_records(store))
     write_results(store, overview.passing(records), bad)
     write_page(store, config, figures, overview, bad)
 
@@ -143,7 +143,7 @@ def write_page(
         has_scores=overview.has_scores,
         medians=overview.medians(),
         scales={name: overview.scale(name) for name in ("clip_i", "clip_t")},
-        duration=duration,
+        format_duration=format_duration,
     )
     store.put(PATH, page.encode())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluate import main
-from pipeline.run import FAILED, OK
+from pipeline.exit_codes import FAILED, OK
 from pipeline.store.parquet import read_table
 from tests.pipeline.runs import tiny_toml, write_manifest
 from tests.tiny_models import tiny_extractor
@@ -29,7 +29,7 @@ def test_a_run_is_made_evaluated_and_resumed(
     assert main(first) == OK
     said = capsys.readouterr().out
     assert "3 learned" in said
-    assert f"quick: {3 * 2 * 4} rows scored, 0 done before" in said
+    assert f"quick: {3 * 2 * 4} rows scored, 0 scored before" in said
     assert "| learned | 3 |" in said
     table = read_table(output / "evaluation" / "quick.parquet")
     before = table.sort_by([("concept_id", "ascending"), ("setup", "ascending"), ("prompt", "ascending")])
@@ -46,7 +46,7 @@ def test_a_run_is_made_evaluated_and_resumed(
     prompts.write_text("a photo of a {}\na rendering of a {}\nthe photo of a {}\n")
     assert main(again) == FAILED
     said = capsys.readouterr().out
-    assert "quick: 12 rows scored, 24 done before" in said
+    assert "quick: 12 rows scored, 24 scored before" in said
     assert said.splitlines()[-1].startswith("FAILED bad: photo ")
     table = read_table(output / "evaluation" / "quick.parquet").to_pylist()
     assert len(table) == 32

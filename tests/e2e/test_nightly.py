@@ -17,12 +17,12 @@ import pytest
 
 from pipeline.actor.learner import Learner
 from pipeline.config import GateConfig
-from pipeline.exit_codes import LATE, STOPPED
+from pipeline.exit_codes import LATE, OK, STOPPED
 from pipeline.inputs.manifest import ManifestRow, read_manifest
 from pipeline.inputs.models import locate
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, StoredFile, load_records
-from pipeline.run import OK, main
+from pipeline.run import main
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest

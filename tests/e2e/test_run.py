@@ -11,9 +11,10 @@ from PIL import Image
 from pipeline.actor.library import read_embedding
 from pipeline.actor.model_loading import load_model
 from pipeline.config_file import parse_config
+from pipeline.exit_codes import FAILED, OK
 from pipeline.explain import explain
 from pipeline.report.run_status import read_status
-from pipeline.run import FAILED, OK, main
+from pipeline.run import main
 from pipeline.store.parquet import read_table, read_tables
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_toml, tiny_tree, write_manifest, write_photo

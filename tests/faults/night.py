@@ -23,7 +23,7 @@ from pipeline.actor.learner import Learner
 from pipeline.config import RunConfig
 from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.plan import ConceptTask
-from pipeline.run import make_plan
+from pipeline.stages import make_plan
 from pipeline.store.storage import RunStore
 from tests.faults.processes import descendants, kill
 

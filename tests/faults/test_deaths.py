@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.actor.learner import Learner
+from pipeline.exit_codes import OK, STOPPED
 from pipeline.inputs.manifest import ManifestRow, read_manifest
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import from_json
-from pipeline.run import OK, STOPPED, main
+from pipeline.run import main
 from tests.faults.processes import descendants, kill
 from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest
 

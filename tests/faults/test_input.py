@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.actor.learner import Learner
 from pipeline.config import RunConfig
+from pipeline.exit_codes import FAILED
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import BadRow, read_manifest
 from pipeline.inputs.models import load_model_tokenizer
@@ -18,7 +19,7 @@ from pipeline.ledger.plan import ConceptTask, Plan
 from pipeline.ledger.preflight import examine
 from pipeline.ledger.records import ConceptRecord, put_record
 from pipeline.report.page import RunFigures, build_report
-from pipeline.run import FAILED, main
+from pipeline.run import main
 from pipeline.store.storage import RunStore
 from tests.faults.corpus import NEIGHBOURS, Case, write_corpus, write_rows
 from tests.pipeline.runs import tiny_config, tiny_toml
@@ -73,11 +74,11 @@ def test_a_dry_run_foresees_every_failure_and_no_other(corpus: tuple[str, list[C
     manifest, cases = corpus
     _, tasks = planned(manifest, config)
     found = list(examine(tasks, config, [], load_model_tokenizer(config), photos=True))
-    said = {finding.concept_id: finding.text for finding in found if finding.fails}
+    said = {finding.concept_id: finding.text for finding in found if finding.is_fatal}
     assert sorted(said) == sorted(of_outcome(cases, "failed"))
     for case in cases:
         assert case.said in said.get(case.name, "") or case.outcome != "failed", (case.name, said[case.name])
-    notes = {finding.concept_id for finding in found if not finding.fails}
+    notes = {finding.concept_id for finding in found if not finding.is_fatal}
     assert notes == {"placeholder-in-vocabulary", "placeholder-in-a-prompt", "initializer-spelled-out"}
 
 
@@ -106,7 +107,7 @@ def test_each_gives_its_outcome_and_neighbours_keep_their_bytes(
     for record in records.values():
         if record.status == "failed":
             put_record(store, record)
-    build_report(store, config, RunFigures(), plan.current, plan.bad)
+    build_report(store, config, RunFigures(), plan.carried, plan.bad)
     written = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert {path.relative_to(tmp_path / "out").parts[0] for path in written} == {
         "concepts", "results.parquet", "report.html"

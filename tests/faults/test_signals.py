@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run import OK, STOPPED, main
+from pipeline.exit_codes import OK, STOPPED
+from pipeline.run import main
 from tests.faults.processes import descendants, kill
 from tests.pipeline.runs import tiny_toml, write_manifest
 from textual_inversion.slots import SlotState

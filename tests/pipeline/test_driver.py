@@ -15,7 +15,7 @@ import ray
 from pipeline.driver import drive
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
-from pipeline.report.progress import Facts, Progress
+from pipeline.report.progress import Progress, ProgressNumbers
 from pipeline.store.errors import RunAborted
 from pipeline.verdict import Policy
 from tests.pipeline.runs import task
@@ -44,7 +44,7 @@ def calls(notes: Path, name: str) -> list[tuple[int, set[str]]]:
 
 def test_every_way_to_end(tmp_path: Path) -> None:
     names = ["fine-0", "killer-0", "fine-1", "bad-0", "unlucky-0", "fine-2", "bug-0", "offline-0", "broken-0", "fine-3"]
-    told = list[Facts]()
+    told = list[ProgressNumbers]()
     records = settle(names, tmp_path, Progress("learning", lambda: 10, stream=io.StringIO(), observe=told.append))
 
     assert set(records) == set(names)

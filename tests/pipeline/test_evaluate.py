@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config_file import to_tree
 from pipeline.evaluate import main, mean_and_error, parse, prepare
-from pipeline.run import OK, USAGE
+from pipeline.exit_codes import OK, USAGE
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest
 

@@ -11,13 +11,15 @@ import pytest
 from pipeline import gate_retries
 from pipeline.config import GateConfig, RunConfig
 from pipeline.config_file import load_config
-from pipeline.gate_retries import RetryStats, retry_below_gate, retry_rules
+from pipeline.gate_retries import retry_below_gate, retry_rules
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.digest import digest
 from pipeline.ledger.gate import verdict
-from pipeline.ledger.plan import EVERY, ConceptTask, Plan, Selection, finished, settings_of
+from pipeline.ledger.plan import ConceptTask, Plan, read_done, settings_of
 from pipeline.ledger.records import ConceptRecord, load_records, put_record, read_record
+from pipeline.ledger.selection import ALL_CONCEPTS, Selection
+from pipeline.report.run_stats import RetryStats
 from pipeline.store.storage import ConceptFolder, RunStore
 from pipeline.times import now
 from tests.pipeline.outputs import make_photos, put_manifest
@@ -73,9 +75,9 @@ class Learners:
 
 
 def planned(config: RunConfig, store: RunStore) -> tuple[Plan, list[ConceptTask]]:
-    below: dict[str, str] = {}
-    done = finished(store.scan("concepts"), below)
-    plan = Plan(digest(settings_of(config, model_hash="m")), done, content_hashes, below=below)
+    done = read_done(store.scan("concepts"))
+    settings = digest(settings_of(config, model_hash="m"))
+    plan = Plan(settings, done.fingerprints, content_hashes, awaiting_retry=done.awaiting_retry)
     return plan, list(plan.tasks(read_manifest(config.manifest)))
 
 
@@ -88,7 +90,7 @@ def learned_once(store: RunStore, **gate: Any) -> RunConfig:
     return config
 
 
-def again(config: RunConfig, store: RunStore, learners: Learners, chosen: Selection = EVERY) -> RetryStats:
+def again(config: RunConfig, store: RunStore, learners: Learners, chosen: Selection = ALL_CONCEPTS) -> RetryStats:
     plan, todo = planned(config, store)
     assert not todo
     counts = RetryStats()
@@ -98,7 +100,7 @@ def again(config: RunConfig, store: RunStore, learners: Learners, chosen: Select
 
 def kept(config: RunConfig, store: RunStore) -> dict[str, ConceptRecord]:
     plan, _ = planned(config, store)
-    return {record.concept_id: record for record in load_records(store, plan.current)}
+    return {record.concept_id: record for record in load_records(store, plan.carried)}
 
 
 def test_the_best_try_is_kept_and_flagged(root: str) -> None:
@@ -173,7 +175,7 @@ def test_a_try_that_fails_is_told_and_not_kept() -> None:
     assert (poor.scores["clip_i"], poor.gate) == (0.2, "below")
     assert counts.better == 2
 
-    chosen = Selection(frozenset({"poor"}), below_gate=True)  # asked for, it is tried once more
+    chosen = Selection(frozenset({"poor"}), retries_below_gate=True)  # asked for, it is tried once more
     assert again(config, store, Learners(store, {("poor", "seed"): 0.9}), chosen).passed == 1
     assert [each.error for each in kept(config, store)["poor"].tries] == ["", "", ""]
 
@@ -184,9 +186,9 @@ def test_photos_that_are_gone_keep_nobody_else_waiting() -> None:
     plan, _ = planned(config, store)
     store.delete("photos/hopeless-0.png")
     counts = RetryStats()
-    retry_below_gate(config, store, plan, EVERY, Learners(store, AGAIN), counts)
+    retry_below_gate(config, store, plan, ALL_CONCEPTS, Learners(store, AGAIN), counts)
     assert (counts.passed, counts.below, counts.waiting) == (1, 1, 0)
-    records = {record.concept_id: record for record in load_records(store, plan.current)}
+    records = {record.concept_id: record for record in load_records(store, plan.carried)}
     assert records["poor"].gate == "passed"
     assert {each.error for each in records["hopeless"].tries[1:]} == {
         "its row or photos are not what they were at its first try"
@@ -210,7 +212,7 @@ def test_another_gate_makes_nothing_undone_until_it_is_asked_for() -> None:
     assert again(strict, store, Learners(store, {})).tried == 0
 
     table = {("good", "seed=77"): 0.9, ("poor", "seed=77"): 0.2, ("hopeless", "seed=77"): 0.1}
-    chosen = Selection(frozenset(FIRST), below_gate=True)
+    chosen = Selection(frozenset(FIRST), retries_below_gate=True)
     counts = again(strict, store, Learners(store, table), chosen)
     assert (counts.tried, counts.passed) == (3, 1)
     records = kept(strict, store)
@@ -224,7 +226,7 @@ def test_so_many_at_most_are_tried_again() -> None:
     store = RunStore("memory://limited")
     config = learned_once(store)
     learners = Learners(store, AGAIN)
-    counts = again(config, store, learners, Selection(frozenset({"hopeless", "poor"}), 1, below_gate=True))
+    counts = again(config, store, learners, Selection(frozenset({"hopeless", "poor"}), 1, retries_below_gate=True))
     assert len({name for name, _, _ in learners.learned}) == 1
     assert counts.ended == 1
 

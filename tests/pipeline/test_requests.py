@@ -15,12 +15,13 @@ import pytest
 from pipeline.actor.publish import record_of
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
+from pipeline.exit_codes import OK
 from pipeline.inputs.manifest import ManifestRow, read_manifest
 from pipeline.ledger.digest import digest
 from pipeline.ledger.plan import Plan
 from pipeline.ledger.records import RecordCache, to_json
 from pipeline.ledger.settings import current_settings
-from pipeline.run import OK, main
+from pipeline.run import main
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_toml
 from tests.pipeline.s3_memory import S3Memory, serve_memory

@@ -11,17 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import run
+from pipeline import stages
 from pipeline.config import ReportConfig, RunConfig
-from pipeline.exit_codes import LATE
+from pipeline.exit_codes import FAILED, LATE, OK, STOPPED, USAGE
 from pipeline.inputs.manifest import BadRow
 from pipeline.inputs.models import ROOT, locate, portable
 from pipeline.ledger.digest import digest
 from pipeline.ledger.plan import Plan
 from pipeline.ledger.records import ConceptRecord
 from pipeline.ledger.settings import captions_hash
-from pipeline.report.run_summary import DeviceTime, figures_of
-from pipeline.run import FAILED, OK, STOPPED, USAGE, RunStats, conclude, configure, main, parse, stopping_on_signals
+from pipeline.report.page import build_report
+from pipeline.report.run_stats import DeviceTime, RunStats
+from pipeline.report.run_summary import conclude, figures_of
+from pipeline.run import configure, main, parse
+from pipeline.stages import stopping_on_signals
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_toml, write_manifest
 
@@ -124,7 +127,7 @@ def test_a_run_with_nothing_to_do_needs_no_cluster(
     pq.write_table(pa.table({"concept_id": pa.array([], pa.string()), "images": images}), path)
     job = tmp_path / "job.toml"
     job.write_text(tiny_toml(tiny_model))
-    monkeypatch.setattr(run, "connect", lambda _: pytest.fail("a cluster was asked for"))
+    monkeypatch.setattr(stages, "connect", lambda _: pytest.fail("a cluster was asked for"))
     assert main([str(path), "--config", str(job), "--output", str(tmp_path / "out")]) == OK
     assert "report: " in capsys.readouterr().out
     assert (tmp_path / "out" / "report.html").exists()
@@ -144,7 +147,7 @@ def test_a_selection_is_counted_and_what_is_left_is_no_failure(
     assert main([*command, "--only", "d,a"]) == USAGE
     assert "no concept 'd' in manifest" in capsys.readouterr().err
 
-    monkeypatch.setattr(run, "connect", lambda _: pytest.fail("a cluster was asked for"))
+    monkeypatch.setattr(stages, "connect", lambda _: pytest.fail("a cluster was asked for"))
     assert main([*command, "--retry", "failed"]) == OK
     assert capsys.readouterr().out.startswith("0 learned, 0 done before, 2 left out by --retry failed, 0 failed, 0 bad")
     written = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -157,7 +160,7 @@ def test_a_selection_is_counted_and_what_is_left_is_no_failure(
 
 def test_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="memory://"):
-        run.connect(RunConfig(output="memory://out"))
+        stages.connect(RunConfig(output="memory://out"))
 
 
 def test_last_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,55 +168,55 @@ def test_last_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert conclude(config, RunStats(rows=2, learned=2), plan) == OK
     capsys.readouterr()
 
-    tally = RunStats(rows=30, learned=5, failures={f"c{i}": "no photo" for i in range(25)})
+    stats = RunStats(rows=30, learned=5, failures={f"c{i}": "no photo" for i in range(25)})
     plan.bad.append(BadRow(file="m.parquet", row=7, concept_id=None, reason="no concept_id"))
-    tally.problems["drawing"] = "stopped"
-    assert conclude(config, tally, plan) == FAILED
+    stats.problems["drawing"] = "stopped"
+    assert conclude(config, stats, plan) == FAILED
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("5 learned, 0 done before, 25 failed, 1 bad rows in 0:0")
     assert lines[1] == f"report: {RunStore(str(tmp_path)).uri('report.html')}"
     assert lines[2:4] == ["FAILED drawing: stopped", "FAILED c0: no photo"]
     assert lines[-1] == "FAILED 7 more, all in results.parquet"
 
-    tally.late, plan.num_todo = True, 32
-    assert conclude(config, tally, plan) == LATE
+    stats.is_late, plan.num_todo = True, 32
+    assert conclude(config, stats, plan) == LATE
     assert "ended at --finish-by with 2 not learned" in capsys.readouterr().out
-    tally.stopped = True
-    assert conclude(config, tally, plan) == STOPPED
+    stats.is_stopped = True
+    assert conclude(config, stats, plan) == STOPPED
 
 
 def test_what_a_run_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = ReportConfig(hour_price=2.5, currency="EUR")
     config, plan = RunConfig(output=str(tmp_path), report=report), Plan("settings", set())
-    tally = RunStats(rows=1, on_gpus=True)
-    hours = DeviceTime(tally, devices_per_actor=0.5)
+    stats = RunStats(rows=1, on_gpus=True)
+    hours = DeviceTime(stats, devices_per_actor=0.5)
     for seconds, ready in ((3600.0, 4), (7200.0, 8)):  # half a GPU each
         hours.observe({"seconds": seconds, "ready": ready, "starting": 0})
-    conclude(config, tally, plan)
+    conclude(config, stats, plan)
     assert "device time: 6.00 GPU-hours, 15.00 EUR\n" in capsys.readouterr().out
-    assert figures_of(config, tally, plan).cost == "15.00 EUR"
-    assert tally.cost(ReportConfig()) == ""
+    assert figures_of(config, stats, plan).cost == "15.00 EUR"
+    assert stats.cost(ReportConfig()) == ""
 
 
 def test_calls_lost_and_tries_are_counted(tmp_path: Path) -> None:
-    tally, plan = RunStats(rows=3), Plan("settings", set())
+    stats, plan = RunStats(rows=3), Plan("settings", set())
     for name, attempts, status in (("a", 1, "done"), ("b", 3, "done"), ("c", 3, "failed")):
-        tally.settle(
+        stats.settle(
             ConceptRecord(
                 concept_id=name, fingerprint="f", status=status, placeholder_token="<x>", attempts=attempts, steps=5
             )
         )
-    tally.climbed.passed = 1
-    figures = figures_of(RunConfig(output=str(tmp_path)), tally, plan)
+    stats.gate_retries.passed = 1
+    figures = figures_of(RunConfig(output=str(tmp_path)), stats, plan)
     assert (figures.learned, figures.retried, figures.facts["steps"]) == (2, 3, "10")
     assert figures.facts["below the gate, tried again"] == "1 (1 passed then)"
 
 
 def test_the_page_tells_of_a_stage_that_was_given_up(tmp_path: Path) -> None:
-    tally = RunStats(rows=1)
-    tally.problems["learning"] = "given up: no actor starts"
+    stats = RunStats(rows=1)
+    stats.problems["learning"] = "given up: no actor starts"
     config = RunConfig(output=str(tmp_path))
-    run.report(config, tally, Plan("settings", set()))
+    build_report(RunStore(config.output), config, figures_of(config, stats, Plan("settings", set())))
     assert "given up: no actor starts" in (tmp_path / "report.html").read_text()
 
 

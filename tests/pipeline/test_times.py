@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.times import DeadlinePassed, interrupting, moment_named
+from pipeline.times import DeadlinePassed, interrupting, parse_deadline
 
 NIGHT = datetime.datetime(2026, 11, 21, 23, 30, tzinfo=datetime.timezone(datetime.timedelta(hours=1)))
 
@@ -26,16 +26,16 @@ NIGHT = datetime.datetime(2026, 11, 21, 23, 30, tzinfo=datetime.timezone(datetim
     ],
 )
 def test_moments(text: str, expected: str) -> None:
-    assert moment_named(text, NIGHT) == datetime.datetime.fromisoformat(expected).timestamp()
+    assert parse_deadline(text, NIGHT) == datetime.datetime.fromisoformat(expected).timestamp()
 
 
 def test_just_after_midnight_yesterdays_evening_has_passed() -> None:
     early = NIGHT.replace(day=22, hour=0, minute=10)
-    assert moment_named("23:00", early) == NIGHT.replace(hour=23, minute=0).timestamp()
+    assert parse_deadline("23:00", early) == NIGHT.replace(hour=23, minute=0).timestamp()
 
 
 def test_none_is_never() -> None:
-    assert moment_named(None) == math.inf
+    assert parse_deadline(None) == math.inf
     before = signal.getsignal(signal.SIGALRM)
     with interrupting(math.inf):
         assert signal.getsignal(signal.SIGALRM) is before
@@ -44,7 +44,7 @@ def test_none_is_never() -> None:
 @pytest.mark.parametrize("text", ["", "6", "25:00", "12:60", "tomorrow", "+6", "2026-11-22", "-1h"])
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="--finish-by"):
-        moment_named(text, NIGHT)
+        parse_deadline(text, NIGHT)
 
 
 def test_a_block_is_interrupted() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import GateConfig
-from pipeline.ledger.gate import BELOW, PASSED, best, judge, shortfalls, verdict
+from pipeline.ledger.gate import BELOW, PASSED, best, gate_verdict, shortfalls, verdict
 from pipeline.ledger.records import ConceptRecord, Try
 
 SCORES = {"clip_i": 0.7, "clip_i_initializer": 0.5, "clip_t": 0.2, "clip_t_initializer": 0.3}
@@ -69,7 +69,7 @@ def record(**values: Any) -> ConceptRecord:
 
 def test_a_record_is_judged_by_what_it_keeps() -> None:
     first = one(0, clip_i=0.4, clip_i_initializer=0.5)
-    assert judge(record(scores=first.scores), GateConfig()) == BELOW
+    assert gate_verdict(record(scores=first.scores), GateConfig()) == BELOW
     kept = one(1, clip_i=0.45, clip_i_initializer=0.2)
-    assert judge(record(scores=kept.scores, tries=(first, kept)), GateConfig()) == BELOW
-    assert judge(record(scores={**kept.scores, "clip_i": 0.6}, tries=(first, kept)), GateConfig()) == PASSED
+    assert gate_verdict(record(scores=kept.scores, tries=(first, kept)), GateConfig()) == BELOW
+    assert gate_verdict(record(scores={**kept.scores, "clip_i": 0.6}, tries=(first, kept)), GateConfig()) == PASSED

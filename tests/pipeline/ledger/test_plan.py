@@ -17,14 +17,14 @@ from pipeline.inputs.manifest import BadRow, ManifestRow, read_manifest
 from pipeline.ledger.plan import (
     ConceptTask,
     Plan,
-    Selection,
     digest,
     earlier_hash,
     fingerprint,
-    finished,
+    read_done,
     settings_of,
 )
 from pipeline.ledger.records import ConceptRecord, put_record
+from pipeline.ledger.selection import Selection
 from pipeline.store.storage import RunStore
 from textual_inversion.concept import Concept
 
@@ -144,14 +144,14 @@ def make_run(store: RunStore, num_concepts: int) -> str:
 
 
 def plan_again(store: RunStore, manifest: str, chosen: str = "settings") -> tuple[Plan, list[str]]:
-    plan = Plan(chosen, finished(store.scan("concepts")))
+    plan = Plan(chosen, read_done(store.scan("concepts")).fingerprints)
     return plan, [task.concept.concept_id for task in plan.tasks(read_manifest(manifest))]
 
 
 def test_running_again_does_what_is_left(root: str) -> None:
     store = RunStore(root)
     manifest = make_run(store, 4)
-    plan = Plan("settings", finished(store.scan("concepts")))
+    plan = Plan("settings", read_done(store.scan("concepts")).fingerprints)
     tasks = list(plan.tasks(read_manifest(manifest)))
     assert [task.concept.concept_id for task in tasks] == ["c0", "c1", "c2", "c3"]
     assert tasks[1].carried == {"sku": 1}
@@ -163,8 +163,8 @@ def test_running_again_does_what_is_left(root: str) -> None:
     plan, left = plan_again(store, manifest)
     assert left == ["c1", "c2", "c3"]
     assert (plan.num_done, plan.num_todo, plan.bad) == (1, 3, [])
-    assert list(plan.current) == [task.fingerprint.encode() for task in tasks]
-    assert json.loads(plan.current[tasks[0].fingerprint.encode()]) == {"sku": 0}
+    assert list(plan.carried) == [task.fingerprint.encode() for task in tasks]
+    assert json.loads(plan.carried[tasks[0].fingerprint.encode()]) == {"sku": 0}
 
     for task in tasks:
         put_record(store, record(task))
@@ -183,15 +183,15 @@ def test_a_selection_leaves_the_others_as_they_are_and_in_the_results(root: str)
     put_record(store, record(everything[0]))
 
     def planned(selection: Selection) -> tuple[list[str], Plan]:
-        plan = Plan("settings", finished(store.scan("concepts")), selection=selection)
+        plan = Plan("settings", read_done(store.scan("concepts")).fingerprints, selection=selection)
         return [task.concept.concept_id for task in plan.tasks(read_manifest(manifest))], plan
 
     names, plan = planned(Selection(only=frozenset({"c0", "c3", "c4"})))
     assert names == ["c3", "c4"]
-    assert (plan.num_done, plan.num_todo, plan.num_left, plan.expected(5)) == (1, 2, 2, 2)
-    assert len(plan.current) == 5
+    assert (plan.num_done, plan.num_todo, plan.num_left_out, plan.expected_todo(5)) == (1, 2, 2, 2)
+    assert len(plan.carried) == 5
     names, plan = planned(Selection(limit=2))
-    assert (names, plan.num_left, plan.expected(5)) == (["c1", "c2"], 2, 2)
+    assert (names, plan.num_left_out, plan.expected_todo(5)) == (["c1", "c2"], 2, 2)
     assert planned(Selection(only=frozenset({"c3", "c4"}), limit=1))[0] == ["c3"]
 
 
@@ -270,6 +270,6 @@ def test_planning_on_s3_costs_listings_only(bucket: str, s3_calls: list[str]) ->
         put_record(store, record(task))
     rows = list(read_manifest(manifest))
     s3_calls.clear()
-    plan = Plan("settings", finished(store.scan("concepts")))
+    plan = Plan("settings", read_done(store.scan("concepts")).fingerprints)
     assert len(list(plan.tasks(rows))) == 10
     assert s3_calls == ["ListObjectsV2"] * 2

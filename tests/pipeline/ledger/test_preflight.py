@@ -47,7 +47,7 @@ def test_nothing_is_said_of_what_is_fine(config: RunConfig) -> None:
 )  # fmt: skip
 def test_texts_that_do_not_fit_would_fail(config: RunConfig, row: dict[str, Any], text: str) -> None:
     (finding,) = findings(config, **row)
-    assert finding.fails
+    assert finding.is_fatal
     assert text in finding.text
     assert str(finding).startswith("would fail: it: ")
 
@@ -61,7 +61,7 @@ def test_texts_that_do_not_fit_would_fail(config: RunConfig, row: dict[str, Any]
 )
 def test_what_is_odd_is_noted(config: RunConfig, row: dict[str, Any], text: str) -> None:
     (finding,) = findings(config, **row)
-    assert not finding.fails
+    assert not finding.is_fatal
     assert text in finding.text
 
 
@@ -69,10 +69,10 @@ def test_bulk_prompts_are_tried_with_every_concept(config: RunConfig) -> None:
     texts = ("a photo of {}", "a photo of {}s", "a very " * 9 + "{}")
     prompts = [*map(Prompt, texts), Prompt("not {}", concept_id="other")]
     (finding,) = findings(config, prompts)
-    assert finding.fails
+    assert finding.is_fatal
     assert finding.text.startswith("2 of its 3 prompts cannot be drawn: prompt 'a photo of <it>s' does not have the")
     twice = findings(config, [Prompt("a photo of a cat and a {}")], placeholder_token="cat")
-    assert twice[-1] == Finding("it", "1 prompts have its placeholder 'cat' outside the hole, too", fails=False)
+    assert twice[-1] == Finding("it", "1 prompts also have its placeholder 'cat' outside the hole", is_fatal=False)
 
 
 def test_photos_are_opened_only_if_asked_for(config: RunConfig, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_photos_are_opened_only_if_asked_for(config: RunConfig, tmp_path: Path) 
     images = (good, str(bad))
     assert findings(config, images=images) == []
     (finding,) = findings(config, images=images, photos=True)
-    assert finding.fails
+    assert finding.is_fatal
     assert finding.text.startswith(f"photo {bad}: the picture is damaged or cut short (60 bytes)")
     (finding,) = findings(config, images=(str(tmp_path / "absent.png"),), photos=True)
     assert "absent.png: " in finding.text

@@ -100,7 +100,7 @@ def test_a_damaged_record_is_a_failure_with_its_cause(root: str) -> None:
     records = {record.concept_id: record for record in load_records(store)}
     assert {name: record.status for name, record in records.items()} == {"a": "failed", "b": "failed", "c": "done"}
     assert "delete it and run again" in records["a"].error
-    assert "it is of concepts/other" in records["b"].error
+    assert "it is the record of concepts/other" in records["b"].error
 
 
 def test_the_latest_of_a_concepts_records() -> None:
@@ -116,7 +116,7 @@ def test_loading_on_s3_is_a_listing_and_one_request_a_record(bucket: str, s3_cal
     for number in range(5):
         put_record(store, make(f"c{number}", number))
     s3_calls.clear()
-    assert len(list(load_records(store, remember=True))) == 5
+    assert len(list(load_records(store, update_cache=True))) == 5
     assert sorted(s3_calls) == ["GetObject"] * (1 + 5) + ["ListObjectsV2", "PutObject"]
 
 
@@ -125,15 +125,15 @@ def test_records_on_s3_are_remembered_and_those_that_change_read_anew(bucket: st
     store = RunStore(bucket)
     for number in range(5):
         put_record(store, make(f"c{number}", number))
-    first = list(load_records(store, remember=True))
+    first = list(load_records(store, update_cache=True))
     s3_calls.clear()
-    assert list(load_records(store, remember=True)) == first
+    assert list(load_records(store, update_cache=True)) == first
     assert s3_calls == ["ListObjectsV2", "GetObject"]
     changed = make("c3", 3, error="some other size")
     put_record(store, changed)
     put_record(store, make("c9", 9))
     s3_calls.clear()
-    again = {record.concept_id: record for record in load_records(store, remember=True)}
+    again = {record.concept_id: record for record in load_records(store, update_cache=True)}
     assert again["c3"] == changed
     assert len(again) == 6
     assert sorted(s3_calls) == ["GetObject"] * 3 + ["ListObjectsV2", "PutObject"]

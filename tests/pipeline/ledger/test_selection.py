@@ -11,10 +11,9 @@ import pytest
 
 from pipeline.config import GateConfig
 from pipeline.inputs.manifest import BadRow
-from pipeline.ledger.plan import Selection
 from pipeline.ledger.records import ConceptRecord, put_record
 from pipeline.ledger.results import write_results
-from pipeline.ledger.selection import failed_before, nearest, select
+from pipeline.ledger.selection import Selection, failed_before, nearest, select
 from pipeline.store.storage import RunStore
 
 
@@ -88,7 +87,7 @@ def test_what_is_below_the_present_gate(root: str, manifest: str) -> None:
     put_record(store, older)
     put_record(store, replace(record("42", 2, "done"), scores={"clip_i": 0.6}, finished_at="2021-01-01T00:00:00+00:00"))
     chosen = select(manifest, store, None, "below-gate", 5, GateConfig(min_clip_i=0.55))
-    assert chosen == Selection(frozenset({"tiger", "taxi"}), 5, "--retry below-gate --limit 5", below_gate=True)
+    assert chosen == Selection(frozenset({"tiger", "taxi"}), 5, "--retry below-gate --limit 5", retries_below_gate=True)
 
 
 def test_nearest_names() -> None:

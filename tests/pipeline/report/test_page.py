@@ -220,7 +220,7 @@ def test_a_plan_decides_what_is_current() -> None:
     finish(store, "duck", 1)
     new = finish(store, "duck", 2, steps=7)
     finish(store, "removed", 3)
-    page = build(store, current={new.fingerprint.encode(): b'{"sku": 2}'})
+    page = build(store, carried={new.fingerprint.encode(): b'{"sku": 2}'})
     assert [(row[0], row[6], row[9]) for row in rows(page)] == [("duck", 7, 2)]
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from pipeline.report.progress import Progress
-from pipeline.times import duration, format_seconds
+from pipeline.times import format_clock, format_duration
 
 
 class Clock:
@@ -87,11 +87,11 @@ def test_numbers_for_log_stores_and_metrics() -> None:
 
 
 def test_seconds() -> None:
-    assert [format_seconds(s) for s in (0, 75.4, 3700)] == ["0:00", "1:15", "1:01:40"]
+    assert [format_clock(s) for s in (0, 75.4, 3700)] == ["0:00", "1:15", "1:01:40"]
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text

@@ -1,0 +1,37 @@
+"""Addresses in a configuration, made the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.config import RunConfig
+from pipeline.config_file import parse_config, to_tree
+from pipeline.inputs.models import portable
+from pipeline.store.addresses import absolute
+
+_ADDRESSES: dict[str, Callable[[str], str]] = {
+    "manifest": absolute,
+    "output": absolute,
+    "model": portable,
+    "extractor": portable,
+    "evaluation.dino": portable,
+    "inversion.penalties.captions": absolute,
+    "inversion.init.earlier_run": absolute,
+}
+"""Settings that are addresses -> the function that makes one the same on every machine."""
+
+
+def resolve_addresses(config: RunConfig) -> RunConfig:
+    """Return the configuration with all addresses absolute, so that actors on other machines agree on them.
+
+    Empty settings stay empty. Raises ValueError for a scheme that is not known.
+    """
+    tree = to_tree(config)
+    for name, resolve in _ADDRESSES.items():
+        *sections, key = name.split(".")
+        section = tree
+        for each in sections:
+            section = section[each]
+        if section[key]:
+            section[key] = resolve(section[key])
+    return parse_config(tree)

@@ -1,0 +1,242 @@
+"""The stages of a run: learn, try again, draw, prune and report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.gate_retries import retry_below_gate
+from pipeline.inputs.content_hash import content_hashes
+from pipeline.inputs.manifest import count_rows
+from pipeline.inputs.prompt_table import Prompt
+from pipeline.ledger.digest import digest
+from pipeline.ledger.gate import BELOW
+from pipeline.ledger.plan import ConceptTask, Plan, read_done, settings_path
+from pipeline.ledger.prune import delete_leftovers, find_leftovers
+from pipeline.ledger.records import ConceptRecord, load_records, put_record
+from pipeline.ledger.selection import ALL_CONCEPTS, Selection
+from pipeline.ledger.settings import current_settings
+from pipeline.report.logs import say
+from pipeline.report.page import build_report
+from pipeline.report.progress import Progress, ProgressNumbers
+from pipeline.report.run_stats import DeviceTime, RunStats
+from pipeline.report.run_summary import describe_run, figures_of
+from pipeline.store.errors import RunAborted, describe_error
+from pipeline.store.redact import redact
+from pipeline.store.storage import RunStore
+from pipeline.times import DeadlinePassed
+
+# ray and torch are imported where they are first needed, so that --help and --dry-run answer at once.
+
+log = logging.getLogger(__name__)
+
+
+def make_plan(config: RunConfig, store: RunStore, selection: Selection = ALL_CONCEPTS) -> tuple[Plan, dict[str, Any]]:
+    """Return the plan, and the settings whose digest is in its fingerprints."""
+    settings = current_settings(config)
+    identify = partial(content_hashes, photos=config.photos)
+    done = read_done(store.scan("concepts"))
+    return Plan(digest(settings), done.fingerprints, identify, selection, done.awaiting_retry), settings
+
+
+class Run:
+    """One run: its configuration, plan and counts, and its stages."""
+
+    def __init__(self, config: RunConfig, selection: Selection = ALL_CONCEPTS, until: float = math.inf) -> None:
+        """Make the plan and store its settings. Raises ValueError for a model or a file that cannot be read."""
+        self._config = config
+        self._selection = selection
+        self._store = RunStore(config.output)
+        self.plan, self._settings = make_plan(config, self._store, selection)
+        self.stats = RunStats(count_rows(config.manifest), until)
+        settings = json.dumps(self._settings, indent=1).encode()
+        self._store.put(settings_path(digest(self._settings)), settings)
+
+    def can_continue(self) -> bool:
+        """Return whether another stage may begin."""
+        return not self.stats.is_over and not self.stats.problems
+
+    def write_state(self, stage: str) -> None:
+        """Set the stage and write `run.json`."""
+        self.stats.stage = stage
+        self._store.put("run.json", describe_run(self._config, self.stats, self.plan, self._settings))
+
+    def learn(self, tasks: Iterator[ConceptTask]) -> None:
+        """Learn every task's concept. A failure is recorded, and the other concepts are learned."""
+        first = next(tasks, None)
+        if first is None or time.time() >= self.stats.until:  # without work, no cluster is needed
+            return
+        connect(self._config)
+        from pipeline.prometheus import RunMetrics
+
+        metrics = RunMetrics()
+        total = partial(self.plan.expected_todo, self.stats.rows)
+        for record in self._learn_all(self._config, chain([first], tasks), "learning", total, metrics.observe):
+            self.stats.settle(record)
+            metrics.settled(record)
+            if record.status == "failed":
+                put_record(self._store, record)
+            elif record.gate == BELOW and self._config.gate.ladder:
+                self.plan.awaiting_retry[record.concept_id] = record.fingerprint
+
+    def retry(self) -> None:
+        """Learn the concepts below the gate again, by the rules of `gate.ladder`."""
+        stats = self.stats
+
+        def learn_all(
+            config: RunConfig, tasks: Iterator[ConceptTask], stage: str, num_tasks: int
+        ) -> Iterator[ConceptRecord]:
+            first = next(tasks, None)
+            if first is not None and time.time() < stats.until:  # without work, no cluster is needed
+                yield from self._learn_all(config, chain([first], tasks), stage, lambda: num_tasks)
+
+        retry_below_gate(self._config, self._store, self.plan, self._selection, learn_all, stats.gate_retries)
+        stats.is_late |= bool(stats.gate_retries.waiting) and time.time() >= stats.until
+
+    def draw(self, prompts: Sequence[Prompt]) -> None:
+        """Draw every prompt with every selected concept that is done."""
+        self.write_state("drawing")
+        gpus, cpus = connect(self._config)
+        from ray.exceptions import RayError
+
+        from pipeline.bulk.generate import generate_images
+
+        stats = self.stats
+        records = load_records(self._store, self.plan.carried)
+        learned = (
+            record for record in records if record.status == "done" and self._selection.includes(record.concept_id)
+        )
+        began = time.monotonic()
+        with _handling(signal.default_int_handler):
+            try:
+                counts = generate_images(self._config, learned, prompts, gpus, stats.until)
+            except DeadlinePassed:
+                stats.is_late = True
+                return
+            except RayError as error:
+                stats.problems["drawing"] = f"stopped, run again to continue: {describe_error(error)}"
+                return
+            finally:
+                stats.on_gpus = bool(gpus)
+                stats.device_seconds += (time.monotonic() - began) * (gpus or cpus)
+        stats.pictures = f"{counts.drawn} drawn, {counts.done_before} done before, {counts.failed} failed"
+        if counts.failed:
+            stats.problems["drawing"] = f"{counts.failed} pictures were not drawn: {'; '.join(counts.first_errors)}"
+
+    def prune(self) -> None:
+        """Delete what the manifest no longer accounts for, unless the run ended early: the next one may need it."""
+        try:
+            if not self.can_continue():
+                raise ValueError("nothing was deleted, as the run did not come to its end")
+            leftovers = find_leftovers(self._store, self._config.manifest, self.plan)
+            delete_leftovers(self._store, leftovers)
+            for line in leftovers.lines():
+                say(self._config.log_format, f"deleted {line}\n")
+        except (ValueError, OSError) as error:
+            self.stats.problems["pruning"] = redact(str(error))
+
+    def report(self) -> None:
+        """Write the results and the report."""
+        figures = figures_of(self._config, self.stats, self.plan, self._selection)
+        build_report(self._store, self._config, figures, self.plan.carried, self.plan.bad)
+
+    def _learn_all(
+        self,
+        config: RunConfig,
+        tasks: Iterator[ConceptTask],
+        stage: str,
+        total: Callable[[], int],
+        watch: Callable[[ProgressNumbers], None] | None = None,
+    ) -> Iterator[ConceptRecord]:
+        """Yield the tasks' records as they end; fewer if the run is stopped or given up meanwhile.
+
+        `stage` and `total` are for progress lines; `watch` gets the numbers of every update.
+        """
+        gpus, cpus = connect(config)
+        from pipeline.cluster import learner_actors, policy_of
+        from pipeline.driver import drive
+
+        stats = self.stats
+        stats.on_gpus = bool(gpus)
+        device_time = DeviceTime(stats, config.actors.gpus if gpus else config.actors.cpus)
+
+        def beat() -> None:
+            try:
+                self.write_state("learning")
+            except OSError as error:  # the next one may get through
+                log.warning("run.json was not updated: %s", error)
+
+        def observe(numbers: ProgressNumbers) -> None:
+            device_time.observe(numbers)
+            if watch is not None:
+                watch(numbers)
+
+        progress = Progress(stage, total, beat=beat, log_format=config.log_format, observe=observe)
+        policy = policy_of(config, gpus, cpus)
+        with stopping_on_signals() as stop:
+            try:
+                for record in drive(tasks, learner_actors(config, gpus), policy, progress, stop, until=stats.until):
+                    stats.repeated += record.repeated
+                    yield record
+            except RunAborted as error:
+                stats.problems[stage] = f"given up: {error}"
+            stats.is_stopped = stop.is_set()
+
+
+def connect(config: RunConfig) -> tuple[float, float]:
+    """Join the cluster of this process, or start one on this machine; return its GPUs, 0 if none are to be used, and
+    its cores. Raises ValueError for an output that other processes cannot see."""
+    if config.output.startswith("memory:"):
+        raise ValueError(f"output {config.output!r}: memory:// is seen by one process only; give a folder or a bucket")
+    if config.log_format == "json":
+        os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")  # a prefix would break JSON lines
+    import ray
+
+    if not ray.is_initialized():
+        # Ray finds RAY_ADDRESS (set by `ray job submit`) or a cluster of this machine without an address. Arguments
+        # that shape a new cluster must not be given when one is joined.
+        local = {"include_dashboard": False} if os.environ.get("RAY_ADDRESS", "local") == "local" else {}
+        ray.init(logging_level=logging.WARNING, **local)
+    resources = ray.cluster_resources()
+    gpus = 0.0 if config.device == "cpu" else float(resources.get("GPU", 0))
+    if config.device == "cuda" and not gpus:
+        gpus = config.actors.gpus or 1.0  # asked for: an autoscaler may bring one
+    return gpus, float(resources.get("CPU", 1))
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[threading.Event]:
+    """Set the event at the first SIGTERM or Ctrl-C, and interrupt at the second.
+
+    Enter it after ray.init, which sets signal handlers of its own.
+    """
+    stop = threading.Event()
+
+    def handle(_signal: int, _frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    with _handling(handle):
+        yield stop
+
+
+@contextmanager
+def _handling(handler: Any) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
