@@ -14,7 +14,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
 from benchmarks.restatement import CommonAlgorithm
 from pipeline.inputs.models import locate
+from textual_inversion.families.base import to_tensors
 from textual_inversion.families.sd import StableDiffusion
+from textual_inversion.prompts import encode_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,8 @@ def count_flops(shape: str, device: str = "meta") -> float:
     while counting: fused kernels are counted only where torch knows them, and repeat work in the backward pass."""
     backbone = Parts(SHAPES[shape], device, torch.float32).backbone()
     row = torch.zeros(1, next(iter(backbone.token_tables.values())).dim, device=backbone.device, requires_grad=True)
-    ids = torch.tensor([backbone.assemble([backbone.vocab_size])], device=backbone.device)
+    prompt = to_tensors([encode_prompt("<c>", {"<c>": [0]}, backbone.vocabularies)])
+    ids = {key: each.to(backbone.device) for key, each in prompt.items()}
     latents = torch.randn(1, *backbone.latent_shape, device=backbone.device)
     timesteps = torch.tensor([500], device=backbone.device)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

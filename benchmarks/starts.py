@@ -33,15 +33,14 @@ from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig, SamplingConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.extractors import ClipExtractor
-from textual_inversion.families.base import Backbone
+from textual_inversion.families.base import Backbone, to_tensors
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.initialise import Start, StartChooser
 from textual_inversion.latents import Views, encode_views, sample
 from textual_inversion.metrics import clip_i
-from textual_inversion.noise import corrupt
 from textual_inversion.objective import denoising
 from textual_inversion.photos import open_photo
-from textual_inversion.prompts import HOLE, encode_prompt, training_templates
+from textual_inversion.prompts import encode_prompt, placeholder_rows, training_templates
 from textual_inversion.rng import generator_for, seed_for
 
 FROZEN_SAMPLES = 48
@@ -144,16 +143,17 @@ def frozen_loss(backbone: Backbone, concept: Concept, views: Views) -> Callable[
     view = torch.randint(len(views), (size,), generator=generator)
     eps, noise = torch.randn(2, size, *backbone.latent_shape, generator=generator)
     within = torch.rand(size, generator=generator)
-    timesteps = ((torch.arange(size) + within) / size * len(backbone.alphas_cumprod)).long()
+    timesteps = ((torch.arange(size) + within) / size * backbone.noise.num_timesteps).long()
     templates = training_templates(concept, class_cue=False)
-    rows_of = {HOLE: range(backbone.vocab_size, backbone.vocab_size + concept.num_vectors)}
-    ids = torch.tensor([encode_prompt(templates[i % len(templates)], rows_of, backbone) for i in range(size)])
+    rows_of, vocabularies = placeholder_rows(concept), backbone.vocabularies
+    ids = to_tensors([encode_prompt(templates[i % len(templates)], rows_of, vocabularies) for i in range(size)])
     latents = sample(views.moments[view], eps)
-    x_t, target = corrupt(latents, noise, backbone.alphas_cumprod[timesteps], backbone.prediction_type)
+    x_t, target = backbone.noise.corrupt(latents, noise, timesteps)
+    told = backbone.noise.model_timesteps(timesteps)
 
     def loss(rows: dict[str, Tensor]) -> float:
         with torch.no_grad():
-            prediction = backbone.predict(x_t, timesteps, backbone.encode_prompts(ids, rows))
+            prediction = backbone.predict(x_t, told, backbone.encode_prompts(ids, rows))
         return float(denoising(prediction, target).mean())
 
     return loss

@@ -19,7 +19,7 @@ from pipeline.config_file import load_config, recipe
 from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
 from pipeline.gate_retries import concepts_to_retry, retry_rules
 from pipeline.inputs.manifest import read_by_priority
-from pipeline.inputs.models import load_model_tokenizer, locate
+from pipeline.inputs.models import load_model_vocabularies, locate
 from pipeline.inputs.prompt_table import read_prompts
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.ledger.preflight import examine
@@ -123,7 +123,7 @@ def dry_run(
     plan, _ = make_plan(config, store, selection)
     failing = set()
     tasks = plan.tasks(read_by_priority(config.manifest))
-    for finding in examine(tasks, config, prompts, load_model_tokenizer(config), photos=photos):
+    for finding in examine(tasks, config, prompts, load_model_vocabularies(config), photos=photos):
         sys.stdout.write(f"{finding}\n")
         if finding.is_fatal:
             failing.add(finding.concept_id)

@@ -9,15 +9,45 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from textual_inversion.conditioning import Conditioning
 from textual_inversion.errors import BadInput
-from textual_inversion.families.base import Conditioning
 from textual_inversion.latents import Views
 from textual_inversion.lora import AdapterBatch
+from textual_inversion.noise import Epsilon, Noise, VPrediction
+from textual_inversion.prompts import Vocabularies
 from textual_inversion.tokens import TokenTable
 
 START, END = 0, 1
 VOCAB_SIZE = 97
+MAX_LENGTH = 24
 DIMS = {"long": 24, "short": 16}
+ALPHAS_CUMPROD = (1 - torch.linspace(0.001, 0.02, 100)).cumprod(0)
+
+
+class HashedWords:
+    """A vocabulary of hashed words."""
+
+    def __init__(self, size: int = VOCAB_SIZE, max_length: int = MAX_LENGTH) -> None:
+        self.size, self.max_length = size, max_length
+        self.end_of_text = END
+        self.max_tokens = max_length - 2
+
+    def tokenize(self, text: str) -> list[int]:
+        return [2 + zlib.crc32(word.encode()) % (self.size - 2) for word in text.split()]
+
+    def assemble(self, ids: Sequence[int]) -> list[int]:
+        if len(ids) > self.max_tokens:
+            raise BadInput(f"{len(ids)} tokens do not fit in {self.max_tokens}")
+        return [START, *ids, *[END] * (self.max_length - 1 - len(ids))]
+
+
+VOCABULARY = HashedWords()
+"""Of both text encoders."""
+
+
+def toy_ids(prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """The same ids for both text encoders, [prompts, length] each."""
+    return {key: torch.tensor(prompts) for key in DIMS}
 
 
 class ToyBackbone:
@@ -33,44 +63,42 @@ class ToyBackbone:
         self.dtype = torch.float32
         self.resolution = 8
         self.latent_shape = (2, 4, 4)
-        self.max_length = 24
-        self.vocab_size = VOCAB_SIZE
-        self.end_of_text = END
-        self.prediction_type = prediction_type
+        processes: dict[str, type[Epsilon] | type[VPrediction]] = {"epsilon": Epsilon, "v_prediction": VPrediction}
+        self.noise: Noise = processes[prediction_type](ALPHAS_CUMPROD.to(device), {})
         self.guidance_scale = 5.0
-        self.alphas_cumprod = (1 - torch.linspace(0.001, 0.02, 100)).cumprod(0).to(device)
+        self.vocabularies: Vocabularies = dict.fromkeys(DIMS, VOCABULARY)
         self.token_tables: Mapping[str, TokenTable] = {
             key: TokenTable(weight(VOCAB_SIZE, dim)) for key, dim in DIMS.items()
         }
         self.adapter_layers: Mapping[str, tuple[int, int]] = {f"{key}.fc2": (dim, 32) for key, dim in DIMS.items()}
-        self._position = weight(self.max_length, 1)
+        self._position = weight(MAX_LENGTH, 1)
         self._mix = {key: weight(32, dim) for key, dim in DIMS.items()}
         self._see = weight(32, 32)
         self._encoder = weight(64, 192)
 
-    def tokenize(self, text: str) -> list[int]:
-        return [2 + zlib.crc32(word.encode()) % (VOCAB_SIZE - 2) for word in text.split()]
-
     def words(self) -> list[str]:
         return ["animal", "cat", "clock", "dog", "toy", "tree"]
 
-    def assemble(self, ids: Sequence[int]) -> list[int]:
-        if len(ids) + 2 > self.max_length:
-            raise BadInput(f"{len(ids)} tokens do not fit in {self.max_length - 2}")
-        return [START, *ids, *[END] * (self.max_length - 1 - len(ids))]
-
     def encode_prompts(
-        self, ids: Tensor, rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
+        self, ids: Mapping[str, Tensor], rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
     ) -> Conditioning:
-        hidden = torch.zeros(*ids.shape, 32, device=self.device)
+        hidden = sum(self._states(ids, rows, adapters).values(), torch.zeros((), device=self.device))
+        return Conditioning(hidden=hidden.tanh())
+
+    def encoder_states(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._states(ids, {}, ())
+
+    def _states(
+        self, ids: Mapping[str, Tensor], rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch]
+    ) -> dict[str, Tensor]:
+        states = {}
         for key, table in self.token_tables.items():
             with table.reading(rows.get(key)):
-                words = table(ids) + self._position
-            mixed = words @ self._mix[key].T
+                words = table(ids[key]) + self._position
+            states[key] = words @ self._mix[key].T
             for batch in adapters:
-                mixed = batch.change(f"{key}.fc2", words, mixed)
-            hidden = hidden + mixed
-        return Conditioning(hidden=hidden.tanh())
+                states[key] = batch.change(key, f"{key}.fc2", words, states[key])
+        return states
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         mean, log_std = (pixels.flatten(1) @ self._encoder.T).unflatten(1, (2, *self.latent_shape)).unbind(1)
@@ -88,9 +116,6 @@ class ToyBackbone:
 
     def decode(self, latents: Tensor) -> Tensor:
         return (latents.flatten(1) @ self._encoder[:32]).unflatten(1, (3, 8, 8)).tanh()
-
-    def scheduler(self, solver: str) -> object:
-        raise NotImplementedError(f"the toy draws no pictures (solver {solver!r})")
 
     def model_hash(self) -> str:
         return "toy"

@@ -112,3 +112,8 @@ class LearnedEmbedding:
 
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Provenance, such as base model, step, norm and pooling rule; strings, as safetensors headers require."""
+
+    @property
+    def num_vectors(self) -> int:
+        """Rows of the first text encoder; a model's text encoders have equally many (`generate.check_fits`)."""
+        return len(next(iter(self.vectors.values())))

@@ -1,103 +1,86 @@
-"""Prompts as the denoiser takes them, each encoded once however many pictures are drawn with it."""
+"""The denoiser's inputs from the text, as one value that families make and everybody else only moves around."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from textual_inversion.concept import LearnedEmbedding
-from textual_inversion.families.base import Backbone, Conditioning
-from textual_inversion.lora import join, positions
-from textual_inversion.transfer import to_device
 
-_PROMPTS_PER_PASS = 8
-"""A concept's sample grid has so many: four prompts, and the same with its initializer word."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Conditioning:
+    """The denoiser's inputs from a batch of prompts. Only a family's own module reads the parts."""
 
+    hidden: Tensor
+    """Encoder states, [batch, length, dim] in the denoiser's dtype. A family with several text encoders concatenates
+    their states, along either axis."""
+    pooled: Tensor | None = None
+    """One vector for each whole prompt, [batch, pooled_dim]; None for families without."""
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further inputs that go with each prompt (time ids, attention masks), name -> [batch, ...]."""
 
-@dataclass(frozen=True, slots=True)
-class TokenizedPrompt:
-    """A prompt as ids, and what the ids beyond the vocabulary stand for. Equal ones are encoded alike."""
+    def __len__(self) -> int:
+        """Return the number of prompts."""
+        return len(self.hidden)
 
-    ids: tuple[int, ...]
-    """[max_length]; id `vocab_size + i` is the i-th row of its concepts, one after the other."""
-    concepts: tuple[tuple[LearnedEmbedding, range], ...] = ()
-    """Each with the ids of its rows. Its adapter, if it has one, acts on the whole prompt; several are added."""
+    def __getitem__(self, prompts: slice | Tensor) -> Conditioning:
+        """Select prompts by a slice or by a tensor of indices [n] on the same device."""
+        return self._map(lambda tensor: tensor[prompts])
 
-    def without_words(self, backbone: Backbone) -> TokenizedPrompt:
-        """The empty prompt that goes with it in classifier-free guidance.
+    def to(self, device: torch.device) -> Conditioning:
+        """Move every part to a device; parts that are there already are not copied."""
+        return self._map(lambda tensor: tensor.to(device))
 
-        Adapters act on it too, as in a pipeline that has loaded them: `lora` ones everywhere, `causal` ones nowhere, as
-        it names no concept. So without `lora` ones it is the same for all.
+    def detach(self) -> Conditioning:
+        """Cut every part off the graph that made it, without a copy."""
+        return self._map(lambda tensor: tensor.detach())
+
+    def where(self, chosen: Tensor, other: Conditioning) -> Conditioning:
+        """Take each prompt from this value where `chosen` [batch] (bool) is true and from `other` elsewhere."""
+
+        def pick(ours: Tensor, theirs: Tensor) -> Tensor:
+            return torch.where(chosen.view(-1, *[1] * (ours.ndim - 1)), ours, theirs)
+
+        return self._unflatten([pick(*pair) for pair in zip(self.tensors(), other.tensors(), strict=True)])
+
+    def repeat(self, size: int) -> Conditioning:
+        """Return a batch of `size` copies of the only prompt."""
+        return self._map(lambda tensor: tensor.expand(size, *tensor.shape[1:]).contiguous())
+
+    def cosine_distance(self, other: Conditioning) -> Tensor:
+        """Return how far two encodings of the same prompts are apart, [batch] float32.
+
+        The mean over positions, padding included, of 1 - cos of the states (TextBoost v1), and with pooled vectors
+        1 - cos of these added. Extras come from settings and not from the text: they are not compared.
         """
-        acting = tuple(
-            (embedding, own)
-            for embedding, own in self.concepts
-            if embedding.adapter and embedding.adapter.kind == "lora"
-        )
-        return TokenizedPrompt(tuple(backbone.assemble([])), acting)
+        distance = 1 - F.cosine_similarity(self.hidden.float(), other.hidden.float(), dim=-1).mean(1)
+        if self.pooled is None or other.pooled is None:
+            return distance
+        return distance + 1 - F.cosine_similarity(self.pooled.float(), other.pooled.float(), dim=-1)
+
+    def encodings(self) -> list[Tensor]:
+        """Return the parts through which gradients reach the text: states, and pooled vectors if there are any."""
+        return [self.hidden] if self.pooled is None else [self.hidden, self.pooled]
+
+    def tensors(self) -> list[Tensor]:
+        """Return every part, [batch, ...] each, in an order that is fixed for a family."""
+        return [*self.encodings(), *(self.extras[name] for name in sorted(self.extras))]
+
+    def _unflatten(self, tensors: Sequence[Tensor]) -> Conditioning:
+        """Return a value with these parts in place of its own; the inverse of `tensors`."""
+        parts = iter(tensors)
+        hidden = next(parts)
+        pooled = None if self.pooled is None else next(parts)
+        return Conditioning(hidden=hidden, pooled=pooled, extras={name: next(parts) for name in sorted(self.extras)})
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        return self._unflatten([change(tensor) for tensor in self.tensors()])
 
 
-class PromptEncoder:
-    """The text encoder, with the prompts that it encoded last.
-
-    Passes always have the same shape, so that a prompt's states never depend on its company (`generate.generate` says
-    what holds to the bit). Any number of threads may use it.
-    """
-
-    def __init__(self, backbone: Backbone, kept: int = 256) -> None:
-        """`kept`: prompts whose states stay, [length, dim] each, on the backbone's device."""
-        self.backbone, self._kept = backbone, kept
-        self._lock = threading.Lock()
-        self._states: OrderedDict[TokenizedPrompt, Tensor] = OrderedDict()
-
-    def __call__(self, prompts: Sequence[TokenizedPrompt]) -> Conditioning:
-        """[prompts], without gradients."""
-        wanted = dict.fromkeys(prompts)
-        with self._lock:
-            states = {prompt: self._states[prompt] for prompt in wanted if prompt in self._states}
-        missing = [prompt for prompt in wanted if prompt not in states]
-        for start in range(0, len(missing), _PROMPTS_PER_PASS):
-            some = missing[start : start + _PROMPTS_PER_PASS]
-            padded = [*some, *[some[-1]] * (_PROMPTS_PER_PASS - len(some))]
-            states |= zip(some, self._encode(padded), strict=False)  # copies at the end are no more prompts
-        with self._lock:
-            for prompt in wanted:
-                self._states[prompt] = states[prompt]
-                self._states.move_to_end(prompt)
-            while len(self._states) > self._kept:
-                self._states.popitem(last=False)
-        return Conditioning(hidden=torch.stack([states[prompt] for prompt in prompts]))
-
-    @torch.no_grad()
-    def _encode(self, prompts: Sequence[TokenizedPrompt]) -> Tensor:
-        """[prompts, length, dim] in one pass, over their rows laid end to end."""
-        backbone = self.backbone
-        own_ids = torch.tensor([prompt.ids for prompt in prompts])
-        num_rows = [sum(len(own) for _, own in prompt.concepts) for prompt in prompts]
-        shifts = torch.tensor([sum(num_rows[:i]) for i in range(len(prompts))])
-        ids = torch.where(own_ids >= backbone.vocab_size, own_ids + shifts[:, None], own_ids)
-        rows = {
-            key: torch.cat([e.vectors[key].float() for prompt in prompts for e, _ in prompt.concepts])
-            for key in backbone.token_tables
-            if any(num_rows)
-        }
-        adapters = [
-            [
-                (
-                    e.adapter,
-                    positions(e.adapter.kind, own, (own >= ids_.start) & (own < ids_.stop), backbone.end_of_text),
-                )
-                for e, ids_ in prompt.concepts
-                if e.adapter
-            ]
-            for prompt, own in zip(prompts, own_ids, strict=True)
-        ]
-        on_device = {key: to_device(table, backbone.device) for key, table in rows.items()}
-        return backbone.encode_prompts(
-            to_device(ids, backbone.device), on_device, join(adapters, backbone.device)
-        ).hidden
+def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
+    """Concatenate one family's conditionings along the batch."""
+    tensors = zip(*(part.tensors() for part in parts), strict=True)
+    return parts[0]._unflatten([torch.cat(each) for each in tensors])

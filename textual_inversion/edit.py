@@ -7,7 +7,6 @@ without any change to the model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from textual_inversion.augment import to_pixels, to_weights
-from textual_inversion.conditioning import PromptEncoder
 from textual_inversion.config import SamplingConfig, require
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import (
@@ -29,6 +27,7 @@ from textual_inversion.generate import (
     pad,
     to_pictures,
 )
+from textual_inversion.prompt_encoder import PromptEncoder
 
 
 def edit(
@@ -41,7 +40,7 @@ def edit(
     strength: float = 1.0,
     keep_pixels: bool = True,
 ) -> list[Image.Image]:
-    """The picture once for each request, redrawn where the mask is white.
+    """Draw the picture once for each request, redrawn where the mask is white.
 
     `picture`: RGB, `mask`: grey, both of the model's resolution. `strength`: how far into the noise the redrawn part is
     taken, as a share of the sampling steps; below 1 it keeps something of what was there. `keep_pixels`: the picture's
@@ -71,13 +70,14 @@ def edit(
 
 
 def encode_picture(backbone: Backbone, picture: Image.Image) -> Tensor:
-    """[1, *latent_shape]: z_init, the mean of what the autoencoder sees in it."""
+    """Encode a picture as z_init, the mean of the autoencoder's distribution, [1, *latent_shape]."""
     pixels = to_pixels(picture.convert("RGB"))[None]
     return backbone.encode_images(pixels.to(backbone.device))[:, 0]
 
 
 def latent_mask(mask: Image.Image, backbone: Backbone) -> Tensor:
-    """[1, 1, height, width] bool at the latents' size: true where any pixel of the cell is more white than black.
+    """Scale a mask to the latents' size, [1, 1, height, width] bool: true where any pixel of the cell is more white
+    than black.
 
     The paper's code takes one pixel of each cell, which loses lines thinner than a cell; the paper's remedy is a mask
     that starts dilated.
@@ -94,33 +94,21 @@ def _edit_batch(
     config: SamplingConfig,
     strength: float,
 ) -> list[Image.Image]:
-    """Algorithm 1, for one batch: z_k ~ noise(z_init, k); after each step, z_t = z_fg m + z_bg (1 - m)."""
+    """Run algorithm 1 for one batch: z_k ~ noise(z_init, k); after each step, z_t = z_fg m + z_bg (1 - m)."""
     backbone, padded = encoder.backbone, pad(requests, config.batch_size)
     noise = initial_noises(backbone, padded)
     source = source.expand_as(noise)
-    scheduler = backbone.scheduler(config.solver)
-    scheduler.set_timesteps(config.steps)
-    timesteps = scheduler.timesteps[-max(1, round(strength * config.steps)) :]
+    run = backbone.noise.begin(config.solver, config.steps)
+    first = len(run.timesteps) - max(1, round(strength * config.steps))
 
     def blend(foreground: Tensor, step: int) -> Tensor:
-        background = noised(scheduler, source, noise, timesteps, step + 1)
-        return torch.where(region, foreground, background)
+        # A step leads to the noise level of the *next* one, which the background must have: with its own, as in the
+        # authors' code, the background would lag a step behind and stay noisy at the end. One draw of noise serves all
+        # steps, so that a deterministic sampler would follow the same path.
+        return torch.where(region, foreground, run.noised(source, noise, step + 1))
 
     with torch.no_grad():
-        latents = noised(scheduler, source, noise, timesteps, 0)
-        guidance = Guidance.of(encoder, padded, config)
-        latents = denoise(backbone, latents, guidance, scheduler, timesteps, blend)
+        latents = run.noised(source, noise, first)
+        guidance = Guidance.from_requests(encoder, padded, config)
+        latents = denoise(backbone, latents, guidance, run, first, blend)
         return to_pictures(backbone.decode(latents)[: len(requests)])
-
-
-def noised(scheduler: Any, source: Tensor, noise: Tensor, timesteps: Tensor, place: int) -> Tensor:
-    """z_bg: the source latents as noisy as those at `timesteps[place]`; clean after the last of them.
-
-    A step from t leads to the *next* timestep, whose noise the background must have: with t's own, as in the authors'
-    code, it would lag a step behind and stay noisy at the end. One draw of noise serves all steps, so that a
-    deterministic sampler would follow the same path.
-    """
-    if place == len(timesteps):
-        return source
-    noisy: Tensor = scheduler.add_noise(source, noise, timesteps[place].expand(len(source)))
-    return noisy

@@ -20,7 +20,7 @@ from textual_inversion.errors import NUMERICS, ConceptError
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors
 from textual_inversion.knowledge import KnowledgePreservation, read_captions
-from textual_inversion.objective import Batch, Trained, join, objective, per_concept
+from textual_inversion.objective import Batch, Trained, concatenate_batches, objective, per_concept
 from textual_inversion.optim import adamw_, clip_gradients, control_norms, gradient_norms, riemannian_sgd_
 from textual_inversion.parameters import Layout, num_photos
 from textual_inversion.rng import generator_for
@@ -39,7 +39,7 @@ from textual_inversion.slots import (
     to_cpu,
 )
 from textual_inversion.stopping import StopRule, is_eval_step, stop_rule_from_config
-from textual_inversion.timesteps import sampler
+from textual_inversion.timesteps import timestep_sampler
 from textual_inversion.training_data import ImageFeatures, TrainingData
 from textual_inversion.transfer import start_readback, to_device
 
@@ -109,7 +109,7 @@ class Engine:
         self._knowledge = None
         if config.penalties.knowledge:
             self._knowledge = KnowledgePreservation(backbone, read_captions(config.penalties.captions))
-        self._sampler = sampler(config.timesteps, backbone.alphas_cumprod)
+        self._draw_timesteps = timestep_sampler(config.timesteps, backbone.noise)
         self._layout = Layout.from_config(backbone, config, max_vectors)
         self._slots: list[Slot | None] = [None] * slots
         self._readbacks: deque[Readback] = deque()
@@ -121,6 +121,7 @@ class Engine:
         """Sum of the steps of all concepts."""
         self._groups = self._layout.groups(slots)
         self._rows = {key: self._groups[key] for key in backbone.token_tables}
+        self._vocab_sizes = {key: vocabulary.size for key, vocabulary in backbone.vocabularies.items()}
         # the rows' initial values and the class's vector, to which penalties hold the rows
         self._start = {key: torch.zeros_like(group.values) for key, group in self._rows.items()}
         self._class_vector = {key: torch.zeros_like(group.values[:, :1]) for key, group in self._rows.items()}
@@ -218,13 +219,13 @@ class Engine:
     def _draw_batch(self, members: list[Slot]) -> Batch:
         """Draw the samples of a pass: latents, noise, timesteps and prompts."""
         drawn = {slot: self._draw_samples(slot, "step", slot.step) for slot in dict.fromkeys(members)}
-        return join([drawn[slot] for slot in members], self._backbone.vocab_size, self._layout.max_rows)
+        return concatenate_batches([drawn[slot] for slot in members], self._vocab_sizes, self._layout.max_rows)
 
     def _draw_samples(self, slot: Slot, purpose: str, step: int) -> Batch:
         """Draw one concept's samples for a purpose at a step."""
         generator = generator_for(self._seed, slot.concept.concept_id, purpose, step)
         size, shape = self._config.batch_size, self._backbone.latent_shape
-        return slot.data.draw(generator, size, step, shape, self._sampler)
+        return slot.data.draw(generator, size, step, shape, self._draw_timesteps)
 
     def _read_values(self, members: Sequence[Slot]) -> dict[str, Tensor]:
         """Copy the parameters of a pass, [concepts, vectors, dim] each, to take gradients at."""
@@ -240,7 +241,7 @@ class Engine:
             rows={key: values[key] for key in self._rows},
             start={key: stack[index] for key, stack in self._start.items()},
             class_vector={key: stack[index] for key, stack in self._class_vector.items()},
-            own=is_placeholder_row,
+            is_placeholder_row=is_placeholder_row,
             adapters=self._layout.adapters(values, batch.ids, is_placeholder_row),
         )
         terms = objective(

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from textual_inversion.concept import LearnedEmbedding
-from textual_inversion.conditioning import PromptEncoder, TokenizedPrompt
+from textual_inversion.conditioning import Conditioning
 from textual_inversion.config import SamplingConfig
 from textual_inversion.errors import BadInput
-from textual_inversion.families.base import Backbone, Conditioning
-from textual_inversion.prompts import encode_prompt
+from textual_inversion.families.base import Backbone
+from textual_inversion.noise import SolverRun
+from textual_inversion.prompt_encoder import PromptEncoder, TokenizedPrompt
+from textual_inversion.prompts import encode_prompt, words_in
 from textual_inversion.transfer import to_device
 
 
@@ -59,27 +60,33 @@ def encode_request(backbone: Backbone, request: ImageRequest) -> EncodedRequest:
     placeholders: dict[str, range] = {}
     num_rows = 0
     for embedding in request.embeddings:
-        num_vectors = len(next(iter(embedding.vectors.values())))
-        first = backbone.vocab_size + num_rows
-        placeholders[embedding.placeholder_token] = range(first, first + num_vectors)
+        num_vectors = embedding.num_vectors
+        placeholders[embedding.placeholder_token] = range(num_rows, num_rows + num_vectors)
         num_rows += num_vectors
-    ids = encode_prompt(request.prompt, placeholders, backbone)
-    for word, rows in placeholders.items():
-        if not set(rows) <= set(ids):
-            raise BadInput(f"prompt {request.prompt!r} does not contain the placeholder token {word!r} as a word")
-    concepts = tuple((embedding, placeholders[embedding.placeholder_token]) for embedding in request.embeddings)
-    return EncodedRequest(TokenizedPrompt(tuple(ids), concepts), request.seed)
+    ids = encode_prompt(request.prompt, placeholders, backbone.vocabularies)
+    for word in sorted(placeholders.keys() - words_in(request.prompt, placeholders)):
+        raise BadInput(f"prompt {request.prompt!r} does not contain the placeholder token {word!r} as a word")
+    concepts = [(embedding, placeholders[embedding.placeholder_token]) for embedding in request.embeddings]
+    return EncodedRequest(TokenizedPrompt.from_ids(ids, concepts), request.seed)
 
 
 def check_fits(embedding: LearnedEmbedding, backbone: Backbone) -> None:
-    """Raises BadInput unless the embedding has rows of the right width for every text encoder of the model, and its
-    adapter, if any, changes layers that the model has."""
+    """Check that an embedding fits the model.
+
+    Raises BadInput unless it has rows of the right width, equally many, for every text encoder of the model, and its
+    adapter, if any, changes layers that the model has.
+    """
     wanted = {key: table.dim for key, table in backbone.token_tables.items()}
     found = {key: rows.shape[-1] for key, rows in embedding.vectors.items()}
     if found != wanted:
         raise BadInput(
             f"embedding {embedding.placeholder_token!r} has widths {found} but the model's text encoders {wanted}; it "
             "was learned for another model"
+        )
+    if len({len(rows) for rows in embedding.vectors.values()}) > 1:
+        numbers = {key: len(rows) for key, rows in embedding.vectors.items()}
+        raise BadInput(
+            f"embedding {embedding.placeholder_token!r} has {numbers} rows; each text encoder needs equally many"
         )
     for name, (down, up) in embedding.adapter.tensors.items() if embedding.adapter else ():
         if backbone.adapter_layers.get(name) != (down.shape[1], up.shape[0]):
@@ -104,61 +111,66 @@ def generate(backbone: Backbone, requests: Sequence[ImageRequest], config: Sampl
 
 
 def draw(encoder: PromptEncoder, requests: Sequence[EncodedRequest], config: SamplingConfig) -> list[Image.Image]:
-    """One batch of at most `config.batch_size` pictures; a smaller one is padded with copies of its last request."""
+    """Draw at most `config.batch_size` pictures; a smaller batch is padded with copies of its last request."""
     if not requests:
         return []
     backbone, padded = encoder.backbone, pad(requests, config.batch_size)
-    scheduler = backbone.scheduler(config.solver)
-    scheduler.set_timesteps(config.steps)  # on the host, which would wait to read them from a device
-    latents = initial_noises(backbone, padded) * scheduler.init_noise_sigma
+    run = backbone.noise.begin(config.solver, config.steps)
+    latents = initial_noises(backbone, padded)
     with torch.no_grad():
-        guidance = Guidance.of(encoder, padded, config)
-        latents = denoise(backbone, latents, guidance, scheduler, scheduler.timesteps)
+        guidance = Guidance.from_requests(encoder, padded, config)
+        latents = denoise(backbone, latents, guidance, run)
         return to_pictures(backbone.decode(latents)[: len(requests)])
 
 
 def pad(requests: Sequence[EncodedRequest], size: int) -> list[EncodedRequest]:
-    """A batch of exactly this size; raises ValueError if they do not fit it."""
+    """Fill requests up to a batch of this size with copies of the last one. Raises ValueError if they do not fit."""
     if len(requests) > size:
         raise ValueError(f"{len(requests)} requests do not fit a batch of {size}")
     return [*requests, *[requests[-1]] * (size - len(requests))]
 
 
 def initial_noise(backbone: Backbone, seed: int) -> Tensor:
-    """[*latent_shape] standard normal on the CPU, from the seed alone: the same on every device."""
+    """Draw standard normal noise [*latent_shape] on the CPU, from the seed alone: the same for every device."""
     return torch.randn(backbone.latent_shape, generator=torch.Generator().manual_seed(seed))
 
 
 def initial_noises(backbone: Backbone, requests: Sequence[EncodedRequest]) -> Tensor:
-    """[batch, *latent_shape] on the backbone's device, each by its own seed."""
+    """Draw each request's initial noise by its own seed, [batch, *latent_shape] on the backbone's device."""
     return to_device(torch.stack([initial_noise(backbone, request.seed) for request in requests]), backbone.device)
 
 
 def batches(requests: Sequence[EncodedRequest], size: int) -> Iterator[Sequence[EncodedRequest]]:
+    """Cut requests into batches of this size; the last may be smaller."""
     for start in range(0, len(requests), size):
         yield requests[start : start + size]
 
 
 def guidance_scale(backbone: Backbone, config: SamplingConfig) -> float:
-    """1, where the empty prompt is not looked at, or more. 0 in the configuration is the backbone's own."""
+    """Return the scale to draw with: 1, which needs no output for the empty prompt, or more. A configured 0 stands for
+    the backbone's own."""
     return max(1.0, config.guidance_scale or backbone.guidance_scale)
 
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """What pulls latents towards their prompts: classifier-free guidance (Ho & Salimans 2022, Eq. 6, in diffusers'
-    scaling), the output for the empty prompt plus `scale` times the difference that the prompt makes."""
+    """Classifier-free guidance (Ho & Salimans 2022, Eq. 6, in diffusers' scaling): the output for the empty prompt plus
+    `scale` times the difference that the prompt makes."""
 
-    text: Conditioning
-    """[2 * batch], the empty prompts first; [batch] prompts alone where that difference is not looked at."""
+    conditioning: Conditioning
+    """[2 * batch], the empty prompts first; with scale 1 the prompts alone, [batch]."""
     scale: float
-    """1, or more where it is."""
+    """1, which needs no output for the empty prompt, or more."""
 
     @classmethod
-    def of(cls, encoder: PromptEncoder, requests: Sequence[EncodedRequest], config: SamplingConfig) -> Guidance:
-        prompts, scale = [request.prompt for request in requests], guidance_scale(encoder.backbone, config)
+    def from_requests(
+        cls, encoder: PromptEncoder, requests: Sequence[EncodedRequest], config: SamplingConfig
+    ) -> Guidance:
+        """Encode the prompts of a batch, and the empty ones where they are needed."""
+        prompts = [request.prompt for request in requests]
+        scale = guidance_scale(encoder.backbone, config)
         if scale > 1:
-            prompts = [*[prompt.without_words(encoder.backbone) for prompt in prompts], *prompts]
+            prompts = [*[prompt.empty(encoder.backbone.vocabularies) for prompt in prompts], *prompts]
         return cls(encoder(prompts), scale)
 
 
@@ -170,27 +182,27 @@ def denoise(
     backbone: Backbone,
     latents: Tensor,
     guidance: Guidance,
-    scheduler: Any,
-    timesteps: Tensor,
+    run: SolverRun,
+    first: int = 0,
     after_step: Callable[[Tensor, int], Tensor] = _unchanged,
 ) -> Tensor:
-    """Noisy latents [batch, *latent_shape] at the first of `timesteps` -> latents, by a diffusers scheduler.
+    """Denoise latents [batch, *latent_shape] by the steps of a solver's run, from step number `first` to the last.
 
-    `timesteps`: the scheduler's own, all or the last ones, on the host. `after_step` may change the latents after each
-    of them and is told its place, 0 first.
+    `after_step(latents, step)` may change the latents after each step.
     """
-    guided, on_device = guidance.scale > 1, to_device(timesteps, backbone.device)
-    for step, timestep in enumerate(timesteps):
-        model_input = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
-        output = backbone.predict(model_input, on_device[step].expand(len(model_input)), guidance.text)
-        if guided:
+    is_guided = guidance.scale > 1
+    on_device = to_device(run.timesteps, backbone.device)
+    for step in range(first, len(run.timesteps)):
+        model_input = torch.cat([latents, latents]) if is_guided else latents
+        output = backbone.predict(model_input, on_device[step].expand(len(model_input)), guidance.conditioning)
+        if is_guided:
             without, with_prompt = output.chunk(2)
             output = without + guidance.scale * (with_prompt - without)
-        latents = after_step(scheduler.step(output, timestep, latents, return_dict=False)[0], step)
+        latents = after_step(run.step(output, step, latents), step)
     return latents
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
-    """[batch, 3, height, width] in [-1, 1] -> RGB pictures, rounded to the nearest of 256 levels."""
+    """Convert pixels [batch, 3, height, width] in [-1, 1] to RGB pictures, rounded to the nearest of 256 levels."""
     levels = (pixels * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in levels]

@@ -22,7 +22,7 @@ from textual_inversion.config import InitConfig
 from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS
-from textual_inversion.prompts import initializer_ids
+from textual_inversion.prompts import encode_prompt, initializer_ids
 from textual_inversion.rng import generator_for
 from textual_inversion.tokens import TokenTable
 
@@ -42,13 +42,13 @@ def initial_rows(
     initializer; a single row of it is where all rows start. Raises BadInput if `start` does not fit the model or the
     concept.
     """
-    ids = initializer_ids(concept.initializer, backbone)
+    ids = initializer_ids(concept.initializer, backbone.vocabularies)
     generator = generator_for(seed, concept.concept_id, "init")
     rows = {}
     for key, table in sorted(backbone.token_tables.items()):
         draw = torch.randn(concept.num_vectors, table.dim, generator=generator)
         amount = torch.full((concept.num_vectors, 1), noise)
-        mean = _mean_vector(table, ids)[None] if start is None else _vectors(start, key, concept, table)
+        mean = _mean_vector(table, ids[key])[None] if start is None else _vectors(start, key, concept, table)
         if len(mean) == 1:
             amount[1:].clamp_(min=MIN_NOISE_BETWEEN_ROWS)
         deviation = table.deviation if amount.any() else 0
@@ -58,8 +58,8 @@ def initial_rows(
 
 def class_vectors(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
     """Text encoder key -> [dim] float32 CPU: the mean of the initializer's vectors, or of the whole vocabulary's."""
-    ids = initializer_ids(concept.initializer, backbone)
-    return {key: _mean_vector(table, ids) for key, table in backbone.token_tables.items()}
+    ids = initializer_ids(concept.initializer, backbone.vocabularies)
+    return {key: _mean_vector(table, ids[key]) for key, table in backbone.token_tables.items()}
 
 
 def encoder_output(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
@@ -68,24 +68,26 @@ def encoder_output(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
 
     Raises BadInput without an initializer, and where the encoder's states cannot stand in for its vectors.
     """
-    ids = initializer_ids(concept.initializer, backbone)
-    if not ids:
+    initializer = initializer_ids(concept.initializer, backbone.vocabularies)
+    if not concept.initializer:
         raise BadInput(
             f"concept {concept.concept_id!r} has no initializer, which init.method 'encoder_output' starts from; give "
             "it one, or set init.method to 'auto'"
         )
+    prompt = encode_prompt(concept.initializer, {}, backbone.vocabularies)
     with torch.no_grad():
-        prompt = backbone.assemble(ids)
-        states = backbone.encode_prompts(torch.tensor([prompt], device=backbone.device), {}).hidden[0].float().cpu()
-    first = prompt.index(ids[0])
-    hidden = states[first : first + len(ids)].mean(0)
-    dims = {key: table.dim for key, table in backbone.token_tables.items()}
-    if sum(dims.values()) != len(hidden):
-        raise BadInput(
-            f"init.method 'encoder_output': the text encoders' states are {len(hidden)} wide but their vectors {dims}; "
-            "on this model use another method"
-        )
-    return dict(zip(dims, torch.split(hidden, list(dims.values())), strict=True))
+        states = backbone.encoder_states({key: torch.tensor([ids]) for key, ids in prompt.items()})
+    vectors = {}
+    for key, ids in initializer.items():
+        first = prompt[key].index(ids[0])
+        vectors[key] = states[key][0].float().cpu()[first : first + len(ids)].mean(0)
+        dim = backbone.token_tables[key].dim
+        if len(vectors[key]) != dim:
+            raise BadInput(
+                f"init.method 'encoder_output': the states of text encoder {key!r} are {len(vectors[key])} wide but "
+                f"its vectors {dim}; on this model use another method"
+            )
+    return vectors
 
 
 def augmentation_rows(backbone: Backbone) -> dict[str, Tensor]:
@@ -95,11 +97,8 @@ def augmentation_rows(backbone: Backbone) -> dict[str, Tensor]:
     One row a token, the mean of its initial words' vectors; TextBoost's code has one for each of their sub-tokens. So
     their number does not depend on the tokenizer, and three of them fit a prompt even where words are spelled out.
     """
-    words = [backbone.tokenize(text) for text in AUGMENTATION_TOKENS.values()]
-    return {
-        key: torch.stack([_mean_vector(table, ids) for ids in words])
-        for key, table in sorted(backbone.token_tables.items())
-    }
+    words = list(AUGMENTATION_TOKENS.values())
+    return {key: torch.stack(vectors) for key, vectors in sorted(_word_vectors(words, backbone).items())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +182,11 @@ class StartChooser:
 
     def _fit(self, extractor: ClipExtractor, seed: int, examples: Iterable[Example]) -> amortise.StartRegression:
         backbone, words = self._backbone, self._words
-        ids = [backbone.tokenize(word) for word in words]
-        tables = backbone.token_tables
-        vectors = {key: [_mean_vector(table, tokens) for tokens in ids] for key, table in tables.items()}
+        vectors = _word_vectors(words, backbone)
         learned = []
         for example in examples:
             learned.append(F.normalize(extractor.images(example.photos).mean(0), dim=0))
-            for key in tables:
+            for key in vectors:
                 vectors[key].append(example.embedding.vectors[key].float().mean(0))
         drawn = amortise.choose_words_to_draw(len(words))
         pictures = amortise.draw_words(backbone, [words[i] for i in drawn], seed)
@@ -211,6 +208,14 @@ def _started(concept: Concept, vectors: Mapping[str, Tensor], reason: str) -> St
 def _mean_vector(table: TokenTable, ids: Sequence[int]) -> Tensor:
     """Mean of these tokens' vectors, or of the whole vocabulary's if there are none -> [dim] float32 CPU."""
     return table.weight[list(ids)].float().mean(0).cpu() if ids else table.mean
+
+
+def _word_vectors(words: Sequence[str], backbone: Backbone) -> dict[str, list[Tensor]]:
+    """Return each word's mean vector: text encoder key -> [dim] float32 CPU, word by word."""
+    return {
+        key: [_mean_vector(table, backbone.vocabularies[key].tokenize(word)) for word in words]
+        for key, table in backbone.token_tables.items()
+    }
 
 
 def _vectors(start: LearnedEmbedding, key: str, concept: Concept, table: TokenTable) -> Tensor:

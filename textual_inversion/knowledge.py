@@ -2,85 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from textual_inversion.concept import Concept
-from textual_inversion.families.base import Backbone
-from textual_inversion.prompts import fill, training_templates
+from textual_inversion.conditioning import Conditioning, concatenate
+from textual_inversion.families.base import Backbone, to_tensors
+from textual_inversion.prompts import encode_cut, fill, training_templates
 from textual_inversion.transfer import to_device
 
 EMPTY_SHARE, CLASS_SHARE = 0.1, 0.1
-"""How many of the prompts are the empty one, and templates with the concept's class word (TextBoost's code)."""
+"""Shares of the prompts that are the empty one, and templates with the concept's class word (TextBoost's code)."""
 
 MAX_CAPTIONS = 1000
-"""Their frozen states stay on the device: about 0.24 MB each for Stable Diffusion 1.5 in float32, half in bfloat16."""
+"""Captions whose frozen states stay on the device: about 0.24 MB each for Stable Diffusion 1.5 in float32, half in
+bfloat16."""
 
-_ENCODED_AT_A_TIME = 32
+_PROMPTS_PER_PASS = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrozenPrompts:
-    """Prompts and what the text encoder makes of them without an adapter; all on the backbone's device."""
+    """Prompts and their conditioning without an adapter; all on the backbone's device."""
 
-    ids: Tensor
-    """[prompts, max_length]"""
-    states: Tensor
-    """[prompts, max_length, dim] in the denoiser's dtype"""
+    ids: Mapping[str, Tensor]
+    """Text encoder key -> [prompts, length]."""
+    conditioning: Conditioning
+    """[prompts]"""
 
     def __len__(self) -> int:
-        return len(self.ids)
+        """Return the number of prompts."""
+        return len(self.conditioning)
+
+    def __getitem__(self, prompts: Tensor) -> FrozenPrompts:
+        """Select prompts by their indices [n], on the same device."""
+        ids = {key: each[prompts] for key, each in self.ids.items()}
+        return FrozenPrompts(ids=ids, conditioning=self.conditioning[prompts])
+
+    def where(self, chosen: Tensor, other: FrozenPrompts) -> FrozenPrompts:
+        """Take each prompt from these where `chosen` [prompts] (bool) is true and from `other` elsewhere."""
+        ids = {key: torch.where(chosen[:, None], each, other.ids[key]) for key, each in self.ids.items()}
+        return FrozenPrompts(ids=ids, conditioning=self.conditioning.where(chosen, other.conditioning))
+
+
+def concatenate_frozen(parts: Sequence[FrozenPrompts]) -> FrozenPrompts:
+    """Concatenate prompts of one model."""
+    return FrozenPrompts(
+        ids={key: torch.cat([part.ids[key] for part in parts]) for key in parts[0].ids},
+        conditioning=concatenate([part.conditioning for part in parts]),
+    )
 
 
 class KnowledgePreservation:
-    """Draws the prompts y and knows their frozen states E0(y); see `distance` for the term itself."""
+    """Draws of prompts y with their frozen encodings E0(y).
+
+    The term itself is `Conditioning.cosine_distance` of the adapted E(y) from E0(y).
+    """
 
     def __init__(self, backbone: Backbone, captions: Sequence[str]) -> None:
-        """Encodes every caption once. Raises ValueError if there are none, or more than `MAX_CAPTIONS`."""
+        """Encode every caption once. Raises ValueError if there are none, or more than `MAX_CAPTIONS`."""
         if not 1 <= len(captions) <= MAX_CAPTIONS:
             raise ValueError(f"{len(captions)} captions for knowledge preservation: 1 to {MAX_CAPTIONS} are needed")
         self._backbone = backbone
         self._general = freeze(backbone, ["", *captions])
 
-    def of_class(self, concept: Concept) -> FrozenPrompts | None:
-        """The concept's training templates with its initializer word in its place; None if it has no such word."""
+    def class_prompts(self, concept: Concept) -> FrozenPrompts | None:
+        """Encode the concept's training templates with its initializer word; None if it has no such word."""
         if not concept.initializer:
             return None
         templates = training_templates(concept, class_cue=False)
         return freeze(self._backbone, [fill(template, concept.initializer) for template in templates])
 
-    def draw(self, size: int, of_class: FrozenPrompts | None, generator: torch.Generator) -> FrozenPrompts:
-        """`size` prompts for one concept's next step. Three draws of that size, whatever they decide."""
+    def draw(self, size: int, class_prompts: FrozenPrompts | None, generator: torch.Generator) -> FrozenPrompts:
+        """Draw `size` prompts for one concept's next step. The generator gives three draws of that size in any case."""
         share = torch.rand(size, generator=generator)
         caption = torch.randint(1, len(self._general), (size,), generator=generator)
         template = torch.randint(2**31, (size,), generator=generator)
         device = self._backbone.device
-        chosen = to_device(torch.where(share < EMPTY_SHARE, 0, caption), device)
-        ids, states = self._general.ids[chosen], self._general.states[chosen]
-        if of_class is not None:
-            takes = to_device((share >= EMPTY_SHARE) & (share < EMPTY_SHARE + CLASS_SHARE), device)
-            which = to_device(template % len(of_class), device)
-            ids = torch.where(takes[:, None], of_class.ids[which], ids)
-            states = torch.where(takes[:, None, None], of_class.states[which], states)
-        return FrozenPrompts(ids=ids, states=states)
-
-
-def distance(states: Tensor, frozen: Tensor) -> Tensor:
-    """TextBoost v1: mean over tokens, padding included, of 1 - cos(E(y), E0(y)).
-
-    [batch, length, dim] adapted and frozen states -> [batch] float32, zero to rounding before the first step.
-    """
-    return 1 - F.cosine_similarity(states.float(), frozen.float(), dim=-1).mean(1)
+        drawn = self._general[to_device(torch.where(share < EMPTY_SHARE, 0, caption), device)]
+        if class_prompts is None:
+            return drawn
+        is_class = to_device((share >= EMPTY_SHARE) & (share < EMPTY_SHARE + CLASS_SHARE), device)
+        return class_prompts[to_device(template % len(class_prompts), device)].where(is_class, drawn)
 
 
 def read_captions(path: str) -> tuple[str, ...]:
-    """The captions in a text file, one a line, or those that come with the package if `path` is empty.
+    """Read the captions in a text file, one a line, or those that come with the package if `path` is empty.
 
     Raises ValueError if the file cannot be read or holds none.
     """
@@ -99,9 +111,11 @@ def read_captions(path: str) -> tuple[str, ...]:
 
 @torch.no_grad()
 def freeze(backbone: Backbone, prompts: Sequence[str]) -> FrozenPrompts:
-    """Encode prompts without an adapter; one that is too long for the text encoder is cut, as its tokenizer would."""
-    longest = backbone.max_length - 2
-    ids = torch.tensor([backbone.assemble(backbone.tokenize(prompt)[:longest]) for prompt in prompts])
-    ids = to_device(ids, backbone.device)
-    states = [backbone.encode_prompts(part, {}).hidden for part in torch.split(ids, _ENCODED_AT_A_TIME)]
-    return FrozenPrompts(ids=ids, states=torch.cat(states))
+    """Encode prompts without an adapter; one that is too long for a text encoder is cut, as its tokenizer would."""
+    ids = to_tensors([encode_cut(prompt, backbone.vocabularies) for prompt in prompts])
+    ids = {key: to_device(each, backbone.device) for key, each in ids.items()}
+    parts = [
+        backbone.encode_prompts({key: each[start : start + _PROMPTS_PER_PASS] for key, each in ids.items()}, {})
+        for start in range(0, len(prompts), _PROMPTS_PER_PASS)
+    ]
+    return FrozenPrompts(ids=ids, conditioning=concatenate(parts))

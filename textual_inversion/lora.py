@@ -38,14 +38,15 @@ class AdapterBatch:
     scale: Tensor
     """[concepts] alpha / rank of each."""
 
-    positions: Tensor
-    """[batch, length] true where the change is added, false where the layer stays as it is; see `positions`."""
+    positions: Mapping[str, Tensor]
+    """Text encoder key -> [batch, length] true where the change is added, false where the layer stays as it is; see
+    `acting_positions`."""
 
-    def change(self, name: str, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """y = W x + m scale up down x, given x [batch, length, in] and W x (TextBoost v2's causality-preserved
-        adaptation; with m = 1 it is LoRA, as in v1).
+    def change(self, encoder: str, name: str, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """Return y = W x + m scale up down x for a layer of a text encoder, given x [batch, length, in] and W x.
 
-        Where m is 0, or a prompt uses no adapter, the outputs are the layer's own to the bit.
+        This is TextBoost v2's causality-preserved adaptation; with m = 1 it is LoRA, as in v1. Where m is 0, or a
+        prompt uses no adapter, the outputs are the layer's own to the bit.
         """
         if name not in self.tensors:
             return outputs
@@ -53,28 +54,38 @@ class AdapterBatch:
         used = self.concept.clamp(min=0)
         inner = torch.bmm(inputs, down[used].mT) * self.scale[used, None, None]
         changed = outputs + torch.bmm(inner, up[used].mT)
-        acts = self.positions.bool() & (self.concept >= 0)[:, None]
+        acts = self.positions[encoder].bool() & (self.concept >= 0)[:, None]
         return torch.where(acts[..., None], changed, outputs)
 
 
 class AdaptableLayers:
     """The linear layers of a text encoder, each of which adds the change of the adapters in use to its output."""
 
-    def __init__(self, text_encoder: nn.Module) -> None:
-        """Finds the layers by the last part of their name; their weights and names stay."""
+    def __init__(self, text_encoder: nn.Module, key: str, prefix: str = "") -> None:
+        """Find the layers by the last part of their name; their weights and names stay.
+
+        `key`: the text encoder's. `prefix`: put before each layer's name, so that the names of a family's text
+        encoders differ.
+        """
+        self._key = key
+        self._prefix = prefix
         self._in_use = threading.local()
         self.layers: dict[str, tuple[int, int]] = {}
         """Layer name -> (inputs, outputs)."""
         for path, module in text_encoder.named_modules():
             if isinstance(module, nn.Linear) and path.rpartition(".")[2] in TARGETS:
-                name = layer_name(path)
+                name = prefix + layer_name(path)
                 self.layers[name] = (module.in_features, module.out_features)
                 module.register_forward_hook(partial(self._change, name))
 
     @contextmanager
     def using(self, adapters: Sequence[AdapterBatch]) -> Iterator[None]:
-        """Within the block, on this thread, the layers add these changes, one after the other."""
-        unknown = sorted({name for batch in adapters for name in batch.tensors} - self.layers.keys())
+        """Let the layers add these changes, one after the other, within the block and on this thread.
+
+        Raises ValueError if there are changes for a layer that the text encoder does not have.
+        """
+        named = {name for batch in adapters for name in batch.tensors if name.startswith(self._prefix)}
+        unknown = sorted(named - self.layers.keys())
         if unknown:
             raise ValueError(f"the adapter changes {unknown[0]!r}, which this text encoder does not have")
         self._in_use.adapters = adapters
@@ -85,56 +96,61 @@ class AdaptableLayers:
 
     def _change(self, name: str, _layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
         for batch in getattr(self._in_use, "adapters", ()):
-            outputs = batch.change(name, inputs[0], outputs)
+            outputs = batch.change(self._key, name, inputs[0], outputs)
         return outputs
 
 
 def layer_name(path: str) -> str:
-    """A layer's name, the same in every version of transformers."""
+    """Return a layer's name, the same in every version of transformers."""
     return path.removeprefix(_WRAPPER)
 
 
-def positions(kind: Literal["lora", "causal"], ids: Tensor, of_concept: Tensor, end_of_text: int) -> Tensor:
-    """[..., length] bool: where a concept's adapter acts in prompts of these ids.
+def acting_positions(kind: Literal["lora", "causal"], ids: Tensor, is_concept: Tensor, end_of_text: int) -> Tensor:
+    """Return where a concept's adapter acts in prompts of these ids of one text encoder, [..., length] bool.
 
     `lora` (TextBoost v1): everywhere. `causal` (v2): m_i = 1 iff i >= i* and i is not padding, where i* is the first
-    of the concept's positions, which `of_concept` [..., length] marks. The end of the text is the last position that
-    is not padding: it sums up the prompt, and is changed. What stands before i* sees only what stands before it, so
-    its states do not change; a prompt without the concept has no i* and does not change at all.
+    of the concept's positions, which `is_concept` [..., length] marks. The end of the text is the last position that
+    is not padding: it sums up the prompt, and is changed. Positions before i* see only positions before it, so their
+    states do not change; a prompt without the concept has no i* and does not change at all.
     """
     if kind == "lora":
         return torch.ones_like(ids, dtype=torch.bool)
-    begun = of_concept.cumsum(-1) > 0
+    has_begun = is_concept.cumsum(-1) > 0
     is_end = ids == end_of_text
     is_padding = is_end.cumsum(-1) - is_end.int() > 0
-    return begun & ~is_padding
+    return has_begun & ~is_padding
 
 
-def join(adapters: Sequence[Sequence[tuple[LearnedAdapter, Tensor]]], device: torch.device) -> list[AdapterBatch]:
-    """The adapters that each prompt of a batch uses, with their positions [length], as batches of one shape each.
+ActingAdapter = tuple[LearnedAdapter, Mapping[str, Tensor]]
+"""An adapter, and text encoder key -> [length] where it acts in a prompt."""
+
+
+def group_adapters(adapters: Sequence[Sequence[ActingAdapter]], device: torch.device) -> list[AdapterBatch]:
+    """Group the adapters that each prompt of a batch uses into batches of one shape each.
 
     A prompt's own adapters stay in their order, and no two of different rank or layers share a product: so what is
     computed for a prompt is the same whatever the others use.
     """
-    alike: dict[tuple[object, ...], list[tuple[int, LearnedAdapter, Tensor]]] = {}
+    alike: dict[tuple[object, ...], list[tuple[int, ActingAdapter]]] = {}
     for order in range(max(map(len, adapters), default=0)):
         for prompt, used in enumerate(adapters):
             if order < len(used):
-                adapter, acts = used[order]
+                adapter, _ = used[order]
                 shapes = sorted((name, len(down)) for name, (down, _) in adapter.tensors.items())
-                alike.setdefault((order, *shapes), []).append((prompt, adapter, acts))
+                alike.setdefault((order, *shapes), []).append((prompt, used[order]))
     return [_stack(group, len(adapters), device) for group in alike.values()]
 
 
-def _stack(group: Sequence[tuple[int, LearnedAdapter, Tensor]], num_prompts: int, device: torch.device) -> AdapterBatch:
-    """(prompt, adapter, positions [length]) of one shape, at most one a prompt."""
-    distinct = list({id(adapter): adapter for _, adapter, _ in group}.values())
+def _stack(group: Sequence[tuple[int, ActingAdapter]], num_prompts: int, device: torch.device) -> AdapterBatch:
+    """Stack (prompt, adapter and positions) of one shape, at most one a prompt."""
+    distinct = list({id(adapter): adapter for _, (adapter, _) in group}.values())
     number = {id(adapter): i for i, adapter in enumerate(distinct)}
     concept = torch.full((num_prompts,), -1)
-    acts = torch.zeros(num_prompts, len(group[0][2]), dtype=torch.bool)
-    for prompt, adapter, where in group:
+    positions = {key: torch.zeros(num_prompts, len(acts), dtype=torch.bool) for key, acts in group[0][1][1].items()}
+    for prompt, (adapter, where) in group:
         concept[prompt] = number[id(adapter)]
-        acts[prompt] = where
+        for key, acts in where.items():
+            positions[key][prompt] = acts
     return AdapterBatch(
         tensors={
             name: (
@@ -145,7 +161,7 @@ def _stack(group: Sequence[tuple[int, LearnedAdapter, Tensor]], num_prompts: int
         },
         concept=concept.to(device),
         scale=torch.tensor([adapter.scale for adapter in distinct], device=device),
-        positions=acts.to(device),
+        positions={key: acts.to(device) for key, acts in positions.items()},
     )
 
 

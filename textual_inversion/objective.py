@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +11,8 @@ from torch import Tensor
 
 from textual_inversion.config import PenaltyConfig
 from textual_inversion.families.base import Backbone
-from textual_inversion.knowledge import distance as knowledge_distance
+from textual_inversion.knowledge import FrozenPrompts, concatenate_frozen
 from textual_inversion.lora import AdapterBatch
-from textual_inversion.noise import corrupt, min_snr_weights, predicted_latents
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,52 +20,69 @@ class Batch:
     """Samples of several concepts, an equal number of each, in concept order; all on the backbone's device."""
 
     latents: Tensor
-    """[batch, *latent_shape]"""
+    """Clean latents, [batch, *latent_shape]."""
     noise: Tensor
-    """[batch, *latent_shape]"""
+    """Standard normal noise, [batch, *latent_shape]."""
     timesteps: Tensor
-    """[batch] integers"""
-    ids: Tensor
-    """[batch, max_length] prompts, in which id `vocab_size + i` reads row i"""
+    """Training timesteps, [batch] integers."""
+    ids: Mapping[str, Tensor]
+    """Text encoder key -> prompts [batch, length], in which id `size + i` of the vocabulary reads row i."""
     mask: Tensor | None = None
-    """[batch, 1, height, width] in [0, 1], where the denoising loss counts; None is everywhere"""
+    """Weights of the denoising loss in [0, 1], [batch, 1, height, width]; None is 1 everywhere."""
     features: Tensor | None = None
-    """[batch, dim] image features of the views, if they are compared"""
-    other_ids: Tensor | None = None
-    """[batch, max_length] prompts without the concept, of knowledge preservation"""
-    other_states: Tensor | None = None
-    """[batch, max_length, dim] what the text encoder makes of them without adapters"""
+    """Image features of the views, [batch, dim], if they are compared."""
+    others: FrozenPrompts | None = None
+    """[batch] prompts without the concept, of knowledge preservation."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.latents)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """What a pass's concepts have learned so far, and what the penalties hold it to: each [concepts, rows, dim], by
-    text encoder key."""
+    """The parameters of a pass's concepts and what the penalties hold them to: each [concepts, rows, dim], by text
+    encoder key."""
 
     rows: Mapping[str, Tensor]
     start: Mapping[str, Tensor]
-    """Where the rows began."""
+    """The rows before the first step."""
     class_vector: Mapping[str, Tensor]
     """The mean of the initializer's vectors, [concepts, 1, dim]."""
-    own: Tensor
+    is_placeholder_row: Tensor
     """[concepts, rows] 1 for the placeholder's rows that prompts use, 0 for all others."""
     adapters: Sequence[AdapterBatch] = ()
 
 
-def join(samples: Sequence[Batch], vocab_size: int, rows_per_concept: int) -> Batch:
-    """One batch of several concepts' samples; the i-th concept's row ids move to where its rows lie in the pass."""
-    shifted = [
-        replace(part, ids=torch.where(part.ids >= vocab_size, part.ids + i * rows_per_concept, part.ids))
-        for i, part in enumerate(samples)
-    ]
-    if any(part.mask is not None for part in shifted):
-        whole = shifted[0].latents[:, :1]
-        shifted = [part if part.mask is not None else replace(part, mask=torch.ones_like(whole)) for part in shifted]
-    joined: dict[str, Any] = {}
-    for entry in fields(Batch):
-        values = [getattr(part, entry.name) for part in shifted]
-        joined[entry.name] = None if values[0] is None else torch.cat(values)
-    return Batch(**joined)
+def concatenate_batches(samples: Sequence[Batch], vocab_sizes: Mapping[str, int], rows_per_concept: int) -> Batch:
+    """Concatenate several concepts' samples into one batch.
+
+    The i-th concept's row ids are shifted to where its rows lie in the pass. `vocab_sizes`: text encoder key -> size
+    of its vocabulary.
+    """
+    ids = {
+        key: torch.cat([_shifted(batch.ids[key], size, i * rows_per_concept) for i, batch in enumerate(samples)])
+        for key, size in vocab_sizes.items()
+    }
+    masks = None
+    if any(batch.mask is not None for batch in samples):
+        masks = [torch.ones_like(batch.latents[:, :1]) if batch.mask is None else batch.mask for batch in samples]
+    features = [batch.features for batch in samples if batch.features is not None]
+    others = [batch.others for batch in samples if batch.others is not None]
+    return Batch(
+        latents=torch.cat([batch.latents for batch in samples]),
+        noise=torch.cat([batch.noise for batch in samples]),
+        timesteps=torch.cat([batch.timesteps for batch in samples]),
+        ids=ids,
+        mask=None if masks is None else torch.cat(masks),
+        features=torch.cat(features) if features else None,
+        others=concatenate_frozen(others) if others else None,
+    )
+
+
+def _shifted(ids: Tensor, vocab_size: int, by: int) -> Tensor:
+    """Add `by` to the row ids among ids [batch, length]."""
+    return torch.where(ids >= vocab_size, ids + by, ids)
 
 
 def objective(
@@ -79,40 +94,42 @@ def objective(
     min_snr_gamma: float = 0.0,
     image_features: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Every term of the objective, weighted, per sample: name -> [batch] float32. A term of weight 0 is not there."""
-    abar, prediction_type = backbone.alphas_cumprod[batch.timesteps], backbone.prediction_type
-    x_t, target = corrupt(batch.latents, batch.noise, abar, prediction_type)
+    """Compute every term of the objective, weighted, per sample: name -> [batch] float32. Terms of weight 0 are left
+    out."""
+    noise = backbone.noise
+    x_t, target = noise.corrupt(batch.latents, batch.noise, batch.timesteps)
     rows = {key: tensor.flatten(0, 1) for key, tensor in trained.rows.items()}
     conditioning = backbone.encode_prompts(batch.ids, rows, trained.adapters)
-    prediction = backbone.predict(x_t, batch.timesteps, conditioning)
+    prediction = backbone.predict(x_t, noise.model_timesteps(batch.timesteps), conditioning)
 
     terms = {"denoising": denoising(prediction, target, batch.mask)}
     if min_snr_gamma:
-        terms["denoising"] = terms["denoising"] * min_snr_weights(abar, min_snr_gamma, prediction_type)
+        terms["denoising"] = terms["denoising"] * noise.min_snr_weights(batch.timesteps, min_snr_gamma)
     if penalties.clip and image_features is not None and batch.features is not None:
-        x_0 = predicted_latents(prediction, x_t, abar, prediction_type)
+        x_0 = noise.predicted_latents(prediction, x_t, batch.timesteps)
         terms["clip"] = penalties.clip * cosine_distance(image_features(backbone.decode(x_0)), batch.features)
 
-    if penalties.knowledge and batch.other_ids is not None and batch.other_states is not None:
+    if penalties.knowledge and batch.others is not None:
         # they name none of the rows; without rows, the host would look whether they do, and wait for the device
-        states = backbone.encode_prompts(batch.other_ids, rows, trained.adapters).hidden
-        terms["knowledge"] = penalties.knowledge * knowledge_distance(states, batch.other_states)
+        adapted = backbone.encode_prompts(batch.others.ids, rows, trained.adapters)
+        terms["knowledge"] = penalties.knowledge * adapted.cosine_distance(batch.others.conditioning)
 
-    samples_each = len(batch.latents) // len(trained.own)
+    samples_each = len(batch) // len(trained.is_placeholder_row)
     if penalties.class_distance:
-        distance = class_distance(trained.rows, trained.class_vector, trained.own)
+        distance = class_distance(trained.rows, trained.class_vector, trained.is_placeholder_row)
         terms["class_distance"] = penalties.class_distance * distance.repeat_interleave(samples_each)
     if penalties.start_distance:
-        distance = start_distance(trained.rows, trained.start, trained.own)
+        distance = start_distance(trained.rows, trained.start, trained.is_placeholder_row)
         terms["start_distance"] = penalties.start_distance * distance.repeat_interleave(samples_each)
     return terms
 
 
 def denoising(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Gal et al. 2022, Eq. 2: squared error of the denoiser, mean over a sample's elements -> [batch] float32.
+    """Return the denoiser's squared error, mean over a sample's elements, [batch] float32 (Gal et al. 2022, Eq. 2).
 
-    With a mask [batch, 1, height, width], the mean over what it shows (Kumari et al. 2023, "Custom Diffusion", whose
-    code divides by the area but not by the channels; so a mask that shows all changes nothing here). None shown is 0.
+    With a mask [batch, 1, height, width], the mean is over what it shows (Kumari et al. 2023, "Custom Diffusion", whose
+    code divides by the area but not by the channels; so a mask that shows all changes nothing here). A mask that shows
+    nothing gives 0.
     """
     error = (prediction.float() - target.float()).square()
     if mask is None:
@@ -121,30 +138,34 @@ def denoising(prediction: Tensor, target: Tensor, mask: Tensor | None = None) ->
     return (seen * error).flatten(1).sum(1) / seen.flatten(1).sum(1).clamp(min=torch.finfo(error.dtype).tiny)
 
 
-def class_distance(rows: Mapping[str, Tensor], class_vector: Mapping[str, Tensor], own: Tensor) -> Tensor:
-    """Gal et al. 2022, section 5, "regularised": ||v - c||^2, mean over a concept's rows and summed over text encoders
-    -> [concepts]. The released code takes the mean of all k x k products (v_i - c)(v_j - c), in which opposite
-    displacements cancel; for one row both are the same."""
-    squares = sum(
-        ((tensor - class_vector[key]).square().sum(-1) for key, tensor in rows.items()), torch.zeros_like(own)
-    )
-    return _mean_of(squares, own)
+def class_distance(rows: Mapping[str, Tensor], class_vector: Mapping[str, Tensor], counts: Tensor) -> Tensor:
+    """Return ||v - c||^2, mean over a concept's rows and summed over text encoders, [concepts].
+
+    Gal et al. 2022, section 5, "regularised". The released code takes the mean of all k x k products
+    (v_i - c)(v_j - c), in which opposite displacements cancel; for one row both are the same. `counts`: [concepts,
+    rows] 1 for rows that count, else 0.
+    """
+    squares = ((tensor - class_vector[key]).square().sum(-1) for key, tensor in rows.items())
+    return _mean_over_rows(sum(squares, torch.zeros_like(counts)), counts)
 
 
-def start_distance(rows: Mapping[str, Tensor], start: Mapping[str, Tensor], own: Tensor) -> Tensor:
-    """Pang et al. 2024, "Cross Initialization": ||v - v_0||, not squared, mean over a concept's rows and summed over
-    text encoders -> [concepts]. Its gradient at v_0 is taken as zero."""
-    norms = sum((torch.linalg.vector_norm(rows[key] - start[key], dim=-1) for key in rows), torch.zeros_like(own))
-    return _mean_of(norms, own)
+def start_distance(rows: Mapping[str, Tensor], start: Mapping[str, Tensor], counts: Tensor) -> Tensor:
+    """Return ||v - v_0||, not squared, mean over a concept's rows and summed over text encoders, [concepts].
+
+    Pang et al. 2024, "Cross Initialization". The gradient at v_0 is taken as zero. `counts`: [concepts, rows] 1 for
+    rows that count, else 0.
+    """
+    norms = (torch.linalg.vector_norm(rows[key] - start[key], dim=-1) for key in rows)
+    return _mean_over_rows(sum(norms, torch.zeros_like(counts)), counts)
 
 
 def cosine_distance(features: Tensor, others: Tensor) -> Tensor:
-    """1 - cosine, [batch, dim] each -> [batch]; as CLIP-I compares pictures."""
+    """Return 1 - cosine of features [batch, dim] each, [batch]; CLIP-I compares pictures so."""
     return 1 - F.cosine_similarity(features.float(), others.float(), dim=1)
 
 
 def per_concept(terms: Mapping[str, Tensor], num_concepts: int) -> Tensor:
-    """Sum of the terms, mean over each concept's samples -> [num_concepts].
+    """Sum the terms and take the mean over each concept's samples, [num_concepts].
 
     Losses of concepts are to be *summed*, never averaged: then a concept's gradient is what it would be alone.
     """
@@ -152,6 +173,6 @@ def per_concept(terms: Mapping[str, Tensor], num_concepts: int) -> Tensor:
     return total.reshape(num_concepts, -1).mean(1)
 
 
-def _mean_of(values: Tensor, own: Tensor) -> Tensor:
-    """[concepts, rows] -> [concepts]"""
-    return (values * own).sum(1) / own.sum(1)
+def _mean_over_rows(values: Tensor, counts: Tensor) -> Tensor:
+    """[concepts, rows] each -> [concepts]"""
+    return (values * counts).sum(1) / counts.sum(1)

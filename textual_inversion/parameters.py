@@ -20,7 +20,7 @@ from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import augmentation_rows, initial_rows
 from textual_inversion.latents import Views
-from textual_inversion.lora import AdapterBatch, initial_adapter, positions
+from textual_inversion.lora import AdapterBatch, acting_positions, initial_adapter
 from textual_inversion.optim import ParameterGroup, control_norms
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS
 from textual_inversion.rng import generator_for
@@ -80,7 +80,7 @@ class AdapterLayout:
             for name, (down, up) in self._shapes.items()
         }
 
-    def batch(self, blocks: Tensor, concept: Tensor, positions: Tensor) -> AdapterBatch:
+    def batch(self, blocks: Tensor, concept: Tensor, positions: Mapping[str, Tensor]) -> AdapterBatch:
         """Make the adapters of a batch of prompts from blocks [concepts, pieces, 1024].
 
         `concept` and `positions` are those of `AdapterBatch`.
@@ -197,22 +197,28 @@ class Layout:
             rows[key] = table.mean + table.deviation * torch.randn(num_photos, table.dim, generator=generator)
         return rows
 
-    def adapters(self, values: Mapping[str, Tensor], ids: Tensor, is_placeholder_row: Tensor) -> list[AdapterBatch]:
+    def adapters(
+        self, values: Mapping[str, Tensor], ids: Mapping[str, Tensor], is_placeholder_row: Tensor
+    ) -> list[AdapterBatch]:
         """Return the adapters of a batch of prompts, as `Backbone.encode_prompts` takes them; empty without adapters.
 
-        `values`: the parameters, [concepts, vectors, dim] each. `ids`: the prompts [batch, length], an equal number of
-        each concept, in concept order. `is_placeholder_row`: [concepts, rows], 1 for rows of the placeholder.
+        `values`: the parameters, [concepts, vectors, dim] each. `ids`: text encoder key -> the prompts [batch, length],
+        an equal number of each concept, in concept order. `is_placeholder_row`: [concepts, rows], 1 for rows of the
+        placeholder.
         """
         if self.adapter is None:
             return []
-        row = (ids - self.backbone.vocab_size).clamp(min=0)
-        of_concept = (ids >= self.backbone.vocab_size) & (
-            is_placeholder_row.flatten()[row % is_placeholder_row.numel()] > 0
-        )
-        where = positions(self.adapter.kind, ids, of_concept, self.backbone.end_of_text)
-        num_concepts = len(is_placeholder_row)
-        concept = torch.arange(num_concepts, device=ids.device).repeat_interleave(len(ids) // num_concepts)
-        return [self.adapter.batch(values[ADAPTER], concept, where)]
+        is_concept_row = is_placeholder_row.flatten() > 0
+        positions = {}
+        for key, prompts in ids.items():
+            vocabulary = self.backbone.vocabularies[key]
+            row = (prompts - vocabulary.size).clamp(min=0)
+            is_concept = (prompts >= vocabulary.size) & is_concept_row[row % len(is_concept_row)]
+            positions[key] = acting_positions(self.adapter.kind, prompts, is_concept, vocabulary.end_of_text)
+        num_concepts, num_prompts = len(is_placeholder_row), len(next(iter(ids.values())))
+        concepts = torch.arange(num_concepts, device=is_placeholder_row.device)
+        concept = concepts.repeat_interleave(num_prompts // num_concepts)
+        return [self.adapter.batch(values[ADAPTER], concept, positions)]
 
     def embedding(
         self, concept: Concept, parameters: Mapping[str, Tensor], metadata: Mapping[str, str]

@@ -1,9 +1,12 @@
-"""Prompts: the paper's templates, and a prompt as token ids with a concept's rows where its placeholder stands."""
+"""Prompts: the paper's templates, and prompts as token ids with a concept's rows in the place of its placeholder.
+
+A tokenized prompt is a mapping from text encoder key to ids; each text encoder has a vocabulary of its own.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from textual_inversion.concept import Category, Concept, whole_word_pattern
@@ -12,20 +15,35 @@ from textual_inversion.errors import BadInput
 HOLE = "{}"
 
 
-UNUSED_ID = 2**30
-"""In no vocabulary; where only the number of a concept's rows matters, their ids begin here."""
-
-
 class Vocabulary(Protocol):
-    """What a prompt needs of a model: every `Backbone` is one, and so is a `tokenizer.Tokenizer` alone."""
+    """One text encoder's tokenizer: texts -> ids of its vocabulary -> whole prompts."""
 
     @property
-    def end_of_text(self) -> int: ...
+    def size(self) -> int:
+        """Number of ids in the vocabulary; id `size + i` stands for row i of the rows in use."""
+        ...
 
-    def tokenize(self, text: str) -> list[int]: ...
+    @property
+    def end_of_text(self) -> int:
+        """Id after a prompt's last word; the ids behind it are padding."""
+        ...
 
-    def assemble(self, ids: Sequence[int]) -> list[int]: ...
+    @property
+    def max_tokens(self) -> int:
+        """Largest number of ids that `assemble` can take."""
+        ...
 
+    def tokenize(self, text: str) -> list[int]:
+        """Return the vocabulary ids of a text, without start, end or padding."""
+        ...
+
+    def assemble(self, ids: Sequence[int]) -> list[int]:
+        """Add start, end and padding: ids of a fixed length. Raises BadInput if they do not fit."""
+        ...
+
+
+Vocabularies = Mapping[str, Vocabulary]
+"""Text encoder key -> its vocabulary."""
 
 # Gal et al. 2022, appendix D: the paper's 27. (Its repository later tripled the list; the paper prints each with a
 # full stop, its code has none.)
@@ -86,20 +104,20 @@ _TEMPLATES: Mapping[Category, tuple[str, ...]] = {"object": OBJECT_TEMPLATES, "s
 
 
 def fill(template: str, word: str) -> str:
-    """The template with its hole taken by a word."""
+    """Put a word into the template's hole. Raises BadInput if there is none."""
     if HOLE not in template:
         raise BadInput(f"template {template!r} has no {HOLE} to put {word!r} in")
     return template.replace(HOLE, word)
 
 
 def without_placeholder(prompt: str, placeholder_token: str) -> str:
-    """The prompt that CLIP-T compares with: the word removed ("A photo of on the moon", Gal et al. 2022, section 5)."""
+    """Remove the placeholder from a prompt, for CLIP-T ("A photo of on the moon", Gal et al. 2022, section 5)."""
     return " ".join(re.sub(whole_word_pattern(placeholder_token), " ", prompt).split())
 
 
 def training_templates(concept: Concept, *, class_cue: bool) -> tuple[str, ...]:
-    """The templates a concept is learned from: its captions, the i-th for the i-th photo, or the list of its category,
-    any for any photo. With the class cue, its initializer word follows the hole."""
+    """Return the templates a concept is learned from: its captions, the i-th for the i-th photo, or the list of its
+    category, any for any photo. With the class cue, the initializer word follows the hole."""
     templates = concept.captions or _TEMPLATES[concept.category]
     if class_cue and concept.initializer:
         return tuple(fill(template, f"{HOLE} {concept.initializer}") for template in templates)
@@ -107,75 +125,109 @@ def training_templates(concept: Concept, *, class_cue: bool) -> tuple[str, ...]:
 
 
 def augmentation_word(name: str) -> str:
-    """What stands in a prompt for the augmentation token of this name (`paired.AUGMENTATION_TOKENS`), to be given its
-    row by `encode_prompt`. No user types it."""
+    """Return the placeholder of an augmentation token (`paired_augment.AUGMENTATION_TOKENS`). No user types it."""
     return f"<augmentation:{name}>"
 
 
-def augmented(template: str, augmentation: Sequence[str]) -> str:
-    """TextBoost's "a A* photo of a {}": the augmentation tokens before the word for the medium, or in front of a
-    template (a caption, say) that has none."""
+def with_augmentation_words(template: str, augmentation: Sequence[str]) -> str:
+    """Put augmentation tokens into a template: TextBoost's "a A* photo of a {}".
+
+    They stand before the word for the medium, or in front of a template (a caption, say) that has none.
+    """
     if not augmentation:
         return template
     words = " ".join(augmentation_word(name) for name in augmentation)
     medium = re.search(r"\b(photo|rendering|rendition|painting|picture)\b(?=.*\{\})", template)
-    place = medium.start() if medium else 0
-    return f"{template[:place]}{words} {template[place:]}"
+    start = medium.start() if medium else 0
+    return f"{template[:start]}{words} {template[start:]}"
 
 
-def tokens_of(text: str, vocabulary: Vocabulary) -> list[int]:
-    """The text's ids. Raises BadInput if the tokenizer has none for a part of it: it puts the token there that ends a
-    prompt, and nothing behind that would be read. The same token can be written out."""
+def token_ids(text: str, vocabulary: Vocabulary) -> list[int]:
+    """Tokenize a text. Raises BadInput if the tokenizer has no token for a part of it.
+
+    A tokenizer writes the token that ends a prompt for such a part, and the encoder would ignore all ids behind it.
+    The same token can be written out in the text.
+    """
     ids = vocabulary.tokenize(text)
     if vocabulary.end_of_text in ids:
         raise BadInput(f"the model's tokenizer has no token for something in {text.strip()!r}; leave it out")
     return ids
 
 
-def initializer_ids(initializer: str, vocabulary: Vocabulary) -> list[int]:
-    """The ids of a concept's initializer, none for none. Raises BadInput if it is nothing to the tokenizer."""
-    try:
-        ids = tokens_of(initializer, vocabulary)
-    except BadInput as error:
-        raise BadInput(f"initializer: {error}") from error
-    if initializer and not ids:
-        raise BadInput(f"initializer {initializer!r} is nothing to the model's tokenizer; give a plain word, or none")
-    return ids
+def initializer_ids(initializer: str, vocabularies: Vocabularies) -> dict[str, list[int]]:
+    """Return a concept's initializer as ids, text encoder key -> ids; no ids without an initializer.
 
-
-def encode_prompt(prompt: str, placeholders: Mapping[str, Sequence[int]], backbone: Vocabulary) -> list[int]:
-    """A prompt as `max_length` ids, each placeholder word replaced by its row ids.
-
-    A placeholder counts only as a whole word: `cat` is not touched inside `catalog` or `<cat>`, and where two could
-    match (`<cat>`, `<cat>s`) the longer wins. Raises BadInput, naming the prompt, if it does not fit or holds what
-    the tokenizer does not know.
+    Raises BadInput if a tokenizer has no token for it.
     """
-    ids: list[int] = []
-    try:
-        for piece in _split(prompt, placeholders):
-            ids += placeholders[piece] if piece in placeholders else tokens_of(piece, backbone)
-        return backbone.assemble(ids)
-    except BadInput as error:
-        raise BadInput(f"prompt {prompt!r}: {error}") from error
+    found = {}
+    for key, vocabulary in vocabularies.items():
+        try:
+            ids = token_ids(initializer, vocabulary)
+        except BadInput as error:
+            raise BadInput(f"initializer: {error}") from error
+        if initializer and not ids:
+            raise BadInput(
+                f"initializer {initializer!r} is nothing to the model's tokenizer; give a plain word, or none"
+            )
+        found[key] = ids
+    return found
 
 
-def standing_in(concept: Concept) -> dict[str, range]:
-    """`HOLE` -> as many ids as the concept has rows, to see whether prompts fit before there are any."""
-    return {HOLE: range(UNUSED_ID, UNUSED_ID + concept.num_vectors)}
+def encode_prompt(
+    prompt: str, placeholders: Mapping[str, Sequence[int]], vocabularies: Vocabularies
+) -> dict[str, list[int]]:
+    """Encode a prompt as ids, text encoder key -> ids of that encoder's length.
+
+    `placeholders`: placeholder word -> numbers of its rows; row i becomes id `size + i` of each vocabulary. A
+    placeholder counts only as a whole word: `cat` is not touched inside `catalog` or `<cat>`, and where two could
+    match (`<cat>`, `<cat>s`) the longer wins. Raises BadInput, naming the prompt, if it does not fit a text encoder
+    or holds a text that a tokenizer has no token for.
+    """
+    pieces = _split(prompt, placeholders)
+    encoded = {}
+    for key, vocabulary in vocabularies.items():
+        ids: list[int] = []
+        try:
+            for piece in pieces:
+                rows = placeholders.get(piece)
+                ids += token_ids(piece, vocabulary) if rows is None else [vocabulary.size + row for row in rows]
+            encoded[key] = vocabulary.assemble(ids)
+        except BadInput as error:
+            encoder = f", text encoder {key!r}" if len(vocabularies) > 1 else ""
+            raise BadInput(f"prompt {prompt!r}{encoder}: {error}") from error
+    return encoded
 
 
-def check_sample_prompts(vocabulary: Vocabulary, concept: Concept, templates: Sequence[str]) -> None:
-    """Raises BadInput if a template will not fit the model with this concept or its initializer in it: better known
-    before the concept is learned."""
+def encode_cut(prompt: str, vocabularies: Vocabularies) -> dict[str, list[int]]:
+    """Encode a prompt without placeholders; one that is too long for a text encoder is cut, as its tokenizer would."""
+    return {key: each.assemble(each.tokenize(prompt)[: each.max_tokens]) for key, each in vocabularies.items()}
+
+
+def words_in(prompt: str, words: Collection[str]) -> set[str]:
+    """Return those of the words that `encode_prompt` would find in the prompt as placeholders."""
+    return set(_split(prompt, words)) & set(words)
+
+
+def placeholder_rows(concept: Concept) -> dict[str, range]:
+    """Return `HOLE` -> the numbers of the concept's rows, for templates that the concept is to stand in."""
+    return {HOLE: range(concept.num_vectors)}
+
+
+def check_sample_prompts(vocabularies: Vocabularies, concept: Concept, templates: Sequence[str]) -> None:
+    """Check that templates fit the model with this concept or its initializer in them, before it is learned.
+
+    Raises BadInput for the first one that does not.
+    """
     for template in templates:
-        if UNUSED_ID not in encode_prompt(template, standing_in(concept), vocabulary):
+        encode_prompt(template, placeholder_rows(concept), vocabularies)
+        if not words_in(template, [HOLE]):
             raise BadInput(f"prompt {template!r} does not have {HOLE} as a word of its own")
         if concept.initializer:
-            encode_prompt(fill(template, concept.initializer), {}, vocabulary)
+            encode_prompt(fill(template, concept.initializer), {}, vocabularies)
 
 
-def _split(prompt: str, words: Mapping[str, Sequence[int]]) -> list[str]:
-    """The prompt cut before and after each of the words; blank pieces are dropped."""
+def _split(prompt: str, words: Collection[str]) -> list[str]:
+    """Cut the prompt before and after each of the words; blank pieces are dropped."""
     if not words:
         return [prompt] if prompt.strip() else []
     longest_first = sorted(words, key=len, reverse=True)

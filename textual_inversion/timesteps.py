@@ -1,4 +1,4 @@
-"""Which timesteps a step trains at."""
+"""Draws of the training timesteps of a step's samples."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from textual_inversion.config import TimestepConfig
+from textual_inversion.noise import Noise
 
-Sampler = Callable[[int, torch.Generator], Tensor]
-"""(how many, generator) -> timesteps [n] of 64-bit integers on the CPU."""
+DrawTimesteps = Callable[[int, torch.Generator], Tensor]
+"""(number of samples, generator) -> timesteps [samples], 64-bit integers on the CPU."""
 
 
-def sampler(config: TimestepConfig, alphas_cumprod: Tensor) -> Sampler:
-    """The sampler that the configuration names, for a model with this noise schedule [T]. Raises ValueError if they do
-    not go together."""
-    num_timesteps = len(alphas_cumprod)
+def timestep_sampler(config: TimestepConfig, noise: Noise) -> DrawTimesteps:
+    """Make the sampler that the configuration names for a model's noise process.
+
+    Raises ValueError if the configuration does not go with the process.
+    """
+    num_timesteps = noise.num_timesteps
     if config.sampler == "uniform":
         return lambda n, generator: uniform(n, 0, num_timesteps, generator)
     if config.sampler == "range":
@@ -26,30 +29,17 @@ def sampler(config: TimestepConfig, alphas_cumprod: Tensor) -> Sampler:
                 f"timesteps.high = {high}: this model's schedule has {num_timesteps} timesteps; set it to at most that"
             )
         return lambda n, generator: uniform(n, low, high, generator)
-    cumulative = snr_probabilities(alphas_cumprod.cpu()).cumsum(0)
+    cumulative = noise.snr_probabilities().cumsum(0)
     return lambda n, generator: by_inverse_cdf(n, cumulative, generator)
 
 
 def uniform(n: int, low: int, high: int, generator: torch.Generator) -> Tensor:
-    """t ~ U{low, ..., high-1}. Gal et al. 2022, Eq. 1, has the whole schedule; [500, 900) of 1,000 is ZOODiP's."""
+    """Draw t ~ U{low, ..., high-1} [n]. Gal et al. 2022, Eq. 1, draws from the whole schedule; ZOODiP from [500, 900)
+    of 1,000."""
     return torch.randint(low, high, (n,), generator=generator)
 
 
-def snr_probabilities(alphas_cumprod: Tensor) -> Tensor:
-    """TextBoost (Park et al. 2024, v1): p(t) proportional to max_s log SNR(s) - log SNR(t), with
-    SNR(t) = abar_t / (1 - abar_t) -> [T] float64. Its released code never turns this on."""
-    abar = alphas_cumprod.double()
-    if not ((abar > 0) & (abar < 1)).all():
-        raise ValueError(
-            "timesteps.sampler 'snr' needs noise and signal at every timestep; this model's schedule has one without "
-            "(zero terminal SNR?): use 'range'"
-        )
-    log_snr = abar.log() - (1 - abar).log()
-    weight = log_snr.max() - log_snr
-    return weight / weight.sum()
-
-
 def by_inverse_cdf(n: int, cumulative: Tensor, generator: torch.Generator) -> Tensor:
-    """t with cumulative[t-1] <= u < cumulative[t], u ~ U[0, 1)."""
+    """Draw t [n] with cumulative[t-1] <= u < cumulative[t], u ~ U[0, 1). Timesteps of probability 0 are never drawn."""
     u = torch.rand(n, generator=generator, dtype=torch.float64) * cumulative[-1]
     return torch.searchsorted(cumulative, u, right=True).clamp(max=len(cumulative) - 1)

@@ -19,19 +19,25 @@ from tokenizers.models import BPE
 
 from textual_inversion.errors import BadInput
 
+TEXT_ENCODER_KEY = "clip_l"
+"""The only text encoder's key, whatever its width (SD2 has OpenCLIP-H in this place)."""
+
 _OWN_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class Tokenizer:
-    """Texts -> ids of the vocabulary, and ids -> a whole prompt."""
+    """One CLIP text encoder's `prompts.Vocabulary`."""
 
-    def __init__(self, tokenizer: Any, max_positions: int) -> None:
-        """`tokenizer`: a fast one of transformers (untyped), or a `PlainClip`. `max_positions`: of the text encoder."""
+    def __init__(self, tokenizer: Any, max_positions: int, size: int) -> None:
+        """`tokenizer`: a fast one of transformers (untyped), or a `PlainClip`. `max_positions` and `size`: positions
+        and vocabulary of the text encoder."""
         self._tokenizer = tokenizer
+        self.size = size
         self.end_of_text: int = tokenizer.eos_token_id
         self.max_length: int = min(tokenizer.model_max_length, max_positions)
         """Tokens in a prompt, start and end included."""
+        self.max_tokens = self.max_length - 2
         # a fast tokenizer is put into its padding mode and then used, in two steps, which threads may not interleave
         self._lock = threading.Lock()
 
@@ -48,10 +54,10 @@ class Tokenizer:
 
     def assemble(self, ids: Sequence[int]) -> list[int]:
         """Add start, end and padding: `max_length` ids. Raises BadInput if they do not fit."""
-        padding = self.max_length - len(ids) - 2
+        padding = self.max_tokens - len(ids)
         if padding < 0:
             raise BadInput(
-                f"{len(ids)} tokens are {-padding} more than the {self.max_length - 2} that fit; shorten the prompt "
+                f"{len(ids)} tokens are {-padding} more than the {self.max_tokens} that fit; shorten the prompt "
                 "or use fewer vectors"
             )
         tokenizer = self._tokenizer
@@ -149,14 +155,18 @@ def _content(config: dict[str, Any], name: str) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer that the model in a diffusers directory is used with. Raises ValueError if it cannot be read."""
+def load_vocabularies(directory: Path) -> dict[str, Tokenizer]:
+    """Read the vocabulary of a Stable Diffusion model in the diffusers layout, text encoder key -> vocabulary.
+
+    Raises ValueError if the tokenizer cannot be read.
+    """
     try:
         config = json.loads((directory / "text_encoder" / "config.json").read_text())
         try:
             tokenizer: Any = PlainClip(directory)
         except Exception:  # nearly anything, from files that are not CLIP's: transformers may know them
             tokenizer = read_tokenizer(directory)
-        return Tokenizer(tokenizer, int(config.get("max_position_embeddings", 77)))
+        positions, size = config.get("max_position_embeddings", 77), config.get("vocab_size", 49408)
+        return {TEXT_ENCODER_KEY: Tokenizer(tokenizer, int(positions), int(size))}
     except (OSError, ValueError) as error:
         raise ValueError(f"the tokenizer of the model in {directory} cannot be read: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,14 @@ from textual_inversion.knowledge import FrozenPrompts, KnowledgePreservation
 from textual_inversion.latents import VIEWS_PER_PASS, Views, sample
 from textual_inversion.objective import Batch
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS
-from textual_inversion.prompts import HOLE, augmentation_word, augmented, encode_prompt, training_templates
-from textual_inversion.timesteps import Sampler
+from textual_inversion.prompts import (
+    HOLE,
+    augmentation_word,
+    encode_prompt,
+    training_templates,
+    with_augmentation_words,
+)
+from textual_inversion.timesteps import DrawTimesteps
 from textual_inversion.transfer import to_device
 
 PER_IMAGE_PROBABILITY = 0.25
@@ -41,8 +47,10 @@ class TrainingData:
     """Weight of each latent pixel in the denoising loss, [views, 1, height, width] in [0, 1]; None counts all."""
     features: Tensor | None
     """Image features of the views, [views, dim], if the objective compares them."""
-    prompts: Tensor
-    """Token ids of all prompts, [stages, lists, prompts, max_length]; id `vocab_size + j` is the concept's row j.
+    prompts: Mapping[str, Tensor]
+    """Token ids of all prompts, text encoder key -> [stages, lists, prompts, length].
+
+    Id `size + j` of a vocabulary is the concept's row j.
 
     Under `progressive` there is a stage for each number of active vectors, the fewest first; else there is one stage.
     """
@@ -54,7 +62,7 @@ class TrainingData:
     """Number of steps that the concept has taken when each of its vectors becomes active."""
     knowledge: KnowledgePreservation | None = None
     """Source of the prompts for which the adapted text encoder is held to the frozen one."""
-    of_class: FrozenPrompts | None = None
+    class_prompts: FrozenPrompts | None = None
     """Such prompts that name the concept's class."""
 
     @classmethod
@@ -78,20 +86,25 @@ class TrainingData:
             moments=moments,
             mask=None if views.mask is None else to_device(views.mask, device).float(),
             features=None if image_features is None else _features(moments, backbone, image_features),
-            prompts=to_device(prompts, device),
+            prompts={key: to_device(ids, device) for key, ids in prompts.items()},
             plain=plain,
             per_image=per_image,
             first_steps=progressive_schedule(config.steps if config.progressive else 0, concept.num_vectors),
             knowledge=knowledge,
-            of_class=None if knowledge is None else knowledge.of_class(concept),
+            class_prompts=None if knowledge is None else knowledge.class_prompts(concept),
         )
 
     def active_vectors(self, step: int) -> int:
         """Return how many of the concept's vectors are in its prompts after this many steps."""
         return sum(first <= step for first in self.first_steps)
 
+    @property
+    def _num_prompts(self) -> int:
+        """Number of prompts in each list."""
+        return next(iter(self.prompts.values())).shape[2]
+
     def draw(
-        self, generator: torch.Generator, size: int, step: int, latent_shape: Sequence[int], timesteps: Sampler
+        self, generator: torch.Generator, size: int, step: int, latent_shape: Sequence[int], timesteps: DrawTimesteps
     ) -> Batch:
         """Draw `size` samples for a concept that has taken `step` steps.
 
@@ -102,25 +115,23 @@ class TrainingData:
         eps = torch.randn(size, *latent_shape, generator=generator)
         noise = torch.randn(size, *latent_shape, generator=generator)
         t = timesteps(size, generator)
-        number = torch.randint(self.prompts.shape[2], (size,), generator=generator)
+        number = torch.randint(self._num_prompts, (size,), generator=generator)
         listed = self.plain[view]
         if self.per_image is not None:
             named = torch.rand(size, generator=generator) < PER_IMAGE_PROBABILITY
             listed = torch.where(named, self.per_image[view], listed)
 
-        view = to_device(view, device)
-        others = None if self.knowledge is None else self.knowledge.draw(size, self.of_class, generator)
+        view, listed, number = (to_device(indices, device) for indices in (view, listed, number))
+        stage = self.active_vectors(step) - len(self.first_steps) - 1
+        others = None if self.knowledge is None else self.knowledge.draw(size, self.class_prompts, generator)
         return Batch(
             latents=sample(self.moments[view], to_device(eps, device)),
             noise=to_device(noise, device),
             timesteps=to_device(t, device),
-            ids=self.prompts[self.active_vectors(step) - len(self.first_steps) - 1][
-                to_device(listed, device), to_device(number, device)
-            ],
+            ids={key: prompts[stage][listed, number] for key, prompts in self.prompts.items()},
             mask=None if self.mask is None else self.mask[view],
             features=None if self.features is None else self.features[view],
-            other_ids=None if others is None else others.ids,
-            other_states=None if others is None else others.states,
+            others=others,
         )
 
 
@@ -140,7 +151,7 @@ def photo_word(photo: int) -> str:
 
 def _prompts(
     concept: Concept, views: Views, config: InversionConfig, backbone: Backbone
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
     """Return `TrainingData.prompts`, `plain` and `per_image`."""
     templates = training_templates(concept, class_cue=config.class_cue)
     lists: dict[tuple[str, ...], int] = {}
@@ -152,22 +163,25 @@ def _prompts(
     for photo, augmentation in zip(views.photo, views.augmentation, strict=True):
         texts = [templates[photo]] if concept.captions else templates
         names = augmentation if config.augment.paired else ()
-        plain.append(list_index([augmented(text, names) for text in texts]))
+        plain.append(list_index([with_augmentation_words(text, names) for text in texts]))
         named.append(
             list_index([f"{text} with {photo_word(photo)}" for text in texts]) if config.per_image_tokens else 0
         )
 
-    first = backbone.vocab_size + concept.num_vectors
     words = [photo_word(photo) for photo in range(max(views.photo) + 1)] if config.per_image_tokens else []
     words += [augmentation_word(name) for name in AUGMENTATION_TOKENS] if config.augment.paired else []
-    placeholders = {word: range(first + i, first + i + 1) for i, word in enumerate(words)}
+    placeholders = {word: range(row, row + 1) for row, word in enumerate(words, concept.num_vectors)}
 
-    def encode(num_active: int) -> list[list[list[int]]]:
-        rows = {HOLE: range(backbone.vocab_size, backbone.vocab_size + num_active)}
-        return [[encode_prompt(text, placeholders | rows, backbone) for text in texts] for texts in lists]
+    def encode(num_active: int) -> list[list[dict[str, list[int]]]]:
+        rows = {HOLE: range(num_active)}
+        return [[encode_prompt(text, placeholders | rows, backbone.vocabularies) for text in texts] for texts in lists]
 
     stages = range(1, concept.num_vectors + 1) if config.progressive else [concept.num_vectors]
-    ids = torch.tensor([encode(num_active) for num_active in stages])
+    encoded = [encode(num_active) for num_active in stages]
+    ids = {
+        key: torch.tensor([[[prompt[key] for prompt in texts] for texts in stage] for stage in encoded])
+        for key in backbone.vocabularies
+    }
     return ids, torch.tensor(plain), torch.tensor(named) if config.per_image_tokens else None
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from textual_inversion.conditioning import PromptEncoder
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import EncodedRequest, ImageRequest, draw, encode_request
+from textual_inversion.prompt_encoder import PromptEncoder
 
 _LINGER_S = 0.05
 """How long a batch with room waits for company. Concepts that began together end together, and a batch costs the same

@@ -240,7 +240,7 @@ class Learner:
         config, folder = self._config, job.task.folder
         job.start = self._choose_start(job.task.concept, pictures.photos)
         concept = job.start.concept
-        check_sample_prompts(self._backbone, concept, config.grid.prompts_for(concept.category))
+        check_sample_prompts(self._backbone.vocabularies, concept, config.grid.prompts_for(concept.category))
         views = encode_views(
             self._backbone, pictures.photos, config.inversion.augment, concept.concept_id, config.seed, pictures.masks
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from pipeline.config import RunConfig
-from textual_inversion.compiled import Pass, compile_checked, compile_fastest
+from textual_inversion.compile_trial import Pass, compile_checked, compile_fastest
 from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import guidance_scale

@@ -32,11 +32,11 @@ from pipeline.store.storage import RunStore
 from pipeline.times import interrupting
 from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.concept import LearnedEmbedding
-from textual_inversion.conditioning import PromptEncoder
 from textual_inversion.config import SamplingConfig
 from textual_inversion.errors import BadInput
 from textual_inversion.formats import parse_diffusers
 from textual_inversion.generate import EncodedRequest, ImageRequest, draw, encode_request
+from textual_inversion.prompt_encoder import PromptEncoder
 from textual_inversion.rng import seed_for
 
 PLAN, METADATA = "images/plan", "images/metadata"

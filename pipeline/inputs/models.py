@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from pipeline.config import RunConfig
 from pipeline.inputs.content_hash import folder_hash
 from textual_inversion import model_files
+from textual_inversion.families import load_vocabularies
 
 if TYPE_CHECKING:
-    from textual_inversion.tokenizer import Tokenizer
+    from textual_inversion.prompts import Vocabularies
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,8 +44,6 @@ def extractor_hash(model: str) -> str:
     return folder_hash(directory) if model and Path(directory).is_dir() else model
 
 
-def load_model_tokenizer(config: RunConfig) -> Tokenizer:
-    """Load the tokenizer of the run's model, without torch. Raises ValueError if it cannot be read."""
-    from textual_inversion.tokenizer import load_tokenizer
-
-    return load_tokenizer(model_files.find_model_files(locate(config.model)).directory)
+def load_model_vocabularies(config: RunConfig) -> Vocabularies:
+    """Read the model's vocabularies alone, without torch. Raises ValueError if they cannot be read."""
+    return load_vocabularies(locate(config.model))

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from pipeline.config import RunConfig
 from pipeline.inputs.photos import open_pictures
@@ -21,18 +20,16 @@ from pipeline.store.redact import redact
 from textual_inversion.concept import Concept
 from textual_inversion.prompts import (
     HOLE,
-    UNUSED_ID,
+    Vocabularies,
     Vocabulary,
     check_sample_prompts,
     encode_prompt,
     fill,
     initializer_ids,
-    standing_in,
+    placeholder_rows,
     training_templates,
+    words_in,
 )
-
-if TYPE_CHECKING:
-    from textual_inversion.tokenizer import Tokenizer
 
 _THREADS = 4
 """Threads that open photos; each may hold one concept's decoded photos."""
@@ -56,19 +53,24 @@ class Finding:
 
 
 def examine(
-    tasks: Iterable[ConceptTask], config: RunConfig, prompts: Sequence[Prompt], tokenizer: Tokenizer, *, photos: bool
+    tasks: Iterable[ConceptTask],
+    config: RunConfig,
+    prompts: Sequence[Prompt],
+    vocabularies: Vocabularies,
+    *,
+    photos: bool,
 ) -> Iterator[Finding]:
     """Yield the findings of the concepts that are to be learned, in their order.
 
     `photos`: also fetch and open every photo and mask.
     """
-    vocabulary = _CachedTokenizer(tokenizer)
+    vocabularies = {key: _CachedVocabulary(each) for key, each in vocabularies.items()}
     rest = iter(tasks)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="preflight") as pool:
         while batch := [task.concept for task in islice(rest, _BATCH)]:
             opened = pool.map(lambda concept: photo_problem(concept, config), batch) if photos else [""] * len(batch)
             for concept, problem in zip(batch, opened, strict=True):
-                yield from text_findings(concept, config, prompts, vocabulary)
+                yield from text_findings(concept, config, prompts, vocabularies)
                 if problem:
                     yield Finding(concept.concept_id, problem, is_fatal=True)
 
@@ -83,56 +85,57 @@ def photo_problem(concept: Concept, config: RunConfig) -> str:
 
 
 def text_findings(
-    concept: Concept, config: RunConfig, prompts: Sequence[Prompt], vocabulary: Vocabulary
+    concept: Concept, config: RunConfig, prompts: Sequence[Prompt], vocabularies: Vocabularies
 ) -> Iterator[Finding]:
     """Yield the findings of the initializer and of the training, sample and bulk prompts under the model's tokenizer.
 
     The augmentation words that TextBoost adds to a prompt, photo by photo, are not counted.
     """
     try:
-        _check_training(concept, config, vocabulary)
-        check_sample_prompts(vocabulary, concept, config.grid.prompts_for(concept.category))
+        _check_training(concept, config, vocabularies)
+        check_sample_prompts(vocabularies, concept, config.grid.prompts_for(concept.category))
     except ValueError as error:
         yield Finding(concept.concept_id, str(error), is_fatal=True)
     else:
-        yield from (Finding(concept.concept_id, remark, is_fatal=False) for remark in _remarks(concept, vocabulary))
+        yield from (Finding(concept.concept_id, remark, is_fatal=False) for remark in _remarks(concept, vocabularies))
     mine = [prompt for prompt in prompts if prompt.is_for(concept.concept_id, concept.category)]
-    yield from _bulk_findings(concept, mine, vocabulary)
+    yield from _bulk_findings(concept, mine, vocabularies)
 
 
-def _check_training(concept: Concept, config: RunConfig, vocabulary: Vocabulary) -> None:
+def _check_training(concept: Concept, config: RunConfig, vocabularies: Vocabularies) -> None:
     method = config.inversion.init.method
     if method != "auto":  # "auto" takes a word of the model's own vocabulary
-        initializer_ids(concept.initializer, vocabulary)
+        initializer_ids(concept.initializer, vocabularies)
     if method == "encoder_output" and not concept.initializer:
         raise ValueError("the row has no initializer, but init.method 'encoder_output' starts from it; give it one")
     for template in training_templates(concept, class_cue=config.inversion.class_cue):
         text = f"{template} with <photo>" if config.inversion.per_image_tokens else template
-        encode_prompt(text, {**standing_in(concept), "<photo>": [UNUSED_ID]}, vocabulary)
+        encode_prompt(text, {**placeholder_rows(concept), "<photo>": [concept.num_vectors]}, vocabularies)
 
 
-def _remarks(concept: Concept, vocabulary: Vocabulary) -> Iterator[str]:
-    ids, words = vocabulary.tokenize(concept.initializer), concept.initializer.split()
-    if len(ids) > _TOKENS_PER_WORD * len(words):
+def _remarks(concept: Concept, vocabularies: Vocabularies) -> Iterator[str]:
+    num_tokens = max(len(each.tokenize(concept.initializer)) for each in vocabularies.values())
+    if num_tokens > _TOKENS_PER_WORD * len(concept.initializer.split()):
         yield (
-            f"initializer {concept.initializer!r} is not in the model's vocabulary: it is spelled out in {len(ids)} "
+            f"initializer {concept.initializer!r} is not in the model's vocabulary: it is spelled out in {num_tokens} "
             "tokens, whose mean is a poor start; use a plainer word"
         )
-    if len(vocabulary.tokenize(concept.placeholder_token)) == 1:
+    if any(len(each.tokenize(concept.placeholder_token)) == 1 for each in vocabularies.values()):
         yield (
             f"placeholder {concept.placeholder_token!r} is a word of the model's own vocabulary: here it stands for "
             "the concept in every prompt, and diffusers refuses to load a file under it; '<...>' would be safe"
         )
 
 
-def _bulk_findings(concept: Concept, prompts: Sequence[Prompt], vocabulary: Vocabulary) -> Iterator[Finding]:
+def _bulk_findings(concept: Concept, prompts: Sequence[Prompt], vocabularies: Vocabularies) -> Iterator[Finding]:
     reasons = []
     num_outside = 0
     for prompt in prompts:
         template = prompt.template(concept.initializer)
         text = fill(template, concept.placeholder_token)
         try:
-            if UNUSED_ID not in encode_prompt(text, _placeholder_ids(concept), vocabulary):
+            encode_prompt(text, {concept.placeholder_token: placeholder_rows(concept)[HOLE]}, vocabularies)
+            if not words_in(text, [concept.placeholder_token]):
                 raise ValueError(f"prompt {text!r} does not have the placeholder as a word of its own")
         except ValueError as error:
             reasons.append(str(error))
@@ -145,17 +148,15 @@ def _bulk_findings(concept: Concept, prompts: Sequence[Prompt], vocabulary: Voca
         yield Finding(concept.concept_id, text, is_fatal=False)
 
 
-def _placeholder_ids(concept: Concept) -> dict[str, range]:
-    return {concept.placeholder_token: standing_in(concept)[HOLE]}
+class _CachedVocabulary:
+    """A vocabulary with a cache, because thousands of concepts ask for the same pieces of prompts."""
 
-
-class _CachedTokenizer:
-    """A tokenizer with a cache, because thousands of concepts ask for the same pieces of prompts."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.end_of_text = tokenizer.end_of_text
-        self.assemble = tokenizer.assemble
-        self._ids = lru_cache(4096)(lambda text: tuple(tokenizer.tokenize(text)))
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.size = vocabulary.size
+        self.end_of_text = vocabulary.end_of_text
+        self.max_tokens = vocabulary.max_tokens
+        self.assemble = vocabulary.assemble
+        self._ids = lru_cache(4096)(lambda text: tuple(vocabulary.tokenize(text)))
 
     def tokenize(self, text: str) -> list[int]:
         return list(self._ids(text))

@@ -14,7 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.exit_codes import FAILED
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import BadRow, read_manifest
-from pipeline.inputs.models import load_model_tokenizer
+from pipeline.inputs.models import load_model_vocabularies
 from pipeline.ledger.plan import ConceptTask, Plan
 from pipeline.ledger.preflight import examine
 from pipeline.ledger.records import ConceptRecord, put_record
@@ -73,7 +73,7 @@ def test_bad_rows_are_told_before_anything_begins(corpus: tuple[str, list[Case]]
 def test_a_dry_run_foresees_every_failure_and_no_other(corpus: tuple[str, list[Case]], config: RunConfig) -> None:
     manifest, cases = corpus
     _, tasks = planned(manifest, config)
-    found = list(examine(tasks, config, [], load_model_tokenizer(config), photos=True))
+    found = list(examine(tasks, config, [], load_model_vocabularies(config), photos=True))
     said = {finding.concept_id: finding.text for finding in found if finding.is_fatal}
     assert sorted(said) == sorted(of_outcome(cases, "failed"))
     for case in cases:

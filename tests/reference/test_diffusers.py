@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from tests.tiny_models import DIM, tiny_stable_diffusion
+from tests.tiny_models import DIM, MAX_LENGTH, tiny_stable_diffusion
 from textual_inversion.adapter_formats import dump_adapter
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
+from textual_inversion.conditioning import Conditioning
 from textual_inversion.config import SamplingConfig, Solver
 from textual_inversion.families import load_backbone
-from textual_inversion.families.base import Backbone, Conditioning
+from textual_inversion.families.base import Backbone, to_tensors
 from textual_inversion.formats import dump_diffusers
 from textual_inversion.generate import ImageRequest, generate, initial_noise
 from textual_inversion.lora import TARGETS, initial_adapter, merged_state_dict
@@ -173,20 +174,19 @@ def test_prompt_encoding_equals_encode_prompt(
 ) -> None:
     embedding = an_embedding(num_vectors)
     load_into(pipeline, embedding, tmp_path)
-    rows = range(backbone.vocab_size, backbone.vocab_size + num_vectors)
     for prompt in PROMPTS:
-        ids = encode_prompt(prompt, {WORD: rows}, backbone)
-        ours = backbone.encode_prompts(torch.tensor([ids]), embedding.vectors)
+        ids = encode_prompt(prompt, {WORD: range(num_vectors)}, backbone.vocabularies)
+        ours = backbone.encode_prompts(to_tensors([ids]), embedding.vectors)
         theirs, empty = pipeline.encode_prompt(prompt, "cpu", 1, True)
         torch.testing.assert_close(ours.hidden, theirs, rtol=0, atol=1e-6)
-        nothing = backbone.encode_prompts(torch.tensor([backbone.assemble([])]), {})
+        nothing = backbone.encode_prompts(to_tensors([encode_prompt("", {}, backbone.vocabularies)]), {})
         torch.testing.assert_close(nothing.hidden, empty, rtol=0, atol=1e-6)
 
 
 def test_plain_text_tokenises_as_the_checkpoints_tokenizer_does(backbone: Backbone, pipeline: Any) -> None:
     for text in ("", "a photo of a cat", "Weird  CAT, (a)!", "été à 東", "it's 3 cats"):
-        theirs = pipeline.tokenizer(text, padding="max_length", max_length=backbone.max_length).input_ids
-        assert backbone.assemble(backbone.tokenize(text)) == theirs
+        theirs = pipeline.tokenizer(text, padding="max_length", max_length=MAX_LENGTH).input_ids
+        assert encode_prompt(text, {}, backbone.vocabularies) == {"clip_l": theirs}
 
 
 def test_encode_predict_and_decode_equal_diffusers_modules(backbone: Backbone, pipeline: Any) -> None:
@@ -200,7 +200,7 @@ def test_encode_predict_and_decode_equal_diffusers_modules(backbone: Backbone, p
         torch.testing.assert_close(moments[:, 1], posterior.std * scaling, rtol=1e-6, atol=1e-7)
 
         latents = torch.randn(2, *backbone.latent_shape, generator=generator)
-        hidden = torch.randn(2, backbone.max_length, DIM, generator=generator)
+        hidden = torch.randn(2, MAX_LENGTH, DIM, generator=generator)
         timesteps = torch.tensor([3, 977])
         theirs = pipeline.unet(latents, timesteps, encoder_hidden_states=hidden).sample
         assert torch.equal(backbone.predict(latents, timesteps, Conditioning(hidden=hidden)), theirs)
@@ -210,5 +210,10 @@ def test_encode_predict_and_decode_equal_diffusers_modules(backbone: Backbone, p
 
 
 def test_the_noise_schedule_is_the_checkpoints_own(backbone: Backbone, pipeline: Any) -> None:
-    assert torch.equal(backbone.alphas_cumprod, pipeline.scheduler.alphas_cumprod)
-    assert backbone.prediction_type == pipeline.scheduler.config.prediction_type
+    latents, noise = torch.randn(2, 1000, 4, 1, 1, generator=torch.Generator().manual_seed(0))
+    t = torch.arange(1000)
+    x_t, target = backbone.noise.corrupt(latents, noise, t)
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    assert torch.equal(x_t, scheduler.add_noise(latents, noise, t))
+    is_epsilon = scheduler.config.prediction_type == "epsilon"
+    assert torch.equal(target, noise if is_epsilon else scheduler.get_velocity(latents, noise, t))

@@ -152,7 +152,7 @@ def textboost(
     log_snr = (scheduler.alphas_cumprod.double() / (1 - scheduler.alphas_cumprod.double())).log()
     cumulative = (log_snr.max() - log_snr).cumsum(0)
     knowledge = KnowledgePreservation(backbone, read_captions(""))
-    of_class, losses = knowledge.of_class(concept(1)), []
+    of_class, losses = knowledge.class_prompts(concept(1)), []
 
     for step in range(STEPS):
         generator = generator_for(SEED, "k1", "step", step)
@@ -162,7 +162,7 @@ def textboost(
         u = torch.rand(BATCH, generator=generator, dtype=torch.float64)
         t = torch.searchsorted(cumulative / cumulative[-1], u, right=True)
         template = torch.randint(27, (BATCH,), generator=generator)
-        others = knowledge.draw(BATCH, of_class, generator).ids
+        others = knowledge.draw(BATCH, of_class, generator).ids["clip_l"]
 
         latents = moments()[view, 0] + moments()[view, 1] * eps
         prompts = [OBJECT_TEMPLATES[i].format(f"{word} cat") for i in template]

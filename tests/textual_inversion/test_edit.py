@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 
 from tests.tiny_models import DIM, LATENT_SHAPE, RESOLUTION
 from textual_inversion.augment import to_pixels
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.config import SamplingConfig, Solver
-from textual_inversion.edit import edit, encode_picture, latent_mask, noised
-from textual_inversion.families.base import Backbone
+from textual_inversion.edit import edit, encode_picture, latent_mask
+from textual_inversion.families.base import Backbone, to_tensors
 from textual_inversion.generate import ImageRequest, generate, initial_noise, to_pictures
+from textual_inversion.prompts import encode_prompt
 
 SOLVERS: tuple[Solver, ...] = ("ddim", "dpm++")
 CELL = RESOLUTION // LATENT_SHAPE[1]
+
+
+def diffusers_scheduler(model: Path, solver: Solver) -> Any:
+    """The scheduler that a pipeline of this model would sample with."""
+    config = DDPMScheduler.load_config(model, subfolder="scheduler")
+    return {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}[solver].from_config(config)
 
 
 def a_picture(seed: int = 0) -> Image.Image:
@@ -71,19 +82,19 @@ def test_only_what_is_masked_changes(tiny_backbone: Backbone, solver: Solver) ->
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_an_all_white_mask_is_plain_sampling_from_the_noised_picture(
-    tiny_backbone: Backbone, solver: Solver, strength: float
+    tiny_backbone: Backbone, tiny_model: Path, solver: Solver, strength: float
 ) -> None:
     """Against a loop over diffusers' own scheduler, begun at the picture's latents with the first timestep's noise."""
     config, request = SamplingConfig(solver=solver, steps=4, batch_size=1, guidance_scale=1.0), requests()[1]
     drawn = edit(tiny_backbone, a_picture(), a_mask(0, RESOLUTION), [request], config, strength=strength)[0]
 
-    scheduler = tiny_backbone.scheduler(solver)
+    scheduler = diffusers_scheduler(tiny_model, solver)
     scheduler.set_timesteps(4)
     timesteps = scheduler.timesteps[4 - round(4 * strength) :]
-    share = tiny_backbone.alphas_cumprod[timesteps[0]]
+    share = scheduler.alphas_cumprod[timesteps[0]]
     source, noise = encode_picture(tiny_backbone, a_picture()), initial_noise(tiny_backbone, request.seed)[None]
     latents = share.sqrt() * source + (1 - share).sqrt() * noise
-    text = tiny_backbone.encode_prompts(torch.tensor([tiny_backbone.assemble(tiny_backbone.tokenize("a cat"))]), {})
+    text = tiny_backbone.encode_prompts(to_tensors([encode_prompt("a cat", {}, tiny_backbone.vocabularies)]), {})
     for timestep in timesteps:
         with torch.no_grad():
             output = tiny_backbone.predict(latents, timestep[None], text)
@@ -93,19 +104,20 @@ def test_an_all_white_mask_is_plain_sampling_from_the_noised_picture(
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_the_background_has_the_noise_of_the_step_it_is_blended_into(tiny_backbone: Backbone, solver: Solver) -> None:
+def test_the_background_has_the_noise_of_the_step_it_is_blended_into(
+    tiny_backbone: Backbone, tiny_model: Path, solver: Solver
+) -> None:
     """DDPM, Eq. 4: sqrt(alpha_bar) z_init + sqrt(1 - alpha_bar) eps at the timestep the next pass is told; at the end
     z_init itself."""
-    scheduler = tiny_backbone.scheduler(solver)
-    scheduler.set_timesteps(5)
+    run, schedule = tiny_backbone.noise.begin(solver, 5), diffusers_scheduler(tiny_model, solver).alphas_cumprod
     generator = torch.Generator().manual_seed(0)
     source, noise = (torch.randn(2, *LATENT_SHAPE, generator=generator) for _ in range(2))
-    for place, timestep in enumerate(scheduler.timesteps):
-        share = tiny_backbone.alphas_cumprod[timestep]
+    for step, timestep in enumerate(run.timesteps):
+        share = schedule[timestep]
         expected = share.sqrt() * source + (1 - share).sqrt() * noise
-        torch.testing.assert_close(noised(scheduler, source, noise, scheduler.timesteps, place), expected)
-        scheduler.step(noise, timestep, source)  # its own counter must not matter
-    assert noised(scheduler, source, noise, scheduler.timesteps, 5) is source
+        torch.testing.assert_close(run.noised(source, noise, step), expected)
+        run.step(noise, step, source)  # the scheduler's own counter must not matter
+    assert run.noised(source, noise, 5) is source
 
 
 def test_the_mask_reaches_every_latent_it_touches(tiny_backbone: Backbone) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.toy_backbone import DIMS, ToyBackbone
+from tests.toy_backbone import ALPHAS_CUMPROD, DIMS, MAX_LENGTH, ToyBackbone
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import (
     AdapterConfig,
@@ -259,6 +259,7 @@ def test_a_start_with_its_adapter() -> None:
 def plain_step(settings: InversionConfig) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], list[float]]:
     """TextBoost v1 without paired views in plain torch, with the engine's draws: one concept, its adapter and rows in
     `torch.optim.AdamW`, clipped together -> rows, adapter, losses."""
+    from textual_inversion.families.base import to_tensors
     from textual_inversion.knowledge import KnowledgePreservation, read_captions
     from textual_inversion.lora import AdapterBatch
     from textual_inversion.prompts import OBJECT_TEMPLATES, encode_prompt
@@ -276,7 +277,7 @@ def plain_step(settings: InversionConfig) -> tuple[dict[str, Tensor], dict[str, 
         weight_decay=0.0,
     )
     knowledge = KnowledgePreservation(BACKBONE, read_captions(""))
-    of_class, losses = knowledge.of_class(concept), []
+    of_class, losses = knowledge.class_prompts(concept), []
     for step in range(settings.steps):
         generator = generator_for(SEED, "c1", "step", step)
         view = torch.randint(len(views), (2,), generator=generator)
@@ -290,15 +291,17 @@ def plain_step(settings: InversionConfig) -> tuple[dict[str, Tensor], dict[str, 
                 AdapterBatch(
                     tensors={name: (down[None], up[None]) for name, (down, up) in low_rank.items()},
                     concept=torch.zeros(2, dtype=torch.long), scale=torch.tensor([2.0]),
-                    positions=torch.ones(2, BACKBONE.max_length, dtype=torch.bool),
+                    positions=dict.fromkeys(DIMS, torch.ones(2, MAX_LENGTH, dtype=torch.bool)),
                 )
             ]  # fmt: skip
 
-        ids = [encode_prompt(OBJECT_TEMPLATES[i], {"{}": range(97, 99)}, BACKBONE) for i in template]
-        abar = BACKBONE.alphas_cumprod[t].view(2, 1, 1, 1)
+        ids = to_tensors(
+            [encode_prompt(OBJECT_TEMPLATES[i], {"{}": range(2)}, BACKBONE.vocabularies) for i in template]
+        )
+        abar = ALPHAS_CUMPROD[t].view(2, 1, 1, 1)
         latents = views.moments[view, 0] + views.moments[view, 1] * eps
         x_t = abar.sqrt() * latents + (1 - abar).sqrt() * noise
-        said = BACKBONE.predict(x_t, t, BACKBONE.encode_prompts(torch.tensor(ids), rows, adapters()))
+        said = BACKBONE.predict(x_t, t, BACKBONE.encode_prompts(ids, rows, adapters()))
         mask = views.mask[view]
         error = ((said - noise).square() * mask).sum((1, 2, 3)) / (2 * mask.sum((1, 2, 3)))
         adapted = BACKBONE.encode_prompts(others.ids, {}, adapters()).hidden

@@ -15,10 +15,10 @@ from PIL import Image
 from tests.textual_inversion.asked import adapted_requests, an_embedding
 from tests.tiny_models import MAX_LENGTH, RESOLUTION
 from textual_inversion.concept import LearnedAdapter
-from textual_inversion.conditioning import PromptEncoder
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, draw, encode_request, generate, initial_noise
+from textual_inversion.prompt_encoder import PromptEncoder
 
 FAST = SamplingConfig(steps=2, batch_size=4)
 

@@ -8,14 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.toy_backbone import DIMS, VOCAB_SIZE, ToyBackbone, plain_views
+from tests.toy_backbone import DIMS, VOCAB_SIZE, VOCABULARY, HashedWords, ToyBackbone, plain_views
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig
 from textual_inversion.engine import Assignment, Engine
-from textual_inversion.families.base import Backbone
+from textual_inversion.families.base import Backbone, to_tensors
 from textual_inversion.initialise import Example, StartChooser, class_vectors, encoder_output, initial_rows
 from textual_inversion.latents import encode_views
 from textual_inversion.learn import learn
+from textual_inversion.prompts import encode_prompt
 from textual_inversion.slots import SlotState
 from textual_inversion.tokens import TokenTable
 
@@ -39,11 +40,11 @@ def rows(
 
 def test_a_word_starts_at_its_vector() -> None:
     for key, table in BACKBONE.token_tables.items():
-        torch.testing.assert_close(rows("cat")[key], table.weight[BACKBONE.tokenize("cat")])
+        torch.testing.assert_close(rows("cat")[key], table.weight[VOCABULARY.tokenize("cat")])
 
 
 def test_a_phrase_starts_at_the_mean_of_its_tokens() -> None:
-    expected = WEIGHT[BACKBONE.tokenize("stuffed animal toy")].mean(0, keepdim=True)
+    expected = WEIGHT[VOCABULARY.tokenize("stuffed animal toy")].mean(0, keepdim=True)
     torch.testing.assert_close(rows("stuffed animal toy")["long"], expected)
 
 
@@ -74,7 +75,7 @@ def test_random_rows_are_spread_like_the_vocabulary() -> None:
 
 def test_further_rows_differ_even_without_noise() -> None:
     first, second, third = rows("cat", 3)["long"]
-    torch.testing.assert_close(first, WEIGHT[BACKBONE.tokenize("cat")][0])
+    torch.testing.assert_close(first, WEIGHT[VOCABULARY.tokenize("cat")][0])
     assert not torch.equal(second, third)
     assert 0.05 < ((second - first) / WEIGHT.std(0)).std() < 0.2
 
@@ -121,9 +122,9 @@ CONCEPT = Concept(concept_id="c", placeholder_token="<c>", images=("x",), initia
 
 
 def test_encoder_output_is_the_encoders_state_at_the_words_place(tiny_backbone: Backbone) -> None:
-    start, dog, toy, end = 0, *(tiny_backbone.tokenize(word)[0] for word in ("dog", "toy")), 3
-    ids = tiny_backbone.assemble([dog, toy])
-    hidden = tiny_backbone.encode_prompts(torch.tensor([ids]), {}).hidden[0]
+    start, end = 0, 3
+    ids = to_tensors([encode_prompt("dog toy", {}, tiny_backbone.vocabularies)])
+    hidden = tiny_backbone.encode_prompts(ids, {}).hidden[0]
     vector = encoder_output(CONCEPT, tiny_backbone)["clip_l"]
     torch.testing.assert_close(vector, hidden[start + 1 : end].mean(0))
     chosen = StartChooser(tiny_backbone, InitConfig(method="encoder_output"))(CONCEPT, [])
@@ -134,7 +135,7 @@ def test_encoder_output_is_the_encoders_state_at_the_words_place(tiny_backbone: 
 def test_encoder_output_needs_a_word_and_states_as_wide_as_vectors(tiny_backbone: Backbone) -> None:
     with pytest.raises(ValueError, match=r"'c' has no initializer, which init\.method 'encoder_output'"):
         encoder_output(replace(CONCEPT, initializer=""), tiny_backbone)
-    with pytest.raises(ValueError, match=r"states are 32 wide but their vectors \{'long': 24, 'short': 16\}"):
+    with pytest.raises(ValueError, match=r"states of text encoder 'long' are 32 wide but its vectors 24"):
         encoder_output(CONCEPT, BACKBONE)
     with pytest.raises(ValueError, match=r"norm_control = 'clamp'.*'none' with init.method 'encoder_output'"):
         InversionConfig(init=InitConfig(method="encoder_output"))
@@ -165,7 +166,7 @@ def test_auto_takes_the_word_nearest_to_the_photos(tiny_backbone: Backbone) -> N
         start = choose(CONCEPT, [Image.new("RGB", (8, 8), colour), Image.new("RGB", (8, 8), colour)])
         assert start.concept == replace(CONCEPT, initializer=word)
         assert start.embedding is not None
-        expected = tiny_backbone.token_tables["clip_l"].weight[tiny_backbone.tokenize(word)]
+        expected = tiny_backbone.token_tables["clip_l"].weight[tiny_backbone.vocabularies["clip_l"].tokenize(word)]
         assert torch.equal(start.embedding.vectors["clip_l"], expected)
         assert start.reason.startswith(f"auto: {word} (cosine ")
     assert asked == judge.texts_asked == len(tiny_backbone.words())
@@ -175,7 +176,7 @@ def test_learning_starts_where_it_was_chosen(tiny_backbone: Backbone) -> None:
     config = InversionConfig(steps=1, learning_rate=1e-9, init=InitConfig(method="auto"))
     photos = [Image.new("RGB", (8, 8), "blue")]
     (learned,) = learn(tiny_backbone, [(CONCEPT, photos)], config, extractor=ColourJudge())
-    blue = tiny_backbone.token_tables["clip_l"].weight[tiny_backbone.tokenize("blue")]
+    blue = tiny_backbone.token_tables["clip_l"].weight[tiny_backbone.vocabularies["clip_l"].tokenize("blue")]
     assert learned.metadata["initializer"] == "blue"
     assert torch.cosine_similarity(learned.vectors["clip_l"], blue) > 0.9999
 
@@ -230,6 +231,13 @@ def test_amortised_is_the_word_where_it_is_unsure(tiny_backbone: Backbone) -> No
     assert start.reason.startswith("words, amortised was unsure: ")
 
 
+class Numbers(HashedWords):
+    """A vocabulary of numbers that are written out."""
+
+    def tokenize(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+
 class PaintBox(ToyBackbone):
     """A model whose words' vectors follow the colours that they mean."""
 
@@ -238,12 +246,10 @@ class PaintBox(ToyBackbone):
         self.colours = torch.tensor([[i * 37 % 256, i * 91 % 256, i * 53 % 256] for i in range(40)])
         slope = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
         self.token_tables = {"k": TokenTable(self.features() @ slope)}
+        self.vocabularies = {"k": Numbers()}
 
     def features(self) -> Tensor:
         return torch.nn.functional.normalize(self.colours.float() + 1, dim=1)
-
-    def tokenize(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
 
     def words(self) -> list[str]:
         return [str(i) for i in range(40)]

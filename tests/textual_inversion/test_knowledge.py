@@ -10,12 +10,14 @@ from PIL import Image
 
 from tests.tiny_models import DIM, MAX_LENGTH
 from textual_inversion.concept import Concept
+from textual_inversion.conditioning import Conditioning
 from textual_inversion.config import AdapterConfig, AdapterKind, InversionConfig, PenaltyConfig
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
-from textual_inversion.knowledge import MAX_CAPTIONS, KnowledgePreservation, distance, freeze, read_captions
+from textual_inversion.knowledge import MAX_CAPTIONS, KnowledgePreservation, freeze, read_captions
 from textual_inversion.learn import learn
-from textual_inversion.lora import TARGETS, AdapterBatch, initial_adapter, join, positions
+from textual_inversion.lora import TARGETS, AdapterBatch, acting_positions, group_adapters, initial_adapter
+from textual_inversion.prompts import encode_prompt
 
 CAPTIONS = ("a cat on the beach", "a blue clock", "the moon and a tree", "snow", "a red toy")
 A_DOG = Concept(concept_id="dog", placeholder_token="<dog>", images=("a.png",), initializer="dog")
@@ -24,6 +26,10 @@ A_DOG = Concept(concept_id="dog", placeholder_token="<dog>", images=("a.png",), 
 @pytest.fixture(scope="module")
 def knowledge(tiny_backbone: Backbone) -> KnowledgePreservation:
     return KnowledgePreservation(tiny_backbone, CAPTIONS)
+
+
+def ids_of(backbone: Backbone, prompt: str) -> tuple[int, ...]:
+    return tuple(encode_prompt(prompt, {}, backbone.vocabularies)["clip_l"])
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -39,7 +45,7 @@ def an_adapter_everywhere(backbone: Backbone, num_prompts: int, up: float) -> Ad
         },
         concept=torch.zeros(num_prompts, dtype=torch.long),
         scale=torch.ones(1),
-        positions=torch.ones(num_prompts, backbone.max_length, dtype=torch.bool),
+        positions={"clip_l": torch.ones(num_prompts, MAX_LENGTH, dtype=torch.bool)},
     )
 
 
@@ -49,18 +55,18 @@ def test_the_distance_is_the_papers() -> None:
     for x, y in zip(a, b, strict=True):
         cosines = [x[i].dot(y[i]) / (x[i].norm() * y[i].norm()) for i in range(4)]
         expected.append(sum(1 - c for c in cosines) / 4)
-    torch.testing.assert_close(distance(a, b), torch.stack(expected))
-    assert distance(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+    torch.testing.assert_close(Conditioning(hidden=a).cosine_distance(Conditioning(hidden=b)), torch.stack(expected))
+    half = Conditioning(hidden=a.bfloat16()).cosine_distance(Conditioning(hidden=b.bfloat16()))
+    assert half.dtype == torch.float32
 
 
 def test_the_distance_is_zero_at_the_start_and_grows_with_the_change(
     tiny_backbone: Backbone, knowledge: KnowledgePreservation
 ) -> None:
-    drawn = knowledge.draw(16, knowledge.of_class(A_DOG), generator())
+    drawn = knowledge.draw(16, knowledge.class_prompts(A_DOG), generator())
     distances = [
-        distance(
-            tiny_backbone.encode_prompts(drawn.ids, {}, [an_adapter_everywhere(tiny_backbone, 16, up)]).hidden,
-            drawn.states,
+        tiny_backbone.encode_prompts(drawn.ids, {}, [an_adapter_everywhere(tiny_backbone, 16, up)]).cosine_distance(
+            drawn.conditioning
         )
         for up in (0.0, 0.02, 0.1)
     ]
@@ -75,58 +81,61 @@ def test_a_step_down_the_gradient_brings_the_encoder_back(
     drawn = knowledge.draw(8, None, generator())
     batch = an_adapter_everywhere(tiny_backbone, 8, 0.1)
     leaves = [tensor.requires_grad_() for pair in batch.tensors.values() for tensor in pair]
-    before = distance(tiny_backbone.encode_prompts(drawn.ids, {}, [batch]).hidden, drawn.states).mean()
+    before = tiny_backbone.encode_prompts(drawn.ids, {}, [batch]).cosine_distance(drawn.conditioning).mean()
     for leaf, gradient in zip(leaves, torch.autograd.grad(before, leaves), strict=True):
         leaf.data -= 0.05 * gradient
-    assert distance(tiny_backbone.encode_prompts(drawn.ids, {}, [batch]).hidden, drawn.states).mean() < before
+    after = tiny_backbone.encode_prompts(drawn.ids, {}, [batch]).cosine_distance(drawn.conditioning).mean()
+    assert after < before
 
 
 def test_a_tenth_is_empty_and_a_tenth_names_the_class(
     tiny_backbone: Backbone, knowledge: KnowledgePreservation
 ) -> None:
-    of_class = knowledge.of_class(A_DOG)
+    of_class = knowledge.class_prompts(A_DOG)
     assert of_class is not None
     assert len(of_class) == 27
     drawn = knowledge.draw(4000, of_class, generator())
-    (dog,) = tiny_backbone.tokenize("dog")
-    empty = (drawn.ids == torch.tensor(tiny_backbone.assemble([]))).all(1)
-    of_a_dog = (drawn.ids == dog).any(1)
+    (dog,) = tiny_backbone.vocabularies["clip_l"].tokenize("dog")
+    ids = drawn.ids["clip_l"]
+    empty = (ids == torch.tensor(ids_of(tiny_backbone, ""))).all(1)
+    of_a_dog = (ids == dog).any(1)
     assert empty.float().mean() == pytest.approx(0.1, abs=0.02)
     assert of_a_dog.float().mean() == pytest.approx(0.1, abs=0.02)
-    others = {tuple(ids) for ids in drawn.ids[~empty & ~of_a_dog].tolist()}
-    assert others == {tuple(tiny_backbone.assemble(tiny_backbone.tokenize(caption))) for caption in CAPTIONS}
-    assert {tuple(ids) for ids in drawn.ids[of_a_dog].tolist()} == {tuple(ids) for ids in of_class.ids.tolist()}
+    others = {tuple(each) for each in ids[~empty & ~of_a_dog].tolist()}
+    assert others == {ids_of(tiny_backbone, caption) for caption in CAPTIONS}
+    assert {tuple(each) for each in ids[of_a_dog].tolist()} == {tuple(each) for each in of_class.ids["clip_l"].tolist()}
 
 
 def test_a_concept_without_a_class_word_has_no_class_prompts(knowledge: KnowledgePreservation) -> None:
-    assert knowledge.of_class(Concept(concept_id="x", placeholder_token="<x>", images=("a.png",))) is None
+    assert knowledge.class_prompts(Concept(concept_id="x", placeholder_token="<x>", images=("a.png",))) is None
     drawn = knowledge.draw(500, None, generator())
-    assert len({tuple(ids) for ids in drawn.ids.tolist()}) == 1 + len(CAPTIONS)
+    assert len({tuple(ids) for ids in drawn.ids["clip_l"].tolist()}) == 1 + len(CAPTIONS)
 
 
 def test_draws_come_from_the_generator_alone(knowledge: KnowledgePreservation) -> None:
-    of_class = knowledge.of_class(A_DOG)
+    of_class = knowledge.class_prompts(A_DOG)
     first = knowledge.draw(8, of_class, generator(3))
     torch.rand(5)
     knowledge.draw(3, None, generator(4))
     again = knowledge.draw(8, of_class, generator(3))
-    assert torch.equal(first.ids, again.ids)
-    assert torch.equal(first.states, again.states)
-    assert not torch.equal(first.ids, knowledge.draw(8, of_class, generator(4)).ids)
+    assert torch.equal(first.ids["clip_l"], again.ids["clip_l"])
+    assert torch.equal(first.conditioning.hidden, again.conditioning.hidden)
+    assert not torch.equal(first.ids["clip_l"], knowledge.draw(8, of_class, generator(4)).ids["clip_l"])
 
 
 def test_frozen_states_are_the_plain_text_encoders(tiny_backbone: Backbone) -> None:
     frozen = freeze(tiny_backbone, read_captions("")[:40])
-    assert frozen.states.shape == (40, MAX_LENGTH, DIM)
-    assert not frozen.states.requires_grad
+    states = frozen.conditioning.hidden
+    assert states.shape == (40, MAX_LENGTH, DIM)
+    assert not states.requires_grad
     for i in (0, 33, 39):
-        alone = tiny_backbone.encode_prompts(frozen.ids[i : i + 1], {}).hidden[0]
-        torch.testing.assert_close(frozen.states[i], alone, rtol=0, atol=1e-5)
+        alone = tiny_backbone.encode_prompts(frozen[torch.tensor([i])].ids, {}).hidden[0]
+        torch.testing.assert_close(states[i], alone, rtol=0, atol=1e-5)
 
 
 def test_a_caption_that_is_too_long_is_cut(tiny_backbone: Backbone) -> None:
-    ids = freeze(tiny_backbone, ["cat " * 50]).ids[0].tolist()
-    assert ids == tiny_backbone.assemble(tiny_backbone.tokenize("cat " * (MAX_LENGTH - 2)))
+    ids = freeze(tiny_backbone, ["cat " * 50]).ids["clip_l"][0].tolist()
+    assert tuple(ids) == ids_of(tiny_backbone, "cat " * (MAX_LENGTH - 2))
 
 
 def test_the_packages_captions_are_many_and_plain() -> None:
@@ -174,11 +183,12 @@ def test_on_the_demo_model_other_captions_stay_nearer(tmp_path: Path) -> None:
         )
         (embedding,) = learn(backbone, [(teapot, photos)], config)
         assert embedding.adapter is not None
-        none_of_concept = torch.zeros_like(others.ids, dtype=torch.bool)
-        where = positions(embedding.adapter.kind, others.ids, none_of_concept, backbone.end_of_text)
-        adapters = join([[(embedding.adapter, acts)] for acts in where], backbone.device)
+        ids, end_of_text = others.ids["clip_l"], backbone.vocabularies["clip_l"].end_of_text
+        where = acting_positions(embedding.adapter.kind, ids, torch.zeros_like(ids, dtype=torch.bool), end_of_text)
+        adapters = group_adapters([[(embedding.adapter, {"clip_l": acts})] for acts in where], backbone.device)
         with torch.no_grad():
-            return float(distance(backbone.encode_prompts(others.ids, {}, adapters).hidden, others.states).mean())
+            adapted = backbone.encode_prompts(others.ids, {}, adapters)
+            return float(adapted.cosine_distance(others.conditioning).mean())
 
     assert 0 < strayed("lora", 1.0) < 0.5 * strayed("lora", 0.0)
     assert strayed("causal", 0.0) < 1e-6

@@ -17,9 +17,9 @@ from textual_inversion.lora import (
     TARGETS,
     AdaptableLayers,
     AdapterBatch,
+    acting_positions,
     initial_adapter,
     merged_state_dict,
-    positions,
 )
 
 FC2 = "encoder.layers.0.mlp.fc2"
@@ -43,16 +43,17 @@ def a_batch(
         for name in adapters[0]
     }
     scales = torch.tensor([scale * (i + 1) for i in range(len(adapters))])
-    return AdapterBatch(tensors=stacked, concept=torch.tensor(concept), scale=scales, positions=positions)
+    return AdapterBatch(tensors=stacked, concept=torch.tensor(concept), scale=scales, positions={"clip_l": positions})
 
 
 def some_prompts(backbone: Backbone) -> tuple[Tensor, dict[str, Tensor]]:
     """Four prompts with a concept at different places, one prompt without; the concept's two rows."""
-    row = backbone.vocab_size
+    vocabulary = backbone.vocabularies["clip_l"]
+    row = vocabulary.size
     texts = [("a photo of a", "on the beach"), ("", "toy"), ("the cool", ""), ("a dark photo of the moon and", "")]
-    ids = [[*backbone.tokenize(before), row, row + 1, *backbone.tokenize(after)] for before, after in texts]
-    ids.append(backbone.tokenize("a photo of a cat"))
-    return torch.tensor([backbone.assemble(i) for i in ids]), {"clip_l": 0.3 * draw(9, 2, DIM)}
+    ids = [[*vocabulary.tokenize(before), row, row + 1, *vocabulary.tokenize(after)] for before, after in texts]
+    ids.append(vocabulary.tokenize("a photo of a cat"))
+    return torch.tensor([vocabulary.assemble(i) for i in ids]), {"clip_l": 0.3 * draw(9, 2, DIM)}
 
 
 def everywhere(ids: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def everywhere(ids: Tensor) -> Tensor:
 
 def encode(backbone: Backbone, ids: Tensor, rows: dict[str, Tensor], *batches: AdapterBatch) -> Tensor:
     with torch.no_grad():
-        return backbone.encode_prompts(ids, rows, batches).hidden
+        return backbone.encode_prompts({"clip_l": ids}, rows, batches).hidden
 
 
 def test_a_change_is_the_papers_sum_prompt_by_prompt() -> None:
@@ -69,15 +70,15 @@ def test_a_change_is_the_papers_sum_prompt_by_prompt() -> None:
     down, up = draw(3, 2, 2, 5), draw(4, 2, 7, 2)
     scale, concept = torch.tensor([0.5, 2.0]), torch.tensor([1, -1, 0])
     mask = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 1]])
-    batch = AdapterBatch(tensors={FC2: (down, up)}, concept=concept, scale=scale, positions=mask)
+    batch = AdapterBatch(tensors={FC2: (down, up)}, concept=concept, scale=scale, positions={"clip_l": mask})
 
     expected = F.linear(inputs, weight, bias)
     for i, c in ((0, 1), (2, 0)):
         for j in range(4):
             expected[i, j] += mask[i, j] * scale[c] * (up[c] @ (down[c] @ inputs[i, j]))
     outputs = F.linear(inputs, weight, bias)
-    torch.testing.assert_close(batch.change(FC2, inputs, outputs), expected)
-    assert batch.change("another layer", inputs, outputs) is outputs
+    torch.testing.assert_close(batch.change("clip_l", FC2, inputs, outputs), expected)
+    assert batch.change("clip_l", "another layer", inputs, outputs) is outputs
 
 
 def test_every_linear_layer_of_every_block_is_found(tiny_backbone: Backbone) -> None:
@@ -91,7 +92,8 @@ def test_names_do_not_depend_on_the_version_of_transformers() -> None:
     block = nn.ModuleDict({"mlp": nn.ModuleDict({"fc2": nn.Linear(4, 3), "norm": nn.LayerNorm(3)})})
     inner = nn.ModuleDict({"encoder": nn.ModuleDict({"layers": nn.ModuleList([block])})})
     outer = nn.ModuleDict({"text_model": inner, "projection": nn.Linear(3, 3)})
-    assert AdaptableLayers(outer).layers == AdaptableLayers(inner).layers == {FC2: (4, 3)}
+    assert AdaptableLayers(outer, "clip_l").layers == AdaptableLayers(inner, "clip_l").layers == {FC2: (4, 3)}
+    assert AdaptableLayers(inner, "clip_g", prefix="second.").layers == {f"second.{FC2}": (4, 3)}
 
 
 def test_before_the_first_step_nothing_is_changed(tiny_backbone: Backbone) -> None:
@@ -152,8 +154,8 @@ def test_causal_positions_begin_at_the_concept_and_end_with_the_text() -> None:
         [8, 1, 2, end, end, end, end, end],  # without the concept
     ])  # fmt: skip
     expected = [[0, 0, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0, 0, 0], [0] * 8]
-    assert positions("causal", ids, ids >= row, end).int().tolist() == expected
-    assert positions("lora", ids, ids >= row, end).all()
+    assert acting_positions("causal", ids, ids >= row, end).int().tolist() == expected
+    assert acting_positions("lora", ids, ids >= row, end).all()
 
 
 @pytest.mark.parametrize("targets", [("fc2",), TARGETS])
@@ -162,8 +164,9 @@ def test_a_causal_adapter_leaves_what_stands_before_the_concept(
 ) -> None:
     """TextBoost v2: the prefix and prompts without V* keep their bits; V* and what follows change."""
     ids, rows = some_prompts(tiny_backbone)
-    of_concept = ids >= tiny_backbone.vocab_size
-    where = positions("causal", ids, of_concept, tiny_backbone.end_of_text)
+    vocabulary = tiny_backbone.vocabularies["clip_l"]
+    of_concept = ids >= vocabulary.size
+    where = acting_positions("causal", ids, of_concept, vocabulary.end_of_text)
     batch = a_batch([an_adapter(tiny_backbone, 3, targets)], [0] * len(ids), where)
     changed, plain = encode(tiny_backbone, ids, rows, batch), encode(tiny_backbone, ids, rows)
     for i in range(4):
@@ -203,7 +206,7 @@ def test_gradients_reach_each_concepts_own_adapter(tiny_backbone: Backbone) -> N
         batch = a_batch(adapters, concept, everywhere(ids))
         leaves = [t.requires_grad_() for pair in batch.tensors.values() for t in pair]
         weight = upstream * (torch.tensor(concept) >= 0)[:, None, None]
-        hidden = tiny_backbone.encode_prompts(ids, rows, [batch]).hidden
+        hidden = tiny_backbone.encode_prompts({"clip_l": ids}, rows, [batch]).hidden
         flat = torch.autograd.grad((hidden * weight).sum(), leaves)
         return dict(zip(batch.tensors, zip(flat[::2], flat[1::2], strict=True), strict=True))
 

@@ -1,16 +1,21 @@
-"""The noise process against diffusers' own."""
+"""Noise processes against diffusers' own schedulers, and against their definitions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from textual_inversion.noise import corrupt, min_snr_weights, predicted_latents
+from textual_inversion.noise import Epsilon, Noise, RectifiedFlow, VPrediction, from_scheduler_config
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+DISCRETE: dict[str, Noise] = {
+    "epsilon": Epsilon(SCHEDULER.alphas_cumprod, {}),
+    "v_prediction": VPrediction(SCHEDULER.alphas_cumprod, {}),
+}
+PROCESSES = {**DISCRETE, "flow": RectifiedFlow(), "shifted flow": RectifiedFlow(shift=3.0)}
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -19,50 +24,102 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return latents, noise, torch.tensor([0, 1, 250, 500, 998, 999])
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", DISCRETE)
 def test_equals_diffusers(prediction_type: str) -> None:
     latents, noise, t = batch()
-    x_t, target = corrupt(latents, noise, SCHEDULER.alphas_cumprod[t], prediction_type)
+    x_t, target = DISCRETE[prediction_type].corrupt(latents, noise, t)
     assert torch.equal(x_t, SCHEDULER.add_noise(latents, noise, t))
     expected = noise if prediction_type == "epsilon" else SCHEDULER.get_velocity(latents, noise, t)
     assert torch.equal(target, expected)
+    assert torch.equal(DISCRETE[prediction_type].model_timesteps(t), t)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_a_perfect_prediction_gives_the_latents_back(prediction_type: str) -> None:
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_perfect_prediction_gives_the_latents_back(name: str) -> None:
     latents, noise, t = batch()
-    abar = SCHEDULER.alphas_cumprod[t]
-    x_t, target = corrupt(latents, noise, abar, prediction_type)
-    torch.testing.assert_close(predicted_latents(target, x_t, abar, prediction_type), latents, rtol=0, atol=1e-4)
+    x_t, target = PROCESSES[name].corrupt(latents, noise, t)
+    torch.testing.assert_close(PROCESSES[name].predicted_latents(target, x_t, t), latents, rtol=0, atol=1e-4)
 
 
-def test_min_snr_weighs_either_prediction_as_it_weighs_the_latents() -> None:
-    """Hang et al. 2023, section 3.4: the weighted losses on eps, on v and, by min(SNR, gamma), on x_0 are one."""
+@pytest.mark.parametrize("name", PROCESSES)
+def test_min_snr_weighs_any_prediction_as_it_weighs_the_latents(name: str) -> None:
+    """Hang et al. 2023, section 3.4: the weighted losses on the target and, by min(SNR, gamma), on x_0 are one."""
+    process, gamma = PROCESSES[name], 5.0
     latents, noise, t = batch()
-    abar, gamma = SCHEDULER.alphas_cumprod[t].double(), 5.0
-    snr = abar / (1 - abar)
-    latents, noise = latents.double(), noise.double()
-    wrong = latents + torch.randn(latents.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected = torch.minimum(snr, torch.tensor(gamma)) * (wrong - latents).square().flatten(1).mean(1)
-    for prediction_type in ("epsilon", "v_prediction"):
-        x_t, target = corrupt(latents, noise, abar, prediction_type)
-        signal, sigma = abar.sqrt().view(-1, 1, 1, 1), (1 - abar).sqrt().view(-1, 1, 1, 1)
-        noise_of_wrong = (x_t - signal * wrong) / sigma
-        said = noise_of_wrong if prediction_type == "epsilon" else signal * noise_of_wrong - sigma * wrong
-        loss = (said - target).square().flatten(1).mean(1)
-        torch.testing.assert_close(min_snr_weights(abar, gamma, prediction_type) * loss, expected)
+    x_t, target = process.corrupt(latents, noise, t)
+    ones, zeros = torch.ones(6, 1), torch.zeros(6, 1)
+    signal, sigma = process.corrupt(ones, zeros, t)[0].double(), process.corrupt(zeros, ones, t)[0].double()
+    snr = (signal / sigma).square()[:, 0]
+    off = target + torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
+    error = process.predicted_latents(off, x_t, t).double() - process.predicted_latents(target, x_t, t).double()
+    expected = snr.clamp(max=gamma) * error.square().flatten(1).mean(1)
+    loss = (off - target).double().square().flatten(1).mean(1)
+    found = process.min_snr_weights(t, gamma).double() * loss
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    assert found.isfinite().all()
 
 
 def test_min_snr_spares_noisy_timesteps() -> None:
-    weights = min_snr_weights(SCHEDULER.alphas_cumprod, 5.0, "epsilon")
+    weights = DISCRETE["epsilon"].min_snr_weights(torch.arange(1000), 5.0)
     assert (weights == 1).nonzero().min() == 147  # by hand for this schedule: SNR falls below 5 there
     assert weights[10] == pytest.approx(0.05, abs=0.005)
 
 
-@pytest.mark.parametrize("function", [min_snr_weights, corrupt, predicted_latents])
-def test_unknown_prediction_type(function: Callable[..., object]) -> None:
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+def test_a_solver_follows_a_perfect_denoiser_to_the_latents(name: str, solver: str) -> None:
+    """A denoiser that knows x_0 predicts the target of the noise it is given; any solver then ends at x_0."""
+    config = {**SCHEDULER.config, "prediction_type": name} if name in DISCRETE else None
+    process = from_scheduler_config(config, torch.device("cpu")) if config else PROCESSES[name]
+    generator = torch.Generator().manual_seed(0)
+    x_0, latents = torch.randn(2, 1, 4, 8, 8, generator=generator)
+    run = process.begin(solver, 8)
+    assert len(run.timesteps) == 8
+    ones, zeros = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    for step in range(8):
+        signal, sigma = run.noised(ones, zeros, step), run.noised(zeros, ones, step)
+        eps = (latents - signal * x_0) / sigma
+        target = {"epsilon": eps, "v_prediction": signal * eps - sigma * x_0}.get(name, eps - x_0)
+        latents = run.step(target, step, latents)
+    torch.testing.assert_close(latents, x_0, rtol=0, atol=2e-2)
+    assert run.noised(x_0, latents, 8) is x_0
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_equals_diffusers(shift: float) -> None:
+    scheduler, flow = FlowMatchEulerDiscreteScheduler(shift=shift), RectifiedFlow(shift=shift)
     latents, noise, t = batch()
-    abar = SCHEDULER.alphas_cumprod[t]
-    arguments = (abar, 5.0) if function is min_snr_weights else (latents, noise, abar)
-    with pytest.raises(ValueError, match="'flow' is unknown"):
-        function(*arguments, "flow")
+    theirs = scheduler.timesteps.flip(0)[t]
+    torch.testing.assert_close(flow.model_timesteps(t), theirs, rtol=1e-6, atol=0)
+    x_t, target = flow.corrupt(latents, noise, t)
+    torch.testing.assert_close(x_t, scheduler.scale_noise(latents, theirs, noise))
+    assert torch.equal(target, noise - latents)
+    run = flow.begin("ddim", 7)
+    scheduler.set_timesteps(7)
+    torch.testing.assert_close(run.timesteps, scheduler.timesteps)
+    for step, timestep in enumerate(scheduler.timesteps):
+        expected = scheduler.scale_noise(latents, timestep.expand(6), noise)
+        torch.testing.assert_close(run.noised(latents, noise, step), expected)
+
+
+def test_the_schedulers_config_says_which_process_it_is() -> None:
+    def made(**config: Any) -> Noise:
+        return from_scheduler_config(config, torch.device("cpu"))
+
+    assert type(made(prediction_type="epsilon")) is Epsilon
+    assert type(made()) is Epsilon
+    assert type(made(prediction_type="v_prediction")) is VPrediction
+    flow = made(_class_name="FlowMatchEulerDiscreteScheduler", num_train_timesteps=500, shift=2.0)
+    assert isinstance(flow, RectifiedFlow)
+    assert flow.num_timesteps == 500
+    torch.testing.assert_close(flow.model_timesteps(torch.tensor([249])), torch.tensor([500 * 2 * 0.5 / 1.5]))
+    with pytest.raises(ValueError, match="prediction_type 'sample'"):
+        made(prediction_type="sample")
+    with pytest.raises(ValueError, match="use_dynamic_shifting = True"):
+        made(_class_name="FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_an_unknown_solver_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="solver 'heun' must be 'ddim' or"):
+        PROCESSES[name].begin("heun", 4)

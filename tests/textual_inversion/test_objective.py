@@ -7,16 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.toy_backbone import DIMS, VOCAB_SIZE, ToyBackbone
+from tests.toy_backbone import ALPHAS_CUMPROD, DIMS, VOCAB_SIZE, VOCABULARY, ToyBackbone, toy_ids
 from textual_inversion.config import PenaltyConfig
-from textual_inversion.noise import corrupt, min_snr_weights
 from textual_inversion.objective import (
     Batch,
     Trained,
     class_distance,
+    concatenate_batches,
     cosine_distance,
     denoising,
-    join,
     objective,
     per_concept,
     start_distance,
@@ -33,8 +32,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def batch(samples: int = CONCEPTS * SAMPLES) -> Batch:
     latents, noise = random(2, samples, *BACKBONE.latent_shape)
-    ids = [BACKBONE.assemble([5, VOCAB_SIZE + ROWS * (i // SAMPLES), 7]) for i in range(samples)]
-    return Batch(latents=latents, noise=noise, timesteps=20 * torch.arange(samples), ids=torch.tensor(ids))
+    ids = [VOCABULARY.assemble([5, VOCAB_SIZE + ROWS * (i // SAMPLES), 7]) for i in range(samples)]
+    return Batch(latents=latents, noise=noise, timesteps=20 * torch.arange(samples), ids=toy_ids(ids))
 
 
 def trained() -> Trained:
@@ -43,7 +42,7 @@ def trained() -> Trained:
         rows={key: random(CONCEPTS, ROWS, dim, seed=1) for key, dim in DIMS.items()},
         start={key: random(CONCEPTS, ROWS, dim, seed=2) for key, dim in DIMS.items()},
         class_vector={key: random(CONCEPTS, 1, dim, seed=3) for key, dim in DIMS.items()},
-        own=torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]),
+        is_placeholder_row=torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]),
     )
 
 
@@ -74,7 +73,7 @@ def test_masked_losses_reach_the_prompts_rows_from_the_masked_part_alone() -> No
     masks = torch.zeros(CONCEPTS * SAMPLES, 1, *BACKBONE.latent_shape[1:])
     masks[:, :, 0, 0] = 1
     one = batch()
-    x_t, target = corrupt(one.latents, one.noise, BACKBONE.alphas_cumprod[one.timesteps], "epsilon")
+    x_t, target = BACKBONE.noise.corrupt(one.latents, one.noise, one.timesteps)
     rows = {key: tensor.flatten(0, 1) for key, tensor in trained().rows.items()}
     prediction = BACKBONE.predict(x_t, one.timesteps, BACKBONE.encode_prompts(one.ids, rows))
     expected = (prediction - target)[:, :, 0, 0].square().mean(1)
@@ -86,7 +85,7 @@ def test_min_snr_weighs_each_sample(prediction_type: str) -> None:
     backbone = ToyBackbone(prediction_type)
     plain = objective(backbone, batch(), trained(), NONE)["denoising"]
     weighted = objective(backbone, batch(), trained(), NONE, min_snr_gamma=5.0)["denoising"]
-    weights = min_snr_weights(backbone.alphas_cumprod[batch().timesteps], 5.0, prediction_type)
+    weights = backbone.noise.min_snr_weights(batch().timesteps, 5.0)
     assert weights.min() < 0.9
     torch.testing.assert_close(weighted, weights * plain)
 
@@ -111,8 +110,8 @@ def test_distances_are_means_over_a_concepts_own_rows_and_sums_over_text_encoder
         from_start = [(t.rows[key] - t.start[key])[concept, :own] for key in DIMS]
         squared.append(sum(part.square().sum(-1).mean() for part in from_class))
         norm.append(sum(part.norm(dim=-1).mean() for part in from_start))
-    torch.testing.assert_close(class_distance(t.rows, t.class_vector, t.own), torch.stack(squared))
-    torch.testing.assert_close(start_distance(t.rows, t.start, t.own), torch.stack(norm))
+    torch.testing.assert_close(class_distance(t.rows, t.class_vector, t.is_placeholder_row), torch.stack(squared))
+    torch.testing.assert_close(start_distance(t.rows, t.start, t.is_placeholder_row), torch.stack(norm))
 
 
 def test_start_distance_has_no_gradient_at_the_start() -> None:
@@ -125,9 +124,9 @@ def test_penalties_are_weighted_and_the_same_for_each_of_a_concepts_samples() ->
     t = trained()
     penalties = PenaltyConfig(class_distance=0.5, start_distance=1e-5)
     terms = objective(BACKBONE, batch(), t, penalties)
-    expected = 0.5 * class_distance(t.rows, t.class_vector, t.own)
+    expected = 0.5 * class_distance(t.rows, t.class_vector, t.is_placeholder_row)
     assert terms["class_distance"].tolist() == pytest.approx(expected.repeat_interleave(SAMPLES).tolist())
-    expected = 1e-5 * start_distance(t.rows, t.start, t.own)
+    expected = 1e-5 * start_distance(t.rows, t.start, t.is_placeholder_row)
     assert terms["start_distance"].tolist() == pytest.approx(expected.repeat_interleave(SAMPLES).tolist())
     assert list(objective(BACKBONE, batch(), t, NONE)) == ["denoising"]
 
@@ -145,7 +144,7 @@ def test_the_clip_term_compares_the_decoded_prediction_with_the_photo(prediction
     leaves = {key: tensor.requires_grad_() for key, tensor in t.rows.items()}
     terms = objective(backbone, whole, replace(t, rows=leaves), PenaltyConfig(clip=0.3), image_features=features)
 
-    abar = backbone.alphas_cumprod[whole.timesteps].view(-1, 1, 1, 1)
+    abar = ALPHAS_CUMPROD[whole.timesteps].view(-1, 1, 1, 1)
     x_t = abar.sqrt() * whole.latents + (1 - abar).sqrt() * whole.noise
     rows = {key: tensor.flatten(0, 1) for key, tensor in leaves.items()}
     said = backbone.predict(x_t, whole.timesteps, backbone.encode_prompts(whole.ids, rows))
@@ -160,7 +159,7 @@ def test_the_clip_term_compares_the_decoded_prediction_with_the_photo(prediction
     assert grad[:, 0].abs().sum() > 0
 
 
-def test_unlike() -> None:
+def test_cosine_distance() -> None:
     a = random(3, 5)
     torch.testing.assert_close(cosine_distance(a, 2 * a), torch.zeros(3), rtol=0, atol=1e-6)
     torch.testing.assert_close(cosine_distance(a, -a), 2 * torch.ones(3))
@@ -183,12 +182,14 @@ def test_only_rows_have_gradients_and_each_sample_reaches_its_own() -> None:
 
 
 def test_joined_samples_read_their_own_concepts_rows() -> None:
-    ids = torch.tensor([[1, VOCAB_SIZE, VOCAB_SIZE + 2, 0]])
+    ids = toy_ids([[1, VOCAB_SIZE, VOCAB_SIZE + 2, 0]])
+    sizes = dict.fromkeys(DIMS, VOCAB_SIZE)
     one = Batch(latents=random(1, 2, 4, 4), noise=random(1, 2, 4, 4), timesteps=torch.tensor([3]), ids=ids)
     masked = replace(one, mask=torch.zeros(1, 1, 4, 4))
-    both = join([one, masked], VOCAB_SIZE, ROWS)
-    assert both.ids.tolist() == [[1, VOCAB_SIZE, VOCAB_SIZE + 2, 0], [1, VOCAB_SIZE + 3, VOCAB_SIZE + 5, 0]]
+    both = concatenate_batches([one, masked], sizes, ROWS)
+    assert both.ids["long"].tolist() == both.ids["short"].tolist()
+    assert both.ids["long"].tolist() == [[1, VOCAB_SIZE, VOCAB_SIZE + 2, 0], [1, VOCAB_SIZE + 3, VOCAB_SIZE + 5, 0]]
     assert both.latents.shape == (2, 2, 4, 4)
     assert both.mask is not None
     assert both.mask.mean((1, 2, 3)).tolist() == [1, 0]  # without a mask everything counts
-    assert join([one, one], VOCAB_SIZE, ROWS).mask is None
+    assert concatenate_batches([one, one], sizes, ROWS).mask is None

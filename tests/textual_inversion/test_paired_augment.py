@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from tests.toy_backbone import ToyBackbone
+from tests.toy_backbone import VOCAB_SIZE, VOCABULARY, ToyBackbone
 from textual_inversion import paired_augment
 from textual_inversion.concept import Concept
 from textual_inversion.initialise import augmentation_rows
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS, AugmentedPhoto, augment_paired
-from textual_inversion.prompts import augmentation_word, augmented, encode_prompt, training_templates
+from textual_inversion.prompts import augmentation_word, encode_prompt, training_templates, with_augmentation_words
 
 SIDE = 32
 
@@ -147,13 +147,13 @@ def test_a_cut_out_part_is_not_the_concept() -> None:
 def test_a_prompt_reads_the_rows_of_its_own_tokens() -> None:
     """From a view to the ids that the text encoder sees: the i-th token's row, for every token."""
     backbone = ToyBackbone()
-    first = backbone.vocab_size
-    row_of = {augmentation_word(name): [first + i] for i, name in enumerate(AUGMENTATION_TOKENS)}
+    first = VOCAB_SIZE
+    row_of = {augmentation_word(name): [i] for i, name in enumerate(AUGMENTATION_TOKENS)}
     rows = augmentation_rows(backbone)
     concept = Concept(concept_id="a", placeholder_token="<a>", images=("x",))
     for i, (name, words) in enumerate(AUGMENTATION_TOKENS.items()):
         for template in training_templates(concept, class_cue=False):
-            ids = encode_prompt(augmented(template, [name]), row_of | {"{}": [first + 50]}, backbone)
-            assert [token for token in ids if token >= first] == [first + i, first + 50]
+            ids = encode_prompt(with_augmentation_words(template, [name]), row_of | {"{}": [50]}, backbone.vocabularies)
+            assert [token for token in ids["long"] if token >= first] == [first + i, first + 50]
         for key, table in backbone.token_tables.items():
-            torch.testing.assert_close(rows[key][i], table.weight[backbone.tokenize(words)].mean(0))
+            torch.testing.assert_close(rows[key][i], table.weight[VOCABULARY.tokenize(words)].mean(0))

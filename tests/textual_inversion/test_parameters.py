@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.toy_backbone import DIMS, VOCAB_SIZE, ToyBackbone, plain_views
+from tests.toy_backbone import DIMS, VOCAB_SIZE, VOCABULARY, ToyBackbone, plain_views, toy_ids
 from textual_inversion.concept import Concept
 from textual_inversion.config import AdapterConfig, AugmentConfig, InversionConfig
 from textual_inversion.lora import initial_adapter
@@ -95,12 +95,13 @@ def test_a_causal_adapter_acts_from_the_concepts_own_rows_on() -> None:
     is_placeholder_row[0, :1] = 1
     is_placeholder_row[1, :2] = 1
     prompts = [[5, VOCAB_SIZE + 3, 6, VOCAB_SIZE, 7], [5, VOCAB_SIZE + rows + 1, 6]]
-    ids = torch.tensor([BACKBONE.assemble(prompt) for prompt in prompts])
+    ids = toy_ids([VOCABULARY.assemble(prompt) for prompt in prompts])
     values = {ADAPTER: torch.zeros(2, *one.adapter.shape)}
     (batch,) = one.adapters(values, ids, is_placeholder_row)
     assert batch.concept.tolist() == [0, 1]
-    assert batch.positions[0].nonzero().flatten().tolist() == [4, 5, 6]  # its row, the word after it, the end
-    assert batch.positions[1].nonzero().flatten().tolist() == [2, 3, 4]
+    for positions in batch.positions.values():
+        assert positions[0].nonzero().flatten().tolist() == [4, 5, 6]  # its row, the word after it, the end
+        assert positions[1].nonzero().flatten().tolist() == [2, 3, 4]
 
 
 def test_photos_are_counted_by_the_views() -> None:

@@ -2,39 +2,41 @@ from __future__ import annotations
 
 import pytest
 
-from tests.toy_backbone import END, START, ToyBackbone
+from tests.toy_backbone import END, MAX_LENGTH, START, VOCAB_SIZE, VOCABULARY
 from textual_inversion.concept import Category, Concept
 from textual_inversion.families.base import Backbone
 from textual_inversion.prompts import (
     HOLE,
     OBJECT_TEMPLATES,
     STYLE_TEMPLATES,
-    augmented,
     check_sample_prompts,
     encode_prompt,
     fill,
     initializer_ids,
     training_templates,
+    with_augmentation_words,
     without_placeholder,
+    words_in,
 )
 
-BACKBONE = ToyBackbone()
-A, B = [1001, 1002], [1003]
+TOY = {"toy": VOCABULARY}
+A, B = [1, 2], [3]
 
 
-def encode(prompt: str, **placeholders: list[int]) -> list[int]:
-    return inner(encode_prompt(prompt, placeholders, BACKBONE))
-
-
-def inner(ids: list[int]) -> list[int]:
-    """Without start and padding."""
-    assert len(ids) == BACKBONE.max_length
+def encode(prompt: str, placeholders: dict[str, list[int]]) -> list[int | str]:
+    """Without start and padding; the number of a row as text."""
+    ids = encode_prompt(prompt, placeholders, TOY)["toy"]
+    assert len(ids) == MAX_LENGTH
     assert ids[0] == START
-    return ids[1 : ids.index(END)]
+    return [token if token < VOCAB_SIZE else f"{token - VOCAB_SIZE}" for token in ids[1 : ids.index(END)]]
 
 
 def words(text: str) -> list[int]:
-    return BACKBONE.tokenize(text)
+    return VOCABULARY.tokenize(text)
+
+
+def numbers(rows: list[int]) -> list[str]:
+    return [f"{row}" for row in rows]
 
 
 def test_the_papers_lists() -> None:
@@ -65,35 +67,38 @@ def test_the_placeholder_is_removed_from_the_text(prompt: str, word: str, text: 
 
 
 def test_a_placeholder_becomes_its_rows() -> None:
-    ids = inner(encode_prompt("a photo of <cat> on <b>", {"<cat>": A, "<b>": B}, BACKBONE))
-    assert ids == [*words("a photo of"), *A, *words("on"), *B]
+    ids = encode("a photo of <cat> on <b>", {"<cat>": A, "<b>": B})
+    assert ids == [*words("a photo of"), *numbers(A), *words("on"), *numbers(B)]
 
 
 @pytest.mark.parametrize(
     "prompt", ["a catalog", "my <cat> here", "concat", "cat_s", "<cat", "scat cat2", "a photo", "", "  "]
 )
 def test_part_of_a_word_is_never_touched(prompt: str) -> None:
-    assert encode(prompt, cat=A) == words(prompt)
+    assert encode(prompt, {"cat": A}) == words(prompt)
+    assert not words_in(prompt, ["cat"])
 
 
 @pytest.mark.parametrize("prompt", ["cat", "cat, asleep", "(cat)", "cat's", "a cat.", "big-cat"])
 def test_punctuation_ends_a_word(prompt: str) -> None:
     before, after = prompt.split("cat")
-    assert encode(prompt, cat=A) == [*words(before), *A, *words(after)]
+    assert encode(prompt, {"cat": A}) == [*words(before), *numbers(A), *words(after)]
+    assert words_in(prompt, ["cat", "dog"]) == {"cat"}
 
 
 def test_the_longest_placeholder_wins() -> None:
-    placeholders = {"*": [1001], "<cat>": [1002], "<cat>*": [1003], "S*": [1004], "cat": [1005]}
-    assert inner(encode_prompt("<cat>* S* <cat> * cat", placeholders, BACKBONE)) == [1003, 1004, 1002, 1001, 1005]
+    placeholders = {"*": [1], "<cat>": [2], "<cat>*": [3], "S*": [4], "cat": [5]}
+    assert encode("<cat>* S* <cat> * cat", placeholders) == ["3", "4", "2", "1", "5"]
+    assert words_in("<cat>* S*", placeholders) == {"<cat>*", "S*"}
 
 
 def test_neighbouring_placeholders() -> None:
-    assert inner(encode_prompt("<a><b>", {"<a>": A, "<b>": B}, BACKBONE)) == [*A, *B]
+    assert encode("<a><b>", {"<a>": A, "<b>": B}) == numbers([*A, *B])
 
 
 def test_too_long_names_the_prompt() -> None:
     with pytest.raises(ValueError, match=r"prompt 'so long.*do not fit"):
-        encode_prompt("so long " * 20, {}, BACKBONE)
+        encode_prompt("so long " * 20, {}, TOY)
 
 
 @pytest.mark.parametrize(("category", "templates"), [("object", OBJECT_TEMPLATES), ("style", STYLE_TEMPLATES)])
@@ -127,30 +132,31 @@ def test_captions_take_the_place_of_templates() -> None:
     ],
 )
 def test_augmentation_tokens_stand_before_the_medium(template: str, prompt: str) -> None:
-    assert augmented(template, ("crop", "dimmed")) == prompt
-    assert augmented(template, ()) == template
+    assert with_augmentation_words(template, ("crop", "dimmed")) == prompt
+    assert with_augmentation_words(template, ()) == template
 
 
 def test_an_initializer_must_be_something_to_the_tokenizer(tiny_backbone: Backbone) -> None:
-    assert initializer_ids("", tiny_backbone) == []
-    assert initializer_ids("cat", tiny_backbone) == tiny_backbone.tokenize("cat")
+    vocabularies = tiny_backbone.vocabularies
+    assert initializer_ids("", vocabularies) == {"clip_l": []}
+    assert initializer_ids("cat", vocabularies) == {"clip_l": vocabularies["clip_l"].tokenize("cat")}
     with pytest.raises(ValueError, match=r"initializer: the model's tokenizer has no token for something in '<\|end"):
-        initializer_ids("<|endoftext|>", tiny_backbone)
+        initializer_ids("<|endoftext|>", vocabularies)
     with pytest.raises(ValueError, match=r"initializer ' ' is nothing to the model's tokenizer; give a plain word"):
-        initializer_ids(" ", tiny_backbone)
+        initializer_ids(" ", vocabularies)
 
 
 def test_a_prompt_that_ends_itself_is_refused(tiny_backbone: Backbone) -> None:
     with pytest.raises(ValueError, match=r"prompt 'a <\|endoftext\|> cat': .* no token for something"):
-        encode_prompt("a <|endoftext|> cat", {}, tiny_backbone)
+        encode_prompt("a <|endoftext|> cat", {}, tiny_backbone.vocabularies)
 
 
 def test_sample_prompts_are_tried_with_the_rows_and_the_initializer(tiny_backbone: Backbone) -> None:
     concept = Concept(concept_id="c", placeholder_token="photo", images=("a",), initializer="cat", num_vectors=4)
-    check_sample_prompts(tiny_backbone, concept, ["a photo of a {}"])
+    check_sample_prompts(tiny_backbone.vocabularies, concept, ["a photo of a {}"])
     for template, message in (
         ("a photo of {}s", "as a word of its own"),
         ("a {} " + "on the " * 9, "more than the 22"),
     ):
         with pytest.raises(ValueError, match=message):
-            check_sample_prompts(tiny_backbone, concept, [template])
+            check_sample_prompts(tiny_backbone.vocabularies, concept, [template])

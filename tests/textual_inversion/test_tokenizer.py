@@ -14,7 +14,7 @@ from transformers import CLIPTokenizerFast
 
 from textual_inversion.families.base import Backbone
 from textual_inversion.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
-from textual_inversion.tokenizer import PlainClip, Tokenizer, load_tokenizer, read_tokenizer
+from textual_inversion.tokenizer import PlainClip, Tokenizer, load_vocabularies, read_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,8 +87,8 @@ def directories(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 @pytest.mark.parametrize("name", ["tiny", "demo", "sd15", "sd2"])
 def test_ids_are_those_of_transformers(name: str, directories: dict[str, Path]) -> None:
-    plain = Tokenizer(PlainClip(directories[name]), 77)
-    theirs = Tokenizer(read_tokenizer(directories[name]), 77)
+    plain = Tokenizer(PlainClip(directories[name]), 77, 100)
+    theirs = Tokenizer(read_tokenizer(directories[name]), 77, 100)
     for text in (*OBJECT_TEMPLATES, *STYLE_TEMPLATES, *ODD_TEXTS, *random_texts(3000)):
         assert plain.tokenize(text) == theirs.tokenize(text), ascii(text)
     assert (plain.max_length, plain.end_of_text) == (theirs.max_length, theirs.end_of_text)
@@ -97,12 +97,12 @@ def test_ids_are_those_of_transformers(name: str, directories: dict[str, Path]) 
 
 
 def test_alone_it_is_what_the_model_uses(tiny_model: Path, tiny_backbone: Backbone) -> None:
-    alone = load_tokenizer(tiny_model)
+    alone, loaded = load_vocabularies(tiny_model)["clip_l"], tiny_backbone.vocabularies["clip_l"]
     for text in (*OBJECT_TEMPLATES, *ODD_TEXTS):
-        assert alone.tokenize(text) == tiny_backbone.tokenize(text)
-    assert (alone.max_length, alone.end_of_text) == (tiny_backbone.max_length, tiny_backbone.end_of_text)
+        assert alone.tokenize(text) == loaded.tokenize(text)
+    assert (alone.size, alone.max_tokens, alone.end_of_text) == (loaded.size, loaded.max_tokens, loaded.end_of_text)
     assert alone.words() == tiny_backbone.words()
-    assert alone.assemble([5]) == tiny_backbone.assemble([5])
+    assert alone.assemble([5]) == loaded.assemble([5])
     with pytest.raises(ValueError, match="23 tokens are 1 more than the 22 that fit"):
         alone.assemble([5] * 23)
 
@@ -125,7 +125,7 @@ def test_what_is_not_plainly_clips_is_left_to_transformers(
         PlainClip(directory)
     texts = ["a photo of a <cat>", "a dog"]
     theirs = CLIPTokenizerFast.from_pretrained(directory, subfolder="tokenizer")
-    alone = load_tokenizer(directory)
+    alone = load_vocabularies(directory)["clip_l"]
     assert [alone.tokenize(text) for text in texts] == [
         theirs(text, add_special_tokens=False).input_ids for text in texts
     ]
@@ -140,15 +140,18 @@ def test_another_way_of_splitting_is_left_to_transformers(tiny_model: Path, tmp_
     path.write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="in a way of its own"):
         PlainClip(tmp_path)
-    assert load_tokenizer(tmp_path).tokenize("a photo") == load_tokenizer(tiny_model).tokenize("a photo")
+    ours, theirs = (load_vocabularies(directory)["clip_l"] for directory in (tmp_path, tiny_model))
+    assert ours.tokenize("a photo") == theirs.tokenize("a photo")
 
 
 def test_a_plain_one_needs_no_transformers(tiny_model: Path) -> None:
-    code = "import sys; from pathlib import Path; from textual_inversion.tokenizer import load_tokenizer\n"
-    code += "load_tokenizer(Path(sys.argv[1])).tokenize('a photo'); assert 'transformers' not in sys.modules"
+    code = "import sys; from pathlib import Path; from textual_inversion.tokenizer import load_vocabularies\n"
+    code += (
+        "load_vocabularies(Path(sys.argv[1]))['clip_l'].tokenize('a photo'); assert 'transformers' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code, str(tiny_model)], cwd=ROOT, check=True)
 
 
 def test_one_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the tokenizer of the model in .* cannot be read"):
-        load_tokenizer(tmp_path)
+        load_vocabularies(tmp_path)

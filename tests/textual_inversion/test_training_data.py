@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.toy_backbone import VOCAB_SIZE, ToyBackbone
+from tests.toy_backbone import VOCAB_SIZE, VOCABULARY, ToyBackbone
 from textual_inversion.concept import Concept
 from textual_inversion.config import AugmentConfig, InversionConfig
 from textual_inversion.latents import Views
@@ -29,8 +29,8 @@ SIZE = 400
 
 def ids_of(*pieces: str | int) -> list[int]:
     """A prompt as ids: words by the toy's tokenizer, numbers as they are."""
-    return BACKBONE.assemble(
-        [token for piece in pieces for token in ([piece] if isinstance(piece, int) else BACKBONE.tokenize(piece))]
+    return VOCABULARY.assemble(
+        [token for piece in pieces for token in ([piece] if isinstance(piece, int) else VOCABULARY.tokenize(piece))]
     )
 
 
@@ -41,7 +41,7 @@ def draw(what: TrainingData, size: int = SIZE, step: int = 0) -> Batch:
 
 def views_of(drawn: Batch) -> Tensor:
     """Which view each sample shows, by the first of its draws."""
-    return torch.randint(len(VIEWS), (len(drawn.ids),), generator=torch.Generator().manual_seed(1))
+    return torch.randint(len(VIEWS), (len(drawn),), generator=torch.Generator().manual_seed(1))
 
 
 def test_the_order_of_the_draws() -> None:
@@ -54,7 +54,7 @@ def test_the_order_of_the_draws() -> None:
     assert torch.equal(drawn.latents, VIEWS.moments[view, 0] + VIEWS.moments[view, 1] * eps)
     assert torch.equal(drawn.noise, noise)
     assert torch.equal(drawn.timesteps, t)
-    assert drawn.ids.tolist() == [ids_of(*OBJECT_TEMPLATES[i].split("{}")[:1], *ROWS) for i in template]
+    assert drawn.ids["long"].tolist() == [ids_of(*OBJECT_TEMPLATES[i].split("{}")[:1], *ROWS) for i in template]
     assert drawn.mask is None
     assert drawn.features is None
 
@@ -70,7 +70,7 @@ def test_a_caption_goes_with_its_photo() -> None:
     concept = dataclasses.replace(CONCEPT, captions=("a {} on a sofa", "my {} outside"))
     drawn = draw(TrainingData.from_views(concept, VIEWS, InversionConfig(), BACKBONE))
     expected = [ids_of("a", *ROWS, "on a sofa"), ids_of("my", *ROWS, "outside")]
-    assert drawn.ids.tolist() == [expected[VIEWS.photo[view]] for view in views_of(drawn)]
+    assert drawn.ids["long"].tolist() == [expected[VIEWS.photo[view]] for view in views_of(drawn)]
 
 
 def test_a_view_is_told_by_its_augmentation_tokens() -> None:
@@ -81,7 +81,7 @@ def test_a_view_is_told_by_its_augmentation_tokens() -> None:
     told = TrainingData.from_views(concept, VIEWS, InversionConfig(augment=AugmentConfig(paired=1)), BACKBONE)
     before = [[], [row["hflip"]], [], [row["zoom-in"], row["grayscale"]]]
     drawn = draw(told)
-    assert drawn.ids.tolist() == [ids_of("a", *before[view], "photo of a", *ROWS) for view in views_of(drawn)]
+    assert drawn.ids["long"].tolist() == [ids_of("a", *before[view], "photo of a", *ROWS) for view in views_of(drawn)]
 
 
 def test_a_quarter_of_the_prompts_names_the_photo() -> None:
@@ -90,7 +90,7 @@ def test_a_quarter_of_the_prompts_names_the_photo() -> None:
     plain = ids_of("a photo of a", *ROWS)
     named = [ids_of("a photo of a", *ROWS, "with", VOCAB_SIZE + 2 + photo) for photo in (0, 1)]
     names_it = 0
-    for ids, view in zip(drawn.ids.tolist(), views_of(drawn), strict=True):
+    for ids, view in zip(drawn.ids["long"].tolist(), views_of(drawn), strict=True):
         assert ids in (plain, named[VIEWS.photo[view]])
         names_it += ids != plain
     assert 1000 - 5 * 27.4 < names_it < 1000 + 5 * 27.4  # five standard deviations
@@ -106,11 +106,11 @@ def test_per_image_tokens_leave_the_other_draws_as_they_are() -> None:
 def test_prompts_grow_with_the_vectors_that_have_joined() -> None:
     concept = dataclasses.replace(CONCEPT, num_vectors=3, captions=("a {}",) * 2)
     growing = TrainingData.from_views(concept, VIEWS, InversionConfig(progressive=True, steps=6), BACKBONE)
-    seen = {step: draw(growing, size=1, step=step).ids[0].tolist() for step in range(7)}
+    seen = {step: draw(growing, size=1, step=step).ids["long"][0].tolist() for step in range(7)}
     one, two, three = (ids_of("a", *range(VOCAB_SIZE, VOCAB_SIZE + n)) for n in (1, 2, 3))
     assert seen == {0: one, 1: one, 2: two, 3: two, 4: three, 5: three, 6: three}
     whole = TrainingData.from_views(concept, VIEWS, InversionConfig(steps=6), BACKBONE)
-    assert [draw(whole, size=1, step=step).ids[0].tolist() for step in (0, 5)] == [three, three]
+    assert [draw(whole, size=1, step=step).ids["long"][0].tolist() for step in (0, 5)] == [three, three]
 
 
 def test_progressive_vectors_join_as_the_paper_says() -> None:
@@ -124,7 +124,7 @@ def test_progressive_vectors_join_as_the_paper_says() -> None:
 def test_the_class_cue_follows_the_rows() -> None:
     concept = dataclasses.replace(CONCEPT, captions=("a {} here",) * 2)
     drawn = draw(TrainingData.from_views(concept, VIEWS, InversionConfig(class_cue=True), BACKBONE), size=1)
-    assert drawn.ids[0].tolist() == ids_of("a", *ROWS, "toy here")
+    assert drawn.ids["long"][0].tolist() == ids_of("a", *ROWS, "toy here")
 
 
 def test_features_are_those_of_the_views_as_decoded() -> None:

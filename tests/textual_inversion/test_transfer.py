@@ -17,12 +17,13 @@ from tests.tiny_models import DIM
 from tests.toy_backbone import DIMS, ToyBackbone, plain_views
 from textual_inversion import engine as engine_module
 from textual_inversion.concept import Concept, LearnedEmbedding
-from textual_inversion.conditioning import PromptEncoder
+from textual_inversion.conditioning import Conditioning
 from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, SamplingConfig, StopConfig
 from textual_inversion.engine import Assignment, Engine
 from textual_inversion.families import load_backbone
-from textual_inversion.families.base import Backbone, Conditioning
+from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, draw, encode_request
+from textual_inversion.prompt_encoder import PromptEncoder
 from textual_inversion.transfer import start_readback, to_device
 
 READS: Mapping[Any, Callable[[Tensor], object]] = {

@@ -11,28 +11,21 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
 from textual_inversion import model_files
 from textual_inversion.compiled import Compiled
-from textual_inversion.families.base import Conditioning
+from textual_inversion.conditioning import Conditioning
 from textual_inversion.lora import AdaptableLayers, AdapterBatch
-from textual_inversion.tokenizer import Tokenizer, read_tokenizer
+from textual_inversion.noise import Noise, from_scheduler_config
+from textual_inversion.prompts import Vocabularies
+from textual_inversion.tokenizer import TEXT_ENCODER_KEY, Tokenizer, read_tokenizer
 from textual_inversion.tokens import TokenTable
 
-TEXT_ENCODER_KEY = "clip_l"
-"""The only text encoder's key, whatever its width (SD2 has OpenCLIP-H in this place)."""
-
 _GUIDANCE_SCALE = 5.0
-"""Of a model that names none; Gal et al. 2022 drew with it."""
+"""Guidance scale of a model whose scheduler config gives none, from Gal et al. 2022."""
 
 
 class StableDiffusion:
@@ -48,77 +41,65 @@ class StableDiffusion:
         scheduler_config: Mapping[str, Any],
         digest: str,
     ) -> None:
-        """Modules come on their device, in their precision; they are frozen here; the text encoder's vocabulary is
-        replaced by a token table, and its linear layers take adapters."""
+        """Freeze the modules, which come on their device and in their precision; replace the text encoder's vocabulary
+        by a token table, and let its linear layers take adapters."""
         for module in (text_encoder, unet, vae):
             module.requires_grad_(False).eval()
-        if (
-            unet.device.type == "cuda"
-        ):  # the layout that its convolutions are fastest in; on a CPU they choose their own
-            unet, vae = (module.to(memory_format=torch.channels_last) for module in (unet, vae))
-        self._text_encoder, self._unet, self._vae = text_encoder, unet, vae
+        if unet.device.type == "cuda":  # convolutions are fastest in this layout; on a CPU they choose their own
+            unet = unet.to(memory_format=torch.channels_last)
+            vae = vae.to(memory_format=torch.channels_last)
+        self._text_encoder = text_encoder
+        self._unet = unet
+        self._vae = vae
         self._denoiser: Any = unet
-        self._tokenizer = Tokenizer(tokenizer, text_encoder.config.max_position_embeddings)
-        self._scheduler_config = dict(scheduler_config)
         self._digest = digest
 
         self._table = TokenTable(text_encoder.get_input_embeddings().weight)
         text_encoder.set_input_embeddings(self._table)
         self.token_tables: Mapping[str, TokenTable] = {TEXT_ENCODER_KEY: self._table}
-        self.vocab_size = self._table.vocab_size
-        self._adaptable = AdaptableLayers(text_encoder)
+        positions = text_encoder.config.max_position_embeddings
+        self._tokenizer = Tokenizer(tokenizer, positions, self._table.vocab_size)
+        self.vocabularies: Vocabularies = {TEXT_ENCODER_KEY: self._tokenizer}
+        self._adaptable = AdaptableLayers(text_encoder, TEXT_ENCODER_KEY)
         self.adapter_layers: Mapping[str, tuple[int, int]] = self._adaptable.layers
-        self.end_of_text, self.max_length = self._tokenizer.end_of_text, self._tokenizer.max_length
 
         self.device: torch.device = unet.device
         self.dtype: torch.dtype = unet.dtype
         self.latent_shape, self.resolution = _shape(unet.config, vae.config)
-
-        self.prediction_type: str = self._scheduler_config.get("prediction_type", "epsilon")
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(
-                f"prediction_type {self.prediction_type!r} in the scheduler's config: 'epsilon' and 'v_prediction' are "
-                "supported"
-            )
-        self.guidance_scale = float(self._scheduler_config.get("_guidance_scale", _GUIDANCE_SCALE))
-        self.alphas_cumprod: Tensor = DDPMScheduler.from_config(self._scheduler_config).alphas_cumprod.to(self.device)
-
-    def tokenize(self, text: str) -> list[int]:
-        """The vocabulary ids of a text, without start, end or padding."""
-        return self._tokenizer.tokenize(text)
+        self.noise: Noise = from_scheduler_config(scheduler_config, self.device)
+        self.guidance_scale = float(scheduler_config.get("_guidance_scale", _GUIDANCE_SCALE))
 
     def words(self) -> list[str]:
-        """Single-token words of letters a-z alone."""
+        """Return the single-token words of letters a-z alone."""
         return self._tokenizer.words()
 
-    def assemble(self, ids: Sequence[int]) -> list[int]:
-        """Add start, end and padding: `max_length` ids. Raises BadInput if they do not fit."""
-        return self._tokenizer.assemble(ids)
-
     def encode_prompts(
-        self, ids: Tensor, rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
+        self, ids: Mapping[str, Tensor], rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
     ) -> Conditioning:
-        """[batch, max_length] ids -> conditioning; id `vocab_size + i` reads `rows["clip_l"][i]`, and the adapters
-        change the text encoder's linear layers.
+        """Encode prompts: the states at every position, final norm included, as StableDiffusionPipeline uses them.
 
-        The states at every position, final norm included, as StableDiffusionPipeline uses them. The pooled output,
-        which some configs take at the largest id and so at a learned row, is not used by this family.
+        The pooled output, which some configs take at the largest id and so at a learned row, is not used by this
+        family.
         """
-        in_use = rows.get(TEXT_ENCODER_KEY)
-        in_use = None if in_use is None else in_use.to(self.device)
-        with self._table.reading(in_use), self._adaptable.using(adapters), self._products():
-            hidden = self._text_encoder(ids.to(self.device)).last_hidden_state
+        rows_in_use = rows.get(TEXT_ENCODER_KEY)
+        rows_in_use = None if rows_in_use is None else rows_in_use.to(self.device)
+        with self._table.reading(rows_in_use), self._adaptable.using(adapters), self._products():
+            hidden = self._text_encoder(ids[TEXT_ENCODER_KEY].to(self.device)).last_hidden_state
         return Conditioning(hidden=hidden.to(self.dtype))
 
+    def encoder_states(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the text encoder's states for prompts without rows: key -> [batch, length, dim]."""
+        return {TEXT_ENCODER_KEY: self.encode_prompts(ids, {}).hidden}
+
     def _products(self) -> AbstractContextManager[None]:
-        """Within it, the text encoder multiplies in bfloat16 where the denoiser does: an accelerator is many times
-        faster at that. Sums, norms and rows, with their gradients, stay float32; float16 could overflow."""
+        """Let the text encoder multiply in bfloat16 where the denoiser does: an accelerator is many times faster at
+        that. Sums, norms and rows, with their gradients, stay float32; float16 could overflow."""
         half = self.dtype == torch.bfloat16
         return torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext()
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """[batch, 3, resolution, resolution] in [-1, 1] -> moments [batch, 2, *latent_shape] float32, mean and
-        standard deviation, times the autoencoder's scaling factor (StableDiffusionPipeline knows no shift)."""
+        """Encode pictures [batch, 3, resolution, resolution] in [-1, 1] as moments [batch, 2, *latent_shape] float32:
+        mean and standard deviation, times the autoencoder's scaling factor (StableDiffusionPipeline has no shift)."""
         with torch.no_grad():
             posterior = self._vae.encode(pixels.to(self.device, self._vae.dtype)).latent_dist
         mean, std = posterior.mean.float(), (0.5 * posterior.logvar.float()).exp()
@@ -126,42 +107,29 @@ class StableDiffusion:
         return torch.stack([mean, std], dim=1) * scaling
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The U-Net's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
+        """Return the U-Net's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
         output: Tensor = self._denoiser(
             noisy_latents.to(self.dtype), timesteps, encoder_hidden_states=conditioning.hidden, return_dict=False
         )[0]
         return output.float()
 
     def compile(self, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False) -> None:
-        """From now on `predict` runs through torch.compile; see `Compiled`."""
+        """Run `predict` through torch.compile in all later calls; see `Compiled`."""
         self._denoiser = Compiled(self._unet, backend=backend, or_plain=or_plain, graphs=graphs)
 
     def uncompile(self) -> None:
-        """From now on it runs as it is."""
+        """Run `predict` without torch.compile in all later calls."""
         self._denoiser = self._unet
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[batch, *latent_shape] -> pixels [batch, 3, resolution, resolution] in [-1, 1], float32. Gradients reach the
-        latents."""
+        """Decode latents [batch, *latent_shape] to pixels [batch, 3, resolution, resolution] in [-1, 1], float32.
+        Gradients reach the latents."""
         unscaled = latents.to(self._vae.dtype) / self._vae.config.scaling_factor
         pixels: Tensor = self._vae.decode(unscaled, return_dict=False)[0]
         return pixels.float().clamp(-1, 1)
 
-    def scheduler(self, solver: str) -> Any:
-        """A fresh diffusers scheduler, `ddim` or `dpm++` (DPM-Solver++(2M)), on the checkpoint's own schedule.
-
-        Latents are not bounded by 1, so samples are not clipped, and the first timestep is not 0: the two settings
-        that StableDiffusionPipeline corrects in old checkpoints.
-        """
-        config = {**self._scheduler_config, "clip_sample": False, "steps_offset": 1}
-        if solver == "ddim":
-            return DDIMScheduler.from_config(config)
-        if solver == "dpm++":
-            return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", solver_order=2)
-        raise ValueError(f"solver {solver!r} must be 'ddim' or 'dpm++'")
-
     def model_hash(self) -> str:
-        """Digest of the files this model was loaded from (`model_files.model_hash`)."""
+        """Return the digest of the files this model was loaded from (`model_files.model_hash`)."""
         return self._digest
 
 
@@ -214,7 +182,7 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _shape(unet: Any, vae: Any) -> tuple[tuple[int, int, int], int]:
-    """Latent shape and picture side (px) from the U-Net's and the autoencoder's configs."""
+    """Read latent shape and picture side (px) off the U-Net's and the autoencoder's configs."""
     if unet.in_channels != vae.latent_channels:
         raise ValueError(
             f"the U-Net takes {unet.in_channels} channels but the autoencoder has {vae.latent_channels} (an inpainting "

@@ -96,5 +96,5 @@ def test_prompts_that_say_nothing_besides_the_concept_have_no_clip_t() -> None:
 
 
 def _row_of(backbone: Backbone, word: str) -> Tensor:
-    (token,) = backbone.tokenize(word)
+    (token,) = backbone.vocabularies["clip_l"].tokenize(word)
     return backbone.token_tables["clip_l"].weight[token : token + 1]

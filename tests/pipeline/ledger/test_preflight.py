@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import RunConfig
-from pipeline.inputs.models import load_model_tokenizer
+from pipeline.inputs.models import load_model_vocabularies
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.preflight import Finding, examine
@@ -27,7 +27,7 @@ def findings(
 ) -> list[Finding]:
     row = {"concept_id": "it", "placeholder_token": "<it>", "images": ("unused",), "initializer": "cat", **row}
     task = ConceptTask(concept=Concept(**row), fingerprint="f")
-    return list(examine([task], config, prompts or [], load_model_tokenizer(config), photos=photos))
+    return list(examine([task], config, prompts or [], load_model_vocabularies(config), photos=photos))
 
 
 def test_nothing_is_said_of_what_is_fine(config: RunConfig) -> None:

@@ -16,8 +16,10 @@ from torch import nn
 
 from tests.tiny_models import DIM, LATENT_SHAPE, MAX_LENGTH, RESOLUTION
 from textual_inversion.families import load_backbone
-from textual_inversion.families.base import Backbone
+from textual_inversion.families.base import Backbone, to_tensors
 from textual_inversion.model_files import model_hash
+from textual_inversion.noise import VPrediction
+from textual_inversion.prompts import encode_prompt
 
 
 @pytest.fixture
@@ -33,16 +35,16 @@ def load(directory: Path, **options: str) -> Backbone:
     return load_backbone(str(directory), device="cpu", **options)
 
 
-def some_ids(backbone: Backbone, *extra: int) -> torch.Tensor:
-    return torch.tensor([backbone.assemble([*backbone.tokenize("a photo of a"), *extra])])
+def some_ids(backbone: Backbone, *rows: int) -> dict[str, torch.Tensor]:
+    return to_tensors([encode_prompt("a photo of a <c>", {"<c>": rows}, backbone.vocabularies)])
 
 
 def test_shapes_come_from_the_checkpoint(tiny_backbone: Backbone, tiny_model: Path) -> None:
     assert tiny_backbone.resolution == RESOLUTION
     assert tiny_backbone.latent_shape == LATENT_SHAPE
-    assert tiny_backbone.max_length == MAX_LENGTH
+    assert some_ids(tiny_backbone)["clip_l"].shape == (1, MAX_LENGTH)
     assert tiny_backbone.token_tables["clip_l"].dim == DIM
-    assert tiny_backbone.alphas_cumprod.shape == (1000,)
+    assert tiny_backbone.noise.num_timesteps == 1000
     assert tiny_backbone.dtype == torch.float32
     assert tiny_backbone.model_hash() == model_hash(str(tiny_model))
 
@@ -62,7 +64,7 @@ def test_resolution_falls_back_to_the_autoencoders(a_copy: Path) -> None:
 def test_gradients_reach_the_rows_and_nothing_else(tiny_model: Path) -> None:
     backbone: Any = load(tiny_model)
     rows = torch.randn(3, DIM, requires_grad=True)
-    conditioning = backbone.encode_prompts(some_ids(backbone, backbone.vocab_size + 1), {"clip_l": rows})
+    conditioning = backbone.encode_prompts(some_ids(backbone, 1), {"clip_l": rows})
     backbone.predict(torch.randn(1, *LATENT_SHAPE), torch.tensor([500]), conditioning).pow(2).sum().backward()
     assert rows.grad is not None
     assert rows.grad[1].norm() > 0
@@ -73,15 +75,16 @@ def test_gradients_reach_the_rows_and_nothing_else(tiny_model: Path) -> None:
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_its_length(tiny_backbone: Backbone) -> None:
-    assert len(tiny_backbone.assemble([1] * (MAX_LENGTH - 2))) == MAX_LENGTH
+    vocabulary = tiny_backbone.vocabularies["clip_l"]
+    assert len(vocabulary.assemble([1] * vocabulary.max_tokens)) == MAX_LENGTH == vocabulary.max_tokens + 2
     with pytest.raises(ValueError, match=f"{MAX_LENGTH - 1} tokens are 1 more than the {MAX_LENGTH - 2}"):
-        tiny_backbone.assemble([1] * (MAX_LENGTH - 1))
+        vocabulary.assemble([1] * (MAX_LENGTH - 1))
 
 
 def test_an_end_of_text_id_of_2_does_no_harm(a_copy: Path, tiny_backbone: Backbone) -> None:
     """Old configs: transformers then pools at the largest id, which is a learned row's. The states do not change."""
     edit(a_copy / "text_encoder/config.json", eos_token_id=2)
-    ids, rows = some_ids(tiny_backbone, tiny_backbone.vocab_size), {"clip_l": torch.ones(1, DIM)}
+    ids, rows = some_ids(tiny_backbone, 0), {"clip_l": torch.ones(1, DIM)}
     assert torch.equal(
         load(a_copy).encode_prompts(ids, rows).hidden, tiny_backbone.encode_prompts(ids, rows).hidden
     )  # fmt: skip
@@ -141,8 +144,7 @@ def test_the_text_encoder_multiplies_in_bfloat16_beside_such_a_denoiser(
     gradients = []
     for each in backbone, tiny_backbone:
         row = torch.ones(1, DIM, requires_grad=True)
-        ids = torch.tensor([each.assemble([each.vocab_size, 5])])
-        hidden = each.encode_prompts(ids, {"clip_l": row}).hidden
+        hidden = each.encode_prompts(some_ids(each, 0), {"clip_l": row}).hidden
         gradients += torch.autograd.grad(hidden.float().square().mean(), row)
     half, full = gradients
     assert seen == {expected}
@@ -154,7 +156,7 @@ def test_unknown_precision_and_solver_are_refused(tiny_model: Path, tiny_backbon
     with pytest.raises(ValueError, match="precision 'int8'"):
         load(tiny_model, precision="int8")
     with pytest.raises(ValueError, match="solver 'euler'"):
-        tiny_backbone.scheduler("euler")
+        tiny_backbone.noise.begin("euler", 3)
 
 
 def test_pickled_weights_are_refused_by_name(a_copy: Path) -> None:
@@ -187,25 +189,32 @@ def test_an_inpainting_denoiser_is_refused(a_copy: Path) -> None:
         load(a_copy)
 
 
-def test_schedulers_are_fresh_and_keep_the_checkpoints_schedule(a_copy: Path) -> None:
+def test_sampling_keeps_the_checkpoints_schedule(a_copy: Path) -> None:
     """Also from a checkpoint that names a stochastic solver, or leaves out what old ones left out."""
     config = json.loads((a_copy / "scheduler/scheduler_config.json").read_text())
     del config["clip_sample"], config["steps_offset"]
     config |= {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "solver_order": 3}
     config |= {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
     (a_copy / "scheduler/scheduler_config.json").write_text(json.dumps(config))
-    backbone = load(a_copy)
-    assert backbone.prediction_type == "v_prediction"
-    ddim, dpm = backbone.scheduler("ddim"), backbone.scheduler("dpm++")
-    assert isinstance(ddim, DDIMScheduler)
-    assert isinstance(dpm, DPMSolverMultistepScheduler)
-    assert not ddim.config.clip_sample
-    assert (dpm.config.algorithm_type, dpm.config.solver_order) == ("dpmsolver++", 2)
-    for scheduler in (ddim, dpm):
-        assert scheduler.config.prediction_type == "v_prediction"
-        assert scheduler.config.timestep_spacing == "trailing"
-        torch.testing.assert_close(scheduler.alphas_cumprod, backbone.alphas_cumprod)
-    assert backbone.scheduler("dpm++") is not dpm
+    noise = load(a_copy).noise
+    assert isinstance(noise, VPrediction)
+    plain = {name: config[name] for name in ("beta_start", "beta_end", "beta_schedule", "prediction_type",
+                                             "timestep_spacing")}  # fmt: skip
+    theirs = {
+        "ddim": DDIMScheduler(**plain, clip_sample=False, steps_offset=1, set_alpha_to_one=False),
+        "dpm++": DPMSolverMultistepScheduler(**plain, steps_offset=1),
+    }
+    latents, output = torch.randn(2, 1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    for solver, scheduler in theirs.items():
+        scheduler.set_timesteps(4)
+        for _ in range(2):  # the second run begins anew
+            run, ours, expected = noise.begin(solver, 4), latents, latents
+            scheduler.set_timesteps(4)
+            assert torch.equal(run.timesteps, scheduler.timesteps)
+            for step, timestep in enumerate(scheduler.timesteps):
+                ours = run.step(output, step, ours)
+                expected = scheduler.step(output, timestep, expected).prev_sample
+            assert torch.equal(ours, expected)
 
 
 def test_an_unknown_prediction_type_is_refused(a_copy: Path) -> None:
@@ -218,4 +227,4 @@ def test_words_are_one_token_each(tiny_backbone: Backbone) -> None:
     words = tiny_backbone.words()
     assert {"cat", "photo", "style"} <= set(words)
     assert words == sorted(set(words))
-    assert all(word.islower() and len(tiny_backbone.tokenize(word)) == 1 for word in words)
+    assert all(word.islower() and len(tiny_backbone.vocabularies["clip_l"].tokenize(word)) == 1 for word in words)

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from tests.textual_inversion.asked import adapted_requests, an_embedding
-from textual_inversion.conditioning import PromptEncoder, TokenizedPrompt
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, encode_request
+from textual_inversion.prompt_encoder import PromptEncoder, TokenizedPrompt
 
 
 def prompts_of(backbone: Backbone, requests: Sequence[ImageRequest]) -> list[TokenizedPrompt]:
     prompts = [encode_request(backbone, request).prompt for request in requests]
-    return [*prompts, *[prompt.without_words(backbone) for prompt in prompts]]
+    return [*prompts, *[prompt.empty(backbone.vocabularies) for prompt in prompts]]
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def encoded(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[in
     passes: list[int] = []
     plain = tiny_backbone.encode_prompts
 
-    def counted(ids: torch.Tensor, *others: Any) -> Any:
-        passes.append(int((ids < tiny_backbone.vocab_size).all(1).sum()))
+    def counted(ids: dict[str, torch.Tensor], *others: Any) -> Any:
+        passes.append(int((ids["clip_l"] < tiny_backbone.vocabularies["clip_l"].size).all(1).sum()))
         return plain(ids, *others)
 
     monkeypatch.setattr(tiny_backbone, "encode_prompts", counted)
@@ -72,7 +72,7 @@ def test_several_threads_may_share_an_encoder(tiny_backbone: Backbone) -> None:
 def test_the_empty_prompt_is_adapted_as_the_prompt_is(tiny_backbone: Backbone) -> None:
     """As in a pipeline that has loaded a LoRA; a causal adapter finds no concept there."""
     asked = [encode_request(tiny_backbone, request) for request in adapted_requests(tiny_backbone)[:3]]
-    prompts = [request.prompt.without_words(tiny_backbone) for request in asked]
+    prompts = [request.prompt.empty(tiny_backbone.vocabularies) for request in asked]
     lora, plain, causal = PromptEncoder(tiny_backbone)(prompts).hidden
     assert prompts[1] == prompts[2] != prompts[0]
     assert torch.equal(causal, plain)
@@ -99,9 +99,8 @@ def test_each_causal_adapter_begins_at_its_own_concept(tiny_backbone: Backbone) 
     """In "a <d> and a <c>": between the two only the adapter of <d> acts, whatever <c> comes with."""
     causal = adapted_requests(tiny_backbone)[4]
     d, c = causal.embeddings
-    place = encode_request(tiny_backbone, causal).prompt.ids.index(
-        tiny_backbone.vocab_size + 1
-    )  # <c> has the rows after <d>
+    ids = encode_request(tiny_backbone, causal).prompt.ids["clip_l"]
+    place = ids.index(tiny_backbone.vocabularies["clip_l"].size + 1)  # <c> has the rows after <d>
     without = replace(causal, embeddings=(d, replace(c, adapter=None)))
     prompts = [encode_request(tiny_backbone, request).prompt for request in (causal, without)]
     both, only_d = PromptEncoder(tiny_backbone)(prompts).hidden

@@ -1,0 +1,165 @@
+"""Trial of the ways to run a backbone's denoiser: which gives the same results, and which is fastest."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from textual_inversion.conditioning import Conditioning
+from textual_inversion.families.base import Backbone, to_tensors
+from textual_inversion.prompts import encode_prompt
+
+log = logging.getLogger(__name__)
+
+MIN_GAIN = 1.03
+"""By which a way to run the denoiser must be faster than a simpler one."""
+
+_TOLERANCE = {torch.float32: 1e-3}
+_HALF_TOLERANCE = 0.1
+"""Of two ways to round half precision, relative; what is wrong is off by more."""
+
+_BOUND_BY_HOST = 0.8
+"""Share of a pass from which launching its kernels is what takes the time. Graphs spare that, and nothing else."""
+
+Mode = Literal["plain", "compiled", "graphs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A pass through the denoiser as it will come again and again."""
+
+    samples: int
+    gradients: bool
+    """Whether there is a pass back, to the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Of one pass."""
+
+    seconds: float
+    host_seconds: float
+    """Until the host has launched all of it; what remains is the device's work alone."""
+
+
+def compile_checked(
+    backbone: Backbone,
+    passes: Sequence[Pass],
+    *,
+    graphs: bool = False,
+    backend: str = "inductor",
+    or_plain: bool = False,
+) -> bool:
+    """Run the denoiser compiled from now on, if in all these passes it then gives what it gives as it is: outputs, and
+    the gradients that reach the text. True if it does.
+
+    Otherwise it stays as it is; without `or_plain` that is an error: RuntimeError, naming the difference.
+    """
+    backbone.uncompile()
+    inputs = [_inputs(backbone, each) for each in passes]
+    plain = [_results(backbone, *each) for each in zip(passes, inputs, strict=True)]
+    backbone.compile(backend=backend, or_plain=or_plain, graphs=graphs)
+    try:
+        compiled = [_results(backbone, *each) for each in zip(passes, inputs, strict=True)]
+    except BaseException:
+        backbone.uncompile()
+        raise
+    error = max(
+        float((one - other).norm() / one.norm())
+        for before, after in zip(plain, compiled, strict=True)
+        for one, other in zip(before, after, strict=True)
+    )
+    if error <= _TOLERANCE.get(backbone.dtype, _HALF_TOLERANCE):
+        return True
+    backbone.uncompile()
+    message = f"torch.compile changes what the denoiser computes by {error:.2g} of its norm"
+    if not or_plain:
+        raise RuntimeError(f"{message}; run it without")
+    log.warning("%s: not compiled, so slower", message)
+    return False
+
+
+def timed(backbone: Backbone, one: Pass) -> Timing:
+    """The fastest of several, from an idle device to an idle device."""
+    inputs, found = _inputs(backbone, one), []
+    for _ in range(8):  # the first three are for graphs: warm up, record, launch
+        _synchronize(backbone)
+        began = time.perf_counter()
+        _results(backbone, one, inputs)
+        launched = time.perf_counter()
+        _synchronize(backbone)
+        found.append(Timing(time.perf_counter() - began, launched - began))
+    return min(found[3:], key=lambda timing: timing.seconds)
+
+
+def compile_fastest(
+    backbone: Backbone,
+    passes: Sequence[Pass],
+    *,
+    backend: str = "inductor",
+    measure: Callable[[Backbone, Pass], Timing] = timed,
+) -> Mode:
+    """Run the denoiser from now on in the way in which the first of these passes is fastest: as it is, compiled, or,
+    where launching kernels is what takes the time, compiled and as CUDA graphs. One that fails or gives other results
+    is not taken (`compile_checked`)."""
+    backbone.uncompile()
+    plain = measure(backbone, passes[0])
+    if not compile_checked(backbone, passes, backend=backend, or_plain=True):
+        return "plain"
+    compiled = measure(backbone, passes[0])
+    if compiled.host_seconds >= _BOUND_BY_HOST * compiled.seconds:
+        try:
+            if compile_checked(backbone, passes, graphs=True, backend=backend, or_plain=True):
+                graphs = measure(backbone, passes[0])
+                if graphs.seconds * MIN_GAIN <= min(plain.seconds, compiled.seconds):
+                    return _chosen("graphs", plain, graphs)
+        except RuntimeError as error:  # the device's: no memory for them, or they are not for this model
+            log.warning("no CUDA graphs: %s: %s", type(error).__name__, error)
+    if compiled.seconds * MIN_GAIN <= plain.seconds:
+        backbone.compile(backend=backend, or_plain=True)  # what was compiled is kept
+        return _chosen("compiled", plain, compiled)
+    backbone.uncompile()
+    return _chosen("plain", plain, compiled)
+
+
+def _chosen(mode: Mode, plain: Timing, other: Timing) -> Mode:
+    log.info("denoiser %s: a pass takes %.3g s plain, %.3g s otherwise", mode, plain.seconds, other.seconds)
+    return mode
+
+
+def _synchronize(backbone: Backbone) -> None:
+    if backbone.device.type == "cuda":
+        torch.cuda.synchronize(backbone.device)
+
+
+_Inputs = tuple[Tensor, Tensor, Conditioning]
+"""Latents, timesteps, conditioning of a pass."""
+
+
+@torch.no_grad()
+def _inputs(backbone: Backbone, one: Pass) -> _Inputs:
+    """Make up a pass's inputs: random latents, all noise levels, and the empty prompt."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(one.samples, *backbone.latent_shape, generator=generator).to(backbone.device)
+    timesteps = torch.linspace(0, backbone.noise.num_timesteps - 1, one.samples).long().to(backbone.device)
+    ids = to_tensors([encode_prompt("", {}, backbone.vocabularies)])
+    conditioning = backbone.encode_prompts({key: each.to(backbone.device) for key, each in ids.items()}, {})
+    return latents, backbone.noise.model_timesteps(timesteps), conditioning.repeat(one.samples)
+
+
+def _results(backbone: Backbone, one: Pass, inputs: _Inputs) -> list[Tensor]:
+    """Return the prediction and, in a pass with gradients, those of its square with respect to the text's encodings."""
+    latents, timesteps, conditioning = inputs
+    if not one.gradients:
+        with torch.no_grad():
+            return [backbone.predict(latents, timesteps, conditioning)]
+    conditioning = conditioning.detach()
+    encodings = [encoding.requires_grad_() for encoding in conditioning.encodings()]
+    prediction = backbone.predict(latents, timesteps, conditioning)
+    return [prediction.detach(), *torch.autograd.grad(prediction.square().mean(), encodings)]
