@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
 from textual_inversion.preprocessing import Preprocessing
+from textual_inversion.weights import load_pretrained
 
 _BATCH_SIZE = 32
 """Pictures or texts in one forward pass."""
@@ -29,6 +30,8 @@ _BILINEAR = 2
 _BICUBIC = 3
 _CLIP_COLOURS = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
 _HALF_COLOURS = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+_UNUSED = [r"^(classifier|pooler)\."]
+"""Heads behind the class token of a ViT or DINOv2 checkpoint; features are read before them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,8 +115,15 @@ class ImageExtractor:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._kind = _kind_of(model)
         try:
-            network: Any = AutoModel.from_pretrained(
-                model, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **self._kind.load_options
+            network: Any = load_pretrained(
+                AutoModel,
+                model,
+                unused=_UNUSED,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # so that the error can name them
+                **self._kind.load_options,
             )
         except (OSError, TypeError) as error:
             raise _cannot_load(model, error) from error

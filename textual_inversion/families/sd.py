@@ -23,6 +23,10 @@ from textual_inversion.noise import Noise, from_scheduler_config
 from textual_inversion.prompts import Vocabularies
 from textual_inversion.tokenizer import TEXT_ENCODER_KEY, Tokenizer, read_tokenizer
 from textual_inversion.tokens import TokenTable
+from textual_inversion.weights import load_pretrained
+
+_UNUSED = [r"^(text_projection|visual_projection|vision_model|logit_scale)\b"]
+"""Parts of a whole CLIP that a text encoder saved with them has, and that this family does not read."""
 
 _GUIDANCE_SCALE = 5.0
 """Guidance scale of a model whose scheduler config gives none, from Gal et al. 2022."""
@@ -147,12 +151,17 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
         variant = files.variants.get(component)
         if component not in files.variants:
             raise ValueError(f"model {where}: folder {component!r} has no .safetensors weights")
-        return cls.from_pretrained(
-            where, subfolder=component, use_safetensors=True, variant=variant, local_files_only=True, **options
+        return load_pretrained(
+            cls, where, subfolder=component, use_safetensors=True, variant=variant, local_files_only=True, **options
         )
 
-    # transformers would otherwise load in the precision that the config names, and lose digits on the way up
-    text_encoder = read("text_encoder", CLIPTextModel, dtype=torch.float32)
+    text_encoder = read(
+        "text_encoder",
+        CLIPTextModel,
+        unused=_UNUSED,
+        dtype=torch.float32,  # else transformers loads in the config's precision, and digits are lost on the way up
+        ignore_mismatched_sizes=True,  # so that the error can name them
+    )
     # torch_dtype and not dtype, which diffusers takes only from 0.42 on
     unet = read("unet", UNet2DConditionModel, torch_dtype=dtype)
     vae = read("vae", AutoencoderKL, torch_dtype=torch.float32 if dtype == torch.float16 else dtype)
