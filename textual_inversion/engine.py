@@ -20,30 +20,22 @@ from textual_inversion.errors import NUMERICS, ConceptError
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors
 from textual_inversion.knowledge import KnowledgePreservation, read_captions
-from textual_inversion.objective import Batch, Trained, concatenate_batches, objective, per_concept
-from textual_inversion.optim import adamw_, clip_gradients, control_norms, gradient_norms, riemannian_sgd_
+from textual_inversion.objective import Batch, concatenate_batches, objective, per_concept
+from textual_inversion.optim import adamw_, clip_gradients, gradient_norms, riemannian_sgd_
 from textual_inversion.parameters import Layout, num_photos
 from textual_inversion.rng import generator_for
-from textual_inversion.slots import (
-    LAST_GOOD_EVERY_STEPS,
-    Assignment,
-    Outcome,
-    Readback,
-    Slot,
-    SlotState,
-    curve_points,
-    curve_tensor,
-    eval_points,
-    eval_tensor,
-    step_counts,
-    to_cpu,
-)
+from textual_inversion.slot_state import SlotState, curve_points, curve_tensor, eval_points, eval_tensor, to_cpu
+from textual_inversion.slots import Assignment, Outcome, Readback, Slot, step_counts
+from textual_inversion.stacks import Stacks
 from textual_inversion.stopping import StopRule, is_eval_step, stop_rule_from_config
 from textual_inversion.timesteps import timestep_sampler
 from textual_inversion.training_data import ImageFeatures, TrainingData
 from textual_inversion.transfer import start_readback, to_device
 
 __all__ = ["Assignment", "Engine", "Outcome", "SlotState"]
+
+LAST_GOOD_EVERY_STEPS = 100
+"""Steps of a concept between two states that it can roll back to. Its own steps count, so a resume changes nothing."""
 
 NextAssignment = Callable[[bool], Assignment | None]
 OnOutcome = Callable[[Outcome], None]
@@ -119,12 +111,8 @@ class Engine:
         self._stop_requested = threading.Event()
         self.steps_taken = 0
         """Sum of the steps of all concepts."""
-        self._groups = self._layout.groups(slots)
-        self._rows = {key: self._groups[key] for key in backbone.token_tables}
+        self._stacks = Stacks(self._layout, slots)
         self._vocab_sizes = {key: vocabulary.size for key, vocabulary in backbone.vocabularies.items()}
-        # the rows' initial values and the class's vector, to which penalties hold the rows
-        self._start = {key: torch.zeros_like(group.values) for key, group in self._rows.items()}
-        self._class_vector = {key: torch.zeros_like(group.values[:, :1]) for key, group in self._rows.items()}
 
     def run(
         self,
@@ -144,7 +132,7 @@ class Engine:
         If that does not help, or if the assignment is bad, the concept alone ends, with an error in its outcome. An
         exception of a callback is raised here.
         """
-        config = self._config
+        config, groups, rows = self._config, self._stacks.groups, self._stacks.rows
         is_stopped = self._stop_requested.is_set()
         while not is_stopped and self._refill(next_assignment, on_outcome):
             learning = [slot for slot in self._slots if slot]
@@ -152,25 +140,25 @@ class Engine:
             passes = []
             for members in self._passes(learning):
                 batch = self._draw_batch(members)
-                values = self._read_values(members)
+                values = self._stacks.leaves(self._slot_index(members))
                 loss = self._losses(members, values, batch, config.penalties)  # corrupt, predict, compare
                 passes.append((loss.detach(), *torch.autograd.grad(loss.sum(), list(values.values()))))
             losses, *gradients = (self._by_slot(learning, torch.cat(parts)) for parts in zip(*passes, strict=True))
-            grads = dict(zip(self._groups, gradients, strict=True))
+            grads = dict(zip(groups, gradients, strict=True))
 
             grad_norms = gradient_norms(grads)
             is_finite = losses.isfinite() & grad_norms.isfinite()
             grads = clip_gradients(grads, grad_norms, config.max_grad_norm)
             is_placeholder_row = self._is_placeholder_row(self._slots)
             counts, lr_scales = self._count_step(learning)
-            for name, group in self._groups.items():
-                if name in self._rows and config.optimizer == "riemannian":
-                    prior = control_norms(self._class_vector[name], "sphere", 1.0) * is_placeholder_row[..., None]
+            for name, group in groups.items():
+                if name in rows and config.optimizer == "riemannian":
+                    prior = self._stacks.class_directions(name) * is_placeholder_row[..., None]
                     riemannian_sgd_(group, grads[name], counts, lr_scales, is_finite, prior, config.direction_prior)
                 else:  # an adapter is trained as often as the first row
-                    group_counts = counts if name in self._rows else counts[:, :1]
+                    group_counts = counts if name in rows else counts[:, :1]
                     adamw_(group, grads[name], group_counts, lr_scales, is_finite, config)
-            row_norms = self._mean_norms(is_placeholder_row, is_finite)
+            row_norms = self._stacks.mean_norms(is_placeholder_row).where(is_finite, torch.nan)
 
             evaluated, eval_losses = self._evaluate(learning)
             numbers = start_readback(torch.stack([losses, row_norms, eval_losses]))
@@ -182,13 +170,13 @@ class Engine:
             self._read_back(learning, checkpoint_steps, save_all)
             for slot in learning:
                 if slot.error:
-                    slot.roll_back(self._groups)
+                    slot.roll_back(groups)
                 elif slot.step % LAST_GOOD_EVERY_STEPS == 0:
-                    slot.keep_as_last_good(self._groups)
+                    slot.keep_as_last_good(groups)
                 if slot.error or self._is_done(slot):
                     on_outcome(self._end(slot))
                 elif on_checkpoint and (save_all or (checkpoint_steps and slot.step % checkpoint_steps == 0)):
-                    on_checkpoint(slot.concept, slot.state(self._groups))
+                    on_checkpoint(slot.concept, slot.state(groups))
         self._slots = [None] * len(self._slots)
 
     def save_soon(self) -> None:
@@ -227,23 +215,12 @@ class Engine:
         size, shape = self._config.batch_size, self._backbone.latent_shape
         return slot.data.draw(generator, size, step, shape, self._draw_timesteps)
 
-    def _read_values(self, members: Sequence[Slot]) -> dict[str, Tensor]:
-        """Copy the parameters of a pass, [concepts, vectors, dim] each, to take gradients at."""
-        index = self._slot_index(members)
-        return {name: group.values[index].requires_grad_() for name, group in self._groups.items()}
-
     def _losses(
         self, members: Sequence[Slot], values: Mapping[str, Tensor], batch: Batch, penalties: PenaltyConfig
     ) -> Tensor:
         """Return the loss of each concept [concepts] at these parameters, on a batch of their samples."""
         index, is_placeholder_row = self._slot_index(members), self._is_placeholder_row(members)
-        trained = Trained(
-            rows={key: values[key] for key in self._rows},
-            start={key: stack[index] for key, stack in self._start.items()},
-            class_vector={key: stack[index] for key, stack in self._class_vector.items()},
-            is_placeholder_row=is_placeholder_row,
-            adapters=self._layout.adapters(values, batch.ids, is_placeholder_row),
-        )
+        trained = self._stacks.trained(values, index, batch.ids, is_placeholder_row)
         terms = objective(
             self._backbone,
             batch,
@@ -278,12 +255,6 @@ class Engine:
         lr_scales = [slot.lr_scale if slot else 1.0 for slot in self._slots]
         return step_counts(self._slots, self._layout.max_rows), torch.tensor(lr_scales, dtype=torch.float64)
 
-    def _mean_norms(self, is_placeholder_row: Tensor, is_finite: Tensor) -> Tensor:
-        """Return the mean norm of each concept's rows [slots], over text encoders; NaN where the step is not finite."""
-        norms = [(group.values.norm(dim=2) * is_placeholder_row).sum(1) for group in self._rows.values()]
-        num_rows = is_placeholder_row.sum(1).clamp(min=1)
-        return (torch.stack(norms).mean(0) / num_rows).where(is_finite, torch.nan)
-
     @torch.no_grad()
     def _evaluate(self, learning: list[Slot]) -> tuple[dict[Slot, Mapping[str, Tensor]], Tensor]:
         """Evaluate each concept that is due on its evaluation batch.
@@ -299,9 +270,8 @@ class Engine:
             if slot.eval_batch is None:
                 slot.eval_batch = self._draw_samples(slot, "frozen", 0)
             index = self._slot_index([slot])
-            values = {name: group.values[index] for name, group in self._groups.items()}
-            losses[index] = self._losses([slot], values, slot.eval_batch, PenaltyConfig())
-            evaluated[slot] = slot.parameters(self._groups) if self._config.stop.keep_best else {}
+            losses[index] = self._losses([slot], self._stacks.leaves(index), slot.eval_batch, PenaltyConfig())
+            evaluated[slot] = slot.parameters(self._stacks.groups) if self._config.stop.keep_best else {}
         return evaluated, losses
 
     def _read_back(self, learning: list[Slot], checkpoint_steps: int, read_all: bool) -> None:
@@ -358,11 +328,7 @@ class Engine:
             last_good=state.last_good or state,
             started=time.perf_counter(),
         )
-        state.write_to(self._groups, slot_index)
-        for key, vector in class_vectors(concept, backbone).items():
-            self._class_vector[key][slot_index] = to_device(vector, backbone.device)
-            self._start[key][slot_index] = 0
-            self._start[key][slot_index, : len(state.start[key])] = to_device(state.start[key], backbone.device)
+        self._stacks.write(slot_index, state, class_vectors(concept, backbone))
         self._slots[slot_index] = slot
         return slot
 
@@ -374,7 +340,7 @@ class Engine:
             step = slot.best_eval.step if slot.best else slot.step
             embedding = self._layout.embedding(
                 slot.concept,
-                to_cpu(slot.best or slot.parameters(self._groups)),
+                to_cpu(slot.best or slot.parameters(self._stacks.groups)),
                 {"step": str(step), "initializer": slot.concept.initializer},
             )
         return Outcome(

@@ -50,9 +50,8 @@ class TrainingData:
     prompts: Mapping[str, Tensor]
     """Token ids of all prompts, text encoder key -> [stages, lists, prompts, length].
 
-    Id `size + j` of a vocabulary is the concept's row j.
-
-    Under `progressive` there is a stage for each number of active vectors, the fewest first; else there is one stage.
+    Id `size + j` of a vocabulary is the concept's row j. Under `progressive` there is a stage for each number of active
+    vectors, the fewest first; else there is one stage.
     """
     plain: Tensor
     """Index of the list that each view's samples take, [views]."""
@@ -75,7 +74,7 @@ class TrainingData:
         image_features: ImageFeatures | None = None,
         knowledge: KnowledgePreservation | None = None,
     ) -> TrainingData:
-        """Encode the prompts and move everything to the device. Raises ValueError if a prompt does not fit the model.
+        """Encode the prompts and move everything to the device. Raises BadInput if a prompt does not fit the model.
 
         `image_features` is given where the objective compares features, `knowledge` where it preserves knowledge.
         """

@@ -27,7 +27,7 @@ from pipeline.verdict import Policy
 from tests.pipeline.runs import task
 from tests.pipeline.stand_ins import StandIn
 from textual_inversion.concept import Concept
-from textual_inversion.slots import SlotState
+from textual_inversion.slot_state import SlotState
 
 
 class Napper(StandIn):

@@ -19,7 +19,7 @@ from pipeline.actor.learner import Learner
 from pipeline.config import RunConfig
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Engine, NextAssignment, OnCheckpoint, OnOutcome
-from textual_inversion.slots import SlotState
+from textual_inversion.slot_state import SlotState
 
 STEP, HANDED, STORED = "step", "handed", "stored"
 """Taken; its state handed over to be stored; in storage."""

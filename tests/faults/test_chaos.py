@@ -23,7 +23,7 @@ from tests.faults.counted import attempts
 from tests.faults.night import Night, learned_calmly, two_nodes
 from tests.faults.processes import descendants
 from tests.pipeline.runs import tiny_toml, write_manifest
-from textual_inversion.slots import SlotState
+from textual_inversion.slot_state import SlotState
 
 pytestmark = [pytest.mark.slow, pytest.mark.own_cluster, pytest.mark.timeout(900)]
 

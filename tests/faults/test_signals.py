@@ -17,7 +17,7 @@ from pipeline.exit_codes import OK, STOPPED
 from pipeline.run import main
 from tests.faults.processes import descendants, kill
 from tests.pipeline.runs import tiny_toml, write_manifest
-from textual_inversion.slots import SlotState
+from textual_inversion.slot_state import SlotState
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_cluster")]
 

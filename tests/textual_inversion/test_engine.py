@@ -279,7 +279,6 @@ def late_fault(monkeypatch: pytest.MonkeyPatch, *, at_step: int, times: int) -> 
 def test_after_a_loss_that_is_not_finite_the_last_good_state_is_gone_on_from_more_slowly(
     alone: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch, steps_ahead: int
 ) -> None:
-    monkeypatch.setattr("textual_inversion.slots.LAST_GOOD_EVERY_STEPS", 2)
     monkeypatch.setattr("textual_inversion.engine.LAST_GOOD_EVERY_STEPS", 2)
     late_fault(monkeypatch, at_step=6, times=2)
     outcomes = run([assignment(number) for number in range(3)], slots=3, steps_ahead=steps_ahead)
@@ -295,7 +294,6 @@ def test_after_a_loss_that_is_not_finite_the_last_good_state_is_gone_on_from_mor
 
 def test_a_loss_that_is_known_late_sets_a_concept_back_to_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps taken meanwhile count for nothing."""
-    monkeypatch.setattr("textual_inversion.slots.LAST_GOOD_EVERY_STEPS", 4)
     monkeypatch.setattr("textual_inversion.engine.LAST_GOOD_EVERY_STEPS", 4)
     resume = late_fault(monkeypatch, at_step=6, times=1)
     several, longer = [assignment(number) for number in range(3)], dataclasses.replace(CONFIG, steps=12)
@@ -307,7 +305,6 @@ def test_a_loss_that_is_known_late_sets_a_concept_back_to_the_same_state(monkeyp
 
 
 def test_setbacks_come_out_the_same_after_a_resume_at_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("textual_inversion.slots.LAST_GOOD_EVERY_STEPS", 2)
     monkeypatch.setattr("textual_inversion.engine.LAST_GOOD_EVERY_STEPS", 2)
     resume = late_fault(monkeypatch, at_step=6, times=1)
     saved: list[bytes] = []

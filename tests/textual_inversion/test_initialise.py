@@ -17,7 +17,7 @@ from textual_inversion.initialise import Example, StartChooser, class_vectors, e
 from textual_inversion.latents import encode_views
 from textual_inversion.learn import learn
 from textual_inversion.prompts import encode_prompt
-from textual_inversion.slots import SlotState
+from textual_inversion.slot_state import SlotState
 from textual_inversion.tokens import TokenTable
 
 BACKBONE = ToyBackbone()
@@ -184,7 +184,7 @@ def test_learning_starts_where_it_was_chosen(tiny_backbone: Backbone) -> None:
     waiting = [Assignment(CONCEPT, encode_views(tiny_backbone, photos, config.augment, "c", 0))]
     engine = Engine(tiny_backbone, config, slots=1, seed=0)
     engine.run(lambda _wait: waiting.pop() if waiting else None, outcomes.append)
-    assert "init.method 'auto' chooses a start by the photos" in outcomes[0].error
+    assert "init.method 'auto' chooses the start by the photos" in outcomes[0].error
 
 
 def test_a_resumed_concept_needs_no_start() -> None:

@@ -144,7 +144,6 @@ def test_a_state_to_go_back_to_is_copied_to_the_host_for_a_checkpoint_alone_and_
     monkeypatch: pytest.MonkeyPatch, checkpoint_steps: int, copies: int
 ) -> None:
     """Of two concepts, each parameter and its two moments."""
-    monkeypatch.setattr("textual_inversion.slots.LAST_GOOD_EVERY_STEPS", 4)
     monkeypatch.setattr("textual_inversion.engine.LAST_GOOD_EVERY_STEPS", 4)
     events = watched(ToyBackbone(device="meta"), monkeypatch, 8, checkpoint_steps)
     between = [event for event in events[events.index("step") :] if not event.startswith("arrived")]

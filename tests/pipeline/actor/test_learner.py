@@ -36,7 +36,7 @@ from textual_inversion.config import StopConfig
 from textual_inversion.engine import Engine
 from textual_inversion.formats import parse_diffusers
 from textual_inversion.objective import Batch
-from textual_inversion.slots import SlotState
+from textual_inversion.slot_state import SlotState
 from textual_inversion.training_data import TrainingData
 
 
