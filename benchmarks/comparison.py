@@ -1,4 +1,4 @@
-"""Rows of a comparison -> a table, and the distortion-editability plot of Gal et al. 2022 (Fig. 10)."""
+"""Make a table of a comparison's rows, and the distortion-editability plot of Gal et al. 2022 (Fig. 10)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Sheet
 
 REFERENCES = ("image-only", "prompt-only", "initializer", "human-captions")
-"""Nothing is learned in these; the plot shows them with another mark."""
+"""Setups that learn nothing; the plot shows them with another mark."""
 
 BASELINE = "textual-inversion"
-"""What the others are compared with, concept by concept."""
+"""Setup that the others are compared with, concept by concept."""
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Mean over concepts and its standard error; none of a single concept."""
+    """Mean over concepts and its standard error, which is None for a single concept."""
 
     mean: float
     error: float | None
@@ -40,7 +40,7 @@ class Figure:
         return format(self)
 
     def __format__(self, sign: str) -> str:
-        """With `+` as format, a plus sign before what is not negative."""
+        """Format the figure; with the format `+`, numbers that are not negative get a plus sign."""
         return f"{self.mean:{sign}.3f}" + (f" ± {self.error:.3f}" if self.error is not None else "")
 
 
@@ -52,9 +52,11 @@ def by_setup(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def against(rows: Sequence[Row], score: str, baseline: str = BASELINE) -> dict[str, Figure | None]:
-    """Setup -> mean over concepts of its score less the baseline's of the same concept. Concepts differ more among
-    themselves than setups do, and all setups draw from the same noise: the error of these differences is what tells
-    two setups apart."""
+    """Return setup -> mean over concepts of its score minus the baseline's score of the same concept.
+
+    Concepts differ more from each other than setups do, and all setups draw from the same noise, so the error of these
+    differences tells two setups apart where the errors of the scores do not.
+    """
     scores = {(row["setup"], row["concept_id"]): row[score] for row in rows}
     base = {concept: value for (setup, concept), value in scores.items() if setup == baseline}
     return {
@@ -68,9 +70,8 @@ def against(rows: Sequence[Row], score: str, baseline: str = BASELINE) -> dict[s
 
 
 def table(rows: Sequence[Row], what: Mapping[str, str]) -> str:
-    """Markdown: for each setup mean and standard error over concepts, the same of its difference to the baseline, and
-    what a concept took to learn: steps taken, the step whose rows were kept, how many concepts ended before their
-    budget, seconds."""
+    """Return a Markdown table of the setups: mean and standard error over concepts of each score and of its difference
+    to the baseline; steps taken, the step whose rows were kept, concepts that ended before their budget, seconds."""
     further = {score: against(rows, score) for score in ("clip_i", "clip_t")}
     head = "setup | CLIP-I | more than the default | CLIP-T | more than the default | row norm"
     lines = [f"| {head} | steps taken | kept at | stopped early | s per concept | concepts | |", "|---" * 12 + "|"]
@@ -92,15 +93,17 @@ def table(rows: Sequence[Row], what: Mapping[str, str]) -> str:
 
 
 def spread(values: Iterable[float]) -> str:
-    """Mean, lowest and highest, as text."""
+    """Return the mean, lowest and highest value as text."""
     known = list(values)
     low, high = min(known), max(known)
     return f"{fmean(known):.0f}" + (f" ({low:.0f} to {high:.0f})" if high > low else "")
 
 
 def stopping(rows: Sequence[Row], full_budget: Mapping[str, str]) -> str:
-    """Markdown: what each stop rule saves and costs, concept by concept. `full_budget`: setup -> the same without its
-    rule; a pair of which there is only one has no table."""
+    """Return Markdown tables of what each stop rule saves and costs, concept by concept.
+
+    `full_budget`: setup -> the same setup without its stop rule; a pair with one side missing has no table.
+    """
     setups = by_setup(rows)
     texts = []
     for name, whole in full_budget.items():
@@ -118,7 +121,7 @@ def stopping(rows: Sequence[Row], full_budget: Mapping[str, str]) -> str:
 
 
 def _of_pair(pairs: Sequence[tuple[Row, Row]]) -> str:
-    """A row per concept, and one of all: (as the rule ends it, at the full budget)."""
+    """Return a table of pairs (ended by the rule, at the full budget): a row per concept, and one for all."""
     titles = ["concept", "steps taken", "of", "kept at"]
     titles += [title for score in ("CLIP-I", "CLIP-T") for title in (score, "at the full budget", "difference")]
     lines = [f"| {' | '.join([*titles, 's', 'at the full budget'])} |", "|---" * 12 + "|"]
@@ -155,7 +158,7 @@ def rows_parquet(rows: Sequence[Row]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A setup on the plot."""
+    """Setup on the plot."""
 
     name: str
     across: Figure
@@ -167,8 +170,8 @@ class Point:
 
 
 def plot(rows: Sequence[Row]) -> bytes:
-    """PNG: CLIP-T across, CLIP-I up, a labelled point with error bars for each setup; where many crowd together, a
-    second panel shows that part larger."""
+    """Draw a PNG with CLIP-T across and CLIP-I up, and a labelled point with error bars for each setup; where many
+    points lie close together, a second panel shows that part larger."""
     points = []
     for name, of_setup in by_setup(rows).items():
         across, up = (Figure.of(row[score] for row in of_setup) for score in ("clip_t", "clip_i"))
@@ -185,7 +188,7 @@ def plot(rows: Sequence[Row]) -> bytes:
     if crowd:
         panels[1].set_title("The learned setups, larger", fontsize=10)
         panels[1].set(xlim=_range(point.across for point in crowd), ylim=_range(point.up for point in crowd))
-    canvas.draw()  # only now are the axes where they will be
+    canvas.draw()  # the axes get their final positions here
     sheet.set_layout_engine("none")
     outside = [point for point in points if point not in crowd]
     labelled = [outside, points] if crowd else [points]
@@ -197,7 +200,7 @@ def plot(rows: Sequence[Row]) -> bytes:
 
 
 def _crowd(points: Sequence[Point], at_least: int = 8) -> list[Point]:
-    """Those near the others: within three interquartile ranges of both medians; none of few."""
+    """Return the points within three interquartile ranges of both medians; none if there are few points."""
     if len(points) < at_least:
         return []
     near = points
@@ -209,7 +212,7 @@ def _crowd(points: Sequence[Point], at_least: int = 8) -> list[Point]:
 
 
 def _range(figures: Iterable[Figure]) -> tuple[float, float]:
-    """Of the means, with room for labels."""
+    """Return the range of the means, with room for labels."""
     means = [figure.mean for figure in figures]
     room = 0.15 * (max(means) - min(means)) + 1e-3
     return min(means) - room, max(means) + room
@@ -218,10 +221,18 @@ def _range(figures: Iterable[Figure]) -> tuple[float, float]:
 def _draw(axes: Any, points: Sequence[Point]) -> None:
     for point in points:
         axes.errorbar(
-            point.across.mean, point.up.mean, xerr=point.across.error, yerr=point.up.error, markersize=6,
-            fmt="s" if point.is_reference else "o", color="0.45" if point.is_reference else "C0", elinewidth=0.7,
-            ecolor="0.75", capsize=0, zorder=2,
-        )  # fmt: skip
+            point.across.mean,
+            point.up.mean,
+            xerr=point.across.error,
+            yerr=point.up.error,
+            markersize=6,
+            fmt="s" if point.is_reference else "o",
+            color="0.45" if point.is_reference else "C0",
+            elinewidth=0.7,
+            ecolor="0.75",
+            capsize=0,
+            zorder=2,
+        )
     axes.set_xlabel("CLIP-T (editability): follows the prompt")
     axes.set_ylabel("CLIP-I (reconstruction): looks like the photos")
     axes.grid(color="0.93")
@@ -230,7 +241,7 @@ def _draw(axes: Any, points: Sequence[Point]) -> None:
 
 
 def _label(axes: Any, labelled: Sequence[Point], points: Sequence[Point], renderer: Any) -> None:
-    """Write names beside their points, where they cover no other name and no point; farther off with a line."""
+    """Write each name near its point where it covers no other name or point; connect distant names by a line."""
     frame = axes.get_window_extent(renderer)
     scale = axes.figure.dpi / 72
     dots = {point.name: axes.transData.transform((point.across.mean, point.up.mean)) for point in points}
@@ -240,8 +251,15 @@ def _label(axes: Any, labelled: Sequence[Point], points: Sequence[Point], render
         if not (frame.x0 <= x <= frame.x1 and frame.y0 <= y <= frame.y1):
             continue
         at = (point.across.mean, point.up.mean)
-        text = axes.annotate(point.name, at, xytext=(0, 0), textcoords="offset points", fontsize=8, zorder=3,
-                             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3})  # fmt: skip
+        text = axes.annotate(
+            point.name,
+            at,
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=8,
+            zorder=3,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3},
+        )
         size = text.get_window_extent(renderer)
         place = _place(x, y, size.width, size.height, scale, taken, frame)
         left, bottom, distance = place
@@ -249,9 +267,13 @@ def _label(axes: Any, labelled: Sequence[Point], points: Sequence[Point], render
         text.set_position(((left - x) / scale, (bottom - y) / scale))
         if distance > 12:
             axes.annotate(
-                "", at, xytext=(left + size.width / 2, bottom + size.height / 2),
-                textcoords="figure pixels", zorder=1, arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6},
-            )  # fmt: skip
+                "",
+                at,
+                xytext=(left + size.width / 2, bottom + size.height / 2),
+                textcoords="figure pixels",
+                zorder=1,
+                arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6},
+            )
 
 
 Box = tuple[float, float, float, float]
@@ -264,7 +286,7 @@ def _box(left: float, bottom: float, right: float, top: float) -> Box:
 def _place(
     x: float, y: float, width: float, height: float, scale: float, taken: Sequence[Box], frame: Any
 ) -> tuple[float, float, float]:
-    """(left, bottom, distance in points) of the nearest free place around a point; of the nearest at all if none is."""
+    """Return (left, bottom, distance in points) of the nearest free place around a point, or of the nearest place."""
     for distance in (8, 14, 22, 32, 44, 58, 74, 92, 112):
         reach = distance * scale
         for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7)):

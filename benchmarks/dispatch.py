@@ -1,15 +1,15 @@
-"""What the pipeline adds to learning: concepts a second through the real driver and Ray when nothing is learned, and
-the time and memory of planning.
+"""Measure the pipeline's own cost: concepts a second through the real driver and Ray when nothing is learned, and the
+time and memory of planning.
 
     python -m benchmarks.dispatch
     python -m benchmarks.dispatch --concepts 0 --rows 1000000
     python -m benchmarks.dispatch --run output/demo
 
 Actors are stand-ins (`benchmarks/stand_ins.py`). `empty` ones answer at once; `storing` ones first write a concept's
-files and record to a local disk and read them back. The rate is that after the first fifth of the concepts, by when all
-actors have started. Planning is reading the manifest, checking rows and hashing fingerprints, in a fresh process each
-time; `known` is with the photos' hashes given, as a listing of S3 gives them for 1,000 photos a request, `hashed` reads
-small photos from the local disk (some hundred rows that share one read it once). `--run` looks at a finished run
+files and record to a local disk and read them back. The rate is measured after the first fifth of the concepts, when
+all actors have started. Planning means reading the manifest, checking rows and hashing fingerprints, in a fresh process
+each time. With `known` the photos' hashes are given, as a listing of S3 gives them for 1,000 photos a request; `hashed`
+reads small photos from the local disk (some hundred rows that share one read it once). `--run` examines a finished run
 instead: the share of its actors' time in which their engines were learning.
 """
 
@@ -44,18 +44,20 @@ from pipeline.store.addresses import absolute
 from pipeline.store.storage import RunStore
 
 PHOTOS = 512
-"""Different photos that a made-up manifest's rows name, three each."""
+"""Different photos in a made-up manifest, whose rows name three each."""
 
 ROWS_PER_GROUP = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Planning:
+    """Time and memory of planning once."""
+
     seconds: float
     peak_mb: float
-    """Of the process."""
+    """Peak memory of the process."""
     added_mb: float
-    """By planning."""
+    """Part of the peak that planning added."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,23 +75,37 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         if options.concepts:
             say(f"{options.concepts} concepts of {sum(FILES.values()):,} bytes, {options.repetitions} repetitions\n\n")
-            say(table(["actor", "calls in flight an actor", "concepts/s"], dispatched(options, Path(folder))) + "\n")
+            say(
+                table(["actor", "calls in flight an actor", "concepts/s"], measure_dispatch(options, Path(folder)))
+                + "\n"
+            )
         if options.rows:
             titles = ["manifest rows", "photos", "s to plan", "rows/s", "peak MB", "of them for the plan"]
-            say(table(titles, planned(options, Path(folder))))
+            say(table(titles, measure_planning(options, Path(folder))))
     return 0
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.dispatch", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.dispatch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--concepts", type=int, default=5000, help="through driver and actors; 0 leaves this out")
     parser.add_argument("--actors", type=int, default=2)
-    parser.add_argument("--capacities", type=numbers, default=[3, 18, 100], metavar="N,N",
-                        help="calls an actor takes at a time: its slots and calls ahead")  # fmt: skip
+    parser.add_argument(
+        "--capacities",
+        type=numbers,
+        default=[3, 18, 100],
+        metavar="N,N",
+        help="calls an actor takes at a time: its slots and calls ahead",
+    )
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--rows", type=numbers, default=[1000, 10_000, 100_000, 1_000_000], metavar="N,N",
-                        help="manifests to plan; 0 leaves this out")  # fmt: skip
+    parser.add_argument(
+        "--rows",
+        type=numbers,
+        default=[1000, 10_000, 100_000, 1_000_000],
+        metavar="N,N",
+        help="manifests to plan; 0 leaves this out",
+    )
     parser.add_argument(
         "--hash-up-to", type=int, default=100_000, metavar="ROWS", help="larger ones: photos known only"
     )
@@ -106,8 +122,8 @@ def numbers(text: str) -> list[int]:
 # Driver and actors
 
 
-def dispatched(options: argparse.Namespace, folder: Path) -> list[list[object]]:
-    """Rows of the table."""
+def measure_dispatch(options: argparse.Namespace, folder: Path) -> list[list[object]]:
+    """Measure each kind of actor at each capacity; return the rows of the table."""
     import ray
 
     manifest = write_manifest(folder / "dispatch", options.concepts)
@@ -130,7 +146,7 @@ def dispatched(options: argparse.Namespace, folder: Path) -> list[list[object]]:
 
 
 def rate(tasks: list[ConceptTask], actors: int, capacity: int, output: str) -> float:
-    """Concepts a second, after the first fifth."""
+    """Return concepts a second, measured after the first fifth."""
     import ray
 
     from pipeline.driver import drive
@@ -150,8 +166,8 @@ def rate(tasks: list[ConceptTask], actors: int, capacity: int, output: str) -> f
 # Planning
 
 
-def planned(options: argparse.Namespace, folder: Path) -> Iterable[list[object]]:
-    """Rows of the table."""
+def measure_planning(options: argparse.Namespace, folder: Path) -> Iterable[list[object]]:
+    """Measure planning for each manifest size; return the rows of the table."""
     spawn = multiprocessing.get_context("spawn")
     found: list[list[object]] = []
     for rows in options.rows:
@@ -160,13 +176,13 @@ def planned(options: argparse.Namespace, folder: Path) -> Iterable[list[object]]
             if photos == "hashed" and rows > options.hash_up_to:
                 continue
             with ProcessPoolExecutor(1, spawn) as pool:
-                plan = pool.submit(plan_alone, str(manifest), rows, photos == "hashed").result()
+                plan = pool.submit(plan_once, str(manifest), rows, photos == "hashed").result()
             found.append([f"{rows:,}", photos, plan.seconds, rows / plan.seconds, plan.peak_mb, plan.added_mb])
     return found
 
 
-def plan_alone(manifest: str, rows: int, hashed: bool) -> Planning:
-    """Plan once, in this process, whose memory it is."""
+def plan_once(manifest: str, rows: int, hashed: bool) -> Planning:
+    """Plan a manifest in this process, and measure its time and memory."""
     before, began = peak_mb(), time.perf_counter()
     plan = Plan("no settings", set(), content_hashes if hashed else known)
     for _ in plan.tasks(read_manifest(manifest)):
@@ -178,19 +194,23 @@ def plan_alone(manifest: str, rows: int, hashed: bool) -> Planning:
 
 
 def known(uris: Iterable[str]) -> dict[str, Any]:
-    """Stands in for what a listing says of the photos' content."""
+    """Return a made-up content hash of each photo, in place of those of a listing."""
     return {uri: hashlib.md5(uri.encode(), usedforsecurity=False).hexdigest() for uri in uris}
 
 
 def write_manifest(folder: Path, rows: int) -> Path:
-    """A made-up catalog: three photos a concept out of `PHOTOS` small files, and a column more."""
+    """Write a made-up catalog: three photos a concept out of `PHOTOS` small files, and one more column."""
     (folder / "photos").mkdir(parents=True)
     for number in range(PHOTOS):
         (folder / "photos" / f"{number}.png").write_bytes(number.to_bytes(2) * 5000)  # never decoded
     schema = pa.schema(
-        [("concept_id", pa.string()), ("images", pa.list_(pa.string())), ("initializer", pa.string()),
-         ("price", pa.float64())]
-    )  # fmt: skip
+        [
+            ("concept_id", pa.string()),
+            ("images", pa.list_(pa.string())),
+            ("initializer", pa.string()),
+            ("price", pa.float64()),
+        ]
+    )
     path = folder / "manifest.parquet"
     bounds = [*range(0, rows, ROWS_PER_GROUP), rows]
     with pq.ParquetWriter(path, schema) as writer:
@@ -211,17 +231,17 @@ def write_manifest(folder: Path, rows: int) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Of the actors' time in which their engines were learning."""
+    """Shares of the actors' time in which their engines were learning."""
 
     learning: float
-    """Of the time from an actor's first concept to the end of its last one's learning."""
+    """Share of the time from an actor's first concept to the end of its last concept's learning."""
     whole: float
-    """Of the time to the end of its last one's pictures, too, for which there is nothing left to learn beside."""
+    """Share of the time to the end of its last concept's pictures, while which nothing is left to learn."""
 
 
 def engine_share(logs: Iterable[bytes]) -> Share:
-    """From the concepts' logs (`actor/concept_log.py`); what ended otherwise does not count as learning. Raises
-    ValueError if there is nothing to look at."""
+    """Compute the shares from the concepts' logs (`actor/concept_log.py`); attempts that did not end in the engine do
+    not count as learning. Raises ValueError if no concept was learned."""
     spans: dict[tuple[str, int], list[tuple[float, float]]] = {}
     first: dict[tuple[str, int], float] = {}
     last: dict[tuple[str, int], float] = {}
@@ -243,7 +263,7 @@ def engine_share(logs: Iterable[bytes]) -> Share:
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
-    """Seconds in at least one of them."""
+    """Return the seconds covered by at least one of the spans."""
     total, until = 0.0, -math.inf
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, until))

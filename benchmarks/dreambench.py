@@ -1,10 +1,10 @@
-"""DreamBench (Ruiz et al. 2023) in one command: its subjects are learned, drawn by its prompts and scored.
+"""Run DreamBench (Ruiz et al. 2023) in one command: learn its subjects, draw its prompts and score the pictures.
 
     git clone https://github.com/google/dreambooth
     python -m benchmarks.dreambench dreambooth/dataset --output output/dreambench
 
 Further arguments are those of `python -m pipeline.evaluate`. Settings come from `pipeline/recipes/dreambench.toml`. The
-manifest and the prompts, for every subject those of objects or of live subjects, are written to the output first.
+manifest and the prompts (each subject gets those of objects or of live subjects) are written to the output first.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ _PHOTOS = (".jpg", ".jpeg", ".png")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write manifest and prompts, then evaluate; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.dreambench", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    """Write manifest and prompts, then evaluate; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.dreambench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("dataset", type=Path, help="the folder with a folder of photos for each subject")
     parser.add_argument("--output", default="output/dreambench", metavar="URI")
     options, others = parser.parse_known_args(arguments)
@@ -52,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_subjects(dataset: Path) -> list[dict[str, Any]]:
-    """A manifest row for every subject of the class list that has photos here. Raises ValueError if there are none."""
+    """Return a manifest row for every subject of the class list that has photos. Raises ValueError if there is none."""
     listed = dataset / CLASSES
     if not listed.is_file():
         raise ValueError(f"{dataset} has no {CLASSES}; give the folder `dataset` of github.com/google/dreambooth")
@@ -68,13 +71,13 @@ def read_subjects(dataset: Path) -> list[dict[str, Any]]:
 
 
 def read_classes(text: str) -> dict[str, str]:
-    """Subject -> class, from the lines between the heading `subject_name,class` and the next empty one."""
+    """Return subject -> class, from the lines between the heading `subject_name,class` and the next empty line."""
     _, _, table = text.partition("subject_name,class\n")
     return dict(line.split(",", 1) for line in table.partition("\n\n")[0].splitlines() if "," in line)
 
 
 def prompts_of(subjects: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Rows of a prompt table: each subject's own 25."""
+    """Return the rows of a prompt table: each subject's own 25 prompts."""
     lists = {kind: read_prompts(str(PROMPTS / f"{kind}_prompts.txt")) for kind in ("object", "live")}
     return [
         {"prompt": prompt.text, "concept_id": subject["concept_id"]}

@@ -1,12 +1,12 @@
-"""What the quality gate does on the demo world: concepts learned with too few steps, those below the gate tried again.
+"""Measure the quality gate on the demo world: concepts learned with too few steps, those below the gate tried again.
 
     python -m benchmarks.gate --set inversion.steps=60 --seeds 0,10,20
 
 For every seed the demo's concepts are learned by the pipeline's own actor, in a process of its own and without Ray, and
-what falls below the gate climbs the ladder. A try that
-is chosen for its scores looks better than it is, so what is told is scored anew, on pictures drawn from other noise
-than those the choice was made by: first try against what was kept, concept by concept, and for every rung alone. The
-judge is the run's own (`extractor`).
+concepts below the gate are learned again by the retry rules (`gate.ladder`). A try that is chosen for its scores looks
+better than it is, so tries are scored again on pictures drawn from other noise than the choice was made by: the first
+try against the kept one, concept by concept, and for every retry rule alone. The scores are from the run's own CLIP
+(`extractor`).
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.photos import open_photo
 
 OTHER_NOISE = 1_000_003
-"""Added to the run's seed when pictures are drawn to be scored anew."""
+"""Number added to the run's seed for pictures that are drawn to score a try again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Climb:
-    """One concept that was below the gate."""
+class RetriedConcept:
+    """Concept that was below the gate at its first try."""
 
     seed: int
     concept_id: str
     tries: tuple[Try, ...]
     kept: int
-    """Which of them, from 0."""
+    """Index of the try that was kept, from 0."""
     passed: bool
-    anew: list[dict[str, float]]
-    """Scores on other pictures, of each try; none of one that failed."""
+    rescored: list[dict[str, float]]
+    """Scores of each try on other pictures; empty for a try that failed."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,19 +70,29 @@ def main(arguments: list[str] | None = None) -> int:
     say(heading("The quality gate", "benchmarks.gate", arguments))
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(options.processes, spawn) as pool:
-        nights = list(pool.map(partial(night, options), options.seeds))
-    climbs = [one for _, found in nights for one in found]
-    rows = [row for row, _ in nights]
-    titles = ["seed", "concepts", "below at first", "passed then", "still below", "steps at first", "steps again",
-              "s at first", "s again"]  # fmt: skip
+        results = list(pool.map(partial(run_seed, options), options.seeds))
+    retried = [one for _, found in results for one in found]
+    rows = [row for row, _ in results]
+    titles = [
+        "seed",
+        "concepts",
+        "below at first",
+        "passed then",
+        "still below",
+        "steps at first",
+        "steps again",
+        "s at first",
+        "s again",
+    ]
     say(table(titles, rows))
-    say("\n" + table(*by_concept(climbs)) + "\n" + table(*by_rung(climbs)))
+    say("\n" + table(*by_concept(retried)) + "\n" + table(*by_rule(retried)))
     return 0
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--manifest", default="manifests/demo.parquet")
     parser.add_argument("--output", default="output/gate")
     parser.add_argument("--seeds", type=lambda text: [int(number) for number in text.split(",")], default=[0])
@@ -96,23 +106,23 @@ def configured(options: argparse.Namespace, seed: int) -> RunConfig:
     return run.configure(run.parse([*given, f"--set=seed={seed}"]))
 
 
-def night(options: argparse.Namespace, seed: int) -> tuple[list[object], list[Climb]]:
-    """One seed: a row of the first table, and what became of the concepts below the gate."""
+def run_seed(options: argparse.Namespace, seed: int) -> tuple[list[object], list[RetriedConcept]]:
+    """Learn and retry all concepts with one seed; return a row of the first table, and the retried concepts."""
     config = configured(options, seed)
     store = RunStore(config.output)
     plan, settings = make_plan(config, store)
     store.put(settings_path(digest(settings)), json.dumps(settings).encode())
     began = time.perf_counter()
-    for record in learned_here(config, plan.tasks(read_manifest(config.manifest)), "", 0):
+    for record in learn_in_process(config, plan.tasks(read_manifest(config.manifest)), "", 0):
         if record.status == "failed":
             raise ValueError(f"{record.concept_id}: {record.error}")
         if record.gate == BELOW and config.gate.ladder:
             plan.awaiting_retry[record.concept_id] = record.fingerprint
     first_s = time.perf_counter() - began
-    gate_retries.retry_below_gate(config, store, plan, ALL_CONCEPTS, learned_here, RetryStats())
+    gate_retries.retry_below_gate(config, store, plan, ALL_CONCEPTS, learn_in_process, RetryStats())
     seconds = time.perf_counter() - began
     records = list(load_records(store, plan.carried))
-    found = list(climbed(config, records))
+    found = list(rescore_retried(config, records))
     steps = sum((record.tries[0] if record.tries else record).steps for record in records)
     again = sum(one.steps for record in records for one in record.tries[1:])
     passed = sum(one.passed for one in found)
@@ -120,8 +130,10 @@ def night(options: argparse.Namespace, seed: int) -> tuple[list[object], list[Cl
     return row, found
 
 
-def learned_here(config: RunConfig, tasks: Iterator[ConceptTask], _words: str, _count: int) -> Iterator[ConceptRecord]:
-    """The records of tasks, one after the other, by an actor's own code in this process."""
+def learn_in_process(
+    config: RunConfig, tasks: Iterator[ConceptTask], _words: str, _count: int
+) -> Iterator[ConceptRecord]:
+    """Yield the records of tasks, learned one after the other by an actor's own code in this process."""
     learner = Learner(replace(config, device="cpu"))
     try:
         for task in tasks:
@@ -130,26 +142,27 @@ def learned_here(config: RunConfig, tasks: Iterator[ConceptTask], _words: str, _
         learner.close()
 
 
-def climbed(config: RunConfig, records: Sequence[ConceptRecord]) -> Iterator[Climb]:
-    """Those that were tried again, every try scored anew."""
+def rescore_retried(config: RunConfig, records: Sequence[ConceptRecord]) -> Iterator[RetriedConcept]:
+    """Yield the concepts that were tried again, with every try scored on other pictures."""
     tried = [record for record in records if record.tries]
     if not tried:
         return
     backbone = load_model(replace(config, device="cpu"))
     extractor = ClipExtractor(locate(config.extractor), "cpu")
-    concepts = {row.concept.concept_id: row.concept for row in read_manifest(config.manifest)
-                if isinstance(row, ManifestRow)}  # fmt: skip
+    concepts = {
+        row.concept.concept_id: row.concept for row in read_manifest(config.manifest) if isinstance(row, ManifestRow)
+    }
     for record in tried:
         concept = concepts[record.concept_id]
-        anew = [scored_anew(config, backbone, extractor, concept, one) for one in record.tries]
+        rescored = [rescore(config, backbone, extractor, concept, one) for one in record.tries]
         kept = [one.fingerprint for one in record.tries].index(record.result.fingerprint)
-        yield Climb(config.seed, record.concept_id, record.tries, kept, record.gate == "passed", anew)
+        yield RetriedConcept(config.seed, record.concept_id, record.tries, kept, record.gate == "passed", rescored)
 
 
-def scored_anew(
+def rescore(
     config: RunConfig, backbone: Backbone, extractor: ClipExtractor, concept: Concept, one: Try
 ) -> dict[str, float]:
-    """On pictures from the same noise for all tries of a concept, and another than theirs."""
+    """Score a try on pictures from other noise than its own, the same for all tries of a concept."""
     if one.error:
         return {}
     folder = ConceptFolder(concept.concept_id, one.fingerprint)
@@ -158,29 +171,49 @@ def scored_anew(
     return score(extractor, [open_photo(read_bytes(uri)) for uri in concept.images], samples)
 
 
-def by_concept(climbs: Sequence[Climb]) -> tuple[list[str], list[list[object]]]:
-    """Titles and rows: first try and kept one, on the pictures it was judged by and on others."""
-    titles = ["seed", "concept", "CLIP-I of the tries, as judged", "kept", "CLIP-I anew, first", "kept",
-              "CLIP-T anew, first", "kept", "initializer word's CLIP-I"]  # fmt: skip
+def by_concept(retried: Sequence[RetriedConcept]) -> tuple[list[str], list[list[object]]]:
+    """Return titles and rows: first try and kept one, on the pictures of the gate's verdict and on others."""
+    titles = [
+        "seed",
+        "concept",
+        "CLIP-I of the tries, as judged",
+        "kept",
+        "CLIP-I anew, first",
+        "kept",
+        "CLIP-T anew, first",
+        "kept",
+        "initializer word's CLIP-I",
+    ]
     rows: list[list[object]] = []
-    for climb in climbs:
-        first, kept = climb.anew[0], climb.anew[climb.kept]
-        judged = ", ".join(f"{one.scores['clip_i']:.3f}" if one.scores else "failed" for one in climb.tries)
-        rung = climb.tries[climb.kept].rung or "first"
-        kept_as = rung if climb.passed else f"{rung}, below"
-        rows.append([climb.seed, climb.concept_id, judged, kept_as, first["clip_i"], kept["clip_i"],
-                     first.get("clip_t"), kept.get("clip_t"), first.get("clip_i_initializer")])  # fmt: skip
+    for concept in retried:
+        first, kept = concept.rescored[0], concept.rescored[concept.kept]
+        judged = ", ".join(f"{one.scores['clip_i']:.3f}" if one.scores else "failed" for one in concept.tries)
+        rule = concept.tries[concept.kept].rung or "first"
+        kept_as = rule if concept.passed else f"{rule}, below"
+        rows.append(
+            [
+                concept.seed,
+                concept.concept_id,
+                judged,
+                kept_as,
+                first["clip_i"],
+                kept["clip_i"],
+                first.get("clip_t"),
+                kept.get("clip_t"),
+                first.get("clip_i_initializer"),
+            ]
+        )
     return titles, rows
 
 
-def by_rung(climbs: Sequence[Climb]) -> tuple[list[str], list[list[object]]]:
-    """Titles and rows: mean difference to the first try on other pictures, for what was kept and for every rung."""
+def by_rule(retried: Sequence[RetriedConcept]) -> tuple[list[str], list[list[object]]]:
+    """Return titles and rows: mean difference to the first try on other pictures, for the kept try and every rule."""
     titles = ["against the first try, anew", "concepts", "CLIP-I", "standard error", "better of them", "CLIP-T"]
-    pairs = {"what was kept": [(climb.anew[0], climb.anew[climb.kept]) for climb in climbs]}
-    for climb in climbs:
-        for one, scores in zip(climb.tries[1:], climb.anew[1:], strict=True):
+    pairs = {"what was kept": [(concept.rescored[0], concept.rescored[concept.kept]) for concept in retried]}
+    for concept in retried:
+        for one, scores in zip(concept.tries[1:], concept.rescored[1:], strict=True):
             if scores:
-                pairs.setdefault(f"rung `{one.rung}`", []).append((climb.anew[0], scores))
+                pairs.setdefault(f"rung `{one.rung}`", []).append((concept.rescored[0], scores))
     rows: list[list[object]] = []
     for name, found in pairs.items():
         likeness = [after["clip_i"] - before["clip_i"] for before, after in found]

@@ -1,16 +1,18 @@
-"""Pictures a second: one concept, and every row another concept, against plain diffusers batches of the same sampler.
+"""Measure pictures a second, of one concept and of a different concept in every row of a batch, against plain diffusers
+batches of the same sampler.
 
     python -m benchmarks.generation
     python -m benchmarks.generation --model DIRECTORY --device cuda --batch-sizes 4,8,16
     python -m benchmarks.generation --stage 256
 
-Ours is `textual_inversion.generate`, to decoded pictures. diffusers' is `StableDiffusionPipeline` with the concepts in
-its vocabulary, by `load_textual_inversion`, drawing lists of the same prompts with the same sampler. Loading concepts
-is not in its rate but in the last line; with ours there is none, as requests bring their rows. PNG encoding is in
-neither. A figure is the median of alternating repetitions, with the lowest and highest.
+This project's side is `textual_inversion.generate`, up to decoded pictures. diffusers' side is
+`StableDiffusionPipeline` with the concepts loaded into its vocabulary by `load_textual_inversion`, drawing lists of the
+same prompts with the same sampler. The time to load concepts is not in diffusers' rate but in the last line; this
+project loads none, because requests carry their rows. PNG encoding is in neither rate. A figure is the median of
+alternating repetitions, with the lowest and highest.
 
 `--stage` compares the bulk stage on Ray Data with a plain loop over the same rows: one actor against one process, both
-storing their pictures on a local disk. The stage's rate is that between its first and its last finished part, by when
+storing their pictures on a local disk. The stage's rate is measured between its first and its last finished part, when
 its actor has started.
 """
 
@@ -47,11 +49,11 @@ from textual_inversion.generate import ImageRequest, generate
 
 PROMPT = "a photo of a {} on the beach"
 WORDS_PER_LOAD = 8
-"""Concepts loaded to see what one costs."""
+"""Concepts loaded to measure the time of loading one."""
 
 
 class Drawing:
-    """The same pictures drawn by both; pictures a second."""
+    """Draws the same pictures by this project and by diffusers, and measures pictures a second."""
 
     def __init__(self, model: str, device: str, sampling: SamplingConfig, threads: int) -> None:
         config = load_config("", [f"device={device}"], model=model)
@@ -63,7 +65,7 @@ class Drawing:
         load_into(self._plain, self._embeddings)
 
     def pipeline(self, model: str) -> Any:
-        """diffusers' own, with our sampler and precision."""
+        """Load diffusers' pipeline with this project's sampler and precision."""
         solver = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}[self._sampling.solver]
         plain = StableDiffusionPipeline.from_pretrained(
             model, safety_checker=None, torch_dtype=self.backbone.dtype, local_files_only=True
@@ -88,9 +90,11 @@ class Drawing:
             for batch in range(batches):
                 seeds = range(batch * len(prompts), (batch + 1) * len(prompts))
                 self._plain(
-                    prompts, num_inference_steps=self._sampling.steps, guidance_scale=guidance_scale,
+                    prompts,
+                    num_inference_steps=self._sampling.steps,
+                    guidance_scale=guidance_scale,
                     generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                )  # fmt: skip
+                )
 
         return len(prompts) * batches / self._seconds(draw)
 
@@ -98,7 +102,7 @@ class Drawing:
         return self._embeddings if several else self._embeddings[:1] * len(self._embeddings)
 
     def _seconds(self, work: Callable[[], object]) -> float:
-        """Pictures are on the CPU at the end of both, so nothing is under way."""
+        """Time a work. Both sides end with their pictures on the CPU, so no device work is pending."""
         began = time.perf_counter()
         work()
         return time.perf_counter() - began
@@ -140,8 +144,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.generation", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.generation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     default = SamplingConfig()
     parser.add_argument("--model", default="demo/model")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -164,7 +171,7 @@ def numbers(text: str) -> list[int]:
 
 
 def an_embedding(backbone: Backbone, word: str, seed: int) -> LearnedEmbedding:
-    """A word with a random vector of the vocabulary's length."""
+    """Return an embedding with a random vector of the vocabulary's mean length."""
     generator = torch.Generator().manual_seed(seed)
     vectors = {}
     for key, token_table in backbone.token_tables.items():
@@ -174,13 +181,13 @@ def an_embedding(backbone: Backbone, word: str, seed: int) -> LearnedEmbedding:
 
 
 def load_into(pipeline: Any, embeddings: list[LearnedEmbedding]) -> None:
-    """All at once, as is fastest."""
+    """Load all concepts at once, which is fastest."""
     rows = [next(iter(embedding.vectors.values())) for embedding in embeddings]
     pipeline.load_textual_inversion(rows, token=[embedding.placeholder_token for embedding in embeddings])
 
 
 def seconds_to_load(drawing: Drawing, model: str) -> float:
-    """One by one, as a service meets them; mean."""
+    """Return the mean seconds to load a concept, loading one by one as a service does."""
     plain = drawing.pipeline(locate(model))
     began = time.perf_counter()
     for number in range(WORDS_PER_LOAD):
@@ -192,11 +199,15 @@ def seconds_to_load(drawing: Drawing, model: str) -> float:
 
 
 def stage_and_loop(options: argparse.Namespace) -> list[list[object]]:
-    """Rows of the table. The loop runs before and after each stage, so that neither has the better moment."""
+    """Return the rows of the table. The loop runs before and after each stage, so that both see the same load."""
     loops, stages = [], []
     with tempfile.TemporaryDirectory() as folder:
-        settings = ["actors.count=1", f"device={options.device}", f"generation.rows_per_part={options.rows_per_part}",
-                    f"generation.sampling.steps={options.steps}"]  # fmt: skip
+        settings = [
+            "actors.count=1",
+            f"device={options.device}",
+            f"generation.rows_per_part={options.rows_per_part}",
+            f"generation.sampling.steps={options.steps}",
+        ]
         config = load_config("", settings, model=options.model, output=f"{folder}/loop")
         rows = [
             {"row_id": f"{i:05d}", "concept_id": "none", "fingerprint": "", "prompt": PROMPT.format("cat"), "seed": i}
@@ -212,7 +223,7 @@ def stage_and_loop(options: argparse.Namespace) -> list[list[object]]:
 
 
 def loop_rate(drawer: Drawer, rows: list[dict[str, Any]], rows_per_part: int) -> float:
-    """Pictures a second, all but the first part."""
+    """Return pictures a second, without the first part."""
     parts = [pa.Table.from_pylist(rows[i : i + rows_per_part], PLAN_SCHEMA) for i in range(0, len(rows), rows_per_part)]
     drawer(parts[0])
     began = time.perf_counter()
@@ -222,7 +233,7 @@ def loop_rate(drawer: Drawer, rows: list[dict[str, Any]], rows_per_part: int) ->
 
 
 def stage_rate(config: RunConfig, rows: list[dict[str, Any]]) -> float:
-    """Pictures a second, all but the first part. Raises ValueError if there are too few parts to tell."""
+    """Return pictures a second, without the first part. Raises ValueError if there are too few parts."""
     import ray
 
     store = RunStore(config.output)

@@ -1,20 +1,20 @@
-"""How much of an accelerator the engine uses: random weights of Stable Diffusion 1.5's shape, nothing to download.
+"""Measure how much of an accelerator the engine uses, with random weights of Stable Diffusion 1.5's shape.
 
     python -m benchmarks.gpu
     python -m benchmarks.gpu --short
     python -m benchmarks.gpu --shape small --device cpu --slots 1,2
 
-For each number of slots, and for the U-Net as it is (`eager`), by torch.compile (`compiled`) and so with its kernels
-recorded as CUDA graphs (`graphs`): sample-steps a second, model-FLOP utilisation and memory. Each row is printed as
-soon as it is measured, so that a command that is cut off leaves those before; its repetitions alternate with the common
-algorithm's (`benchmarks/restatement.py`, the same weights), and the ratio is of those. Compiling takes minutes for each
-number of slots and for the sample grid; `--short` does it for one number only, and is meant for a machine that is lent
-for ten minutes.
+For each number of slots, and for the U-Net as it is (`eager`), compiled by torch.compile (`compiled`), and compiled
+with its kernels recorded as CUDA graphs (`graphs`): sample-steps a second, model-FLOP utilisation and memory. Each row
+is printed as soon as it is measured, so that an interrupted command leaves the rows before. Repetitions alternate with
+the common algorithm's (`benchmarks/restatement.py`, the same weights), and the ratio is of these two. Compiling takes
+minutes for each number of slots and for the sample grid; `--short` compiles for one number only, and is meant for a
+machine that is available for ten minutes.
 
 Model FLOPs are those of one sample's forward pass and of the backward pass through its activations, counted on the
-model; what is computed twice to save memory does not count. Memory is the highest above what was there before, warm-up
-included. Concepts an hour are calculated: encoding a concept's photos, 475 steps of 2 samples at this rate, and its
-sample grid drawn in the same mode, in turn.
+model; activations computed twice to save memory count once. Memory is the peak above the memory in use before, warm-up
+included. Concepts an hour are calculated from encoding a concept's photos, 475 steps of 2 samples at this rate, and its
+sample grid drawn in the same mode, one after the other. No weights are downloaded.
 """
 
 from __future__ import annotations
@@ -47,33 +47,41 @@ from textual_inversion.latents import Views, encode_views
 T = TypeVar("T")
 
 BUDGET_SAMPLES = 475 * 2
-"""Of one concept (Voronov et al. 2023: the mean number of steps until DVAR stops, in batches of 2)."""
+"""Samples in the budget of one concept (Voronov et al. 2023: the mean number of steps until DVAR stops, in batches of
+2)."""
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
-"""Dense bfloat16, SXM boards; by a part of the device's name."""
+"""Peak of dense bfloat16 on SXM boards, by a part of the device's name."""
 
 PHOTOS = 5
 
 MODES = ("eager", "compiled", "graphs")
 
-TITLES = ["", "sample-steps/s", "times the common algorithm beside it", "MFU %", "GB above weights", "s a sample grid",
-          "concepts/h"]  # fmt: skip
+TITLES = [
+    "",
+    "sample-steps/s",
+    "times the common algorithm beside it",
+    "MFU %",
+    "GB above weights",
+    "s a sample grid",
+    "concepts/h",
+]
 
 SHORT = {"slots": [1, 4, 8, 16], "compiled_slots": [8], "steps": 10, "repetitions": 3}
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one repetition."""
+    """Measurements of one repetition."""
 
     rate: float
     """Sample-steps a second."""
     memory_gb: float | None
-    """Peak above what was there before; None on a CPU."""
+    """Peak memory above the memory in use before; None on a CPU."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 1 if anything failed for another reason than memory."""
+    """Print the table; return 1 if a row failed for another reason than memory."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     torch.set_num_threads(options.threads)
@@ -105,8 +113,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def works_of(parts: Parts, eager: StableDiffusion, grid: float | None, options: argparse.Namespace) -> Iterator[Work]:
-    """Mode by mode; `grid`: seconds of a sample grid in the eager one. What was compiled for a work is freed when the
-    next is asked for."""
+    """Yield the rows to measure, mode by mode; `grid`: seconds of a sample grid in the eager mode.
+
+    Compiled code of a row is freed when the next is requested.
+    """
     if "eager" in options.modes:
         for slots in options.slots:
             note(f"{slots} slots, eager")
@@ -123,7 +133,7 @@ def works_of(parts: Parts, eager: StableDiffusion, grid: float | None, options: 
 
 
 def forget_compiled() -> None:
-    """Graphs keep their memory; no shape comes twice."""
+    """Free compiled code: CUDA graphs keep their memory, and no shape is used twice."""
     torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
@@ -131,7 +141,7 @@ def forget_compiled() -> None:
 
 
 def measured(common: Work, works: Iterable[Work], repetitions: int) -> Iterator[tuple[Work, Work]]:
-    """Each work with the common algorithm's figures that were taken beside it; before the first, that itself."""
+    """Yield each row with the common algorithm's figures of the same repetitions; first the common algorithm itself."""
     is_first = True
     for work in works:
         found = alternate({common.name: common.attempt, work.name: work.attempt}, repetitions)
@@ -143,7 +153,7 @@ def measured(common: Work, works: Iterable[Work], repetitions: int) -> Iterator[
 
 
 def row_of(work: Work, beside: Work, once: float, tflop: float, peak: float) -> list[object]:
-    """Of the table. `once`: seconds to encode a concept's photos."""
+    """Return a row of the table. `once`: seconds to encode a concept's photos."""
     if not work.rates:
         return [work.name, work.attempt.error, *[None] * (len(TITLES) - 2)]
     rate = Spread.of(work.rates)
@@ -154,18 +164,30 @@ def row_of(work: Work, beside: Work, once: float, tflop: float, peak: float) -> 
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", default="sd15", choices=SHAPES)
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--slots", type=numbers, default=[1, 2, 4, 8, 16, 32], metavar="N,N")
-    parser.add_argument("--compiled-slots", type=numbers, metavar="N,N",
-                        help="of the modes that compile (default: 1,8, or --slots where that is given)")  # fmt: skip
-    parser.add_argument("--modes", type=names, default=list(MODES), metavar="NAME,NAME",
-                        help="some of eager, compiled, graphs (default: all)")  # fmt: skip
-    parser.add_argument("--short", action="store_true",
-                        help="for ten minutes: "
-                        + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in SHORT.items()))  # fmt: skip
+    parser.add_argument(
+        "--compiled-slots",
+        type=numbers,
+        metavar="N,N",
+        help="of the modes that compile (default: 1,8, or --slots where that is given)",
+    )
+    parser.add_argument(
+        "--modes",
+        type=names,
+        default=list(MODES),
+        metavar="NAME,NAME",
+        help="some of eager, compiled, graphs (default: all)",
+    )
+    parser.add_argument(
+        "--short",
+        action="store_true",
+        help="for ten minutes: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in SHORT.items()),
+    )
     parser.add_argument("--backend", default="inductor", help="torch.compile's")
     parser.add_argument("--batch-size", type=int, default=2, help="samples a step and concept")
     parser.add_argument("--steps", type=int, default=20, help="a repetition")
@@ -191,7 +213,7 @@ def numbers(text: str) -> list[int]:
 
 
 def note(text: str) -> None:
-    """What is done now, where it does not get into the table."""
+    """Write progress to standard error, apart from the table."""
     sys.stderr.write(f"{text}\n")
 
 
@@ -199,7 +221,7 @@ OUT_OF_MEMORY = "out of memory"
 
 
 class Attempt(Generic[T]):
-    """A work that may fail, for want of memory above all: then None, and it is not tried again."""
+    """Work that may fail, mostly for lack of memory; a call then returns None, and later calls do not try again."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
@@ -217,20 +239,20 @@ class Attempt(Generic[T]):
         except RuntimeError as error:  # one mode that cannot be compiled must not take the others' rows with it
             self.error = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # once the error, and with it the stack that holds tensors, is gone
+            torch.cuda.empty_cache()  # after the except clause: the error's stack holds tensors
         return None
 
 
 @dataclass(slots=True)
 class Work:
-    """A row of the table."""
+    """Row of the table to be measured."""
 
     name: str
     attempt: Attempt[Figures]
     grid: float | None = None
-    """Seconds that a concept's sample pictures take in the same mode."""
+    """Seconds to draw a concept's sample pictures in the same mode."""
     rates: list[float] = field(default_factory=list)
-    """Sample-steps a second, one a repetition; none if one failed."""
+    """Sample-steps a second of each repetition; empty if one failed."""
 
     def with_figures(self, found: Sequence[Figures | None]) -> Work:
         rates = [figures.rate for figures in found if figures]
@@ -238,7 +260,7 @@ class Work:
 
     @property
     def memory_gb(self) -> float | None:
-        """Peak of all repetitions and of the warm-up, in which graphs are recorded; None on a CPU."""
+        """Peak memory of all repetitions and of the warm-up, in which graphs are recorded; None on a CPU."""
         return max((each.memory_gb for each in self.attempt.results if each.memory_gb), default=None)
 
 
@@ -248,7 +270,7 @@ def time_common(common: CommonAlgorithm, options: argparse.Namespace) -> Figures
 
 
 def time_engine(backbone: StableDiffusion, options: argparse.Namespace, slots: int) -> Figures:
-    """All slots full for all steps."""
+    """Measure the engine with all slots full for all steps."""
     config = InversionConfig(steps=options.steps, batch_size=options.batch_size)
     views = encode(backbone)
     waiting = [Assignment(a_concept(number), views) for number in range(slots)]
@@ -265,7 +287,7 @@ def time_engine(backbone: StableDiffusion, options: argparse.Namespace, slots: i
 
 
 def timed(work: Callable[[], object], samples: int, device: str) -> Figures:
-    """From an idle device to an idle device."""
+    """Time a work from an idle device to an idle device."""
     if device == "cpu":
         began = time.perf_counter()
         work()
@@ -284,24 +306,24 @@ def a_concept(number: int) -> Concept:
 
 
 def photos(side: int) -> list[Image.Image]:
-    """Noise."""
+    """Return photos of random noise."""
     pixels = np.random.default_rng(0).integers(0, 256, (PHOTOS, side, side, 3), dtype=np.uint8)
     return [Image.fromarray(each) for each in pixels]
 
 
 def encode(backbone: StableDiffusion) -> Views:
-    """A concept's photos."""
+    """Encode a concept's photos."""
     return encode_views(backbone, photos(backbone.resolution), InversionConfig().augment, "any", 0)
 
 
 def seconds_once(backbone: StableDiffusion, device: str) -> float:
-    """To encode a concept's photos."""
+    """Return the median seconds to encode a concept's photos."""
     return median(PHOTOS / timed(lambda: encode(backbone), PHOTOS, device).rate for _ in range(3))
 
 
 def seconds_of_grid(backbone: StableDiffusion, repetitions: int) -> float:
-    """A concept's share of a batch of sample pictures, which the grids of several concepts fill, as in an actor. The
-    initializer word's are not among them: they are drawn only where there is something to score them by."""
+    """Return the seconds of a concept's share of a batch of sample pictures, which the grids of several concepts fill,
+    as in an actor. The initializer word's pictures are left out: they are drawn only where scores are computed."""
     grid, sampling = GridConfig(), SamplingConfig()
     row = torch.zeros(1, next(iter(backbone.token_tables.values())).dim)
     embedding = LearnedEmbedding(placeholder_token="<c0>", vectors={"clip_l": row})

@@ -1,13 +1,13 @@
-"""A night of ten thousand concepts, with everything but learning: the driver's memory as it goes, and what a person and
-the next night get of it.
+"""Run ten thousand concepts through everything but learning: the driver's memory over time, the time of the results and
+the report, and the time of the next run.
 
     python -m benchmarks.many
     python -m benchmarks.many --concepts 2000 --keep output/many
 
-The real command (plan, driver, Ray actors, records, results, report) on a made-up manifest; the actors are stand-ins
-that store a concept's files and record (`benchmarks/stand_ins.py`), some of them below the quality gate, which are only
-flagged. Memory is the driver process's own, resident, with Ray's client and Arrow in it, read every thousandth part of
-the way. The second run finds all done: a listing, the manifest and the photos' hashes, and the report made again.
+The real command (plan, driver, Ray actors, records, results, report) runs on a made-up manifest. The actors are
+stand-ins that store a concept's files and record (`benchmarks/stand_ins.py`); concepts below the quality gate are only
+flagged. Memory is the driver process's resident memory, with Ray's client and Arrow in it, read ten times on the way.
+The second run finds everything done: it lists, reads the manifest, hashes the photos and writes the report again.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.dispatch import write_manifest
-from benchmarks.stand_ins import FILES, Pretending
+from benchmarks.stand_ins import FILES, StandInWithFiles
 from benchmarks.timing import heading, peak_mb, say, table
 from pipeline import cluster, driver, run
 from pipeline.config import GateConfig, RunConfig
 from pipeline.ledger.records import ConceptRecord
 
 PARTS = 10
-"""At how many points of the way memory is told."""
+"""Number of points at which memory is read, evenly spread over the concepts."""
 
 
 @dataclass
 class Watch:
-    """Rate and memory by concepts finished."""
+    """Time and memory by number of concepts finished."""
 
     concepts: int
     began: float = field(default_factory=time.perf_counter)
     points: list[tuple[int, float, float]] = field(default_factory=list)
     """Concepts finished, seconds since the beginning, resident MB."""
 
-    def passing(self, records: Iterator[ConceptRecord]) -> Iterator[ConceptRecord]:
+    def watch(self, records: Iterator[ConceptRecord]) -> Iterator[ConceptRecord]:
         every = max(1, self.concepts // PARTS)
         for number, record in enumerate(records, 1):
             if number % every == 0 or number == 1:
@@ -65,16 +65,18 @@ def main(arguments: list[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         folder = Path(options.keep or stack.enter_context(tempfile.TemporaryDirectory()))
         manifest = write_manifest(folder / "catalog", options.concepts)
-        for number, path in enumerate((folder / "catalog" / "photos").iterdir()):  # else the page had none to show
+        for number, path in enumerate(
+            (folder / "catalog" / "photos").iterdir()
+        ):  # otherwise the page would have no pictures
             path.write_bytes(picture(64, number))
         config = RunConfig(
             manifest=str(manifest), output=str(folder / "out"), extractor="", device="cpu", gate=GateConfig(ladder=())
         )
-        watch, seconds = night(config, options, starts_ray=True)
+        watch, seconds = run_with_stand_ins(config, options, starts_ray=True)
         say(table(["finished", "s since the start", "driver's resident MB"], [list(point) for point in watch.points]))
         first, last = watch.points[0], watch.points[-1]
         rate = (last[0] - first[0]) / (last[1] - first[1])
-        _, again = night(config, options, starts_ray=False)  # it has nothing to ask a cluster for
+        _, again = run_with_stand_ins(config, options, starts_ray=False)  # it needs no cluster
         size = {name: (folder / "out" / name).stat().st_size / 1e6 for name in ("report.html", "results.parquet")}
         rows = [
             ["concepts/s, from the first finished to the last", rate],
@@ -89,8 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.many", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.many", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--concepts", type=int, default=10_000)
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--capacity", type=int, default=18, help="calls an actor takes at a time")
@@ -98,20 +101,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def night(config: RunConfig, options: argparse.Namespace, *, starts_ray: bool) -> tuple[Watch, float]:
-    """Run the command with stand-ins; its own lines go nowhere. Returns the seconds of the whole, Ray's start not
-    among them."""
+def run_with_stand_ins(config: RunConfig, options: argparse.Namespace, *, starts_ray: bool) -> tuple[Watch, float]:
+    """Run the command with stand-ins, discarding its output. Return its time and memory, and the seconds of the whole
+    without Ray's start."""
     import ray
 
-    files = pretended_files()
+    files = made_up_files()
     drive = driver.drive
 
     def stand_ins(_config: RunConfig, _gpus: float) -> Callable[[], Any]:
-        actor_class = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1)(Pretending)
+        actor_class = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1)(StandInWithFiles)
         return lambda: actor_class.remote(options.capacity, config.output, files)
 
     def watched(*given: Any, **named: Any) -> Iterator[ConceptRecord]:
-        return watch.passing(drive(*given, **named))
+        return watch.watch(drive(*given, **named))
 
     started = starts_ray and not ray.is_initialized()
     if started:
@@ -134,8 +137,8 @@ def night(config: RunConfig, options: argparse.Namespace, *, starts_ray: bool) -
     return watch, seconds
 
 
-def pretended_files() -> dict[str, bytes]:
-    """What a concept leaves, as a report reads it; sizes about those of `FILES`."""
+def made_up_files() -> dict[str, bytes]:
+    """Return a concept's files as a report reads them, of about the sizes of `FILES`."""
     curve = io.BytesIO()
     steps = 500
     columns = {"step": np.arange(1, steps + 1), "loss": np.linspace(1, 0.3, steps), "norm": np.full(steps, 0.4)}
@@ -145,7 +148,7 @@ def pretended_files() -> dict[str, bytes]:
 
 
 def picture(side: int, seed: int) -> bytes:
-    """A PNG that does not compress."""
+    """Return a PNG that does not compress."""
     noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG")
@@ -153,7 +156,7 @@ def picture(side: int, seed: int) -> bytes:
 
 
 def resident_mb() -> float:
-    """Of this process, now."""
+    """Return the current resident memory of this process, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS"))
 

@@ -1,4 +1,4 @@
-"""Methods side by side on the demo world: every setup learns the same concepts, and the judge scores what it draws.
+"""Compare methods on the demo world: every setup learns the same concepts, and CLIP scores the pictures drawn.
 
     python -m benchmarks.methods --concepts 8 --processes 2
     python -m benchmarks.methods --setups textual-inversion,high-lr,low-lr --steps 300 --output output/rates
@@ -6,10 +6,10 @@
 
 Setups are those of `benchmarks/setups.py` and the recipes. As soon as a concept is done in a setup, its row and its
 pictures are in `rows/` of the output; at the end come all rows (`rows.parquet`), a table (`table.md`) and the
-distortion-editability plot (`plot.png`, by matplotlib). Run it again to continue: what is there is not done again.
-CLIP-I is taken from the prompt that says nothing but the concept, CLIP-T from all others (Gal et al. 2022, section 5).
-All setups draw from the same noise. Where a setup and the same without its stop rule are both there, as in the last
-command, a table of each concept's steps and scores with and without follows (`stopping.md`).
+distortion-editability plot (`plot.png`, by matplotlib). Run it again to continue: stored rows are not measured again.
+CLIP-I is computed on the prompt that names nothing but the concept, CLIP-T on all others (Gal et al. 2022, section 5).
+All setups draw from the same noise. Where a setup and the same without its stop rule are both present, as in the last
+command, a table of each concept's steps and scores with and without it follows (`stopping.md`).
 """
 
 from __future__ import annotations
@@ -64,41 +64,45 @@ from textual_inversion.photos import open_photo
 from textual_inversion.prompts import HOLE, fill, without_placeholder
 
 _ROW_FORMAT = 2
-"""Counts up when a row gets new columns: those of an earlier one are measured again."""
+"""Version of the rows, counted up when a row gets new columns; rows of an earlier version are measured again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One concept in one setup."""
+    """Concept to be measured in one setup."""
 
     name: str
     setup: Setup
     concept: Concept
-    """As the manifest has it."""
+    """Concept as the manifest describes it."""
     config: RunConfig
-    """With the setup's way of learning."""
+    """Configuration with the setup's settings of learning."""
     shared: str
-    """Digest of what all jobs depend on: the frozen models, the prompts, the sampler, the seed."""
+    """Digest of the inputs of all jobs: the frozen models, the prompts, the sampler, the seed."""
 
     @property
     def path(self) -> str:
         return f"rows/{self.name}/{self.concept.concept_id}"
 
     def key(self) -> str:
-        """Of all that the row depends on; the photos count by their content."""
+        """Digest of all inputs of the row; the photos count by their content."""
         concept = self.setup.concept(self.concept)
         photos = [str(identity) for identity in content_hashes(self.concept.images).values()]
         parts = [
-            asdict(replace(concept, images=("",) * len(concept.images))), photos, self.setup.drawn,
-            asdict(self.config.inversion), self.shared, _ROW_FORMAT,
-        ]  # fmt: skip
+            asdict(replace(concept, images=("",) * len(concept.images))),
+            photos,
+            self.setup.drawn,
+            asdict(self.config.inversion),
+            self.shared,
+            _ROW_FORMAT,
+        ]
         if self.setup.drawn == "caption":
             parts.append(CAPTIONS.get(concept.concept_id))
         return row_id(*parts)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what is missing, then write table and plot; returns 1 if anything failed."""
+    """Measure the missing rows, then write table and plot; return 1 if a row failed."""
     options = parse(arguments)
     store = RunStore(absolute(options.output))
     jobs = list(make_jobs(options))
@@ -129,8 +133,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.methods", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--manifest", default="manifests/demo.parquet")
     parser.add_argument("--concepts", type=int, default=8, help="the first so many objects of the manifest")
     parser.add_argument("--setups", default=",".join(SETUPS), help="names, with commas between; default: all")
@@ -144,7 +149,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def make_jobs(options: argparse.Namespace) -> Iterator[Job]:
-    """Every setup's concepts, setup by setup. Raises ValueError for an unknown setup or a bad manifest row."""
+    """Yield every setup's concepts, setup by setup. Raises ValueError for an unknown setup or a bad manifest row."""
     concepts = list(islice(objects(options.manifest), options.concepts))
     setups = {name: find(name) for name in options.setups.split(",")}
     base = load_config("", ["device=cpu", *options.set, f"evaluation.images_per_prompt={options.samples}"])
@@ -158,7 +163,7 @@ def make_jobs(options: argparse.Namespace) -> Iterator[Job]:
 
 
 def objects(manifest: str) -> Iterator[Concept]:
-    """The manifest's objects; a bad row ends the benchmark."""
+    """Yield the manifest's objects; a bad row ends the benchmark."""
     for row in read_manifest(absolute(manifest)):
         if isinstance(row, BadRow):
             raise ValueError(f"{row.file}, row {row.row}: {row.reason}")
@@ -167,7 +172,7 @@ def objects(manifest: str) -> Iterator[Concept]:
 
 
 def stored(store: RunStore, job: Job) -> dict[str, Any] | None:
-    """The row, if it was measured with the same settings."""
+    """Return the stored row if it was measured with the same settings."""
     try:
         row: dict[str, Any] = json.loads(store.get(f"{job.path}.json"))
     except FileNotFoundError:
@@ -176,19 +181,19 @@ def stored(store: RunStore, job: Job) -> dict[str, Any] | None:
 
 
 def measured(jobs: list[Job], output: str, processes: int) -> Iterator[tuple[Job, dict[str, Any] | str]]:
-    """Each job with its row, or with what went wrong, as they end."""
+    """Yield each job with its row or its error, in the order in which they end."""
     if not jobs:
         return
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=spawn) as pool:
         waiting = {pool.submit(measure, job, output): job for job in jobs}
         for future in as_completed(waiting):
-            error = future.exception()  # whatever it is: a night's comparison goes on without that row
+            error = future.exception()  # any error: a long comparison goes on without that row
             yield waiting[future], describe_error(error) if error else future.result()
 
 
 def measure(job: Job, output: str) -> dict[str, Any]:
-    """Learn, draw and score one concept in one setup, and store its row. Raises ValueError for what cannot be done."""
+    """Learn, draw and score one concept in one setup, and store its row. Raises ValueError if it cannot be learned."""
     backbone, extractor = models(replace(job.config, inversion=InversionConfig()))
     began = time.perf_counter()
     outcome = learned(job, backbone, extractor) if job.setup.drawn == "learned" else None
@@ -217,7 +222,7 @@ def measure(job: Job, output: str) -> dict[str, Any]:
 
 @cache
 def models(config: RunConfig) -> tuple[Backbone, ClipExtractor]:
-    """Loaded once a process; `config` is the same for all jobs, without their ways of learning."""
+    """Load the models once a process; `config` is that of all jobs, without their settings of learning."""
     torch.set_num_threads(1)
     return load_model(config), ClipExtractor(locate(config.extractor), config.device)
 
@@ -237,9 +242,12 @@ def scores(
     reconstruction: Sequence[str],
     extractor: ClipExtractor,
 ) -> dict[str, Any]:
-    """`clip_i` of the prompts that say nothing but the concept, `clip_t` of the others, each with `_se` over pictures
-    and with those of every picture (`_pictures`); `clip_i_all` of all prompts. `photos` are all of the concept's, also
-    those a setup did not learn from; with nothing `shown`, they are scored themselves."""
+    """Return `clip_i` of the prompts that name nothing but the concept and `clip_t` of the others, each with its
+    standard error over pictures (`_se`) and the value of every picture (`_pictures`); `clip_i_all` of all prompts.
+
+    `photos` are all of the concept's, also those a setup did not learn from; with nothing `shown`, the photos
+    themselves are scored.
+    """
     real = extractor.images(photos)
     telling, identity, everything = [], [], []
     for prompt in prompts:
@@ -265,7 +273,7 @@ def prompts_of(job: Job, protocol: Protocol) -> list[Prompt]:
 def pictures(
     job: Job, protocol: Protocol, embedding: LearnedEmbedding | None, backbone: Backbone
 ) -> dict[str, list[Image.Image]]:
-    """Prompt -> its pictures, all drawn together so that batches are full; none where the photos are what is scored."""
+    """Return prompt -> its pictures, drawn together so that batches are full; none where the photos are scored."""
     if job.setup.drawn == "photos":
         return {}
     word, count, prompts = word_of(job), protocol.images_per_prompt, prompts_of(job, protocol)
@@ -275,13 +283,15 @@ def pictures(
         seeds = evaluation_seeds(prompt, count, job.config.seed)
         requests += [ImageRequest(text, seed, (embedding,) if embedding else ()) for seed in seeds]
     num_batches = math.ceil(len(requests) / protocol.sampling.batch_size)
-    sampling = replace(protocol.sampling, batch_size=math.ceil(len(requests) / num_batches))  # else the last is padded
+    sampling = replace(
+        protocol.sampling, batch_size=math.ceil(len(requests) / num_batches)
+    )  # else the last batch is padded
     drawn = generate(backbone, requests, sampling)
     return {prompt.text: drawn[i * count : (i + 1) * count] for i, prompt in enumerate(prompts)}
 
 
 def word_of(job: Job) -> str:
-    """What stands in the prompts: with a class cue as the concept was learned, "S* cat"."""
+    """Return the word in the prompts; with a class cue it is, as in learning, "S* cat"."""
     concept = job.setup.concept(job.concept)
     if job.setup.drawn == "initializer":
         return concept.initializer
@@ -295,7 +305,7 @@ def word_of(job: Job) -> str:
 
 
 def mean_norm(embedding: LearnedEmbedding) -> float:
-    """Mean L2 norm of the rows."""
+    """Return the mean L2 norm of the rows."""
     rows = torch.cat([rows.norm(dim=1) for rows in embedding.vectors.values()])
     return float(rows.mean())
 

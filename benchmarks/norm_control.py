@@ -1,4 +1,4 @@
-"""Which norm control to default to: every form learns the same concepts, and the judge scores what they draw.
+"""Compare forms of norm control: each learns the same concepts, and CLIP scores the pictures drawn.
 
     python -m benchmarks.norm_control --concepts 8 --learning-rates 0.005 0.02 --settings none clamp sphere clamp:2
 
@@ -40,7 +40,7 @@ Pair = tuple[Concept, list[Image.Image]]
 
 
 def main() -> None:
-    """Learn with every setting in turn and print the table."""
+    """Learn with every setting in turn, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", default="manifests/demo.parquet")
     parser.add_argument("--concepts", type=int, default=8)
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def objects(manifest: str) -> Iterator[Pair]:
-    """The manifest's objects with their opened photos; a bad row ends the benchmark."""
+    """Yield the manifest's objects with their decoded photos; a bad row ends the benchmark."""
     for row in read_manifest(absolute(manifest)):
         if isinstance(row, BadRow):
             raise ValueError(f"{row.file}, row {row.row}: {row.reason}")
@@ -80,7 +80,7 @@ def objects(manifest: str) -> Iterator[Pair]:
 def measure(
     backbone: Backbone, extractor: ClipExtractor, pairs: list[Pair], inversion: InversionConfig, config: RunConfig
 ) -> list[float]:
-    """`COLUMNS`, then mean row norm and seconds per concept of learning, for one setting."""
+    """Return `COLUMNS`, then the mean row norm and the seconds of learning a concept, for one setting."""
     began = time.perf_counter()
     learned = learn(backbone, pairs, inversion, seed=config.seed)
     seconds = (time.perf_counter() - began) / len(pairs)
@@ -92,7 +92,7 @@ def measure(
 
 
 def mean_norm(embedding: LearnedEmbedding) -> float:
-    """Mean L2 norm of the rows."""
+    """Return the mean L2 norm of the rows."""
     return fmean(rows.norm(dim=1).mean().item() for rows in embedding.vectors.values())
 
 

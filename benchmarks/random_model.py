@@ -1,4 +1,4 @@
-"""Random weights in the shapes of real models: nothing to download, and as much to compute."""
+"""Build models with random weights in the shapes of real models: as much to compute, nothing to download."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Shape:
     text: dict[str, Any]
 
 
+# fmt: skip below: a table reads better with one network in two lines than with one value on each line
 SHAPES = {
     "sd15": Shape(
         unet={"sample_size": 64, "cross_attention_dim": 768},  # all else are the defaults of the class
@@ -50,8 +51,8 @@ SHAPES = {
 
 
 class Parts:
-    """A random model of a shape, shared by all that is measured: the layout that a backbone gives its convolutions, the
-    common algorithm has, too."""
+    """Networks of a random model of one shape, shared by all measured algorithms, so that the common algorithm has the
+    memory layout of convolutions that a backbone sets."""
 
     def __init__(self, shape: Shape, device: str, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
@@ -66,32 +67,44 @@ class Parts:
         self._length = shape.text["max_position_embeddings"]
 
     def tokenizer(self) -> Any:
-        """The demo's, whose vocabulary is the smaller one, with this shape's length."""
+        """Load the demo's tokenizer, whose vocabulary is smaller than any shape's, with this shape's length."""
         return CLIPTokenizerFast.from_pretrained(f"{locate('demo/model')}/tokenizer", model_max_length=self._length)
 
     def backbone(self, mode: str = "eager", compiler: str = "inductor") -> StableDiffusion:
-        """With a text encoder of its own, as its vocabulary is replaced."""
+        """Make a backbone with a copy of the text encoder, because a backbone replaces its token table."""
         backbone = StableDiffusion(
-            tokenizer=self.tokenizer(), text_encoder=copy.deepcopy(self._text_encoder), unet=self.unet, vae=self.vae,
-            scheduler_config=self.scheduler.config, digest="random",
-        )  # fmt: skip
+            tokenizer=self.tokenizer(),
+            text_encoder=copy.deepcopy(self._text_encoder),
+            unet=self.unet,
+            vae=self.vae,
+            scheduler_config=self.scheduler.config,
+            digest="random",
+        )
         if mode != "eager":
             backbone.compile(backend=compiler, graphs=mode == "graphs")
         return backbone
 
     def common(self, batch_size: int) -> CommonAlgorithm:
         return CommonAlgorithm(
-            tokenizer=self.tokenizer(), text_encoder=copy.deepcopy(self._text_encoder), unet=self.unet, vae=self.vae,
-            scheduler=self.scheduler, learning_rate=5e-3, batch_size=batch_size,
-        )  # fmt: skip
+            tokenizer=self.tokenizer(),
+            text_encoder=copy.deepcopy(self._text_encoder),
+            unet=self.unet,
+            vae=self.vae,
+            scheduler=self.scheduler,
+            learning_rate=5e-3,
+            batch_size=batch_size,
+        )
 
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.unet.parameters())
 
 
 def count_flops(shape: str, device: str = "meta") -> float:
-    """Of one sample-step, from the prompt to the row's gradient; on `meta` nothing is computed. Attention is spelt out
-    while counting: fused kernels are counted only where torch knows them, and repeat work in the backward pass."""
+    """Count the FLOPs of one sample-step, from the prompt to the row's gradient; on `meta` nothing is computed.
+
+    Attention is spelled out in matrix products while counting: torch counts only some fused kernels, and these repeat
+    work in the backward pass.
+    """
     backbone = Parts(SHAPES[shape], device, torch.float32).backbone()
     row = torch.zeros(1, next(iter(backbone.token_tables.values())).dim, device=backbone.device, requires_grad=True)
     prompt = to_tensors([encode_prompt("<c>", {"<c>": [0]}, backbone.vocabularies)])

@@ -1,14 +1,14 @@
-"""Textual Inversion as it is commonly written, to measure the engine against. Nothing else uses it.
+"""Implement Textual Inversion as it is commonly written, for comparison with the engine only.
 
 Written from a description of what widely used training scripts do, in plain torch:
 
-- the vocabulary is resized by the new word, and the WHOLE token table is what AdamW steps (gradient, two moments and
-  decay for every word); after each step all rows but the new one are copied back from a clone;
+- the vocabulary is resized by the new word, and AdamW steps the WHOLE token table (gradient, two moments and decay for
+  every word); after each step all rows but the new one are copied back from a clone;
 - every step resizes its photos, tokenises its prompts, and runs the autoencoder on its pixels;
-- the loss is fetched at every step, for the progress bar;
-- one concept at a time, a process each.
+- every step copies the loss to the CPU, for the progress bar;
+- a process learns one concept at a time.
 
-Photos are decoded once, not at every step, and the model stays loaded between concepts: both in its favour.
+In favour of this algorithm, photos are decoded once, not at every step, and the model stays loaded between concepts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WORD = "<new-word>"
 
 
 class CommonAlgorithm:
-    """A frozen Stable Diffusion with one new word, and its training."""
+    """Frozen Stable Diffusion with one new word, and its training."""
 
     def __init__(
         self,
@@ -47,11 +47,16 @@ class CommonAlgorithm:
         batch_size: int,
         weight_decay: float = 1e-2,
     ) -> None:
-        """Modules come on their device; the denoiser's precision decides whether the text encoder, which stays in
-        float32, runs under autocast. The tokenizer and the text encoder are changed."""
-        self._tokenizer, self._text_encoder, self._unet, self._vae = tokenizer, text_encoder, unet, vae
-        self._scheduler, self._batch_size = scheduler, batch_size
-        self._learning_rate, self._weight_decay = learning_rate, weight_decay
+        """Take modules that are on their device. The denoiser's precision decides whether the text encoder, which stays
+        in float32, runs under autocast. The tokenizer and the text encoder are changed."""
+        self._tokenizer = tokenizer
+        self._text_encoder = text_encoder
+        self._unet = unet
+        self._vae = vae
+        self._scheduler = scheduler
+        self._batch_size = batch_size
+        self._learning_rate = learning_rate
+        self._weight_decay = weight_decay
         for module in (text_encoder, unet, vae):
             module.requires_grad_(False).eval()
         self._vocabulary = text_encoder.get_input_embeddings().weight.detach().clone()
@@ -63,10 +68,8 @@ class CommonAlgorithm:
 
     @classmethod
     def load(cls, model: str, *, learning_rate: float, batch_size: int, device: str = "cpu") -> CommonAlgorithm:
-        """From a diffusers directory, in float32."""
-        parts: dict[str, Any] = {
-            "text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL
-        }  # fmt: skip
+        """Load a diffusers directory in float32."""
+        parts: dict[str, Any] = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
         modules = {name: kind.from_pretrained(model, subfolder=name).to(device) for name, kind in parts.items()}
         return cls(
             tokenizer=CLIPTokenizer.from_pretrained(model, subfolder="tokenizer"),
@@ -77,7 +80,7 @@ class CommonAlgorithm:
         )
 
     def begin(self, concept: Concept, photos: Sequence[Image.Image], seed: int = 0) -> None:
-        """Forget the concept before and set up for this one. Raises ValueError unless it has one vector and an
+        """Restore the token table and set up for a concept. Raises ValueError unless it has one vector and an
         initializer that is one token."""
         ids = self._tokenizer(concept.initializer, add_special_tokens=False).input_ids
         if concept.num_vectors != 1 or len(ids) != 1:
@@ -90,19 +93,22 @@ class CommonAlgorithm:
             self._table[self._word_id] = self._vocabulary[ids[0]]
         self._frozen = self._table.detach().clone()
         self._optimizer = torch.optim.AdamW([self._table], lr=self._learning_rate, weight_decay=self._weight_decay)
-        self._photos, self._templates = photos, training_templates(concept, class_cue=False)
-        self._random, self._generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        self._photos = photos
+        self._templates = training_templates(concept, class_cue=False)
+        self._random = random.Random(seed)
+        self._generator = torch.Generator().manual_seed(seed)
 
-    def learn(self, steps: int, look: Callable[[int, Tensor], None] | None = None, every: int = 0) -> Tensor:
-        """So many steps -> the new row [1, dim], on the CPU; `look(step, row)` is called every so many."""
+    def learn(self, steps: int, on_row: Callable[[int, Tensor], None] | None = None, every: int = 0) -> Tensor:
+        """Take `steps` steps and return the new row [1, dim] on the CPU; call `on_row(step, row)` every `every`
+        steps."""
         for step in range(1, steps + 1):
             self._step()
-            if look and every and step % every == 0:
-                look(step, self.row())
+            if on_row is not None and every and step % every == 0:
+                on_row(step, self.row())
         return self.row()
 
     def row(self) -> Tensor:
-        """[1, dim], a copy on the CPU."""
+        """Return a copy of the new row on the CPU, [1, dim]."""
         return self._table[self._word_id].detach().clone().cpu()[None]
 
     def _step(self) -> float:
@@ -129,7 +135,7 @@ class CommonAlgorithm:
         return loss.item()
 
     def _samples(self) -> tuple[Tensor, Tensor]:
-        """Pixels [batch, 3, side, side] in [-1, 1] and prompts [batch, length]."""
+        """Return pixels [batch, 3, side, side] in [-1, 1] and token ids of prompts [batch, length]."""
         side = self._unet.config.sample_size * 2 ** (len(self._vae.config.block_out_channels) - 1)
         pixels, texts = [], []
         for number in torch.randint(len(self._photos), (self._batch_size,), generator=self._generator).tolist():
@@ -139,7 +145,5 @@ class CommonAlgorithm:
             pixels.append(torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 127.5 - 1)
             texts.append(self._random.choice(self._templates).replace("{}", WORD))
         length = min(self._tokenizer.model_max_length, self._text_encoder.config.max_position_embeddings)
-        encoded = self._tokenizer(
-            texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )  # fmt: skip
+        encoded = self._tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         return torch.stack(pixels), encoded.input_ids

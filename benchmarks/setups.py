@@ -1,12 +1,12 @@
-"""The setups that `benchmarks.methods` compares: those of Gal et al. 2022, section 5, and what came after.
+"""Setups that `benchmarks.methods` compares: those of Gal et al. 2022, section 5, and of later methods.
 
 A setup is a recipe of `pipeline/recipes`, further settings, a change of the concept, or several of these. Besides the
 names below, every recipe is a setup under its own.
 
-Scale. The papers' budgets are for large models; here all setups see the same number of samples, `--steps` times the
-default batch of 4, or fewer where a recipe asks for fewer. Rates stay as the recipes have them: the paper's 2e-2 and
-1e-4 ("High-LR" and "Low-LR") keep their ratio to its 5e-3, all times its 2 GPUs x batch 4, and like all its setups go
-without norm control: under a clamp the learning rate could not move an embedding along the curve.
+Scale: the papers' budgets are for large models; here all setups see the same number of samples, `--steps` times the
+default batch of 4, or fewer where a recipe asks for fewer. Learning rates are the recipes': the paper's 2e-2 and 1e-4
+("High-LR" and "Low-LR") keep their ratio to its 5e-3, all times its 2 GPUs x batch 4. Like all the paper's setups these
+have no norm control: under a clamp the learning rate could not move an embedding along the curve.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ CAPTIONS = {
     "ladybug": "red beetle with black spots",
     "blue-book": "blue book",
 }
-"""Of the demo's concepts, as a person might describe them: the paper's "human captions", short form."""
+"""Descriptions of the demo's concepts as a person might give them: the paper's "human captions", short form."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setup:
-    """One way to get pictures of a concept."""
+    """Way to get pictures of a concept."""
 
     what: str
-    """In words, for the table."""
+    """Description in the table."""
     settings: tuple[str, ...] = ()
-    """`a.b=c` overrides."""
+    """Settings that the setup changes, as `a.b=c`."""
     recipe: str = ""
-    """Name of a recipe that comes before the settings; its `[inversion]` section is taken."""
+    """Name of a recipe whose `[inversion]` section is applied before the settings."""
     num_vectors: int = 0
-    """0 is the manifest's."""
+    """Number of vectors; 0 keeps the manifest's."""
     num_photos: int = 0
-    """The first so many; 0 is all."""
+    """Number of photos to learn from, the first ones; 0 is all."""
     initializer: str | None = None
-    """In the manifest's place; empty starts from the vocabulary's mean."""
+    """Initializer in place of the manifest's; empty starts from the vocabulary's mean."""
     drawn: str = "learned"
-    """What stands in the prompt: the `learned` word, or, with nothing to learn, the `initializer`, a person's `caption`
-    or nothing (`prompt`). `photos` draws nothing and scores those."""
+    """Word in the prompt: the `learned` one, or, with nothing to learn, the `initializer`, a person's `caption` or none
+    (`prompt`). `photos` draws nothing and scores the photos."""
     full_budget: str = ""
-    """The setup that is the same but for its end: it takes all steps and keeps the last rows."""
+    """Name of the setup that differs only in its end: it takes all steps and keeps the last rows."""
 
     def concept(self, concept: Concept) -> Concept:
-        """The concept as this setup learns it."""
+        """Return the concept as this setup learns it."""
         count = self.num_photos or len(concept.images)
         return replace(
             concept,
@@ -69,8 +69,8 @@ class Setup:
         )
 
     def inversion(self, steps: int, overrides: Iterable[str]) -> InversionConfig:
-        """How it learns: its recipe, then `overrides`, then what it sets itself, with the number of samples that
-        `steps` of the default batch have."""
+        """Return the settings of learning: the recipe's, then `overrides`, then the setup's own, with as many samples
+        as `steps` of the default batch have."""
         toml = (RECIPES / f"{self.recipe}.toml").read_text() if self.recipe else ""
         config = load_config(toml, [*overrides, *self.settings]).inversion
         affordable = max(1, round(steps * InversionConfig().batch_size / config.batch_size))
@@ -82,6 +82,7 @@ def _settings(*pairs: str) -> tuple[str, ...]:
     return tuple(f"inversion.{pair}" for pair in pairs)
 
 
+# fmt: skip below: a table reads better with one setup a line
 SETUPS: dict[str, Setup] = {
     "image-only": Setup(what="the photos among themselves", drawn="photos"),
     "prompt-only": Setup(what="the prompt without the word", drawn="prompt"),
@@ -111,7 +112,7 @@ SETUPS: dict[str, Setup] = {
     "no-norm-control": Setup(what="norm left alone", settings=_settings("norm_control=none")),
     "sphere": Setup(what="norm fixed at the vocabulary's", settings=_settings("norm_control=sphere")),
     "dti": Setup(what="direction alone is learned", recipe="dti"),
-    # what is minimised, timesteps, end
+    # loss terms, timesteps, end of learning
     "clip-term": Setup(what="and 0.1 x the judge's own 1 - cosine", settings=_settings("penalties.clip=0.1")),
     "range-500-900": Setup(what="timesteps from 500 to 900", recipe="range-500-900"),
     "snr-timesteps": Setup(what="noisy timesteps more often", settings=_settings("timesteps.sampler=snr")),
@@ -124,7 +125,7 @@ SETUPS: dict[str, Setup] = {
 
 
 def find(name: str) -> Setup:
-    """A setup of this page, or a recipe's. Raises ValueError naming what there is."""
+    """Return a setup of this module or of a recipe. Raises ValueError naming the known ones."""
     if name in SETUPS:
         return SETUPS[name]
     recipes = sorted(path.stem for path in RECIPES.glob("*.toml"))

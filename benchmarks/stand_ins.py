@@ -1,6 +1,6 @@
-"""An actor for the real driver that learns nothing: what is left of a concept is what the pipeline adds to learning.
+"""Stand-in actors for the real driver, which learn nothing, so that only the pipeline's own cost is left.
 
-A module of its own, without torch, so that Ray's workers import no more than they need.
+The module imports no torch, so that Ray's workers import no more than they need.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pipeline.store.storage import RunStore
 from pipeline.times import now
 
 FILES = {"learned_embeds.safetensors": 4_000, "grid.png": 100_000, "curve.parquet": 10_000}
-"""What a concept leaves, in bytes, of about the size that Stable Diffusion 1.5 makes them."""
+"""Sizes of a concept's files in bytes, about those with Stable Diffusion 1.5."""
 
 POOL_THREADS = 4
-"""As `pipeline.actor.learner`."""
+"""Threads that store files, as in `pipeline.actor.learner`."""
 
 
 class NoLearning:
-    """Answers at once, or, with an output, as soon as a concept's files and its record are stored."""
+    """Actor that answers at once, or, with an output, as soon as a concept's files and its record are stored."""
 
     def __init__(self, capacity: int, output: str = "") -> None:
         self._capacity = capacity
@@ -37,23 +37,28 @@ class NoLearning:
 
     async def learn(self, task: ConceptTask, attempt: int) -> ConceptRecord:
         record = ConceptRecord(
-            concept_id=task.concept.concept_id, fingerprint=task.fingerprint, status="done", attempts=attempt,
-            placeholder_token=task.concept.placeholder_token, images=task.concept.images, carried=task.carried,
+            concept_id=task.concept.concept_id,
+            fingerprint=task.fingerprint,
+            status="done",
+            attempts=attempt,
+            placeholder_token=task.concept.placeholder_token,
+            images=task.concept.images,
+            carried=task.carried,
             finished_at=now(),
-        )  # fmt: skip
+        )
         if self._store is not None:
             await asyncio.get_running_loop().run_in_executor(self._pool, self._publish, self._store, record)
         return record
 
     async def drain(self, seconds: float) -> None:
-        """There is nothing to save."""
+        """Do nothing: there are no checkpoints to save."""
 
     async def notice(self) -> None:
-        """Its node stays."""
+        """Wait for ever: the node is never taken back."""
         await asyncio.Event().wait()
 
     def _publish(self, store: RunStore, record: ConceptRecord) -> None:
-        """Written and read back, the record last, as actors do."""
+        """Write the files and read them back, then put the record, as actors do."""
         for name, size in FILES.items():
             store.put(record.folder.file(name), bytes(size))
             if len(store.get(record.folder.file(name))) != size:
@@ -61,8 +66,8 @@ class NoLearning:
         put_record(store, record)
 
 
-class Pretending(NoLearning):
-    """As that, with files that a report can show, and scores made of the concept's fingerprint."""
+class StandInWithFiles(NoLearning):
+    """Stand-in that stores files a report can show, with scores made from the concept's fingerprint."""
 
     def __init__(self, capacity: int, output: str, files: Mapping[str, bytes]) -> None:
         super().__init__(capacity, output)
@@ -70,19 +75,31 @@ class Pretending(NoLearning):
 
     async def learn(self, task: ConceptTask, attempt: int) -> ConceptRecord:
         assert self._store is not None
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._pretend, self._store, task, attempt)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, self._store_files, self._store, task, attempt
+        )
 
-    def _pretend(self, store: RunStore, task: ConceptTask, attempt: int) -> ConceptRecord:
-        likeness, fit = (byte / 255 for byte in hashlib.sha256(task.fingerprint.encode()).digest()[:2])
-        scores = {"clip_i": 0.4 + 0.5 * likeness, "clip_t": 0.2 + 0.1 * fit, "clip_i_initializer": 0.402}
+    def _store_files(self, store: RunStore, task: ConceptTask, attempt: int) -> ConceptRecord:
+        clip_i, clip_t = (byte / 255 for byte in hashlib.sha256(task.fingerprint.encode()).digest()[:2])
+        scores = {"clip_i": 0.4 + 0.5 * clip_i, "clip_t": 0.2 + 0.1 * clip_t, "clip_i_initializer": 0.402}
         gate = verdict(scores, GateConfig())
         concept = task.concept
         record = ConceptRecord(
-            concept_id=concept.concept_id, fingerprint=task.fingerprint, status="done", attempts=attempt,
-            placeholder_token=concept.placeholder_token, initializer=concept.initializer, images=concept.images,
-            carried=task.carried, inputs=task.inputs, steps=1, seconds=0.01, scores=scores, gate=gate,
+            concept_id=concept.concept_id,
+            fingerprint=task.fingerprint,
+            status="done",
+            attempts=attempt,
+            placeholder_token=concept.placeholder_token,
+            initializer=concept.initializer,
+            images=concept.images,
+            carried=task.carried,
+            inputs=task.inputs,
+            steps=1,
+            seconds=0.01,
+            scores=scores,
+            gate=gate,
             finished_at=now(),
-        )  # fmt: skip
+        )
         for name, data in self._files.items():
             store.put(record.folder.file(name), data)
         put_record(store, record)

@@ -1,11 +1,11 @@
-"""Which start is nearest to where learning ends: every method of `init.method` on the demo's concepts.
+"""Measure which start is nearest to the end of learning: every method of `init.method` on the demo's concepts.
 
     python -m benchmarks.starts --concepts 8 --steps 40
 
-Prints a markdown table. The loss is the denoising loss on a frozen batch of each concept (its own views, noise, prompts
-and timesteps spread over the schedule, the same for all methods), averaged over concepts; "steps to ..." is when it
-reaches what the first method has reached after a quarter, and after half of the steps. CLIP-I is of pictures drawn from
-the same noise.
+Prints a markdown table. The loss is the denoising loss on a fixed batch of each concept (augmented photos, noise,
+prompts and timesteps spread over the schedule, the same for all methods), averaged over concepts. "steps to ..." is the
+number of steps until the loss that the first method reaches after a quarter, and after half of its steps. CLIP-I is of
+pictures drawn from the same noise.
 """
 
 from __future__ import annotations
@@ -58,29 +58,29 @@ METHODS = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One concept with all that does not depend on the method."""
+    """Concept with everything that does not depend on the method."""
 
     concept: Concept
     photos: list[Image.Image]
     views: Views
     frozen: Callable[[dict[str, Tensor]], float]
-    """Its rows -> their loss on the frozen batch."""
+    """Function from the concept's rows to their loss on the fixed batch."""
 
 
 @dataclass(slots=True)
 class Figures:
-    """Of one method, averaged over concepts."""
+    """Measurements of one method, averaged over concepts."""
 
     losses: dict[int, float]
-    """After so many steps."""
+    """Loss by number of steps."""
     clip_i: dict[int, float]
     seconds: float
-    """To choose all starts, what is done once an actor included."""
+    """Seconds to choose all starts, including work done once an actor."""
     reasons: list[str]
 
 
 def main() -> None:
-    """Learn with every method in turn and print the table."""
+    """Learn with every method in turn, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", default="manifests/demo.parquet")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
@@ -118,12 +118,15 @@ def main() -> None:
         cells += [f"{figures.clip_i[step]:.3f}" for step in (0, looks[-1])] + [f"{figures.seconds:.1f}"]
         say("| " + " | ".join(cells) + " |\n")
         sys.stdout.flush()
-        sys.stderr.write("".join(f"{case.concept.concept_id}: {reason}\n" for case, reason in
-                                 zip(chosen, figures.reasons, strict=True)))  # fmt: skip
+        sys.stderr.write(
+            "".join(
+                f"{case.concept.concept_id}: {reason}\n" for case, reason in zip(chosen, figures.reasons, strict=True)
+            )
+        )
 
 
 def read_cases(backbone: Backbone, manifest: str, config: RunConfig) -> Iterator[Case]:
-    """The manifest's objects; a bad row ends the benchmark."""
+    """Yield the manifest's objects; a bad row ends the benchmark."""
     for row in read_manifest(absolute(manifest)):
         if isinstance(row, BadRow):
             raise ValueError(f"{row.file}, row {row.row}: {row.reason}")
@@ -138,7 +141,7 @@ def drop_word(case: Case) -> Case:
 
 
 def frozen_loss(backbone: Backbone, concept: Concept, views: Views) -> Callable[[dict[str, Tensor]], float]:
-    """The mean denoising loss on samples that stay the same, as a function of the rows."""
+    """Return the mean denoising loss on fixed samples, as a function of the rows."""
     generator, size = generator_for(0, concept.concept_id, "benchmark"), FROZEN_SAMPLES
     view = torch.randint(len(views), (size,), generator=generator)
     eps, noise = torch.randn(2, size, *backbone.latent_shape, generator=generator)
@@ -167,7 +170,7 @@ def measure(
     every: int,
     seed: int,
 ) -> Figures:
-    """Choose, learn and look at every concept."""
+    """Choose a start for every concept, learn it and measure the losses."""
     began = time.perf_counter()
     choose = StartChooser(backbone, inversion.init, extractor, seed=seed)
     starts = [choose(case.concept, case.photos) for case in cases]
@@ -186,7 +189,7 @@ def measure(
 def learn(
     backbone: Backbone, case: Case, start: Start, inversion: InversionConfig, every: int, seed: int
 ) -> dict[int, dict[str, Tensor]]:
-    """The concept's rows before the first step and after every so many."""
+    """Return step -> the concept's rows, before the first step and after every `every` steps."""
     looks: dict[int, dict[str, Tensor]] = {}
 
     def look(_concept: Concept, state: SlotState) -> None:
@@ -205,7 +208,7 @@ def learn(
 
 
 def likeness(backbone: Backbone, extractor: ClipExtractor, case: Case, rows: dict[str, Tensor]) -> float:
-    """CLIP-I of some pictures of the concept with these rows."""
+    """Return CLIP-I of some pictures of the concept drawn with these rows."""
     embedding = LearnedEmbedding(placeholder_token=case.concept.placeholder_token, vectors=rows)
     prompt = f"a photo of a {case.concept.placeholder_token}"
     seeds = [seed_for(0, case.concept.concept_id, "benchmark", i) for i in range(PICTURES)]
@@ -215,7 +218,7 @@ def likeness(backbone: Backbone, extractor: ClipExtractor, case: Case, rows: dic
 
 
 def reached(losses: dict[int, float], goal: float) -> str:
-    """After how many steps the loss is first at the goal, read off straight lines between looks."""
+    """Return the number of steps after which the loss first reaches the goal, interpolated between measurements."""
     before, above = 0, losses[0]
     for step, loss in losses.items():
         if loss <= goal:

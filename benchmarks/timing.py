@@ -1,7 +1,7 @@
-"""What the speed benchmarks share: alternating repetitions, several processes side by side, and results as markdown.
+"""Helpers of the speed benchmarks: alternating repetitions, several processes at once, and results as markdown.
 
-Work that is compared alternates within one run, forwards and then backwards, so that whatever slows the machine for a
-while slows all of it; figures are medians, with the lowest and highest beside them.
+Compared works alternate within one run, forwards and then backwards, so that a slow phase of the machine slows all of
+them; figures are medians, with the lowest and highest beside them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ PACKAGES = ("torch", "diffusers", "transformers", "ray")
 
 
 class Rendezvous(Protocol):
-    """What all processes pass together: a `multiprocessing.Barrier`, or `Alone`."""
+    """Barrier that all processes pass together: a `multiprocessing.Barrier`, or `Alone`."""
 
     def wait(self) -> int: ...
 
 
 class Alone:
-    """For a single process, which waits for nobody."""
+    """Barrier of a single process, which waits for no other."""
 
     def wait(self) -> int:
         return 0
@@ -40,7 +40,7 @@ class Alone:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of one figure over repetitions."""
+    """Median, lowest and highest value of a figure over repetitions."""
 
     median: float
     low: float
@@ -57,8 +57,8 @@ class Spread:
 def alternate(
     works: Mapping[str, Callable[[], T]], repetitions: int, together: Rendezvous | None = None, warm_up: bool = True
 ) -> dict[str, list[T]]:
-    """What each work returned, one value a repetition; all begin `together`. With `warm_up`, everything is first done
-    once more than is counted."""
+    """Return the results of each work, one a repetition; all processes begin each work `together`. With `warm_up`, each
+    work is first done once without being counted."""
     if repetitions < 1:
         raise ValueError(f"repetitions = {repetitions}: must be 1 or more")
     together = together or Alone()
@@ -74,7 +74,8 @@ def alternate(
 
 
 def side_by_side(processes: int, work: Callable[..., T], *arguments: Any) -> list[T]:
-    """`work(together, *arguments)` in so many processes at the same time -> what each returned; one is this process."""
+    """Call `work(together, *arguments)` in `processes` processes at the same time and return their results; one is this
+    process."""
     if processes == 1:
         return [work(Alone(), *arguments)]
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
@@ -82,7 +83,7 @@ def side_by_side(processes: int, work: Callable[..., T], *arguments: Any) -> lis
     with ProcessPoolExecutor(processes, spawn, initializer=_meet_at, initargs=(meeting,)) as pool:
         futures = [pool.submit(_at_meeting, work, *arguments) for _ in range(processes)]
         errors = [error for future in futures if (error := future.exception())]
-        # the others' error only says that one is missing
+        # the errors of the other processes only say that one is missing
         for error in sorted(errors, key=lambda error: isinstance(error, BrokenBarrierError)):
             raise error
         return [future.result() for future in futures]
@@ -100,12 +101,12 @@ def _at_meeting(work: Callable[..., T], *arguments: Any) -> T:
     try:
         return work(_meeting, *arguments)
     except BaseException:
-        _meeting.abort()  # else the others would wait for ever
+        _meeting.abort()  # otherwise the other processes would wait for ever
         raise
 
 
 def heading(title: str, module: str, arguments: Sequence[str], **facts: object) -> str:
-    """The head of a result: what was run, when, on what and with what; `facts` are of this benchmark."""
+    """Return the head of a result: command, date, processor and versions, then the benchmark's own `facts`."""
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     cores = len(os.sched_getaffinity(0))
     lines = {
@@ -120,12 +121,12 @@ def heading(title: str, module: str, arguments: Sequence[str], **facts: object) 
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """As markdown; numbers with three digits, None as a dash."""
+    """Return a markdown table; numbers have three digits, None is a dash."""
     return table_line(titles) + "|---" * len(titles) + "|\n" + "".join(table_line(row) for row in rows)
 
 
 def table_line(row: Sequence[object]) -> str:
-    """One row of it, for a table that is printed row by row."""
+    """Return one line of a table, for a table that is printed row by row."""
     return f"| {' | '.join(cell(value) for value in row)} |\n"
 
 
@@ -136,14 +137,14 @@ def cell(value: object) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, without an exponent."""
+    """Format a number with three digits, without an exponent."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.{2 if abs(value) < 10 else 1}f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def cpu_name() -> str:
-    """The processor's own name where the system tells it."""
+    """Return the processor's name where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -153,7 +154,7 @@ def cpu_name() -> str:
 
 
 def peak_mb() -> float:
-    """Highest resident memory of this process so far, in MB. Not `ru_maxrss`, which a child has from its parent."""
+    """Return the highest resident memory of this process so far, in MB; `ru_maxrss` would include its parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
 

@@ -7,6 +7,7 @@ carry no meaning here, on purpose; sizes are said with "tiny" and "huge".
 
 from __future__ import annotations
 
+# fmt: skip below: a list of short texts reads better in a block than on a line each
 NEUTRAL_TEMPLATES = (
     "a photo of a {}", "a rendering of a {}", "a cropped photo of the {}", "the photo of a {}", "a photo of a clean {}",
     "a photo of a dirty {}", "a dark photo of the {}", "a photo of my {}", "a photo of the cool {}",
@@ -42,6 +43,7 @@ STYLE_SUFFIX_TEMPLATES = (
     "a painting of a {} in the style of {style}",
 )
 
+# fmt: skip below: a list of words reads better in a block than on a line each
 _STYLE_ONLY_ADJECTIVES = (
     "cropped", "clean", "dirty", "dark", "cool", "close-up", "bright", "good", "nice", "small", "weird", "large",
 )  # fmt: skip

@@ -135,9 +135,13 @@ class DenoiserTraining:
     """The modules of one training and the loss of one step."""
 
     def __init__(
-        self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, pool: LatentPool, empty_ids: Tensor,
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        pool: LatentPool,
+        empty_ids: Tensor,
         randomness: Randomness,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.unet = unet
         self.text_encoder = text_encoder
         self.pool = pool
@@ -179,9 +183,15 @@ def save_pipeline(
 ) -> None:
     """Write an fp16 `StableDiffusionPipeline` directory beside `folder`, then swap it in."""
     pipeline = StableDiffusionPipeline(
-        unet=unet, text_encoder=text_encoder, vae=vae, tokenizer=tokenizer, scheduler=new_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).to(torch.float16)  # fmt: skip
+        unet=unet,
+        text_encoder=text_encoder,
+        vae=vae,
+        tokenizer=tokenizer,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(torch.float16)
     temporary, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
@@ -240,10 +250,19 @@ def train_denoiser(
     stateful |= {f"average_{key}": part for key, part in averages.items()}
     optimise(
         Training(
-            name="denoiser", loss=training.loss, optimizer=Muon(groups), budget=budget, checkpoint=checkpoint,
-            stateful=stateful, after_step=average, on_save=save, warmup_steps=100, log_every_steps=25, save_every_s=480,
+            name="denoiser",
+            loss=training.loss,
+            optimizer=Muon(groups),
+            budget=budget,
+            checkpoint=checkpoint,
+            stateful=stateful,
+            after_step=average,
+            on_save=save,
+            warmup_steps=100,
+            log_every_steps=25,
+            save_every_s=480,
         )
-    )  # fmt: skip
+    )
 
 
 def to_latent_pool(means: Tensor, captions: list[str], tokenizer: CLIPTokenizer, scaling_factor: float) -> LatentPool:

@@ -142,9 +142,13 @@ def drawn_pictures(
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch):
         pictures += pipeline(
-            list(prompts[start : start + batch]), height=PICTURE_PX, width=PICTURE_PX, num_inference_steps=steps,
-            guidance_scale=guidance, generator=torch.Generator().manual_seed(_SEED + start),
-        ).images  # fmt: skip
+            list(prompts[start : start + batch]),
+            height=PICTURE_PX,
+            width=PICTURE_PX,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(_SEED + start),
+        ).images
     return pictures
 
 

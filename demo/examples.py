@@ -25,6 +25,7 @@ EDITED = HERE / "images/koala/2.png"
 _QUALITY = 75
 """Of the committed sheets (WebP): a quarter of a PNG's bytes, and true colours, which a palette lost."""
 
+# fmt: skip below: a command with its arguments reads better on one line
 COMMANDS: dict[str, tuple[str, ...]] = {
     "variations": ("variations", "tiger", "-n6"),
     "draw": (

@@ -57,9 +57,13 @@ def main() -> None:
     pictures = []
     for seed in range(options.seeds):
         pictures += pipeline(
-            options.prompts, height=64, width=64, num_inference_steps=options.steps, guidance_scale=options.guidance,
+            options.prompts,
+            height=64,
+            width=64,
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance,
             generator=torch.Generator().manual_seed(seed),
-        ).images  # fmt: skip
+        ).images
     contact_sheet(pictures, columns=len(options.prompts)).save(options.out)
 
 

@@ -139,10 +139,19 @@ def train_judge(
     stateful = {"model": model, "average": average, "randomness": randomness}
     optimise(
         Training(
-            name="judge", loss=loss, optimizer=optimizer, budget=budget, checkpoint=checkpoint, stateful=stateful,
-            after_step=average.update, on_save=save, save_every_s=240, log_every_steps=20, warmup_steps=60,
+            name="judge",
+            loss=loss,
+            optimizer=optimizer,
+            budget=budget,
+            checkpoint=checkpoint,
+            stateful=stateful,
+            after_step=average.update,
+            on_save=save,
+            save_every_s=240,
+            log_every_steps=20,
+            warmup_steps=60,
         )
-    )  # fmt: skip
+    )
 
 
 def save_judge(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:

@@ -33,6 +33,7 @@ PENCIL_CONCEPT, PENCIL_INITIALIZER = "pencil-strokes", "painting"
 EXAMPLE_CONCEPTS = ("tiger", "taxi", "tomato")
 PHOTO_BACKGROUNDS = ("white", "white", "wood", "white", "blue")
 """One picture each: a plain ground first, then two places, as people photograph a thing they own."""
+# fmt: skip below: a list of words reads better in a block than on a line each
 DEMO_CONCEPTS = (
     "tiger", "koala", "hamster", "tangerine", "tomato", "taxi", "fire-engine", "tulip", "ladybug", "blue-book",
 )  # fmt: skip

@@ -72,17 +72,26 @@ class Recipe:
 
     def _autoencoder(self) -> None:
         train_autoencoder(
-            load_pool(self.work).pictures, self.work / "vae", self.work / "vae.ckpt",
-            budget=self.budget("autoencoder"), device=self.device, seed=self.seed,
-        )  # fmt: skip
+            load_pool(self.work).pictures,
+            self.work / "vae",
+            self.work / "vae.ckpt",
+            budget=self.budget("autoencoder"),
+            device=self.device,
+            seed=self.seed,
+        )
 
     def _judge(self) -> None:
         is_warm = self.init_from is not None
         train_judge(
-            load_pool(self.work), load_tokenizer(self.init_from or self.work / "tokenizer"), self.clip,
+            load_pool(self.work),
+            load_tokenizer(self.init_from or self.work / "tokenizer"),
+            self.clip,
             self.work / ("clip-warm.ckpt" if is_warm else "clip.ckpt"),
-            budget=self.budget("judge"), device=self.device, seed=self.seed + is_warm, init_from=self.init_from,
-        )  # fmt: skip
+            budget=self.budget("judge"),
+            device=self.device,
+            seed=self.seed + is_warm,
+            init_from=self.init_from,
+        )
 
     def _latents(self) -> None:
         path = self.work / "latents.pt"
@@ -105,17 +114,30 @@ class Recipe:
         captions = [scenes.captions[row] for row in rows]
         pool = to_latent_pool(means[rows], captions, tokenizer, vae.config.scaling_factor)
         train_denoiser(
-            pool, tokenizer, vae, self.model, self.work / "denoiser.ckpt",
-            budget=self.budget("denoiser"), device=self.device, seed=self.seed, judge=self.clip,
+            pool,
+            tokenizer,
+            vae,
+            self.model,
+            self.work / "denoiser.ckpt",
+            budget=self.budget("denoiser"),
+            device=self.device,
+            seed=self.seed,
+            judge=self.clip,
             init_from=self.init_from,
-        )  # fmt: skip
+        )
 
     def _decoder(self) -> None:
         folder = self.work / "vae-decoder"
         train_autoencoder(
-            load_pool(self.work).pictures, folder, self.work / "decoder.ckpt", budget=self.budget("decoder"),
-            device=self.device, seed=self.seed + 2, init_from=self.work / "vae-normalised", is_decoder_only=True,
-        )  # fmt: skip
+            load_pool(self.work).pictures,
+            folder,
+            self.work / "decoder.ckpt",
+            budget=self.budget("decoder"),
+            device=self.device,
+            seed=self.seed + 2,
+            init_from=self.work / "vae-normalised",
+            is_decoder_only=True,
+        )
         if (self.model / "vae").exists():
             AutoencoderKL.from_pretrained(folder).half().save_pretrained(self.model / "vae")
 
@@ -144,10 +166,17 @@ def _parse() -> tuple[list[str], int, Recipe]:
     if unknown := set(stages) - set(STAGES):
         parser.error(f"unknown stages {sorted(unknown)}")
     recipe = Recipe(
-        work=options.work, model=options.model, clip=options.clip, device=torch.device(device), scenes=options.scenes,
-        seed=options.seed, steps=options.steps, minutes=options.minutes, init_from=options.init_from,
+        work=options.work,
+        model=options.model,
+        clip=options.clip,
+        device=torch.device(device),
+        scenes=options.scenes,
+        seed=options.seed,
+        steps=options.steps,
+        minutes=options.minutes,
+        init_from=options.init_from,
         objects=options.objects,
-    )  # fmt: skip
+    )
     return stages, options.threads, recipe
 
 

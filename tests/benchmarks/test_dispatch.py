@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import dispatch
-from benchmarks.dispatch import engine_share, known, plan_alone, write_manifest
+from benchmarks.dispatch import engine_share, known, plan_once, write_manifest
 from benchmarks.stand_ins import FILES, NoLearning
 from pipeline.ledger.plan import read_done
 from pipeline.ledger.records import load_records
@@ -20,11 +20,11 @@ from tests.pipeline.runs import task
 def test_planning_a_made_up_manifest(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "m", 20)
     for hashed in (False, True):
-        plan = plan_alone(str(manifest), 20, hashed)
+        plan = plan_once(str(manifest), 20, hashed)
         assert plan.seconds > 0
         assert plan.peak_mb > plan.added_mb
     with pytest.raises(ValueError, match="20 of 21 rows to do"):
-        plan_alone(str(manifest), 21, hashed=False)
+        plan_once(str(manifest), 21, hashed=False)
     assert known(["a", "b"])["a"] != known(["b"])["b"]
 
 

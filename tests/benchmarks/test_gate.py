@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import gate
-from benchmarks.gate import Climb, by_concept, by_rung
+from benchmarks.gate import RetriedConcept, by_concept, by_rule
 from pipeline.ledger.records import Try
 from pipeline.store.parquet import read_table
 
@@ -22,10 +22,12 @@ def one(rung: str, clip_i: float, error: str = "") -> Try:
 
 def test_figures_are_of_other_pictures_than_the_choice() -> None:
     tries = (one("", 0.1), one("seed", 0.9), one("steps*2", 0.0, "not finite"))
-    climb = Climb(0, "cat", tries, 1, True, [{"clip_i": 0.25, "clip_t": 0.5}, {"clip_i": 0.5, "clip_t": 0.25}, {}])
-    (row,) = by_concept([climb])[1]
+    retried = RetriedConcept(
+        0, "cat", tries, 1, True, [{"clip_i": 0.25, "clip_t": 0.5}, {"clip_i": 0.5, "clip_t": 0.25}, {}]
+    )
+    (row,) = by_concept([retried])[1]
     assert row[2:6] == ["0.100, 0.900, failed", "seed", 0.25, 0.5]
-    rows = by_rung([climb, climb])[1]
+    rows = by_rule([retried, retried])[1]
     assert rows == [["what was kept", 2, 0.25, 0.0, 2, -0.25], ["rung `seed`", 2, 0.25, 0.0, 2, -0.25]]
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks import inversion
-from benchmarks.inversion import Curve, held, reaching, when
+from benchmarks.inversion_quality import Curve, describe_step, last_row, steps_to_reach
 from benchmarks.restatement import CommonAlgorithm
 from tests.pipeline.runs import write_manifest
 from textual_inversion.concept import Concept
@@ -72,13 +72,13 @@ def test_when_a_score_is_reached() -> None:
         step: [{"clip_i": score - 0.1}, {"clip_i": score + 0.1}] for step, score in ((0, 0.2), (10, 0.4), (20, 0.3))
     }
     curve = Curve(batch_size=2, once_s=1.0, step_s=0.5, scores=scores)
-    assert reaching(curve, 0.3) == pytest.approx(5)
-    assert when(reaching(curve, 0.3), curve) == "after 10 sample-steps, 3.5 s a concept"
-    assert reaching(curve, 0.1) == 0
-    assert reaching(curve, 0.5) is None
+    assert steps_to_reach(curve, 0.3) == pytest.approx(5)
+    assert describe_step(steps_to_reach(curve, 0.3), curve) == "after 10 sample-steps, 3.5 s a concept"
+    assert steps_to_reach(curve, 0.1) == 0
+    assert steps_to_reach(curve, 0.5) is None
     rows = {0: torch.zeros(1), 10: torch.ones(1)}
-    assert held(rows, 20) is rows[10]
-    assert held(rows, 9) is rows[0]
+    assert last_row(rows, 20) is rows[10]
+    assert last_row(rows, 9) is rows[0]
 
 
 @pytest.fixture
