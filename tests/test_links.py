@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from pipeline import run
 
 ROOT = Path(__file__).resolve().parents[1]
 _FOLDERS = ("docs", "demo", "k8s", "manifests", "benchmarks")
@@ -50,6 +54,16 @@ def paths(text: str) -> set[str]:
     return {path for path in _PATH.findall(text) if not path.startswith("demo/.work")}
 
 
+def commands(text: str) -> list[str]:
+    """Return the command lines `python -m MODULE ...` that a page prints, without `python -m`.
+
+    In a code block a command ends at two spaces, before the explanation; between backticks it may go over two lines.
+    """
+    blocks = re.findall(r"python -m ((?:pipeline|benchmarks)\.\w+(?: \S+)*)", "\n".join(_CODE.findall(text)))
+    between = re.findall(r"`python -m ((?:pipeline|benchmarks)\.\w+[^`]*)`", _CODE.sub("", text))
+    return [*blocks, *(" ".join(command.split()) for command in between)]
+
+
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_resolve(page: Path) -> None:
     assert broken(page) == []
@@ -67,6 +81,16 @@ def test_commands_exist(page: Path) -> None:
     """Every `python -m MODULE` of ours names a module."""
     named = re.findall(r"python -m ((?:pipeline|benchmarks|demo)\.\w+)", page.read_text())
     assert [name for name in dict.fromkeys(named) if importlib.util.find_spec(name) is None] == []
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_are_understood(page: Path) -> None:
+    """Every printed command line whose module has a parser of its own is one that it accepts."""
+    for command in commands(page.read_text()):
+        name, *arguments = shlex.split(command, comments=True)
+        module = run if name == "pipeline.validate" else importlib.import_module(name)
+        if hasattr(module, "parse"):
+            module.parse(["7" if argument == "N" else argument for argument in arguments if argument != "..."])
 
 
 def test_what_the_checks_find(tmp_path: Path) -> None:
