@@ -1,8 +1,7 @@
 """`python -m pipeline.explain OUTPUT CONCEPT`: why a concept is done or not, and what there is of it.
 
-Its row and photos as they are now and the settings of the last run are held against the records it has. Reads the
-manifest, those photos (or only their listing, on S3) and the concept's own records; needs neither the model nor a
-cluster.
+Compares its row and photos as they are now, and the settings of the last run, with its records. Reads the manifest, the
+concept's photos (on S3 only their listing) and its records; needs neither the model nor a cluster.
 """
 
 from __future__ import annotations
@@ -24,119 +23,180 @@ from pipeline.ledger.digest import digest
 from pipeline.ledger.plan import fingerprint_inputs, settings_path
 from pipeline.ledger.records import ConceptRecord, from_json
 from pipeline.ledger.selection import unknown_concept
-from pipeline.report.run_status import no_run, read_run
-from pipeline.status import answer
+from pipeline.report.failures import UNKNOWN, remedy_of, title_of
+from pipeline.report.run_status import no_run_message, read_run
+from pipeline.status import run_query
 from pipeline.store.storage import ConceptFolder, RunStore
 from pipeline.times import format_duration, format_rough_duration, format_utc
+from textual_inversion.errors import BAD_INPUT, STORAGE
 
 
 @dataclass(kw_only=True)
 class Explanation:
-    """What is known of one concept. What could not be told is None or empty, and `notes` say why."""
+    """Facts about one concept. A fact that is not known is None or empty, and `notes` say why."""
 
     concept_id: str
     verdict: str = ""
-    """`done`, `failed`, `changed`, `learning`, `not reached`, `bad row`, `no row`, or `unknown`; the last record's
-    status where the present fingerprint cannot be told."""
+    """`done`, `failed`, `changed`, `learning`, `not reached`, `bad row`, `no row` or `unknown`; the last record's
+    status where the present fingerprint is not known."""
     reason: str = ""
+    error_kind: str = ""
+    """Kind of the error of a failed concept or a bad row."""
     place: str = ""
     """File and row of the manifest."""
     row: Mapping[str, Any] = field(default_factory=dict)
     photos: list[tuple[str, str]] = field(default_factory=list)
-    """Address, and content hash or what is wrong."""
+    """Address of each photo, with its content hash or the error of reading it."""
     settings: str = ""
-    """Digest of the last run's."""
+    """Digest of the last run's settings."""
     fingerprint: str = ""
-    """The present one."""
+    """The present fingerprint."""
     differences: list[str] = field(default_factory=list)
-    """From the last record."""
+    """Changes since the last record."""
     attempts: list[ConceptRecord] = field(default_factory=list)
-    """Newest first."""
+    """Records and failures, the newest first."""
     objects: list[tuple[str, int, float]] = field(default_factory=list)
-    """URI, bytes, time of writing in seconds since 1970."""
+    """URI, bytes and time of writing (seconds since 1970) of every object."""
     pictures: list[str] = field(default_factory=list)
-    """URIs of the bulk stage's."""
+    """URIs of the bulk pictures."""
     notes: list[str] = field(default_factory=list)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.explain", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.explain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output", metavar="OUTPUT", help="output of a run: folder or any fsspec URI")
     parser.add_argument("concept", metavar="CONCEPT", help="concept_id")
-    parser.add_argument("--manifest", metavar="URI", help="another than the last run's")
-    parser.add_argument("--json", action="store_true", help="everything as one JSON object")
+    parser.add_argument("--manifest", metavar="URI", help="a manifest in place of the last run's")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     options = parser.parse_args(arguments)
-    return answer(
+    return run_query(
         options.output, lambda store: explain(store, options.concept, options.manifest), describe, as_json=options.json
     )
 
 
 def explain(store: RunStore, concept_id: str, manifest: str | None = None) -> Explanation:
-    """Raises ValueError if there is no run, no such concept, or the manifest that was named cannot be read."""
+    """Find out why a concept is done or not.
+
+    Raises ValueError if there is no run, no such concept, or the manifest that was named cannot be read.
+    """
     found = Explanation(concept_id=concept_id)
     try:
         run = read_run(store)
     except FileNotFoundError:
         run = {}
         found.notes.append("there is no run.json: the settings of the last run are not known")
-    row = _find_row(found, concept_id, manifest, run)
-    listing = [] if _is_no_id(concept_id) else list(store.scan_with_times(f"concepts/{concept_id}"))
+    row, is_row_known = _find_row(found, concept_id, manifest, run)
+    is_folder = _can_be_folder(concept_id)
+    listing = list(store.scan_with_times(f"concepts/{concept_id}")) if is_folder else []
     if row is None and not listing:
-        _refuse(store, concept_id, manifest or run.get("config", {}).get("manifest"), run)
+        raise _no_such_concept(store, concept_id, manifest or run.get("config", {}).get("manifest"), run)
     found.objects = [(store.uri(path), size, at) for path, size, at in sorted(listing, key=lambda each: -each[2])]
-    found.attempts = _records(store, [path for path, _, _ in listing])
-    if not _is_no_id(concept_id):
+    found.attempts = _read_attempts(store, [path for path, _, _ in listing])
+    if is_folder:
         found.pictures = [store.uri(path) for path, _ in store.scan(f"images/{concept_id}")]
-    now: dict[str, Any] | None = None
-    if isinstance(row, ManifestRow):
-        now = _inputs(found, row, run)
-    _judge(found, row, now, {path for path, size, _ in listing if size})
-    if found.verdict in ("changed", "failed", "not reached", "learning") and now is not None:
-        found.differences = _differences(store, found, now, row)
+    if row is not None:
+        found.place = f"{row.file}, row {row.row}"
+    inputs = _present_inputs(found, row, run) if isinstance(row, ManifestRow) else None
+    if isinstance(row, BadRow):
+        _set_verdict(found, "bad row", row.reason, BAD_INPUT)
+    elif row is None and is_row_known:
+        _set_verdict(found, "no row", "it is not in the manifest; all that it has is kept")
+    elif not found.verdict:
+        written = {path: at for path, size, at in listing if size}
+        _set_verdict(found, *decide_verdict(found.concept_id, found.fingerprint, found.attempts, written))
+    if found.verdict in ("changed", "failed", "not reached", "learning") and inputs is not None:
+        assert isinstance(row, ManifestRow)
+        found.differences = _differences(store, found, inputs, row)
     return found
+
+
+def _set_verdict(found: Explanation, verdict: str, reason: str, error_kind: str = "") -> None:
+    found.verdict = verdict
+    found.reason = reason
+    found.error_kind = error_kind
+
+
+def decide_verdict(
+    concept_id: str, fingerprint: str, attempts: Sequence[ConceptRecord], written: Mapping[str, float]
+) -> tuple[str, str, str]:
+    """Return the verdict on a concept with a good row, the reason, and the kind of its error if it failed.
+
+    `fingerprint` is the present one, empty if it is not known; `attempts` are the records, the newest first; `written`
+    gives the time of writing of the concept's objects, by path, in seconds since 1970.
+    """
+    last = attempts[0] if attempts else None
+    if not fingerprint:
+        return (last.status, "as its last record says", _kind_of(last)) if last else ("unknown", "", "")
+    folder = ConceptFolder(concept_id, fingerprint)
+    present = next((record for record in attempts if record.fingerprint == fingerprint), None)
+    saved = written.get(folder.checkpoint, 0.0)
+    if present is not None and present.status == "done":
+        if folder.ladder in written:
+            return "done", "it is below the gate; the next run tries it again with other settings", ""
+        return "done", "a record has the present fingerprint; no run learns it again", ""
+    if present is not None and folder.record in written:  # a damaged record
+        return "failed", present.error, _kind_of(present)
+    if saved > written.get(folder.failure, 0.0):
+        age = format_rough_duration(max(0.0, time.time() - saved))
+        return "learning", f"its checkpoint is {age} old; a run continues from it", ""
+    if present is not None:
+        return "failed", f"{present.error}; the next run tries it again", _kind_of(present)
+    if last is None:
+        return "not reached", "nothing has come of it yet; the next run learns it", ""
+    before = f"its last attempt failed ({last.error}); since then, " if last.status == "failed" else ""
+    return "changed", f"{before}its row, photos or settings have changed; the next run learns it", ""
+
+
+def _kind_of(record: ConceptRecord) -> str:
+    return (record.error_kind or UNKNOWN) if record.status == "failed" else ""
 
 
 def _find_row(
     found: Explanation, concept_id: str, manifest: str | None, run: Mapping[str, Any]
-) -> ManifestRow | BadRow | None:
-    """The first row of this concept; None where there is none, or, with a note, where it cannot be told."""
+) -> tuple[ManifestRow | BadRow | None, bool]:
+    """Return the concept's first row, or None, and whether the manifest could be read; if not, a note says why."""
     uri = manifest or run.get("config", {}).get("manifest")
     if not uri:
         found.notes.append("no manifest is known; name one with --manifest")
-        return None
+        return None, False
     try:
         for row in read_manifest(uri):
             if concept_id == (row.concept.concept_id if isinstance(row, ManifestRow) else row.concept_id):
-                return row
+                return row, True
     except (ValueError, OSError) as error:
         if manifest:
             raise
-        found.notes.append(f"{error}; told from the records alone: name another manifest with --manifest")
-        found.verdict = "unknown"
-    return None
+        found.notes.append(f"{error}; only the records are known: name another manifest with --manifest")
+        return None, False
+    return None, True
 
 
-def _refuse(store: RunStore, concept_id: str, manifest: str | None, run: Mapping[str, Any]) -> None:
-    """Raises ValueError for a concept that is neither in the manifest nor in the output."""
-    known = {folder.concept_id for path, _ in store.scan("concepts") if (folder := ConceptFolder.from_path(path))}
+def _no_such_concept(store: RunStore, concept_id: str, manifest: str | None, run: Mapping[str, Any]) -> ValueError:
+    """Return the error for a concept that is neither in the manifest nor in the output."""
+    folders = (ConceptFolder.from_path(path) for path, _ in store.scan("concepts"))
+    known = {folder.concept_id for folder in folders if folder is not None}
     if not known and not run:
-        raise ValueError(no_run(store))
+        return ValueError(no_run_message(store))
     try:
         known |= set(concept_ids(manifest)) if manifest else set()
     except ValueError:
         manifest = None
-    raise unknown_concept(concept_id, known, f"{store.root} or manifest {manifest}" if manifest else store.root)
+    return unknown_concept(concept_id, known, f"{store.root} or manifest {manifest}" if manifest else store.root)
 
 
-def _is_no_id(concept_id: str) -> bool:
-    """Whether it cannot name a folder, as one of a bad row."""
-    return "/" in concept_id or concept_id.startswith(".") or not concept_id
+def _can_be_folder(concept_id: str) -> bool:
+    """Return whether a concept id can name a folder; that of a bad row may not."""
+    return bool(concept_id) and "/" not in concept_id and not concept_id.startswith(".")
 
 
-def _records(store: RunStore, paths: Sequence[str]) -> list[ConceptRecord]:
-    """Of every fingerprint, newest first; an older failure beside a record is left out by the publisher itself."""
+def _read_attempts(store: RunStore, paths: Sequence[str]) -> list[ConceptRecord]:
+    """Read the records and failures of all fingerprints, the newest first.
+
+    An older failure beside a record is not there any more: whoever writes the record deletes it.
+    """
     ends = [path for path in paths if path.endswith(("/record.json", "/failure.json"))]
     records = []
     for path, content in store.get_many(ends).items():
@@ -147,29 +207,39 @@ def _records(store: RunStore, paths: Sequence[str]) -> list[ConceptRecord]:
                 raise content
             records.append(from_json(content))
         except (OSError, ValueError) as error:
-            records.append(ConceptRecord(
-                concept_id=folder.concept_id, fingerprint=folder.fingerprint, status="failed", placeholder_token="",
-                error=f"{path} cannot be read ({error}); delete it and run again",
-            ))  # fmt: skip
+            records.append(
+                ConceptRecord(
+                    concept_id=folder.concept_id,
+                    fingerprint=folder.fingerprint,
+                    status="failed",
+                    placeholder_token="",
+                    error=f"{path} cannot be read ({error}); delete it and run again",
+                    error_kind=STORAGE,
+                )
+            )
     return sorted(records, key=lambda record: record.finished_at, reverse=True)
 
 
-def _inputs(found: Explanation, row: ManifestRow, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the fingerprint would be of, if the last run were started again; None, with a reason, if it would not be."""
+def _present_inputs(found: Explanation, row: ManifestRow, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the inputs of the fingerprint that the last run would make if it were started again.
+
+    Returns None and sets the verdict if a photo or mask cannot be read.
+    """
     concept = row.concept
     try:
         limits = parse_config(run.get("config", {})).photos
-    except ValueError:  # of another release
+    except ValueError:  # another release wrote it
         limits = PhotoConfig()
     identities = content_hashes({*concept.images, *concept.masks}, limits)
     known = {uri: value if isinstance(value, str) else f"cannot be read: {value}" for uri, value in identities.items()}
     found.photos = [(uri, known[uri]) for uri in concept.images]
-    wrong = [uri for uri in (*concept.images, *concept.masks) if not isinstance(identities[uri], str)]
-    if wrong:
-        found.verdict, found.reason = "bad row", f"{wrong[0]} {known[wrong[0]]}"
+    unreadable = [uri for uri in (*concept.images, *concept.masks) if not isinstance(identities[uri], str)]
+    if unreadable:
+        _set_verdict(found, "bad row", f"{unreadable[0]} {known[unreadable[0]]}", BAD_INPUT)
         return None
     found.settings = run.get("settings", "")
-    photos, masks = [known[uri] for uri in concept.images], [known[uri] for uri in concept.masks]
+    photos = [known[uri] for uri in concept.images]
+    masks = [known[uri] for uri in concept.masks]
     inputs = fingerprint_inputs(concept, photos, found.settings, masks)
     found.row = inputs["concept"]
     if found.settings:
@@ -179,69 +249,30 @@ def _inputs(found: Explanation, row: ManifestRow, run: Mapping[str, Any]) -> dic
     return inputs
 
 
-def _judge(
-    found: Explanation, row: ManifestRow | BadRow | None, now: Mapping[str, Any] | None, paths: set[str]
-) -> None:
-    last = found.attempts[0] if found.attempts else None
-    if row is not None:
-        found.place = f"{row.file}, row {row.row}"
-    if isinstance(row, BadRow):
-        found.verdict, found.reason = "bad row", row.reason
-    elif row is None and found.verdict != "unknown":
-        found.verdict, found.reason = "no row", "it is not in the manifest; what it has is kept"
-    elif now is not None and found.fingerprint:
-        folder = ConceptFolder(found.concept_id, found.fingerprint)
-        present = next((record for record in found.attempts if record.fingerprint == found.fingerprint), None)
-        written = {uri.rpartition("/")[2]: at for uri, _, at in found.objects if folder.root in uri}
-        saved, failed = written.get("checkpoint.safetensors", 0.0), written.get("failure.json", 0.0)
-        if present is not None and present.status == "done":
-            found.verdict, found.reason = "done", "a record has the present fingerprint; no run learns it again"
-            if folder.ladder in paths:
-                found.reason = "it is below the gate; the next run tries it again with other settings"
-        elif folder.record in paths and present is not None:  # a damaged one
-            found.verdict, found.reason = "failed", present.error
-        elif saved > failed:
-            found.verdict = "learning"
-            found.reason = (
-                f"its checkpoint is {format_rough_duration(max(0.0, time.time() - saved))} old; a run goes on from it"
-            )
-        elif present is not None:
-            found.verdict, found.reason = "failed", f"{present.error}; the next run tries it again"
-        elif last is not None:
-            found.verdict = "changed"
-            story = f"its last attempt failed ({last.error}), and what" if last.status == "failed" else "what"
-            found.reason = f"{story} it is made of is not what it was; the next run learns it"
-        else:
-            found.verdict, found.reason = "not reached", "nothing has come of it yet; the next run learns it"
-    elif not found.verdict or found.verdict == "unknown":
-        found.verdict = last.status if last else "unknown"
-        found.reason = "as its last record says" if last else ""
-
-
-def _differences(
-    store: RunStore, found: Explanation, now: Mapping[str, Any], row: ManifestRow | BadRow | None
-) -> list[str]:
-    """From the last record under another fingerprint, a finished one if there is any."""
+def _differences(store: RunStore, found: Explanation, inputs: Mapping[str, Any], row: ManifestRow) -> list[str]:
+    """Describe what has changed since the last record under another fingerprint, a done one if there is any."""
     others = [record for record in found.attempts if record.fingerprint != found.fingerprint]
     last = next((record for record in others if record.status == "done"), others[0] if others else None)
-    if last is None or not isinstance(row, ManifestRow):
+    if last is None:
         return []
     if not last.inputs:
-        return ["not known: the last record is of a release that did not keep what its fingerprint was of"]
-    found_differences = input_differences(last.inputs, now, last.images, row.concept.images)
+        return ["not known: an earlier release wrote the last record, and did not keep what its fingerprint is made of"]
+    differences = input_differences(last.inputs, inputs, last.images, row.concept.images)
     before = last.inputs["settings"]
-    if before == now["settings"]:
-        return found_differences
-    contents = store.get_many([settings_path(before), settings_path(now["settings"])])
+    if before == inputs["settings"]:
+        return differences
+    contents = store.get_many([settings_path(before), settings_path(inputs["settings"])])
     trees = [json.loads(content) for content in contents.values() if isinstance(content, bytes)]
     if len(trees) < 2:
-        return [*found_differences, "settings: which is not known, settings/ does not hold both any more"]
-    return found_differences + [f"settings: {line}" for line in settings_differences(*trees)]
+        return [*differences, "settings: which is not known, settings/ does not hold both any more"]
+    return differences + [f"settings: {line}" for line in settings_differences(*trees)]
 
 
 def describe(found: Explanation) -> Iterator[str]:
-    """Lines for a person."""
+    """Yield lines for a person."""
     yield f"{found.concept_id}: {found.verdict.upper()}. {found.reason}".rstrip(". ")
+    if found.error_kind:
+        yield f"  {title_of(found.error_kind)}: {remedy_of(found.error_kind)}"
     yield from (f"  note: {note}" for note in found.notes)
     if found.differences:
         yield "\nchanged since the last record"
@@ -260,7 +291,7 @@ def describe(found: Explanation) -> Iterator[str]:
         yield f"  fingerprint  {found.fingerprint}"
     yield "\nattempts" if found.attempts else "\nno attempts"
     for record in found.attempts:
-        yield from _attempt(record, record.fingerprint == found.fingerprint)
+        yield from _describe_attempt(record, record.fingerprint == found.fingerprint)
     if found.objects:
         yield "\nobjects"
         yield from (f"  {size:>12,} bytes  {uri}" for uri, size, _ in found.objects)
@@ -268,14 +299,14 @@ def describe(found: Explanation) -> Iterator[str]:
         yield f"\n{len(found.pictures):,} pictures, such as\n  {found.pictures[0]}"
 
 
-def _attempt(record: ConceptRecord, is_present: bool) -> Iterator[str]:
+def _describe_attempt(record: ConceptRecord, is_present: bool) -> Iterator[str]:
     when = format_utc(record.finished_at) or "at an unknown time"
     which = "the present fingerprint" if is_present else f"fingerprint {record.fingerprint}"
-    tries = f", {record.attempts} calls" if record.attempts > 1 else ""
+    calls = f", {record.attempts} calls" if record.attempts > 1 else ""
     work = f", {record.steps:,} steps in {format_duration(record.seconds)}" if record.steps else ""
-    yield f"  {when}  {record.status} under {which}{work}{tries}"
+    yield f"  {when}  {record.status} under {which}{work}{calls}"
     if record.error:
-        yield f"    {record.error}"
+        yield f"    {title_of(_kind_of(record))}: {record.error}"
     if record.start:
         yield f"    started from {record.start}"
     if record.scores:

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import ConceptFolder, RunStore
+from textual_inversion.errors import STORAGE
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,8 @@ class ConceptRecord:
     """The error that ended a failed concept: one line, the cause first."""
 
     error_kind: str = ""
-    """Kind of the error, one of `textual_inversion.errors.ErrorKind`; empty for finished concepts, and in records of
-    before kinds were kept."""
+    """Kind of the error, one of `textual_inversion.errors.ErrorKind`; empty for done concepts, and in records of
+    releases that kept no kinds."""
 
     attempts: int = 1
     """Calls of actors for this concept; those lost with a dying actor count."""
@@ -229,6 +230,7 @@ def _read(folder: ConceptFolder, path: str, content: bytes | OSError) -> Concept
             status="failed",
             placeholder_token="",
             error=f"{path} cannot be read ({error}); delete it and run again",
+            error_kind=STORAGE,
         )
     return record
 

@@ -17,6 +17,7 @@ from pipeline.ledger.records import ConceptRecord
 from pipeline.store.parquet import read_table
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
+from textual_inversion.errors import BAD_INPUT
 
 PATH = "results.parquet"
 
@@ -25,6 +26,7 @@ _SCHEMA = pa.schema(
         ("concept_id", pa.string()),
         ("status", pa.string()),
         ("error", pa.string()),
+        ("error_kind", pa.string()),
         ("placeholder_token", pa.string()),
         ("initializer", pa.string()),
         ("start", pa.string()),
@@ -88,7 +90,8 @@ def _row(store: RunStore, record: ConceptRecord) -> dict[str, Any]:
 
 
 def _bad_row(row: BadRow) -> dict[str, Any]:
-    return {"concept_id": row.concept_id, "status": "failed", "error": f"{row.file} row {row.row}: {row.reason}"}
+    error = f"{row.file} row {row.row}: {row.reason}"
+    return {"concept_id": row.concept_id, "status": "failed", "error": error, "error_kind": BAD_INPUT}
 
 
 def _tables(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:

@@ -1,4 +1,4 @@
-"""What this process says: lines for people, or one JSON object a line for a log store; without credentials."""
+"""Log lines of this process, without credentials: text for people, or one JSON object a line for a log store."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pipeline.store.redact import RedactingFormatter, redact, redact_logs
 
 
 class JsonFormatter(RedactingFormatter):
-    """A record as `json_line` writes it, with its traceback where it has one."""
+    """Formats a log record like `json_line`, with its traceback where it has one."""
 
     def format(self, record: logging.LogRecord) -> str:
         return json_line(super().format(record), level=record.levelname, logger=record.name)
 
 
 def configure_logs(log_format: LogFormat = "text", level: int = logging.INFO) -> None:
-    """Send this process's records to stderr, unless they go somewhere already, and set how they are written."""
+    """Set the format of this process's log records, and send them to stderr unless they go elsewhere already."""
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if log_format == "text":
         redact_logs()
@@ -30,13 +30,13 @@ def configure_logs(log_format: LogFormat = "text", level: int = logging.INFO) ->
 
 
 def say(log_format: LogFormat, text: str) -> None:
-    """A line of the command's own, on stdout; `text` ends with a newline."""
+    """Write a line of the command on stdout; `text` ends with a newline."""
     sys.stdout.write(json_line(text.rstrip("\n")) + "\n" if log_format == "json" else text)
 
 
 def json_line(
     message: str, *, level: str = "INFO", logger: str = "run", facts: Mapping[str, object] | None = None
 ) -> str:
-    """One line: `time` (UTC, ISO 8601, milliseconds), `level`, `logger`, `message`, then the facts."""
+    """Return one JSON object: `time` (UTC, ISO 8601, milliseconds), `level`, `logger`, `message`, then the facts."""
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     return json.dumps({"time": time, "level": level, "logger": logger, "message": redact(message), **(facts or {})})

@@ -1,7 +1,7 @@
-"""The page a person reads in the morning: `report.html`, one self-contained file derived from records.
+"""The report of a run: `report.html`, one self-contained file made from the records.
 
-Failures first, then the concepts that most need a look. A bounded number carries its pictures inside the page; all
-others are rows of a table that link to the objects next to it. Imports neither ray nor torch.
+Failures come first, then the concepts below the gate and those with the lowest scores. A bounded number of concepts is
+shown with pictures inside the page; all are rows of a table that links to the objects beside the page.
 """
 
 from __future__ import annotations
@@ -26,48 +26,54 @@ from pipeline.inputs.photos import fetch
 from pipeline.ledger.records import ConceptRecord, latest, load_records
 from pipeline.ledger.results import write_results
 from pipeline.report.curves import Curve, read_curve
+from pipeline.report.failures import STAGE, group_by_kind
 from pipeline.report.overview import COLUMNS, MAX_CARRIED, Overview
 from pipeline.store.redact import redact, redacted
 from pipeline.store.storage import ConceptFolder, RunStore
-from pipeline.times import format_duration, now
+from pipeline.times import format_duration, format_utc, now
+from textual_inversion.errors import BAD_INPUT
 from textual_inversion.photos import read_header
 
 log = logging.getLogger(__name__)
 
 PATH = "report.html"
 
-_ANY = ConceptFolder("", "")
+_ANY_FOLDER = ConceptFolder("", "")
 _MAX_CAUSES = 100
 _MAX_PHOTOS = 6
-_PHOTO_PX, _GRID_PX = 112, 640
+_PHOTO_PX = 112
+_GRID_PX = 640
 _THREADS = 8
 
 _JINJA = jinja2.Environment(
-    loader=jinja2.PackageLoader("pipeline.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    loader=jinja2.PackageLoader("pipeline.report"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFigures:
-    """What the driver knows of a run and records do not."""
+    """Figures of a run that no record holds."""
 
     learned: int = 0
-    """Concepts that this run finished."""
+    """Concepts that this run learned."""
     skipped: int = 0
-    """Done before it started."""
+    """Concepts that were done before the run."""
     pending: int = 0
-    """Not reached, when the run was stopped."""
+    """Concepts that the run did not reach before it was stopped."""
     retried: int = 0
-    """Of which calls were lost, or that were tried again for being below the gate."""
+    """Concepts that lost a call, or that were tried again because they were below the gate."""
     cost: str = ""
-    """Of the devices it held, with the currency; empty if no price is set."""
+    """Price of the devices' time, with the currency; empty if no price is set."""
     seconds: float = 0.0
-    """Wall time."""
+    """Wall time of the run."""
     problems: Mapping[str, str] = field(default_factory=dict)
-    """What failed besides concepts: stage or part -> cause."""
+    """Errors that are no concept's, by stage."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Anything else worth a line: devices, versions, pictures generated."""
+    """Further facts of the run by name, such as versions and pictures drawn."""
 
     @property
     def concepts_per_hour(self) -> float:
@@ -76,7 +82,7 @@ class RunFigures:
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """An image inside the page, or a note where it cannot be shown."""
+    """A picture inside the page, or a note that says why it cannot be shown."""
 
     data_uri: str = ""
     width: int = 0
@@ -86,7 +92,7 @@ class _Picture:
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """One concept with its pictures."""
+    """A concept with its pictures."""
 
     record: ConceptRecord
     photos: tuple[_Picture, ...]
@@ -101,9 +107,9 @@ def build_report(
     carried: Mapping[bytes, bytes] | None = None,
     bad: Sequence[BadRow] = (),
 ) -> None:
-    """Derive results.parquet and report.html from the records; may be done again at any time.
+    """Write results.parquet and report.html from the records; may be repeated at any time.
 
-    `carried` and `bad` are a plan's; without them, the newest record of every concept is taken.
+    `carried` and `bad` are those of a plan; without them, the newest record of every concept is taken.
     """
     overview = Overview(config.report.embedded)
     records = load_records(store, carried, update_cache=True) if carried is not None else latest(load_records(store))
@@ -115,28 +121,31 @@ def write_page(
     store: RunStore, config: RunConfig, figures: RunFigures, overview: Overview, bad: Sequence[BadRow]
 ) -> None:
     """Write report.html."""
-    for name, cause in figures.problems.items():
-        overview.causes.add(name, "", cause)
+    for stage, error in figures.problems.items():
+        overview.failures.add(STAGE, stage, "", error)
     for row in bad:
         place = f"row {row.row} of {row.file.rpartition('/')[2]}"
-        overview.causes.add(f"{row.concept_id or 'unnamed'} ({place})", row.concept_id or "", row.reason)
-    causes = overview.causes.ranked()
+        name = f"{row.concept_id or 'unnamed'} ({place})"
+        overview.failures.add(BAD_INPUT, name, row.concept_id or "", row.reason)
+    causes = overview.failures.causes()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="report") as pool:
         cards = list(pool.map(lambda record: _card(store, record, config.photos), overview.worst()))
-    missing = sum(bool(picture.note) for card in cards for picture in (*card.photos, card.grid))
-    if missing:
-        log.warning("%d pictures of finished concepts cannot be shown; the page says which and why", missing)
+    num_missing = sum(bool(picture.note) for card in cards for picture in (*card.photos, card.grid))
+    if num_missing:
+        log.warning("%d pictures of learned concepts cannot be shown; the report says which and why", num_missing)
+    files = {"grid": _ANY_FOLDER.grid, "embedding": _ANY_FOLDER.embedding}
     page = _JINJA.get_template("report.html").render(
         config=config,
         settings=list(_flatten(redacted(to_tree(config)))),
         figures=figures,
-        made_at=now().replace("T", " ").replace("+00:00", " UTC"),
-        failures=causes[:_MAX_CAUSES],
+        made_at=format_utc(now()),
+        failures=group_by_kind(causes, _MAX_CAUSES),
         num_causes=len(causes),
+        num_shown_causes=min(len(causes), _MAX_CAUSES),
         num_failures=overview.num_failed + len(bad) + len(figures.problems),
         cards=cards,
         columns=[*COLUMNS, *overview.carried, *[""] * (MAX_CARRIED - len(overview.carried))],
-        files={name: path.rpartition("/")[2] for name, path in (("grid", _ANY.grid), ("embedding", _ANY.embedding))},
+        files={name: path.rpartition("/")[2] for name, path in files.items()},
         rows=overview.rows(),
         num_done=overview.num_done,
         num_below=overview.num_below,
@@ -158,7 +167,7 @@ def _card(store: RunStore, record: ConceptRecord, limits: PhotoConfig) -> _Card:
     try:
         curve = read_curve(store.get(folder.curve))
     except (OSError, ValueError, pa.ArrowException):
-        curve = None  # the card says so
+        curve = None  # the card says that there is none
     return _Card(record, photos, grid, curve)
 
 
@@ -170,9 +179,12 @@ def _thumbnail(uri: str, limits: PhotoConfig) -> _Picture:
 
 
 def _embed(data: bytes, side_px: int, max_pixels: int) -> _Picture:
-    """A picture as a data URI, its longer side at most `side_px`; small drawings stay lossless."""
+    """Return a picture as a WebP data URI, with its longer side at most `side_px` pixels.
+
+    Raises ValueError if it is no picture, or has more than `max_pixels` pixels.
+    """
     with read_header(data, "picture", max_pixels) as found:
-        found.draft("RGB", (side_px, side_px))  # JPEG: decode at a fraction of the size
+        found.draft("RGB", (side_px, side_px))  # decodes a JPEG at a fraction of its size
         picture: Image.Image = ImageOps.exif_transpose(found).convert("RGBA")
     paper = Image.new("RGB", picture.size, "white")
     paper.paste(picture, mask=picture.getchannel("A"))
@@ -184,7 +196,7 @@ def _embed(data: bytes, side_px: int, max_pixels: int) -> _Picture:
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted setting names and their values, as `--set` takes them."""
+    """Yield dotted names of settings and their values as text."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{name}.")

@@ -1,6 +1,6 @@
-"""What a run's output holds and how far it is, from one listing.
+"""The state of a run, read from its output by one listing.
 
-Records are read only where the last results.parquet does not tell of them, the newest few hundred at most.
+Records are read only where the last results.parquet does not hold them, and of those the newest few hundred at most.
 """
 
 from __future__ import annotations
@@ -9,30 +9,34 @@ import datetime
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.ledger.records import from_json
-from pipeline.report.overview import Cause, by_cause
+from pipeline.report.failures import Cause, find_causes
 from pipeline.store.addresses import open_for_reading
 from pipeline.store.storage import ConceptFolder, RunStore
+from textual_inversion.errors import BAD_INPUT, STORAGE
 
 _RESULTS, _RUN = "results.parquet", "run.json"
-_MOST_READ = 500
+_MAX_RECORDS = 500
 """Records that are read one by one."""
 _QUIET_S = 600.0
-"""A run that has written nothing for so long is taken for dead."""
+"""A run that has written nothing for this long counts as dead."""
 _RECENT_S = 1800.0
 _SLOWEST = 5
+_BAD_ROW = "row "
+"""Prefix of the keys of bad rows, which have no fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptInfo:
-    """What is known of one attempt at a concept beside its place."""
+    """Facts of the last attempt at a concept."""
 
     concept_id: str
     error: str = ""
+    error_kind: str = ""
     seconds: float = 0.0
     steps: int = 0
     attempts: int = 1
@@ -40,102 +44,105 @@ class AttemptInfo:
 
 @dataclass(frozen=True, slots=True)
 class ConceptState:
-    """The newest that happened to a concept."""
+    """The newest object of a concept that tells how far it is."""
 
     fingerprint: str
-    kind: str
-    """`done`, `failed` or `learning`."""
+    status: Literal["done", "failed", "learning"]
     at: float
-    """When its object was written; seconds since 1970, by the store's clock."""
+    """Time of writing, in seconds since 1970 by the store's clock."""
 
 
 @dataclass(kw_only=True)
 class RunStatus:
-    """Counts are of concepts unless they say otherwise. Times are UTC, ISO 8601; what is not known is None."""
+    """The state of a run. Counts are of concepts unless the field says otherwise; times are UTC, ISO 8601; None stands
+    for what is not known."""
 
     output: str
     stage: str | None = None
-    """`learning`, `drawing`, `reporting`, `ended`, `stopped`; None for a run that did not say."""
+    """`learning`, `drawing`, `reporting`, `ended` or `stopped`; None for a run whose run.json names no stage."""
     alive: bool = False
-    """Whether it is at work: not ended, and something was written in the last ten minutes."""
+    """The run has not ended and has written something in the last ten minutes."""
     started_at: str | None = None
     last_write_at: str | None = None
     quiet_s: float = 0.0
-    """Seconds since then."""
+    """Seconds since the last write."""
     manifest: str | None = None
     rows: int | None = None
-    """In the manifest."""
+    """Rows of the manifest."""
     looked_at: int | None = None
     """Rows that the run has compared with the records so far."""
     done: int = 0
-    """With a result for the present photos, row and settings: those of this run, and those it found."""
+    """Concepts with a result for the present photos, row and settings, of this run or an earlier one."""
     done_before: int = 0
-    """Of these, those it found."""
+    """Concepts among `done` that the run found done."""
     failed: int = 0
     failed_before: int = 0
-    """In an earlier run, and not tried by this one, or not yet."""
+    """Concepts that failed in an earlier run and were not tried by this one, or not yet."""
     bad_rows: int = 0
     learning: int = 0
-    """With a checkpoint and no result."""
+    """Concepts with a checkpoint and no result, in a run that is alive."""
     interrupted: int = 0
-    """The same, but nobody goes on with them: they will be resumed."""
+    """Concepts with a checkpoint and no result that no run works on; the next run continues them."""
     below_gate: int = 0
-    """Of the done: below the quality gate, and to be tried again by this run or the next."""
+    """Concepts among `done` below the quality gate, which this run or the next tries again."""
     waiting: int | None = None
     left_out: int = 0
-    """By --only, --limit or --retry."""
+    """Rows left out by --only, --limit or --retry."""
     other: int = 0
-    """With results of an earlier run only, which the present run has not found to be done."""
+    """Concepts with results of an earlier run that the present run has not found to be done."""
     pictures: int = 0
     """PNG objects of the bulk stage."""
     packed_parts: int = 0
-    """Parquet parts with pictures' metadata, or with the pictures themselves where they are packed."""
+    """Parquet parts with the pictures' metadata, and with the pictures themselves where they are packed."""
     concepts_per_hour: float | None = None
-    """Finished by this run, over its whole time."""
+    """Rate of this run over its whole time."""
     recent_per_hour: float | None = None
-    """The same in the last half hour, while it goes on."""
+    """Rate of the last half hour, while the run learns."""
     seconds_left: float | None = None
-    """Until all is learned, at the recent rate."""
+    """Time until all concepts are learned, at the recent rate."""
     median_s: float | None = None
     slowest: list[AttemptInfo] = field(default_factory=list)
     unread: int = 0
-    """Finished concepts that the slowest and the median leave out, failed ones whose cause is not told."""
+    """Concepts whose records were not read: `slowest`, `median_s` and `causes` leave them out."""
     causes: list[Cause] = field(default_factory=list)
+    """Failures by kind and cause, the most frequent first."""
     problems: Mapping[str, str] = field(default_factory=dict)
-    """What went wrong besides concepts: stage -> cause."""
+    """Errors that are no concept's, by stage."""
 
 
 def read_status(store: RunStore, clock: float | None = None) -> RunStatus:
-    """What the run's objects say. `clock`: the time now, seconds since 1970. Raises ValueError if there is no run."""
+    """Read the state of a run. `clock` is the time now, in seconds since 1970. Raises ValueError if there is no run."""
     clock = time.time() if clock is None else clock
+    status = RunStatus(output=store.root)
     states: dict[str, ConceptState] = {}
-    status, written, newest = RunStatus(output=store.root), dict[str, float](), 0.0
+    top_level: dict[str, float] = {}
+    newest = 0.0
     for path, size, at in store.scan_with_times():
         folder = ConceptFolder.from_path(path)
         newest = max(newest, at)
         if folder is not None:
-            _note(states, folder, path, size, at)
+            _update_state(states, folder, path, size, at)
             status.below_gate += path == folder.ladder
         elif path.startswith("images/") and path.endswith(".png"):
             status.pictures += 1
         elif path.startswith("images/metadata/"):
             status.packed_parts += 1
         elif "/" not in path:
-            written[path] = at
-    if not states and _RUN not in written:
-        raise ValueError(no_run(store))
-    run = read_run(store) if _RUN in written else {}
+            top_level[path] = at
+    if not states and _RUN not in top_level:
+        raise ValueError(no_run_message(store))
+    run = read_run(store) if _RUN in top_level else {}
+    started = _timestamp(run.get("started_at"))
     _describe_run(status, run, newest, clock)
-    since = _seconds(run.get("started_at"))
-    _count(status, run, states, since)
-    _pace(status, states, since, clock)
-    of_results = _results(store) if _RESULTS in written else {}
-    _tell(store, status, states, since, of_results, written.get(_RESULTS, 0.0))
+    _count_states(status, run, states, started)
+    _measure_rate(status, states, started, clock)
+    results = _read_results(store) if _RESULTS in top_level else {}
+    _describe_attempts(store, status, states, started, results, top_level.get(_RESULTS, 0.0))
     return status
 
 
-def no_run(store: RunStore) -> str:
-    """The error for an output that is none."""
+def no_run_message(store: RunStore) -> str:
+    """Return the error for an output without a run."""
     return (
         f"no run at {store.root}: neither {_RUN} nor concepts/ is there; give the --output of a run, as its last lines "
         "and its report name it"
@@ -143,7 +150,7 @@ def no_run(store: RunStore) -> str:
 
 
 def read_run(store: RunStore) -> dict[str, Any]:
-    """`run.json`. Raises ValueError if it is none, FileNotFoundError if it is not there."""
+    """Read `run.json`. Raises ValueError if it is not JSON, FileNotFoundError if it is missing."""
     try:
         run = json.loads(store.get(_RUN))
     except ValueError as error:
@@ -151,28 +158,36 @@ def read_run(store: RunStore) -> dict[str, Any]:
     return dict(run)
 
 
-def _note(states: dict[str, ConceptState], folder: ConceptFolder, path: str, size: int, at: float) -> None:
-    """Take in one object: the newest of a concept counts, and a record ends what its checkpoint was for."""
-    kinds = {folder.record: "done", folder.failure: "failed", folder.checkpoint: "learning"}
-    kind = kinds.get(path, "") if size else ""
-    if not kind:
+def _update_state(states: dict[str, ConceptState], folder: ConceptFolder, path: str, size: int, at: float) -> None:
+    """Take in one object. The newest object of a concept counts, but a record outlives its own checkpoint."""
+    statuses: dict[str, Literal["done", "failed", "learning"]] = {
+        folder.record: "done",
+        folder.failure: "failed",
+        folder.checkpoint: "learning",
+    }
+    if path not in statuses or not size:
         return
+    status = statuses[path]
     before = states.get(folder.concept_id)
-    if before is not None and before.fingerprint == folder.fingerprint and "done" in (kind, before.kind):
-        is_newer = kind == "done"
+    if before is not None and before.fingerprint == folder.fingerprint and "done" in (status, before.status):
+        is_newer = status == "done"
     else:
         is_newer = before is None or at >= before.at
     if is_newer:
-        states[folder.concept_id] = ConceptState(folder.fingerprint, kind, at)
+        states[folder.concept_id] = ConceptState(folder.fingerprint, status, at)
 
 
 def _describe_run(status: RunStatus, run: Mapping[str, Any], newest: float, clock: float) -> None:
+    """Set what `run.json` says, and whether the run is alive. `newest` is the time of the last write."""
     counts = run.get("counts", {})
-    status.stage, status.started_at = run.get("stage"), run.get("started_at")
-    status.manifest, status.rows = run.get("config", {}).get("manifest"), counts.get("rows")
-    status.looked_at, status.left_out = counts.get("looked_at"), counts.get("left_out", 0)
+    status.stage = run.get("stage")
+    status.started_at = run.get("started_at")
+    status.manifest = run.get("config", {}).get("manifest")
+    status.rows = counts.get("rows")
+    status.looked_at = counts.get("looked_at")
+    status.left_out = counts.get("left_out", 0)
     status.bad_rows = counts.get("bad_rows", 0)
-    if status.started_at:  # else this run's records cannot be told from those it found
+    if status.started_at:  # without it, this run's records cannot be told from earlier ones
         status.done_before = counts.get("done_before", 0)
     status.problems = counts.get("problems", {})
     status.last_write_at = datetime.datetime.fromtimestamp(newest, datetime.UTC).isoformat(timespec="seconds")
@@ -180,14 +195,18 @@ def _describe_run(status: RunStatus, run: Mapping[str, Any], newest: float, cloc
     status.alive = status.stage in ("learning", "drawing", "reporting") and status.quiet_s < _QUIET_S
 
 
-def _count(status: RunStatus, run: Mapping[str, Any], states: Mapping[str, ConceptState], since: float) -> None:
-    kinds = [(state.kind, state.at >= since) for state in states.values()]
+def _count_states(
+    status: RunStatus, run: Mapping[str, Any], states: Mapping[str, ConceptState], started: float
+) -> None:
+    """Count concepts by their state, this run's apart from earlier ones'."""
+    kinds = [(state.status, state.at >= started) for state in states.values()]
     in_run, earlier = kinds.count(("done", True)), kinds.count(("done", False))
-    # those tried again to their ladder's end have a new record, and are no new ones
+    # A concept without tries left has a new record, but is not newly learned.
     tried_again = run.get("counts", {}).get("gate", {}).get("learned_before", 0)
     status.done = in_run + max(0, status.done_before - tried_again)
     status.other = max(0, earlier - status.done_before)
-    status.failed, status.failed_before = kinds.count(("failed", True)), kinds.count(("failed", False))
+    status.failed = kinds.count(("failed", True))
+    status.failed_before = kinds.count(("failed", False))
     learning = kinds.count(("learning", True))
     status.learning = learning if status.alive else 0
     status.interrupted = kinds.count(("learning", False)) + learning - status.learning
@@ -196,24 +215,30 @@ def _count(status: RunStatus, run: Mapping[str, Any], states: Mapping[str, Conce
         status.waiting = max(0, status.rows - settled - status.learning)
 
 
-def _pace(status: RunStatus, states: Mapping[str, ConceptState], since: float, clock: float) -> None:
-    times = [state.at for state in states.values() if state.kind == "done" and state.at >= since]
+def _measure_rate(status: RunStatus, states: Mapping[str, ConceptState], started: float, clock: float) -> None:
+    """Set the rates and the time left, from the times at which this run's records were written."""
+    times = [state.at for state in states.values() if state.status == "done" and state.at >= started]
     if not times:
         return
-    began, end = since or min(times), clock if status.alive and status.stage == "learning" else max(times)
+    is_learning = status.alive and status.stage == "learning"
+    began = started or min(times)
+    end = clock if is_learning else max(times)
     if end > began:
         status.concepts_per_hour = round(3600 * len(times) / (end - began), 1)
-    if not status.alive or status.stage != "learning":
+    if not is_learning:
         return
     window = min(_RECENT_S, end - began)
-    recent = sum(at > end - window for at in times)
-    if recent and window > 0:
-        status.recent_per_hour = round(3600 * recent / window, 1)
-        status.seconds_left = round(((status.waiting or 0) + status.learning) * window / recent)
+    num_recent = sum(at > end - window for at in times)
+    if num_recent and window > 0:
+        status.recent_per_hour = round(3600 * num_recent / window, 1)
+        status.seconds_left = round(((status.waiting or 0) + status.learning) * window / num_recent)
 
 
-def _results(store: RunStore) -> dict[str, AttemptInfo]:
-    """Fingerprint -> what the last results say; bad rows under a name of their own each."""
+def _read_results(store: RunStore) -> dict[str, AttemptInfo]:
+    """Read the last results: fingerprint -> attempt; a bad row has a key that begins with `_BAD_ROW`.
+
+    Raises ValueError if they cannot be read.
+    """
     import pyarrow as pa
 
     from pipeline.store.parquet import read_table
@@ -221,65 +246,105 @@ def _results(store: RunStore) -> dict[str, AttemptInfo]:
     columns = ["fingerprint", "concept_id", "error", "seconds", "steps", "attempts"]
     try:
         with open_for_reading(store.uri(_RESULTS)) as file:
-            rows = read_table(file, columns).to_pylist()
+            try:
+                rows = read_table(file, [*columns, "error_kind"]).to_pylist()
+            except pa.ArrowInvalid:  # results of an earlier release have no kinds
+                file.seek(0)
+                rows = read_table(file, columns).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{store.uri(_RESULTS)} cannot be read ({error}); the next run writes another") from error
     return {
-        row["fingerprint"] or f"row {number}": AttemptInfo(
-            concept_id=row["concept_id"] or "unnamed", error=row["error"] or "", seconds=row["seconds"] or 0.0,
-            steps=row["steps"] or 0, attempts=row["attempts"] or 1,
+        row["fingerprint"] or f"{_BAD_ROW}{number}": AttemptInfo(
+            concept_id=row["concept_id"] or "unnamed",
+            error=row["error"] or "",
+            error_kind=row.get("error_kind") or ("" if row["fingerprint"] else BAD_INPUT),
+            seconds=row["seconds"] or 0.0,
+            steps=row["steps"] or 0,
+            attempts=row["attempts"] or 1,
         )
         for number, row in enumerate(rows)
-    }  # fmt: skip
-
-
-def _tell(
-    store: RunStore, status: RunStatus, states: Mapping[str, ConceptState], since: float,
-    of_results: Mapping[str, AttemptInfo], results_at: float,
-) -> None:  # fmt: skip
-    """The slowest, and failures by cause."""
-    ended = {name: state for name, state in states.items() if state.kind != "learning"}
-    in_run = {name: state for name, state in ended.items() if state.kind == "failed" or state.at >= since}
-    asked = in_run if any(state.kind == "done" for state in in_run.values()) else ended
-    known = {
-        name: of_results[state.fingerprint]
-        for name, state in asked.items()
-        if state.fingerprint in of_results and state.at <= results_at
     }
-    missing = sorted((name for name in asked if name not in known), key=lambda name: -asked[name].at)
-    # Failures first: there are few, and they are what one comes for.
-    missing.sort(key=lambda name: asked[name].kind != "failed")
-    known |= _read(store, {name: asked[name] for name in missing[:_MOST_READ]})
-    status.unread = len(asked) - len(known)
-    done = [facts for name, facts in known.items() if asked[name].kind == "done" and facts.seconds]
-    status.slowest = sorted(done, key=lambda facts: -facts.seconds)[:_SLOWEST]
-    status.median_s = round(statistics.median(facts.seconds for facts in done), 1) if done else None
-    failures = [(name, name, facts.error) for name, facts in known.items() if asked[name].kind == "failed"]
-    if results_at >= since:
-        bad = (facts for key, facts in of_results.items() if key.startswith("row "))
-        failures += [(facts.concept_id, facts.concept_id, facts.error) for facts in bad]
-    status.causes = by_cause(failures)
 
 
-def _read(store: RunStore, states: Mapping[str, ConceptState]) -> dict[str, AttemptInfo]:
-    paths = {}
-    for name, state in states.items():
-        folder = ConceptFolder(name, state.fingerprint)
-        paths[folder.record if state.kind == "done" else folder.failure] = name
-    facts = {}
-    for path, content in store.get_many(paths).items():
-        try:
-            record = from_json(content) if isinstance(content, bytes) else None
-        except ValueError as error:
-            facts[paths[path]] = AttemptInfo(
-                concept_id=paths[path], error=f"{path} cannot be read ({error}); delete it"
-            )
+def _describe_attempts(
+    store: RunStore,
+    status: RunStatus,
+    states: Mapping[str, ConceptState],
+    started: float,
+    results: Mapping[str, AttemptInfo],
+    results_at: float,
+) -> None:
+    """Set the slowest concepts, the median time and the causes of failures.
+
+    `results` are the last results, by fingerprint, and `results_at` the time at which they were written.
+    """
+    wanted = _attempts_to_describe(states, started)
+    known = {
+        concept_id: results[state.fingerprint]
+        for concept_id, state in wanted.items()
+        if state.fingerprint in results and state.at <= results_at
+    }
+    to_read = pick_records({concept_id: state for concept_id, state in wanted.items() if concept_id not in known})
+    known |= _read_records(store, to_read)
+    status.unread = len(wanted) - len(known)
+    done = [attempt for concept_id, attempt in known.items() if wanted[concept_id].status == "done" and attempt.seconds]
+    status.slowest = sorted(done, key=lambda attempt: -attempt.seconds)[:_SLOWEST]
+    status.median_s = round(statistics.median(attempt.seconds for attempt in done), 1) if done else None
+    failed = [attempt for concept_id, attempt in known.items() if wanted[concept_id].status == "failed"]
+    bad_rows = [attempt for key, attempt in results.items() if key.startswith(_BAD_ROW)]
+    status.causes = group_failures(failed + (bad_rows if results_at >= started else []))
+
+
+def _attempts_to_describe(states: Mapping[str, ConceptState], started: float) -> dict[str, ConceptState]:
+    """Return the concepts that failed or that this run learned; if it learned none, all that are done or failed."""
+    ended = {concept_id: state for concept_id, state in states.items() if state.status != "learning"}
+    in_run = {
+        concept_id: state for concept_id, state in ended.items() if state.status == "failed" or state.at >= started
+    }
+    return in_run if any(state.status == "done" for state in in_run.values()) else ended
+
+
+def pick_records(states: Mapping[str, ConceptState]) -> dict[str, ConceptState]:
+    """Pick the concepts whose records are read: failures first, as there are few of them, then the newest."""
+    order = sorted(states, key=lambda concept_id: (states[concept_id].status != "failed", -states[concept_id].at))
+    return {concept_id: states[concept_id] for concept_id in order[:_MAX_RECORDS]}
+
+
+def group_failures(attempts: Iterable[AttemptInfo]) -> list[Cause]:
+    """Return the causes of failed attempts, the most frequent first."""
+    return find_causes(
+        [(attempt.error_kind, attempt.concept_id, attempt.concept_id, attempt.error) for attempt in attempts]
+    )
+
+
+def _read_records(store: RunStore, states: Mapping[str, ConceptState]) -> dict[str, AttemptInfo]:
+    """Read the records or failures of these states, by concept id; one that was replaced meanwhile is left out."""
+    concept_ids = {}
+    for concept_id, state in states.items():
+        folder = ConceptFolder(concept_id, state.fingerprint)
+        concept_ids[folder.record if state.status == "done" else folder.failure] = concept_id
+    attempts = {}
+    for path, content in store.get_many(concept_ids).items():
+        if not isinstance(content, bytes):
             continue
-        if record is not None:  # else it was replaced since the listing
-            facts[paths[path]] = AttemptInfo(concept_id=record.concept_id, error=record.error, seconds=record.seconds,
-                                       steps=record.steps, attempts=record.attempts)  # fmt: skip
-    return facts
+        concept_id = concept_ids[path]
+        try:
+            record = from_json(content)
+        except ValueError as error:
+            text = f"{path} cannot be read ({error}); delete it"
+            attempts[concept_id] = AttemptInfo(concept_id=concept_id, error=text, error_kind=STORAGE)
+            continue
+        attempts[concept_id] = AttemptInfo(
+            concept_id=record.concept_id,
+            error=record.error,
+            error_kind=record.error_kind,
+            seconds=record.seconds,
+            steps=record.steps,
+            attempts=record.attempts,
+        )
+    return attempts
 
 
-def _seconds(moment: str | None) -> float:
-    return datetime.datetime.fromisoformat(moment).timestamp() if moment else 0.0
+def _timestamp(iso: str | None) -> float:
+    """Return a time in seconds since 1970; 0 for None."""
+    return datetime.datetime.fromisoformat(iso).timestamp() if iso else 0.0

@@ -66,8 +66,11 @@ def test_not_reached_learning_and_failed(store: RunStore) -> None:
     store.put(task.folder.checkpoint, b"half way")
     assert explain(store, "dog").verdict == "learning"
     store.delete(task.folder.checkpoint)
-    end(store, task, status="failed", error="photo photos/dog-0.png: not a picture")
+    end(store, task, status="failed", error="photo photos/dog-0.png: not a picture", error_kind="bad_input")
     found = explain(store, "dog")
+    text = "\n".join(describe(found))
+    assert "\n  bad input: correct the row, photos, masks or texts that the cause names, then run again\n" in text
+    assert "\n    bad input: photo photos/dog-0.png: not a picture\n" in text
     assert (found.verdict, found.reason) == (
         "failed", "photo photos/dog-0.png: not a picture; the next run tries it again"
     )  # fmt: skip

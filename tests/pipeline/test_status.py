@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.exit_codes import OK, USAGE
-from pipeline.report.overview import Cause
+from pipeline.report.failures import Cause
 from pipeline.report.run_status import AttemptInfo, RunStatus
 from pipeline.status import describe, main
 from pipeline.store.storage import RunStore
@@ -25,7 +25,7 @@ def test_a_run_at_work_reads_well() -> None:
         manifest="s3://b/m.parquet", rows=10_000, looked_at=8_000, done=7_000, done_before=6_500, failed=3, learning=8,
         waiting=2_989, concepts_per_hour=100.0, recent_per_hour=120.4, seconds_left=7800.0, median_s=61.0,
         slowest=[AttemptInfo(concept_id="owl", seconds=600.0, steps=500, attempts=2)],
-        causes=[Cause("out of memory", ("owl", "fox", "cat"), 3)],
+        causes=[Cause("lost_worker", "out of memory", ("owl", "fox"), 2), Cause("bug", "no such key", ("cat",), 1)],
     )  # fmt: skip
     assert (
         "\n".join(describe(status))
@@ -42,11 +42,16 @@ s3://b/out
    median  1 min 01 s a concept
   slowest  owl, 10 min 00 s, 500 steps, 2 attempts
 
-failures by cause
-        3  out of memory
-           owl, fox, cat
+failures by kind and cause
+        2  lost workers: run again; a concept that loses its worker every time needs more memory than the worker has, \
+or more time than actors.stall_s
+          2  out of memory
+             owl, fox
+        1  bugs of this software: report them with the traceback in the concept's log.jsonl; the input is not at fault
+          1  no such key
+             cat
 
-why, and what there is of one: python -m pipeline.explain s3://b/out owl"""
+details of one failure: python -m pipeline.explain s3://b/out owl"""
     )
 
 
@@ -66,7 +71,7 @@ def test_it_says_whether_anything_is_at_work(stage: str | None, line: str) -> No
 
 
 def test_problems_beside_concepts_and_what_was_not_read_are_told() -> None:
-    causes = [Cause(f"cause {i}", ("unnamed",), 1) for i in range(12)]
+    causes = [Cause("bad_input", f"cause {i}", ("unnamed",), 1) for i in range(12)]
     status = RunStatus(
         output="o", stage="ended", problems={"learning": "given up: no actor starts"}, causes=causes, unread=9
     )
@@ -79,13 +84,13 @@ def test_problems_beside_concepts_and_what_was_not_read_are_told() -> None:
 def test_the_command(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     store = RunStore(root)
     manifest = put_manifest(store, make_photos(store, "cat"))
-    end(store, tasks_of(manifest, settings())["cat"], status="failed", error="no such photo")
+    end(store, tasks_of(manifest, settings())["cat"], status="failed", error="no such photo", error_kind="bad_input")
     put_run(store, manifest, settings(), started_at="2000-01-01T00:00:00+00:00")
     assert main([root]) == OK
-    assert "        1  no such photo\n" in capsys.readouterr().out
+    assert "          1  no such photo\n" in capsys.readouterr().out
     assert main([root, "--json"]) == OK
     said = json.loads(capsys.readouterr().out)
-    assert (said["failed"], said["causes"][0]["names"]) == (1, ["cat"])
+    assert (said["failed"], said["causes"][0]["kind"], said["causes"][0]["names"]) == (1, "bad_input", ["cat"])
     assert main([f"{root}/elsewhere"]) == USAGE
     assert "error: no run at " in capsys.readouterr().err
 

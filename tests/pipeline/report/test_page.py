@@ -51,13 +51,12 @@ def finish(store: RunStore, concept_id: str, number: int, clip_i: float = 0.8, *
     return record
 
 
-def fail(store: RunStore, concept_id: str, number: int, error: str) -> None:
-    put_record(
-        store,
-        ConceptRecord(
-            concept_id=concept_id, fingerprint=f"{number:032x}", status="failed", placeholder_token="<x>", error=error
-        ),
-    )
+def fail(store: RunStore, concept_id: str, number: int, error: str, kind: str = "") -> None:
+    record = ConceptRecord(
+        concept_id=concept_id, fingerprint=f"{number:032x}", status="failed", placeholder_token="<x>", error=error,
+        error_kind=kind,
+    )  # fmt: skip
+    put_record(store, record)
 
 
 class Page(HTMLParser):
@@ -129,15 +128,20 @@ def test_failures_come_first_with_causes_counted_together() -> None:
     store = RunStore("memory://failures")
     finish(store, "duck", 1)
     for i in range(12):
-        fail(store, f"c{i}", 10 + i, f"loss of c{i} is not finite at step {i}")
-    fail(store, "lamp", 99, "out of memory")
+        fail(store, f"c{i}", 10 + i, f"loss of c{i} is not finite at step {i}", "numerics")
+    fail(store, "lamp", 99, "out of memory", "lost_worker")
+    fail(store, "chair", 98, "of before kinds")
     bad = [BadRow(file="s3://b/m.parquet", row=17, concept_id="blue mug", reason="concept_id 'blue mug' is bad")]
     page = build(store, bad=bad)
-    assert "1 concept learned, 14 failed" in page.text
+    assert "1 concept learned, 15 failed" in page.text
     assert page.text.index("is not finite") < page.text.index("out of memory") < page.text.index("Sample grids")
     assert page.text.count("is not finite") == 1
     assert "and 9 more" in page.text
     assert "blue mug (row 17 of m.parquet)" in page.text
+    kinds = ("numbers that are not finite", "lost workers", "bad input", "unknown kind")
+    assert all(kind in page.text for kind in kinds)
+    assert page.count("kind") == 4
+    assert "12 numbers that are not finite · lower inversion.learning_rate" in page.text
 
 
 def test_what_failed_besides_concepts_is_told() -> None:

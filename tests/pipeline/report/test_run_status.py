@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.inputs.manifest import BadRow
 from pipeline.ledger.records import load_records
 from pipeline.ledger.results import write_results
-from pipeline.report.run_status import read_status
+from pipeline.report.run_status import ConceptState, pick_records, read_status
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 from tests.pipeline.outputs import end, make_photos, put_manifest, put_run, settings, tasks_of
 
@@ -24,7 +27,8 @@ def test_a_run_that_has_ended(root: str) -> None:
     end(store, tasks["cat"], seconds=1.0)
     end(store, tasks["dog"], seconds=30.0, attempts=2)
     for name in ("owl", "fox"):
-        end(store, tasks[name], status="failed", error=f"photo photos/{name}-0.png: not a picture")
+        error = f"photo photos/{name}-0.png: not a picture"
+        end(store, tasks[name], status="failed", error=error, error_kind="bad_input")
     store.put("images/cat/1.png", b"x")
     store.put("images/metadata/1.parquet", b"x")
     bad = [BadRow(file="m.parquet", row=5, concept_id="ant", reason="it has no images")]
@@ -38,7 +42,9 @@ def test_a_run_that_has_ended(root: str) -> None:
         ("dog", 30.0, 2), ("cat", 1.0, 1)
     ]  # fmt: skip
     assert status.median_s == 15.5
-    assert [(cause.count, set(cause.names)) for cause in status.causes] == [(2, {"owl", "fox"}), (1, {"ant"})]
+    assert [(cause.kind, cause.count, set(cause.names)) for cause in status.causes] == [
+        ("bad_input", 2, {"owl", "fox"}), ("bad_input", 1, {"ant"})
+    ]  # fmt: skip
     assert status.concepts_per_hour is not None
     assert status.seconds_left is None
 
@@ -90,7 +96,28 @@ def test_the_newest_of_a_concept_counts(root: str) -> None:
     end(store, tasks_of(manifest, settings(seed=1))["cat"], status="failed", error="out of luck")
     status = read_status(store)
     assert (status.done, status.failed, status.stage, status.rows) == (0, 1, None, None)
-    assert status.causes[0].cause == "out of luck"
+    assert (status.causes[0].kind, status.causes[0].cause) == ("unknown", "out of luck")
+
+
+def test_results_of_an_older_release_have_no_kinds(root: str) -> None:
+    store = RunStore(root)
+    manifest = put_manifest(store, make_photos(store, "cat"))
+    end(store, tasks_of(manifest, settings())["cat"], status="failed", error="out of luck", error_kind="bug")
+    write_results(store, list(load_records(store)))
+    table = read_table(io.BytesIO(store.get("results.parquet"))).drop_columns(["error_kind"])
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    store.put("results.parquet", buffer.getvalue())
+    assert [(cause.kind, cause.cause) for cause in read_status(store).causes] == [("unknown", "out of luck")]
+
+
+def test_failures_are_read_before_records_of_done_concepts() -> None:
+    states = {f"c{i}": ConceptState("f", "done", float(i)) for i in range(600)} | {
+        "bad": ConceptState("f", "failed", 0.0)
+    }
+    picked = list(pick_records(states))
+    assert picked[:2] == ["bad", "c599"]
+    assert len(picked) == 500
 
 
 def test_a_damaged_record_and_a_damaged_run_are_named(root: str) -> None:
