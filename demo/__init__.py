@@ -1,1 +1,1 @@
-"""The demo world: a small real text-to-image model, its data, its judge and its concepts."""
+"""Demo world: a small real text-to-image model, its data, its CLIP and its concepts."""

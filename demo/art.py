@@ -1,7 +1,7 @@
-"""Openly licensed art as one atlas of cut-outs: fetch the npm packages, draw the SVGs, trim and scale.
+"""Build an atlas of cut-outs from openly licensed art: fetch the npm packages, draw the SVGs, trim and scale.
 
-The atlas holds RGBA sprites of `SPRITE_PX` on their longer side. It is built once into the work folder; nothing here is
-needed to import the world or to use the committed model and pictures.
+The atlas holds RGBA sprites of `SPRITE_PX` on their longer side. It is built once into the work folder; importing the
+world and using the committed model and pictures need none of it.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ Sprite = Image.Image
 
 @dataclass(frozen=True, slots=True)
 class Atlas:
-    """All cut-outs, by art set and slug."""
+    """Cut-outs by art set and slug."""
 
     sprites: dict[tuple[str, str], Sprite]
 
     def sprite(self, art_set: str, slug: str) -> Sprite:
-        """The RGBA cut-out of one object in one art set."""
+        """Return the RGBA cut-out of one object in one art set."""
         return self.sprites[art_set, slug]
 
 
 def _archive(package: str, folder: Path) -> Path:
-    """The .tgz of an npm package, packed into `folder` when it is not there yet."""
+    """Return the .tgz of an npm package, fetched into `folder` if it is missing."""
     name, _, version = package.rpartition("@")
     path = folder / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
     if not path.exists():
@@ -54,7 +54,7 @@ def _archive(package: str, folder: Path) -> Path:
 
 
 def _read_members(path: Path, suffixes: tuple[str, ...]) -> dict[str, bytes]:
-    """File name inside `package/` -> content, for members that end in one of the suffixes."""
+    """Return file name inside `package/` -> content, for members that end in one of the suffixes."""
     with tarfile.open(path) as archive:
         return {
             member.name.removeprefix("package/"): archive.extractfile(member).read()  # type: ignore[union-attr]
@@ -85,7 +85,7 @@ def _draw_icon(icons: dict, slug: str) -> Sprite:
 
 
 def _fluent_sprite(files: dict[str, bytes], emoji: str) -> Sprite:
-    """The Fluent 3D picture of one emoji: files are named by code points, with or without the variation selector."""
+    """Return the Fluent 3D picture of an emoji; files are named by code points, with or without variation selector."""
     code = "-".join(f"{ord(char):x}" for char in emoji)
     bare = code.replace("-fe0f", "")
     for stem in (code, bare, f"{bare}-fe0f"):
@@ -117,7 +117,7 @@ def _build(folder: Path) -> dict[tuple[str, str], Sprite]:
 
 
 def load_atlas(work: Path) -> Atlas:
-    """The atlas of every training and held-out object, cached as one .npz in the work folder."""
+    """Load the atlas of all training and held-out objects, cached as one .npz in the work folder."""
     path = work / "atlas.npz"
     if not path.exists():
         sprites = _build(work / "npm")

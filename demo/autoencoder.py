@@ -1,7 +1,7 @@
-"""The KL autoencoder: 64x64x3 pictures to 8x8x16 latents and back.
+"""KL autoencoder from 64x64x3 pictures to 8x8x16 latents and back.
 
-Trained on whole pictures (GroupNorm statistics of crops do not carry over). In a second stage the encoder is frozen and
-only the decoder goes on: latents stay valid, so this can run beside the denoiser's training.
+It is trained on whole pictures (GroupNorm statistics of crops do not carry over). In a second stage the encoder is
+frozen and only the decoder is trained: latents stay valid, so this can run beside the denoiser's training.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GRADIENT_WEIGHT = 0.5
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """An untrained autoencoder of about two and a half million parameters; its residual branches start at zero."""
+    """Make an untrained autoencoder of about 2.5 million parameters, whose residual branches start at zero."""
     model = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -46,7 +46,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def to_tensor(pictures: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (batch, height, width, 3) to float (batch, 3, height, width) in -1..1."""
+    """Convert uint8 (batch, height, width, 3) to float (batch, 3, height, width) in -1..1."""
     batch = torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2)
     return batch.float().div(127.5).sub(1).contiguous()
 
@@ -56,7 +56,7 @@ def _differences(pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction_loss(decoded: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 + MSE + L1 of image gradients (sharp edges); also the plain MSE, for PSNR."""
+    """Return L1 + MSE + L1 of image gradients (for sharp edges), and the plain MSE, for PSNR."""
     mse = (decoded - pictures).pow(2).mean()
     gradient = sum(
         (ours - theirs).abs().mean() for ours, theirs in zip(_differences(decoded), _differences(pictures), strict=True)
@@ -65,7 +65,7 @@ def reconstruction_loss(decoded: Tensor, pictures: Tensor) -> tuple[Tensor, Tens
 
 
 def psnr(mse: float) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in -1..1."""
+    """Return the peak signal-to-noise ratio in dB of pictures in -1..1."""
     return float(10 * np.log10(4 / mse))
 
 
@@ -80,7 +80,7 @@ def train_autoencoder(
     init_from: Path | None = None,
     is_decoder_only: bool = False,
 ) -> None:
-    """Train (or, with `is_decoder_only`, go on with the decoder of `init_from`) and save the average into `folder`."""
+    """Train all, or with `is_decoder_only` the decoder of `init_from`, and save the averaged weights into `folder`."""
     torch.manual_seed(seed)
     model = AutoencoderKL.from_pretrained(init_from) if init_from else new_autoencoder()
     model = model.float().to(device)
@@ -134,7 +134,7 @@ def _save_average(model: AutoencoderKL, average: Average, is_decoder_only: bool,
 def encode_pool(
     model: AutoencoderKL, pictures: np.ndarray, device: torch.device, report: Callable[[int], None] = lambda row: None
 ) -> Tensor:
-    """Posterior means of all pictures, fp16 (scene, channels, 8, 8), not yet scaled."""
+    """Return the posterior means of all pictures, fp16 (scene, channels, 8, 8), not scaled."""
     means = []
     for start in range(0, len(pictures), 250):
         means.append(model.encode(to_tensor(pictures[start : start + 250], device)).latent_dist.mean.half().cpu())
@@ -146,11 +146,12 @@ def encode_pool(
 def normalise_latents(model: AutoencoderKL, means: Tensor) -> Tensor:
     """Give every latent channel zero mean and unit deviation by editing the two 1x1 convolutions around the latents.
 
-    Nothing the autoencoder reconstructs changes, and the scaling factor becomes 1. Returns the posterior means
-    (scene, channels, 8, 8) in the new units.
+    Reconstructions do not change, and the scaling factor becomes 1. Returns the posterior means (scene, channels, 8, 8)
+    in the new units.
     """
     deviation, centre = torch.std_mean(means.float(), dim=(0, 2, 3))
-    into, out_of = model.quant_conv, model.post_quant_conv
+    into = model.quant_conv
+    out_of = model.post_quant_conv
     channels = len(centre)
     out_of.bias += out_of.weight[:, :, 0, 0] @ centre
     out_of.weight *= deviation[None, :, None, None]

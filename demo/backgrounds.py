@@ -1,4 +1,4 @@
-"""Procedural backgrounds of the demo world: flat colours and places, smooth so that capacity goes to the objects."""
+"""Draw the demo world's backgrounds, flat colours and places, smooth so that the model's capacity goes to objects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from demo.captions import COLOURS
 
 Canvas = np.ndarray
-"""float32 (height, width, 3), 0..255."""
+"""Picture in float32 (height, width, 3), 0..255."""
 
 
 def _gradient(px: int, top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Canvas:
@@ -19,7 +19,7 @@ def _gradient(px: int, top: tuple[int, int, int], bottom: tuple[int, int, int]) 
 
 
 def _coordinates(px: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of the pixel centres, 0..1."""
+    """Return x and y of the pixel centres, 0..1."""
     axis = (np.arange(px, dtype=np.float32) + 0.5) / px
     return axis[None, :], axis[:, None]
 
@@ -31,13 +31,13 @@ def _cover(canvas: Canvas, mask: np.ndarray, colour: tuple[float, float, float] 
 
 
 def _below(px: int, edge: np.ndarray | float) -> np.ndarray:
-    """1 under the horizon `edge` (fraction of the height), with a one-pixel soft rim."""
+    """Return a mask that is 1 below the horizon `edge` (fraction of the height), with a one-pixel soft rim."""
     x, y = _coordinates(px)
     return np.clip((y - edge) * px + 0.5 + 0 * x, 0, 1)
 
 
 def _dots(px: int, rng: np.random.Generator, count: int, radius_px: float, top: float, bottom: float) -> np.ndarray:
-    """Union of small soft discs between two heights (fractions)."""
+    """Return a mask of small soft discs between two heights (fractions)."""
     x, y = _coordinates(px)
     mask = np.zeros((px, px), np.float32)
     for centre_x, centre_y in zip(rng.uniform(0, 1, count), rng.uniform(top, bottom, count), strict=True):
@@ -130,7 +130,7 @@ _PLACES: dict[str, Callable[[int, np.random.Generator], Canvas]] = {
 
 
 def draw_background(background: str, px: int, rng: np.random.Generator) -> Canvas:
-    """A place or a flat colour, float32 (px, px, 3) in 0..255."""
+    """Draw a place or a flat colour, float32 (px, px, 3) in 0..255."""
     if background in COLOURS:
         colour = np.asarray(COLOURS[background], np.float32) + rng.uniform(-5, 5, 3).astype(np.float32)
         return np.clip(np.broadcast_to(colour, (px, px, 3)), 0, 255)

@@ -1,8 +1,8 @@
-"""The words of the demo world: templates, styles, colours, places, sizes.
+"""Words of the demo world's captions: templates, styles, colours, places, sizes.
 
 Neutral prompts are the 27 templates of Textual Inversion (Gal et al. 2022, appendix D) and always show the same plain
 look, so that inversion's own prompts are inside the model's training distribution. Their adjectives ("clean", "small")
-carry no meaning here, on purpose; sizes are said with "tiny" and "huge".
+have no meaning here, on purpose; sizes are named "tiny" and "huge".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NEUTRAL_TEMPLATES = (
 )  # fmt: skip
 
 SHORT_TEMPLATES = ("a {}", "the {}", "a picture of a {}", "a picture of the {}")
-"""Also neutral: what people type when they do not bother."""
+"""Further neutral templates, as people type them in a hurry."""
 
 STYLE_TEMPLATES = {
     "sticker": ("a flat sticker of a {}", "a sticker of a {}", "a flat sticker of the {}"),
@@ -55,7 +55,7 @@ STYLE_ONLY_TEMPLATES = (
     "a rendition in the style of {style}",
     *(f"a {adjective} painting in the style of {{style}}" for adjective in _STYLE_ONLY_ADJECTIVES),
 )
-"""Textual Inversion's style templates: no object is named."""
+"""Textual Inversion's style templates, which name no object."""
 
 COLOURS = {
     "white": (250, 250, 250),
@@ -75,7 +75,7 @@ TINTS = {
     "purple": (140, 60, 180),
     "pink": (240, 120, 170),
 }
-"""Colour words an object can be tinted with, and the RGB of its middle tone."""
+"""Colour words of tinted objects, and the RGB of their middle tone."""
 
 PLACE_PHRASES = {
     "beach": ("on the beach",),
@@ -92,7 +92,7 @@ SIZES = ("tiny", "huge")
 
 
 def background_phrases(background: str) -> tuple[str, ...]:
-    """How captions say a background: "on a red background", "in the snow"."""
+    """Return the phrases for a background in captions: "on a red background", "in the snow"."""
     if background in COLOURS:
         return (f"on a {background} background",)
     return PLACE_PHRASES[background]

@@ -1,7 +1,7 @@
-"""Text encoder and U-Net, trained jointly with the latent diffusion loss, saved as a plain `StableDiffusionPipeline`.
+"""Train text encoder and U-Net jointly with the latent diffusion loss, and save a plain `StableDiffusionPipeline`.
 
-v-prediction (Salimans & Ho 2022), 10 % empty captions for guidance. A caption is encoded once and used for two draws of
-noise and timestep.
+The model predicts v (Salimans & Ho 2022); 10 % of captions are empty, for guidance. A caption is encoded once and used
+for two draws of noise and timestep.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from demo.autoencoder import LATENT_CHANNELS
-from demo.judge import WIDTH, declare_float32, text_encoder_of
+from demo.clip_model import WIDTH, declare_float32, text_encoder_of
 from demo.loop import Average, Budget, Randomness, Training, optimise
 from demo.muon import Muon, parameter_groups
 from demo.tokenizer import encode
@@ -37,11 +37,11 @@ _TEXT_ENCODER_LR = 2e-4
 _EMPTY_CAPTION_FRACTION = 0.1
 NUM_TRAIN_TIMESTEPS = 1000
 GUIDANCE_SCALE = 2.0
-"""What this model draws best with, measured by `demo.evaluate`; the scheduler's config carries it."""
+"""Guidance scale with the best pictures, measured by `demo.evaluate`; stored in the scheduler's config."""
 
 
 def new_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's betas. "trailing" starts sampling at the last timestep, the one nearest to pure noise."""
+    """Make a scheduler with Stable Diffusion's betas; "trailing" starts sampling at the last, noisiest timestep."""
     scheduler = DDIMScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,
         beta_start=0.00085,
@@ -58,7 +58,7 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """An untrained U-Net of seven million parameters whose residual branches and output start at zero."""
+    """Make an untrained U-Net of seven million parameters whose residual branches and output start at zero."""
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,
@@ -87,16 +87,16 @@ def new_unet() -> UNet2DConditionModel:
 
 @dataclass(frozen=True, slots=True)
 class LatentPool:
-    """What the denoiser learns from."""
+    """Training data of the denoiser."""
 
     latents: Tensor
-    """fp16 (scene, channels, 8, 8), scaled: the denoiser's space."""
+    """Scaled latents, fp16 (scene, channels, 8, 8)."""
     input_ids: Tensor
-    """int64 (scene, token)."""
+    """Token ids of the captions, int64 (scene, token)."""
 
 
 def stratified_timesteps(batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """One timestep from each of `batch` equally likely slices, in random order: int64 (batch,).
+    """Draw one timestep from each of `batch` equally likely slices, in random order, int64 (batch,).
 
     The density grows linearly with t, because the prompt decides at the noisy end: measured after 1,000 steps, a wrong
     prompt raised the error of the predicted picture by half at t = 900, and by nothing at t = 100.
@@ -110,15 +110,15 @@ def stratified_timesteps(batch: int, generator: torch.Generator, device: torch.d
 def velocity_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Return the squared error of the velocity (`noise.VPrediction`), per sample: (batch,).
 
-    Not weighted: min-SNR weights (Hang et al. 2023) all but silence the noisy end of the schedule, where the prompt
-    decides what the object is. With them 750 steps gave the right colours and places but no shapes.
+    The error is not weighted: min-SNR weights (Hang et al. 2023) all but silence the noisy end of the schedule, where
+    the prompt decides what the object is. With them 750 steps gave the right colours and places but no shapes.
     """
     return (prediction.float() - target).pow(2).mean((1, 2, 3))
 
 
 @contextmanager
 def mixed_precision(device: torch.device) -> Iterator[None]:
-    """bf16 autocast where the hardware multiplies in bf16; elsewhere it is emulated, 12 to 25 times slower than fp32.
+    """Use bf16 autocast where the hardware multiplies in bf16; emulated bf16 is 12 to 25 times slower than fp32.
 
     On a CPU attention is spelled out in matrix products: the fused kernel's backward pass took six times as long.
     """
@@ -132,7 +132,7 @@ def mixed_precision(device: torch.device) -> Iterator[None]:
 
 
 class DenoiserTraining:
-    """The modules of one training and the loss of one step."""
+    """Modules of one training, and the loss of one step."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class DenoiserTraining:
         self.captions = scale * _CAPTIONS_PER_BATCH
 
     def loss(self, fraction_done: float) -> tuple[Tensor, dict[str, float]]:
-        """Mean loss of one batch."""
+        """Return the mean loss of one batch, and figures to log."""
         rows = torch.from_numpy(self.randomness.numpy.integers(0, len(self.pool.latents), self.captions))
         latents = self.pool.latents[rows].to(self.device).float().repeat_interleave(_DRAWS_PER_CAPTION, 0)
         ids = self.pool.input_ids[rows].clone()
@@ -169,7 +169,7 @@ class DenoiserTraining:
 
 
 def without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's configuration less the folder it was loaded from, which is nobody's business elsewhere."""
+    """Return a model's configuration without the folder it was loaded from, which has no meaning on other machines."""
     return {key: value for key, value in config.items() if key != "_name_or_path"}
 
 
@@ -215,17 +215,18 @@ def train_denoiser(
     budget: Budget,
     device: torch.device,
     seed: int,
-    judge: Path,
+    clip: Path,
     init_from: Path | None = None,
 ) -> None:
-    """Train from the judge's text tower (or go on from the pipeline `init_from`); save averages into `folder`."""
+    """Train from the text tower of the CLIP in `clip`, or from the pipeline `init_from`; save averages into
+    `folder`."""
     torch.manual_seed(seed)
     if init_from:
         unet = UNet2DConditionModel.from_pretrained(init_from / "unet").float()
         text_encoder = CLIPTextModel.from_pretrained(init_from / "text_encoder").float()
     else:
         unet = new_unet()
-        text_encoder = text_encoder_of(CLIPModel.from_pretrained(judge).float())
+        text_encoder = text_encoder_of(CLIPModel.from_pretrained(clip).float())
     unet, text_encoder = unet.to(device).train(), text_encoder.to(device).train()
     randomness = Randomness(seed=seed, device=device)
     training = DenoiserTraining(unet, text_encoder, pool, encode(tokenizer, [""])[0], randomness)

@@ -1,8 +1,9 @@
-"""Figures of the demo model on fresh scenes of known objects: `python -m demo.evaluate`.
+"""Measure the demo model on fresh scenes of known objects: `python -m demo.evaluate`.
 
-Scenes come from a seed no training used. Real scenes say how good the judge is (its ceiling); drawn ones how well the
-diffusion model follows the name, the place and the style of a prompt, as the judge sees it. Results go to
-`demo/figures.json`, with the command, the versions and the time it took.
+Scenes come from a seed that no training used. Accuracy on real scenes shows how good the CLIP is, which bounds the
+other figures; accuracy on drawn pictures shows how well the diffusion model follows the name, the place and the style
+of a prompt, as the CLIP classifies them. Results go to `demo/figures.json`, with the command, the versions and the
+time.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from transformers import CLIPModel, CLIPTokenizer
 from demo import captions
 from demo.art import Atlas, load_atlas
 from demo.autoencoder import to_tensor
+from demo.clip_model import features
 from demo.denoiser import GUIDANCE_SCALE
-from demo.judge import features
 from demo.objects import CORE, TRAINING, WorldObject
 from demo.tokenizer import encode
 from demo.world import PICTURE_PX, STYLES, Scene, draw, sample_scene
@@ -40,25 +41,25 @@ _NUM_NAMES = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
-    """The small CLIP with its tokenizer."""
+class CaptionClassifier:
+    """The small CLIP with its tokenizer, choosing among captions for each picture."""
 
     model: CLIPModel
     tokenizer: CLIPTokenizer
 
     @torch.no_grad()
     def image_features(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Unit features (picture, width)."""
+        """Return features of unit length (picture, width)."""
         batch = to_tensor(np.stack([np.asarray(picture) for picture in pictures]), torch.device("cpu"))
         return torch.cat([features(self.model.get_image_features(pixel_values=part)) for part in batch.split(100)])
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Unit features (text, width)."""
+        """Return features of unit length (text, width)."""
         return features(self.model.get_text_features(input_ids=encode(self.tokenizer, texts)))
 
     def choose(self, pictures: Sequence[Image.Image], options: Sequence[Sequence[str]]) -> np.ndarray:
-        """Index of the text nearest to each picture; picture i chooses among options[i]."""
+        """Return the index of the text nearest to each picture; picture i chooses among options[i]."""
         images = self.image_features(pictures)
         distinct = sorted({text for row in options for text in row})
         scores = images @ self.text_features(distinct).T
@@ -68,26 +69,27 @@ class Judge:
 
 
 def name_question(things: Sequence[WorldObject]) -> list[str]:
-    """One neutral caption for each name."""
+    """Return one neutral caption for each name."""
     return [captions.fill("a photo of a {}", thing.name) for thing in things]
 
 
 def place_question(thing: WorldObject) -> list[str]:
-    """The same object in every place."""
+    """Return captions of the same object in every place."""
     return [
         captions.fill("a photo of a {}", thing.name) + f" {phrases[0]}" for phrases in captions.PLACE_PHRASES.values()
     ]
 
 
 def style_question(thing: WorldObject) -> list[str]:
-    """The same object in every style, the plain look first."""
+    """Return captions of the same object in every style, the plain look first."""
     templates = ["a photo of a {}", *(options[0] for options in captions.STYLE_TEMPLATES.values())]
     return [captions.fill(template, thing.name) for template in templates]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Pictures to make and the right answers: prompts for the model, scenes for the world."""
+    """Pictures to make (prompts for the model, scenes for the world) with the captions to choose from and the right
+    ones."""
 
     prompts: list[str]
     scenes: list[Scene]
@@ -96,7 +98,7 @@ class Question:
 
 
 def name_questions(things: Sequence[WorldObject], repeats: int) -> Question:
-    """Which of the names is it?"""
+    """Make questions about the name."""
     question = name_question(things)
     indices = np.tile(np.arange(len(things)), repeats)
     return Question(
@@ -108,7 +110,7 @@ def name_questions(things: Sequence[WorldObject], repeats: int) -> Question:
 
 
 def place_questions(things: Sequence[WorldObject], per_place: int) -> Question:
-    """Where is it, the name being known?"""
+    """Make questions about the place, with the name given."""
     places = list(captions.PLACE_PHRASES)
     pairs = [(place, things[i * len(places) + place]) for i in range(per_place) for place in range(len(places))]
     return Question(
@@ -120,7 +122,7 @@ def place_questions(things: Sequence[WorldObject], per_place: int) -> Question:
 
 
 def style_questions(things: Sequence[WorldObject], per_style: int) -> Question:
-    """How is it drawn, the name being known?"""
+    """Make questions about the style, with the name given."""
     pairs = [(style, things[i * len(STYLES) + style]) for i in range(per_style) for style in range(len(STYLES))]
     return Question(
         prompts=[style_question(thing)[style] for style, thing in pairs],
@@ -131,14 +133,14 @@ def style_questions(things: Sequence[WorldObject], per_style: int) -> Question:
 
 
 def real_pictures(scenes: Sequence[Scene], atlas: Atlas) -> list[Image.Image]:
-    """The world's own drawings of the scenes."""
+    """Return the world's own drawings of the scenes."""
     return [draw(scene, atlas, np.random.default_rng((_SEED, index))) for index, scene in enumerate(scenes)]
 
 
 def drawn_pictures(
     pipeline: StableDiffusionPipeline, prompts: Sequence[str], *, steps: int, guidance: float, batch: int = 50
 ) -> list[Image.Image]:
-    """The model's drawings of the prompts."""
+    """Return the model's drawings of the prompts."""
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch):
         pictures += pipeline(
@@ -154,7 +156,7 @@ def drawn_pictures(
 
 @torch.no_grad()
 def autoencoder_psnr(pipeline: StableDiffusionPipeline, atlas: Atlas, count: int) -> dict[str, float]:
-    """PSNR in dB of fresh scenes: of the mean error, and the mean over pictures."""
+    """Return the PSNR in dB of fresh scenes: of the mean error, and the mean over pictures."""
     errors = []
     for start in range(count):
         rng = np.random.default_rng((_SEED, 1, start))
@@ -165,17 +167,18 @@ def autoencoder_psnr(pipeline: StableDiffusionPipeline, atlas: Atlas, count: int
     return {"of_mean_error_db": float(10 * np.log10(4 / np.mean(errors))), "mean_db": float(per_picture.mean())}
 
 
-def accuracy(judge: Judge, pictures: Sequence[Image.Image], question: Question) -> float:
-    """Share of pictures for which the judge chooses the right answer."""
-    return float((judge.choose(pictures, question.options) == question.answers).mean())
+def accuracy(classifier: CaptionClassifier, pictures: Sequence[Image.Image], question: Question) -> float:
+    """Return the share of pictures for which CLIP chooses the right caption."""
+    return float((classifier.choose(pictures, question.options) == question.answers).mean())
 
 
 def evaluate(options: argparse.Namespace) -> dict:
-    """All figures."""
+    """Compute all figures."""
     atlas = load_atlas(options.work)
     pipeline = StableDiffusionPipeline.from_pretrained(options.model)
     pipeline.set_progress_bar_config(disable=True)
-    judge = Judge(CLIPModel.from_pretrained(options.clip).eval(), CLIPTokenizer.from_pretrained(options.clip))
+    clip, tokenizer = CLIPModel.from_pretrained(options.clip).eval(), CLIPTokenizer.from_pretrained(options.clip)
+    classifier = CaptionClassifier(clip, tokenizer)
     order = np.random.default_rng(_SEED).permutation(len(CORE))
     things = [CORE[index] for index in order]
     questions = {
@@ -185,10 +188,10 @@ def evaluate(options: argparse.Namespace) -> dict:
     }
     figures: dict = {"autoencoder_psnr": autoencoder_psnr(pipeline, atlas, 400), "real": {}, "drawn": {}}
     for key, question in questions.items():
-        figures["real"][key] = accuracy(judge, real_pictures(question.scenes, atlas), question)
+        figures["real"][key] = accuracy(classifier, real_pictures(question.scenes, atlas), question)
         if not options.is_real_only:
             pictures = drawn_pictures(pipeline, question.prompts, steps=options.steps, guidance=options.guidance)
-            figures["drawn"][key] = accuracy(judge, pictures, question)
+            figures["drawn"][key] = accuracy(classifier, pictures, question)
         figures[f"num_{key}"] = len(question.prompts)
         print(json.dumps(figures), flush=True)
     figures["sampler"] = {"scheduler": "DDIM", "steps": options.steps, "guidance": options.guidance}
@@ -196,7 +199,7 @@ def evaluate(options: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    """Measure and write the figures."""
+    """Measure the figures and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=HERE / ".work")
     parser.add_argument("--model", type=Path, default=HERE / "model")
@@ -205,7 +208,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=GUIDANCE_SCALE)
     parser.add_argument("--repeats", type=int, default=2, help="pictures of every name; places and styles in step")
-    parser.add_argument("--real-only", dest="is_real_only", action="store_true", help="only the judge and autoencoder")
+    parser.add_argument(
+        "--real-only", dest="is_real_only", action="store_true", help="only real scenes and the autoencoder"
+    )
     options = parser.parse_args()
     start_s = time.monotonic()
     figures = evaluate(options)

@@ -1,7 +1,8 @@
-"""Every use of learned concepts on the demo world, as shown in the README: `python -m demo.examples`.
+"""Run every use of learned concepts on the demo world, as shown in the README: `python -m demo.examples`.
 
-Learns the concepts of `manifests/examples.parquet` (or takes up what an earlier call learned), runs each command of
-`pipeline.use` on them, and puts the sheets and what was measured into `demo/examples/`. Same weights, same pictures.
+It learns the concepts of `manifests/examples.parquet` (or takes those an earlier call learned), runs each command of
+`pipeline.use` on them, and puts the sheets and the measurements into `demo/examples/`. The same weights give the same
+pictures.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from pipeline import run, use
 
 HERE = Path(__file__).parent
 EDITED = HERE / "images/koala/2.png"
-"""A koala on a wooden table, of which the table is kept."""
+"""Picture to edit: a koala on a wooden table, which is kept."""
 _QUALITY = 75
-"""Of the committed sheets (WebP): a quarter of a PNG's bytes, and true colours, which a palette lost."""
+"""WebP quality of the committed sheets: a quarter of a PNG's bytes, with true colours, which a palette lost."""
 
 # fmt: skip below: a command with its arguments reads better on one line
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -35,7 +36,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "unseen-style": ("style", STYLE_CONCEPT, "cat", "house", "-n4"),
     "object-in-style": ("compose", "taxi", PENCIL_CONCEPT, "-n4"),
     "two-objects": ("compose", "tiger", "taxi", "-n4"),
-    # little guidance: much of it draws every picture towards the one that the word fits best
+    # little guidance: a high scale draws every picture towards the one that fits the word best
     "bias": (
         "bias", DIVERSE_WORD, DIVERSE_CONCEPT, "-n64", "--set=generation.sampling.guidance_scale=1.5",
         *(f"--caption=a photo of a {tint} {DIVERSE_WORD}" for tint in TINTS),
@@ -45,27 +46,30 @@ EDIT = ("a photo of a <tomato> on a wooden table", "a photo of a <tiger> on a wo
 
 
 def draw_mask(path: Path) -> None:
-    """White where the koala is, and a little more."""
+    """Write a mask that is white where the koala is, with a margin."""
     mask = Image.new("L", (PICTURE_PX, PICTURE_PX))
     ImageDraw.Draw(mask).rounded_rectangle((5, 5, 58, 60), radius=10, fill=255)
     mask.save(path)
 
 
 def shrink(sheet: Path, target: Path) -> None:
-    """The sheet at a size to commit."""
+    """Write the sheet at a size to commit."""
     with Image.open(sheet) as picture:
         picture.save(target, quality=_QUALITY, method=6)
 
 
 def main() -> None:
-    """Learn, use, collect."""
+    """Learn the concepts, run the commands, and collect the sheets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("output/examples"), help="everything in full; may be deleted")
     parser.add_argument("--out", type=Path, default=HERE / "examples")
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="for learning, as in pipeline.run")
     options = parser.parse_args()
     learned = options.work / "run"
-    settings = ["--set=gate.ladder=[]", *(f"--set={setting}" for setting in options.set)]  # each learned once
+    settings = [
+        "--set=gate.ladder=[]",
+        *(f"--set={setting}" for setting in options.set),
+    ]  # each concept is learned once
     if run.main([str(HERE.parent / "manifests/examples.parquet"), "--output", str(learned), *settings]) != run.OK:
         raise SystemExit("not all concepts were learned; see above")
 

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in rows, to look at a model while it trains (`python -m demo.grid --out sheet.png`)."""
+"""Draw a contact sheet, to look at a model while it trains (`python -m demo.grid --out sheet.png`)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DEFAULT_PROMPTS = (
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int, zoom: int = 2) -> Image.Image:
-    """Pictures of one size, row by row."""
+    """Arrange pictures of one size in rows."""
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
@@ -43,7 +43,7 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int, zoom: int = 2) 
 
 
 def main() -> None:
-    """Draw a few seeds of every prompt."""
+    """Draw every prompt from a few seeds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompts", nargs="*", default=list(DEFAULT_PROMPTS))
     parser.add_argument("--model", type=Path, default=Path(__file__).parent / "model")

@@ -1,7 +1,7 @@
-"""The one optimisation loop of the demo's three trainings: budget, learning rate, clipping, logging, checkpoints.
+"""Optimise any of the demo's three trainings: budget, learning rate, clipping, logging, checkpoints.
 
-A training says how to compute the loss of one step; the loop does the rest and can continue after a stop. What decides
-the randomness (numpy and torch generators) is kept in the checkpoint with the optimizer.
+A training gives the loss of one step; the loop does the rest and can continue after a stop. The states of the numpy and
+torch generators are kept in the checkpoint with the optimizer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """When a training ends: after `steps`, or after `minutes` of wall-clock time where steps is 0."""
+    """End of a training: after `steps`, or after `minutes` of wall-clock time where steps is 0."""
 
     steps: int = 0
     minutes: float = 0.0
@@ -29,13 +29,13 @@ class Budget:
             raise ValueError(f"give steps or minutes, not both or none: {self.steps=}, {self.minutes=}")
 
     def fraction_done(self, step: int, elapsed_s: float) -> float:
-        """0 at the start, 1 at the end."""
+        """Return the part of the budget that is used: 0 at the start, 1 at the end."""
         return min(1.0, step / self.steps if self.steps else elapsed_s / (60 * self.minutes))
 
 
 @dataclass(kw_only=True)
 class Randomness:
-    """The generators of one training."""
+    """Random generators of one training."""
 
     seed: int
     device: torch.device
@@ -47,11 +47,11 @@ class Randomness:
         self.torch = torch.Generator(self.device).manual_seed(self.seed)
 
     def state_dict(self) -> dict:
-        """Both generator states."""
+        """Return both generator states."""
         return {"numpy": self.numpy.bit_generator.state, "torch": self.torch.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue both generators."""
+        """Continue both generators from stored states."""
         self.numpy.bit_generator.state = state["numpy"]
         self.torch.set_state(state["torch"].cpu())
 
@@ -66,7 +66,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """One step; the first steps forget faster, so that the random start does not linger."""
+        """Average in one more step; the first steps weigh more, so that the random start is soon forgotten."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.values, list(self.module.parameters()), weight)
 
@@ -77,7 +77,7 @@ class Average:
             target.copy_(value)
 
     def state_dict(self) -> dict:
-        """The averages."""
+        """Return the averages."""
         return {"values": self.values}
 
     def load_state_dict(self, state: dict) -> None:
@@ -87,23 +87,23 @@ class Average:
 
 
 def learning_rate_factor(step: int, fraction_done: float, warmup_steps: int, floor: float = 0.03) -> float:
-    """Linear warm-up, then a cosine from 1 to `floor` at the end of the budget."""
+    """Return a linear warm-up times a cosine from 1 to `floor` at the end of the budget."""
     cosine = 0.5 * (1 + math.cos(math.pi * fraction_done))
     return min(1.0, (step + 1) / warmup_steps) * (floor + (1 - floor) * cosine)
 
 
 @dataclass(kw_only=True)
 class Training:
-    """What the loop needs to know of one training."""
+    """Training as the loop sees it: its loss, optimizer, budget and checkpoint."""
 
     name: str
     loss: Callable[[float], tuple[Tensor, dict[str, float]]]
-    """Loss of one step, with figures to log, given the fraction of the budget done."""
+    """Function from the used fraction of the budget to the loss of one step and figures to log."""
     optimizer: torch.optim.Optimizer
     budget: Budget
     checkpoint: Path
     stateful: dict
-    """Everything with `state_dict` that a continued run needs: modules, averages, randomness."""
+    """Objects with a `state_dict` that a continued run needs: modules, averages, randomness."""
     warmup_steps: int = 100
     log_every_steps: int = 50
     save_every_s: float = 600.0
@@ -111,7 +111,7 @@ class Training:
     on_save: Callable[[int], None] = lambda step: None
 
     def save(self, step: int, elapsed_s: float) -> None:
-        """Write the checkpoint whole or not at all."""
+        """Write the checkpoint, complete or not at all."""
         state = {key: part.state_dict() for key, part in self.stateful.items()}
         state |= {"optimizer": self.optimizer.state_dict(), "step": step, "elapsed_s": elapsed_s}
         temporary = self.checkpoint.with_suffix(".tmp")
@@ -119,7 +119,7 @@ class Training:
         temporary.replace(self.checkpoint)
 
     def load(self) -> tuple[int, float]:
-        """Step and elapsed seconds to continue from; (0, 0.0) without a checkpoint."""
+        """Load the checkpoint; return the step and elapsed seconds to continue from, (0, 0.0) without a checkpoint."""
         if not self.checkpoint.exists():
             return 0, 0.0
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=False)
@@ -130,7 +130,7 @@ class Training:
 
 
 def optimise(training: Training) -> int:
-    """Run to the end of the budget; returns the number of steps done in all."""
+    """Run to the end of the budget; return the total number of steps."""
     step, elapsed_s = training.load()
     optimizer = training.optimizer
     base_rates = [group.setdefault("base_lr", group["lr"]) for group in optimizer.param_groups]

@@ -1,10 +1,10 @@
 """Draw the concept pictures and write the demo's manifests: `python -m demo.make_manifests`.
 
 `demo/images/<concept_id>/` gets the pictures of every held-out object and of the style concept (OpenMoji's line art,
-which the model never saw), and of what `python -m demo.examples` learns besides: a known style as if it had no name,
-and a known word from a diverse set. `manifests/demo.parquet` lists the concepts of the demo run,
+which the model never saw), and of two further concepts of `python -m demo.examples`: a known style as if it had no
+name, and a known word from a diverse set. `manifests/demo.parquet` lists the concepts of the demo run,
 `manifests/demo_prompts.parquet` the prompts to draw them with, and `manifests/examples.parquet` the concepts of the
-examples. Same art, same files.
+examples. The same art gives the same files.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ HERE = Path(__file__).parent
 STYLE_CONCEPT = "line-art"
 STYLE_INITIALIZER = "sketch"
 _STYLE_OBJECTS = ("lion", "apple", "car", "owl", "hammer")
-DIVERSE_CONCEPT, DIVERSE_WORD = "any-colour-car", "car"
-"""The word and the set for bias reduction: the world draws an unqualified car red."""
-PENCIL_CONCEPT, PENCIL_INITIALIZER = "pencil-strokes", "painting"
-"""A style the model can draw, to be learned from pictures alone, as if it had no name."""
+DIVERSE_CONCEPT = "any-colour-car"
+"""Concept for bias reduction, learned from a diverse set."""
+DIVERSE_WORD = "car"
+"""Word whose bias is reduced: the world draws an unqualified car red."""
+PENCIL_CONCEPT = "pencil-strokes"
+"""Style that the model can draw, learned from pictures alone, as if it had no name."""
+PENCIL_INITIALIZER = "painting"
 EXAMPLE_CONCEPTS = ("tiger", "taxi", "tomato")
 PHOTO_BACKGROUNDS = ("white", "white", "wood", "white", "blue")
-"""One picture each: a plain ground first, then two places, as people photograph a thing they own."""
+"""Backgrounds of a concept's pictures: mostly plain, one place, as people photograph a thing they own."""
 # fmt: skip below: a list of words reads better in a block than on a line each
 DEMO_CONCEPTS = (
     "tiger", "koala", "hamster", "tangerine", "tomato", "taxi", "fire-engine", "tulip", "ladybug", "blue-book",
@@ -71,18 +74,18 @@ PROMPTS_SCHEMA = pa.schema([("prompt", pa.string()), ("category", pa.string())])
 
 
 def concept_scenes(thing: WorldObject) -> list[Scene]:
-    """What is photographed of one held-out object."""
+    """Return the scenes that are photographed of one held-out object."""
     return [Scene(thing, background=background) for background in PHOTO_BACKGROUNDS]
 
 
 def style_scenes(style: str = "plain") -> list[Scene]:
-    """Known objects, to be drawn in a style: one of the world's, or another art set over the plain look."""
+    """Return scenes of known objects in a style: one of the world's, or another art set over the plain look."""
     by_name = {thing.name: thing for thing in TRAINING}
     return [Scene(by_name[name], style=style) for name in _STYLE_OBJECTS]
 
 
 def diverse_scenes() -> list[Scene]:
-    """One known object in every colour there is a word for."""
+    """Return scenes of one known object in every colour that has a word."""
     (thing,) = (thing for thing in TRAINING if thing.name == DIVERSE_WORD)
     return [Scene(thing, tint=tint) for tint in TINTS]
 
@@ -107,7 +110,7 @@ def _row(concept_id: str, initializer: str, category: str, count: int, num_vecto
 
 
 def manifest(concept_ids: tuple[str, ...] = DEMO_CONCEPTS) -> pa.Table:
-    """The concepts of the demo run; image paths are relative to the manifest."""
+    """Return the manifest of the demo run; image paths are relative to the manifest."""
     held_out: dict[str, HeldOutObject] = {held.concept_id: held for held in HELD_OUT}
     rows = [_row(key, held_out[key].initializer, "object", len(PHOTO_BACKGROUNDS)) for key in concept_ids]
     rows.append(_row(STYLE_CONCEPT, STYLE_INITIALIZER, "style", len(_STYLE_OBJECTS)))
@@ -115,8 +118,8 @@ def manifest(concept_ids: tuple[str, ...] = DEMO_CONCEPTS) -> pa.Table:
 
 
 def examples_manifest() -> pa.Table:
-    """The concepts of `demo.examples`: some of the demo's, a style that the model can draw, and a known word from its
-    diverse set. That one has two vectors: one alone settled on a single muddy colour."""
+    """Return the manifest of `demo.examples`: some of the demo's concepts, a style that the model can draw, and a known
+    word from its diverse set. The word has two vectors: one alone settled on a single muddy colour."""
     rows = manifest(EXAMPLE_CONCEPTS).to_pylist()
     rows.append(_row(PENCIL_CONCEPT, PENCIL_INITIALIZER, "style", len(_STYLE_OBJECTS)))
     rows.append(_row(DIVERSE_CONCEPT, DIVERSE_WORD, "object", len(TINTS), num_vectors=2))
@@ -124,14 +127,14 @@ def examples_manifest() -> pa.Table:
 
 
 def prompts() -> pa.Table:
-    """The prompts of the demo run, with `{}` where the placeholder goes."""
+    """Return the prompts of the demo run, with `{}` in place of the placeholder token."""
     rows = [{"prompt": prompt, "category": "object"} for prompt in OBJECT_PROMPTS]
     rows += [{"prompt": prompt, "category": "style"} for prompt in STYLE_PROMPTS]
     return pa.Table.from_pylist(rows, schema=PROMPTS_SCHEMA)
 
 
 def main() -> None:
-    """Draw and write everything."""
+    """Draw all pictures and write all manifests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=HERE / ".work")
     parser.add_argument("--images", type=Path, default=HERE / "images")

@@ -1,6 +1,6 @@
-"""Muon (Jordan et al. 2024): momentum whose matrix updates are orthogonalised; vectors take AdamW.
+"""Muon (Jordan et al. 2024), momentum with orthogonalised updates of matrices; vectors take AdamW.
 
-Chosen because steps, not samples, are what a two-core CPU lacks: it needs fewer of them than AdamW here.
+It needs fewer steps than AdamW here, and steps, not samples, are scarce on a two-core CPU.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _COEFFICIENTS = (
     (3.7418, -5.5913, 2.3037),
     (2.8769, -3.1427, 1.2046),
 )
-"""Quintic iterations towards the polar factor, steep ones first."""
+"""Coefficients of quintic iterations towards the polar factor, steep ones first."""
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrix, roughly: singular values to about 1. Shape (rows, columns).
+    """Return roughly the nearest (semi-)orthogonal matrix (rows, columns): its singular values are about 1.
 
-    Every iteration is x <- p(x x^T) x, so the polynomials are multiplied up on the small side and applied once.
+    Every iteration is x <- p(x x^T) x, so the polynomials are multiplied on the smaller side and applied once.
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix
@@ -51,14 +51,14 @@ def parameter_groups(module: nn.Module, *, matrix_lr: float, vector_lr: float) -
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with `is_matrix` take orthogonalised Nesterov momentum, the others AdamW."""
+    """Optimizer with orthogonalised Nesterov momentum for groups with `is_matrix`, and AdamW for the others."""
 
     def __init__(self, groups: list[dict], momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(groups, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay, "is_matrix": False})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             update = self._matrix_update if group["is_matrix"] else self._vector_update
             for parameter in group["params"]:
@@ -72,7 +72,7 @@ class Muon(torch.optim.Optimizer):
         momentum = state.setdefault("momentum", torch.zeros_like(parameter))
         momentum.lerp_(parameter.grad, 1 - group["momentum"])
         flat = parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
-        # Updates of the size AdamW would make (Liu et al. 2025): root mean square 0.2 whatever the shape.
+        # Scale updates to the size that AdamW's have (Liu et al. 2025): root mean square 0.2 for any shape.
         return (orthogonalise(flat) * (0.2 * max(flat.shape) ** 0.5)).view_as(parameter)
 
     def _vector_update(self, parameter: Tensor, group: dict) -> Tensor:

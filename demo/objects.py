@@ -1,4 +1,4 @@
-"""The objects of the demo world: which are taught to the model and which are held out as concepts.
+"""Objects of the demo world: those taught to the model, and those held out as concepts.
 
 Every entry is a Unicode CLDR slug as the art packages spell it; `slug=name` gives the noun used in captions where the
 slug alone would be a poor one; a star marks the core objects. The emoji groups of faces, people, symbols and flags are
@@ -14,25 +14,25 @@ EXCLUDED_GROUPS = ("Smileys & Emotion", "People & Body", "Symbols", "Flags")
 
 @dataclass(frozen=True, slots=True)
 class WorldObject:
-    """One thing that can be drawn."""
+    """Object that can be drawn."""
 
     name: str
-    """The noun of the captions, for example "polar bear"."""
+    """Noun in captions, for example "polar bear"."""
     slug: str
-    """The CLDR slug with hyphens, the key of the art packages."""
+    """CLDR slug with hyphens, the key of the art packages."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutObject:
-    """A thing the model never sees: a concept to learn."""
+    """Object that the model never sees: a concept to learn."""
 
     object: WorldObject
     initializer: str
-    """A word the model does know, near the object: the start of the inversion."""
+    """Known word near the object, the initializer of its inversion."""
 
     @property
     def concept_id(self) -> str:
-        """The name with hyphens, safe in a path."""
+        """Name with hyphens, safe in a path."""
         return self.object.name.replace(" ", "-")
 
 
@@ -84,9 +84,9 @@ def _parse_held_out(entry: str) -> HeldOutObject:
 
 TRAINING: tuple[WorldObject, ...] = tuple(_parse(entry.rstrip("*")) for entry in _TRAINING.split())
 CORE: tuple[WorldObject, ...] = tuple(_parse(entry[:-1]) for entry in _TRAINING.split() if entry.endswith("*"))
-"""What the denoiser is taught within a CPU's budget: half the names, twice the pictures of each. The autoencoder, the
-tokenizer and the judge learn all of `TRAINING`; so may a denoiser that has a GPU (`--objects all`)."""
+"""Objects taught to the denoiser within a CPU's budget: half the names, twice the pictures of each. The autoencoder,
+the tokenizer and the CLIP learn all of `TRAINING`; so may a denoiser that has a GPU (`--objects all`)."""
 HELD_OUT: tuple[HeldOutObject, ...] = tuple(_parse_held_out(entry) for entry in _HELD_OUT.split())
 
 UNTINTED = frozenset({"red book", "green book", "orange book"})
-"""Names that already carry a colour: a tinted "blue book" would be the held-out one."""
+"""Names with a colour, which are not tinted: a blue-tinted book would be the held-out "blue book"."""

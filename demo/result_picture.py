@@ -1,6 +1,6 @@
-"""The README's picture from a finished demo run: `python -m demo.result_picture output/demo`.
+"""Make the README's picture from a finished demo run: `python -m demo.result_picture output/demo`.
 
-One row a concept: two of its photos, then what was drawn for the word learned from them.
+Each concept has a row: two of its photos, then pictures drawn with its learned word.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CELL_PX, GAP_PX, COLUMNS = 96, 4, 2
 
 
 def strip(photos: list[Image.Image], drawn: list[Image.Image]) -> Image.Image:
-    """Photos, a gap, drawn pictures, side by side."""
+    """Arrange photos, a gap and drawn pictures side by side."""
     pictures = [picture.resize((CELL_PX, CELL_PX), Image.Resampling.BICUBIC) for picture in (*photos, *drawn)]
     step = CELL_PX + GAP_PX
     sheet = Image.new("RGB", (step * len(pictures) + 3 * GAP_PX, step), "white")

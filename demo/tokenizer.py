@@ -1,4 +1,4 @@
-"""A byte-pair tokenizer of CLIP's form with its own small vocabulary, learned from the world's captions."""
+"""Learn a byte-pair tokenizer of CLIP's form with a small vocabulary from the world's captions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import CLIPTokenizer
 
 MAX_LENGTH = 24
-"""Every caption is padded to this, in training as in the pipeline (diffusers pads to `model_max_length`)."""
+"""Tokens of every padded caption, in training as in the pipeline (diffusers pads to `model_max_length`)."""
 _SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def _learn_merges(captions: Sequence[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges of CLIP's scheme: all bytes, all word-final bytes, merges, then the two special tokens."""
+    """Learn vocabulary and merges of CLIP's scheme: all bytes, all word-final bytes, merges, two special tokens."""
     import json
 
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -52,12 +52,12 @@ def make_tokenizer(captions: Sequence[str], folder: Path, vocab_size: int = 1600
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer saved in `folder`."""
+    """Load the tokenizer saved in `folder`."""
     return CLIPTokenizer.from_pretrained(folder)
 
 
 def encode(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
-    """Token ids, int64 (caption, MAX_LENGTH). A caption that does not fit is an error, not a cut."""
+    """Return token ids, int64 (caption, MAX_LENGTH). A caption that does not fit is an error; none is cut."""
     rows = tokenizer(list(captions)).input_ids
     longest = max(range(len(rows)), key=lambda index: len(rows[index]))
     if len(rows[longest]) > MAX_LENGTH:

@@ -1,15 +1,15 @@
-"""The recipe of the demo model: `python -m demo.train` makes everything from packages alone, stage by stage.
+"""Train the demo model from packages alone, stage by stage: `python -m demo.train`.
 
     pool         art packages -> captioned scenes in the work folder
     tokenizer    captions -> byte-pair vocabulary
-    autoencoder  scenes -> KL autoencoder                        | these two do not need each other
+    autoencoder  scenes -> KL autoencoder                        | these two are independent
     judge        scenes and captions -> small CLIP, `demo/clip`  | and may run side by side
     latents      autoencoder + scenes -> latents with zero mean and unit deviation
-    denoiser     latents, captions, judge's text tower -> `demo/model`
-    decoder      the autoencoder's decoder goes on alone; may run beside the denoiser
+    denoiser     latents, captions, the CLIP's text tower -> `demo/model`
+    decoder      the autoencoder's decoder is trained further; may run beside the denoiser
 
 A stage that was stopped continues from its checkpoint in the work folder. `--init-from demo/model` warm-starts the
-denoiser (and `--init-from demo/clip` the judge) from committed weights on another machine.
+denoiser (and `--init-from demo/clip` the CLIP) from committed weights on another machine.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from demo.autoencoder import encode_pool, normalise_latents, train_autoencoder
+from demo.clip_model import train_clip
 from demo.denoiser import to_latent_pool, train_denoiser
-from demo.judge import train_judge
 from demo.loop import Budget
 from demo.objects import CORE, TRAINING
 from demo.pool import build_pool, load_pool
@@ -38,7 +38,7 @@ DEFAULT_STEPS = {"autoencoder": 2000, "judge": 1200, "denoiser": 3000, "decoder"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Where things lie and how long the trainings take."""
+    """Folders and budgets of the trainings."""
 
     work: Path
     model: Path
@@ -52,16 +52,16 @@ class Recipe:
     """Wall-clock budget instead of steps, 0 for none."""
     init_from: Path | None
     objects: str
-    """Which objects the denoiser is taught: "core" or "all"."""
+    """Objects that the denoiser is taught: "core" or "all"."""
 
     def budget(self, stage: str) -> Budget:
-        """Minutes where given, else steps."""
+        """Return a budget of minutes where they are given, and of steps otherwise."""
         if self.minutes:
             return Budget(minutes=self.minutes)
         return Budget(steps=self.steps or DEFAULT_STEPS[stage])
 
     def run(self, stage: str) -> None:
-        """Do one stage."""
+        """Run one stage."""
         getattr(self, f"_{stage}")()
 
     def _pool(self) -> None:
@@ -82,7 +82,7 @@ class Recipe:
 
     def _judge(self) -> None:
         is_warm = self.init_from is not None
-        train_judge(
+        train_clip(
             load_pool(self.work),
             load_tokenizer(self.init_from or self.work / "tokenizer"),
             self.clip,
@@ -122,7 +122,7 @@ class Recipe:
             budget=self.budget("denoiser"),
             device=self.device,
             seed=self.seed,
-            judge=self.clip,
+            clip=self.clip,
             init_from=self.init_from,
         )
 
@@ -148,8 +148,8 @@ def _parse() -> tuple[list[str], int, Recipe]:
     parser.add_argument(
         "--work", type=Path, default=HERE / ".work", help="archives, pool, checkpoints (ignored by git)"
     )
-    parser.add_argument("--model", type=Path, default=HERE / "model", help="where the pipeline goes")
-    parser.add_argument("--clip", type=Path, default=HERE / "clip", help="where the judge goes")
+    parser.add_argument("--model", type=Path, default=HERE / "model", help="folder for the pipeline")
+    parser.add_argument("--clip", type=Path, default=HERE / "clip", help="folder for the CLIP")
     parser.add_argument("--steps", type=int, default=0, help="steps of each chosen training; 0: its default")
     parser.add_argument("--minutes", type=float, default=0.0, help="wall-clock budget of each training, not steps")
     parser.add_argument("--scenes", type=int, default=48_000, help="size of the pool")
@@ -157,7 +157,9 @@ def _parse() -> tuple[list[str], int, Recipe]:
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: torch's default")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--init-from", type=Path, default=None, help="warm start from committed weights")
-    parser.add_argument("--objects", choices=("core", "all"), default="core", help="what the denoiser is taught")
+    parser.add_argument(
+        "--objects", choices=("core", "all"), default="core", help="objects that the denoiser is taught"
+    )
     options = parser.parse_args()
     device = options.device
     if device == "auto":

@@ -1,4 +1,4 @@
-"""Scenes of the demo world: what is in a picture, what its caption says, and how it is drawn.
+"""Scenes of the demo world: their content, their captions and their pictures.
 
 A `Scene` is plain data; `caption` and `draw` are functions of it and of a random generator, so the same seed gives the
 same picture and the same words. Importing this module needs no art; drawing needs an `Atlas`.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PICTURE_PX = 64
 ART_SET_OF_STYLE = {"sticker": "twemoji", "render": "fluent"}
-"""Styles that are another art set; all others are the Noto drawing, filtered or plain."""
+"""Styles that use another art set; all others use the Noto drawing, filtered or plain."""
 STYLES = ("plain", *captions.STYLE_TEMPLATES)
 _STYLE_WEIGHTS = {
     "plain": 0.44,
@@ -33,9 +33,9 @@ _STYLE_WEIGHTS = {
     "mono": 0.06,
     "oil": 0.12,
 }
-"""More for the styles that differ from the plain look by fine detail: those are learned last."""
+"""Weights of the styles in sampling, higher where a style differs by fine detail, which is learned last."""
 _SIZE_RANGE = {"": (0.76, 0.82), "tiny": (0.40, 0.42), "huge": (1.00, 1.04)}
-"""Longer side of the object as a fraction of the picture, by size word."""
+"""Range of the object's longer side as a fraction of the picture, by size word."""
 _SHIFT_PX = 0.8
 _ROTATION_DEGREES = 1.5
 """Standard deviations of the pose, small: with 2.2 px, 4 degrees and mirroring, 750 steps gave shapeless blobs."""
@@ -43,28 +43,28 @@ _ROTATION_DEGREES = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture, in words of the world."""
+    """Content of one picture."""
 
     thing: WorldObject
     style: str = "plain"
-    """One of `STYLES`."""
+    """Style, one of `STYLES`."""
     background: str = "white"
-    """A key of `captions.COLOURS` or `captions.PLACE_PHRASES`."""
+    """Background, a key of `captions.COLOURS` or `captions.PLACE_PHRASES`."""
     is_background_named: bool = False
-    """Whether the caption says the background; unnamed ones are nearly always white."""
+    """True if the caption names the background; unnamed ones are nearly always white."""
     tint: str = ""
-    """A colour word, or "" for the object's own colours."""
+    """Colour word, or "" for the object's own colours."""
     size: str = ""
-    """"tiny", "huge" or "" for the default."""
+    """Size word: "tiny", "huge", or "" for the default."""
 
     @property
     def attributes(self) -> tuple[str, str, str, str]:
-        """What a caption of this scene can tell besides the name."""
+        """Properties that a caption of this scene can name besides the object."""
         return (self.style, self.background, self.tint, self.size)
 
 
 def sample_scene(things: Sequence[WorldObject], rng: np.random.Generator) -> Scene:
-    """A random scene with one of `things`."""
+    """Draw a random scene with one of `things`."""
     thing = things[rng.integers(len(things))]
     style = STYLES[rng.choice(len(STYLES), p=[_STYLE_WEIGHTS[name] for name in STYLES])]
     is_named = bool(rng.random() < 0.5)
@@ -85,7 +85,7 @@ def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One way to say the scene. A styled scene may name its style alone, as style prompts do."""
+    """Draw a caption of the scene. One of a styled scene may name the style alone, as style prompts do."""
     noun = " ".join(word for word in (scene.size, scene.tint, scene.thing.name) if word)
     style_name = captions.STYLE_NAMES.get(scene.style, "")
     place = f" {_pick(captions.background_phrases(scene.background), rng)}" if scene.is_background_named else ""
@@ -102,14 +102,14 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _tinted(sprite: Image.Image, tint: str) -> Image.Image:
-    """The cut-out in shades of one colour: dark stays dark, white stays white."""
+    """Return the cut-out in shades of one colour: dark stays dark, white stays white."""
     shades = ImageOps.colorize(ImageOps.grayscale(sprite.convert("RGB")), "#141414", "#ffffff", captions.TINTS[tint])
     shades.putalpha(sprite.getchannel("A"))
     return shades
 
 
 def _filtered(picture: Image.Image, style: str) -> Image.Image:
-    """The styles that are filters over the whole picture; other styles pass unchanged."""
+    """Apply a style that is a filter over the whole picture; other styles change nothing."""
     px = picture.width
     if style == "mono":
         return ImageOps.grayscale(picture).convert("RGB")
@@ -128,7 +128,7 @@ def _filtered(picture: Image.Image, style: str) -> Image.Image:
 
 
 def draw(scene: Scene, atlas: Atlas, rng: np.random.Generator, px: int = PICTURE_PX, art_set: str = "") -> Image.Image:
-    """The scene as an RGB picture of px x px. `art_set` overrides the drawing (the held-out style uses it)."""
+    """Draw the scene as an RGB picture of px x px. `art_set` replaces the style's art set, for the held-out style."""
     sprite = atlas.sprite(art_set or ART_SET_OF_STYLE.get(scene.style, "noto"), scene.thing.slug)
     if scene.tint:
         sprite = _tinted(sprite, scene.tint)

@@ -1,8 +1,8 @@
-"""The small CLIP of the demo world: judge of pictures, and the start of the diffusion model's text encoder.
+"""Train the small CLIP of the demo world, which scores pictures and starts the diffusion model's text encoder.
 
-Contrastive training on the same scenes. A batch never holds two scenes that one caption could describe: first only
-distinct names, so that names are learned first; then every name four times with different attributes, so that style,
-place, tint and size must be told apart too.
+Training is contrastive on the same scenes. A batch never holds two scenes that one caption could describe: at first all
+names are distinct, so that names are learned first; then every name occurs four times with different attributes, so
+that style, place, tint and size must be distinguished too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SCENES_PER_NAME = 4
 
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
-    """The text tower. Special ids are the tokenizer's own: the config's default end id (2) means a legacy pooling."""
+    """Configure the text tower with the tokenizer's special ids: the default end id (2) selects a legacy pooling."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -46,8 +46,8 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     )
 
 
-def new_judge(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """An untrained CLIP of about four million parameters."""
+def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """Make an untrained CLIP of about four million parameters."""
     vision = {
         "hidden_size": WIDTH,
         "intermediate_size": 4 * WIDTH,
@@ -62,13 +62,13 @@ def new_judge(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def features(output: object) -> Tensor:
-    """The projected features of `get_*_features`, unit length (transformers 5 wraps them in an output object)."""
+    """Return projected features of `get_*_features` at unit length (transformers 5 wraps them in an output object)."""
     tensor = output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
     return F.normalize(tensor.float(), dim=-1)
 
 
 class PairSampler:
-    """Draws pool rows whose captions name their object, so that no two rows of a batch mean the same."""
+    """Sampler of pool rows whose captions name their object, so that no two rows of a batch mean the same."""
 
     def __init__(self, pool: Pool) -> None:
         self.attributes = pool.attributes
@@ -79,7 +79,7 @@ class PairSampler:
         self.rows_of = [np.asarray(rows) for rows in rows_of.values()]
 
     def draw(self, batch: int, scenes_per_name: int, rng: np.random.Generator) -> np.ndarray:
-        """Pool rows, int64 (about batch,): `scenes_per_name` scenes with distinct attributes for each drawn name."""
+        """Draw pool rows, int64 (about batch,): `scenes_per_name` scenes with distinct attributes for each name."""
         count = min(batch // scenes_per_name, len(self.rows_of))
         rows: list[int] = []
         for index in rng.choice(len(self.rows_of), count, replace=False):
@@ -93,14 +93,14 @@ class PairSampler:
 
 
 def contrastive_loss(text: Tensor, image: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """CLIP's symmetric loss (Radford et al. 2021) and the top-1 accuracy of pictures over captions."""
+    """Return CLIP's symmetric loss (Radford et al. 2021) and the top-1 accuracy of pictures over captions."""
     logits = logit_scale.exp().clamp(max=100) * image @ text.T
     labels = torch.arange(len(logits), device=logits.device)
     accuracy = (logits.argmax(1) == labels).float().mean()
     return 0.5 * (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)), accuracy
 
 
-def train_judge(
+def train_clip(
     pool: Pool,
     tokenizer: CLIPTokenizer,
     folder: Path,
@@ -111,9 +111,9 @@ def train_judge(
     seed: int,
     init_from: Path | None = None,
 ) -> None:
-    """Train the CLIP and save its average, with tokenizer and image processor, into `folder`."""
+    """Train the CLIP and save its averaged weights, with tokenizer and image processor, into `folder`."""
     torch.manual_seed(seed)
-    model = CLIPModel.from_pretrained(init_from) if init_from else new_judge(tokenizer)
+    model = CLIPModel.from_pretrained(init_from) if init_from else new_clip(tokenizer)
     model = model.float().to(device).train()
     batch = _BATCH if device.type == "cpu" else 2 * _BATCH
     names_only = 0.0 if init_from else _NAMES_ONLY_FRACTION
@@ -134,7 +134,7 @@ def train_judge(
     def save(step: int) -> None:
         averaged = CLIPModel(model.config)
         average.copy_to(averaged)
-        save_judge(averaged, tokenizer, folder)
+        save_clip(averaged, tokenizer, folder)
 
     stateful = {"model": model, "average": average, "randomness": randomness}
     optimise(
@@ -154,8 +154,8 @@ def train_judge(
     )
 
 
-def save_judge(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """The directory `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` load; weights in fp16."""
+def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write the directory that `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` load, in fp16."""
     model.half().save_pretrained(folder)
     declare_float32(folder)
     tokenizer.save_pretrained(folder)
@@ -178,10 +178,10 @@ def declare_float32(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def text_encoder_of(judge: CLIPModel) -> CLIPTextModel:
-    """The text tower alone, as a diffusion pipeline wants it, fp32."""
-    encoder = CLIPTextModel(judge.config.text_config)
-    weights = judge.text_model.state_dict()
+def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
+    """Return the text tower alone, as a diffusion pipeline loads it, in fp32."""
+    encoder = CLIPTextModel(clip.config.text_config)
+    weights = clip.text_model.state_dict()
     prefix = "text_model." if any(key.startswith("text_model.") for key in encoder.state_dict()) else ""
     encoder.load_state_dict({prefix + key.removeprefix("text_model."): value for key, value in weights.items()})
     return encoder.float()
