@@ -42,7 +42,7 @@ from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.engine import Assignment, Engine, Outcome
 from textual_inversion.families.sd import StableDiffusion
 from textual_inversion.generate import ImageRequest, generate
-from textual_inversion.latents import Views, encode_views
+from textual_inversion.latents import EncodedViews, encode_views
 
 T = TypeVar("T")
 
@@ -311,7 +311,7 @@ def photos(side: int) -> list[Image.Image]:
     return [Image.fromarray(each) for each in pixels]
 
 
-def encode(backbone: StableDiffusion) -> Views:
+def encode(backbone: StableDiffusion) -> EncodedViews:
     """Encode a concept's photos."""
     return encode_views(backbone, photos(backbone.resolution), InversionConfig().augment, "any", 0)
 

@@ -36,7 +36,7 @@ from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone, to_tensors
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.initialise import Start, StartChooser
-from textual_inversion.latents import Views, encode_views, sample
+from textual_inversion.latents import EncodedViews, encode_views, sample_latents
 from textual_inversion.metrics import clip_i
 from textual_inversion.objective import denoising
 from textual_inversion.photos import open_photo
@@ -62,7 +62,7 @@ class Case:
 
     concept: Concept
     photos: list[Image.Image]
-    views: Views
+    views: EncodedViews
     frozen: Callable[[dict[str, Tensor]], float]
     """Function from the concept's rows to their loss on the fixed batch."""
 
@@ -140,7 +140,7 @@ def drop_word(case: Case) -> Case:
     return dataclasses.replace(case, concept=dataclasses.replace(case.concept, initializer=""))
 
 
-def frozen_loss(backbone: Backbone, concept: Concept, views: Views) -> Callable[[dict[str, Tensor]], float]:
+def frozen_loss(backbone: Backbone, concept: Concept, views: EncodedViews) -> Callable[[dict[str, Tensor]], float]:
     """Return the mean denoising loss on fixed samples, as a function of the rows."""
     generator, size = generator_for(0, concept.concept_id, "benchmark"), FROZEN_SAMPLES
     view = torch.randint(len(views), (size,), generator=generator)
@@ -150,7 +150,7 @@ def frozen_loss(backbone: Backbone, concept: Concept, views: Views) -> Callable[
     templates = training_templates(concept, class_cue=False)
     rows_of, vocabularies = placeholder_rows(concept), backbone.vocabularies
     ids = to_tensors([encode_prompt(templates[i % len(templates)], rows_of, vocabularies) for i in range(size)])
-    latents = sample(views.moments[view], eps)
+    latents = sample_latents(views.moments[view], eps)
     x_t, target = backbone.noise.corrupt(latents, noise, timesteps)
     told = backbone.noise.model_timesteps(timesteps)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.errors import BadInput
-from textual_inversion.latents import Views
+from textual_inversion.latents import EncodedViews
 from textual_inversion.lora import AdapterBatch
 from textual_inversion.noise import Epsilon, Noise, VPrediction
 from textual_inversion.prompts import Vocabularies
@@ -121,6 +121,6 @@ class ToyBackbone:
         return "toy"
 
 
-def plain_views(moments: Tensor) -> Views:
-    """Views of one photo, none of them transformed in a way that its prompt would name."""
-    return Views(moments=moments, photo=(0,) * len(moments), augmentation=((),) * len(moments))
+def plain_views(moments: Tensor) -> EncodedViews:
+    """EncodedViews of one photo, none of them transformed in a way that its prompt would name."""
+    return EncodedViews(moments=moments, photo_indices=(0,) * len(moments), augmentations=((),) * len(moments))

@@ -19,21 +19,21 @@ from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
 from textual_inversion.rng import generator_for
 
-VIEWS_PER_PASS = 4
-"""Number of views encoded in one forward pass, which bounds the autoencoder's memory."""
+AUTOENCODER_BATCH_SIZE = 4
+"""Pictures in one forward pass of the autoencoder, which bounds its memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Views:
+class EncodedViews:
     """A concept's views, encoded."""
 
     moments: Tensor
     """Mean and deviation of each view's latents, [views, 2, *latent_shape]."""
-    photo: tuple[int, ...]
+    photo_indices: tuple[int, ...]
     """Index of the photo that each view shows, [views]."""
-    augmentation: tuple[tuple[str, ...], ...]
+    augmentations: tuple[tuple[str, ...], ...]
     """Names of the transforms that each view's prompt has to name, [views]; empty without paired augmentation."""
-    mask: Tensor | None = None
+    masks: Tensor | None = None
     """Weights of the denoising loss, [views, 1, height, width] in [0, 1] at the latents' size; None weighs by 1."""
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ def encode_views(
     concept_id: str,
     seed: int,
     masks: Sequence[Image.Image] = (),
-) -> Views:
+) -> EncodedViews:
     """Encode all views of a concept's photos; the moments are on the backbone's device.
 
     The result depends on the concept, the settings and the seed alone, so that a concept can be encoded anywhere, at
@@ -80,17 +80,17 @@ def encode_views(
     pixels = torch.stack([to_pixels(view.picture) for _, view in views])
     with torch.no_grad():
         moments = torch.cat(
-            [backbone.encode_images(batch.to(backbone.device)) for batch in torch.split(pixels, VIEWS_PER_PASS)]
+            [backbone.encode_images(batch.to(backbone.device)) for batch in torch.split(pixels, AUTOENCODER_BATCH_SIZE)]
         )
-    return Views(
+    return EncodedViews(
         moments=moments,
-        photo=tuple(index for index, _ in views),
-        augmentation=tuple(view.augmentation for _, view in views),
-        mask=weights,
+        photo_indices=tuple(index for index, _ in views),
+        augmentations=tuple(view.augmentation for _, view in views),
+        masks=weights,
     )
 
 
-def sample(moments: Tensor, eps: Tensor) -> Tensor:
+def sample_latents(moments: Tensor, eps: Tensor) -> Tensor:
     """Rombach et al. 2022, appendix G: sample latents z ~ E(x) from an image's moments, [batch, *latent_shape].
 
     moments: [batch, 2, *latent_shape]. eps: [batch, *latent_shape] ~ N(0, 1).

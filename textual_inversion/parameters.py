@@ -19,7 +19,7 @@ from textual_inversion.config import AdapterConfig, InversionConfig
 from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import augmentation_rows, initial_rows
-from textual_inversion.latents import Views
+from textual_inversion.latents import EncodedViews
 from textual_inversion.lora import AdapterBatch, acting_positions, initial_adapter
 from textual_inversion.optim import ParameterGroup, control_norms
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS
@@ -232,6 +232,6 @@ class Layout:
         )
 
 
-def num_photos(views: Views) -> int:
+def num_photos(views: EncodedViews) -> int:
     """Return one more than the highest photo number: a photo whose views were all left out has a number, too."""
-    return max(views.photo, default=-1) + 1
+    return max(views.photo_indices, default=-1) + 1

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.errors import BadInput, ErrorKind, NotFinite
-from textual_inversion.latents import Views
+from textual_inversion.latents import EncodedViews
 from textual_inversion.objective import Batch
 from textual_inversion.optim import ParameterGroup
 from textual_inversion.parameters import Layout, num_photos
@@ -39,7 +39,7 @@ class Assignment:
     """A concept for a slot, with its photos already encoded."""
 
     concept: Concept
-    views: Views
+    views: EncodedViews
     """The encoded photos, from `latents.encode_views`."""
     state: SlotState | None = None
     """State to continue from; None starts anew."""

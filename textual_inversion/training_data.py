@@ -12,7 +12,7 @@ from textual_inversion.concept import Concept
 from textual_inversion.config import InversionConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.knowledge import FrozenPrompts, KnowledgePreservation
-from textual_inversion.latents import VIEWS_PER_PASS, Views, sample
+from textual_inversion.latents import AUTOENCODER_BATCH_SIZE, EncodedViews, sample_latents
 from textual_inversion.objective import Batch
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS
 from textual_inversion.prompts import (
@@ -68,7 +68,7 @@ class TrainingData:
     def from_views(
         cls,
         concept: Concept,
-        views: Views,
+        views: EncodedViews,
         config: InversionConfig,
         backbone: Backbone,
         image_features: ImageFeatures | None = None,
@@ -83,7 +83,7 @@ class TrainingData:
         prompts, plain, per_image = _prompts(concept, views, config, backbone)
         return cls(
             moments=moments,
-            mask=None if views.mask is None else to_device(views.mask, device).float(),
+            mask=None if views.masks is None else to_device(views.masks, device).float(),
             features=None if image_features is None else _features(moments, backbone, image_features),
             prompts={key: to_device(ids, device) for key, ids in prompts.items()},
             plain=plain,
@@ -124,7 +124,7 @@ class TrainingData:
         stage = self.active_vectors(step) - len(self.first_steps) - 1
         others = None if self.knowledge is None else self.knowledge.draw(size, self.class_prompts, generator)
         return Batch(
-            latents=sample(self.moments[view], to_device(eps, device)),
+            latents=sample_latents(self.moments[view], to_device(eps, device)),
             noise=to_device(noise, device),
             timesteps=to_device(t, device),
             ids={key: prompts[stage][listed, number] for key, prompts in self.prompts.items()},
@@ -149,7 +149,7 @@ def photo_word(photo: int) -> str:
 
 
 def _prompts(
-    concept: Concept, views: Views, config: InversionConfig, backbone: Backbone
+    concept: Concept, views: EncodedViews, config: InversionConfig, backbone: Backbone
 ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
     """Return `TrainingData.prompts`, `plain` and `per_image`."""
     templates = training_templates(concept, class_cue=config.class_cue)
@@ -159,7 +159,7 @@ def _prompts(
         return lists.setdefault(tuple(texts), len(lists))
 
     plain, named = [], []
-    for photo, augmentation in zip(views.photo, views.augmentation, strict=True):
+    for photo, augmentation in zip(views.photo_indices, views.augmentations, strict=True):
         texts = [templates[photo]] if concept.captions else templates
         names = augmentation if config.augment.paired else ()
         plain.append(list_index([with_augmentation_words(text, names) for text in texts]))
@@ -167,7 +167,7 @@ def _prompts(
             list_index([f"{text} with {photo_word(photo)}" for text in texts]) if config.per_image_tokens else 0
         )
 
-    words = [photo_word(photo) for photo in range(max(views.photo) + 1)] if config.per_image_tokens else []
+    words = [photo_word(photo) for photo in range(max(views.photo_indices) + 1)] if config.per_image_tokens else []
     words += [augmentation_word(name) for name in AUGMENTATION_TOKENS] if config.augment.paired else []
     placeholders = {word: range(row, row + 1) for row, word in enumerate(words, concept.num_vectors)}
 
@@ -187,5 +187,5 @@ def _prompts(
 def _features(moments: Tensor, backbone: Backbone, image_features: ImageFeatures) -> Tensor:
     """Return the features of the views' decoded means, [views, dim]: those of a perfect prediction."""
     with torch.no_grad():
-        chunks = torch.split(moments[:, 0], VIEWS_PER_PASS)
+        chunks = torch.split(moments[:, 0], AUTOENCODER_BATCH_SIZE)
         return torch.cat([image_features(backbone.decode(latents)) for latents in chunks])

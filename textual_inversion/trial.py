@@ -12,7 +12,7 @@ from textual_inversion.concept import Concept
 from textual_inversion.config import InitConfig, InversionConfig, StopConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.families.base import Backbone
-from textual_inversion.latents import Views
+from textual_inversion.latents import EncodedViews
 from textual_inversion.training_data import ImageFeatures
 
 MIN_GAIN = 1.05
@@ -44,7 +44,7 @@ def samples_per_second(
     torch.OutOfMemoryError if they do not fit."""
     config = replace(config, steps=2 * _STEPS, progressive=False, init=InitConfig(), stop=StopConfig())
     engine = Engine(backbone, config, slots=slots, seed=0, image_features=image_features)
-    views = Views(moments=torch.ones(1, 2, *backbone.latent_shape), photo=(0,), augmentation=((),))
+    views = EncodedViews(moments=torch.ones(1, 2, *backbone.latent_shape), photo_indices=(0,), augmentations=((),))
     waiting = [
         Assignment(Concept(concept_id=f"{i}", placeholder_token=f"<{i}>", images=("none",)), views)
         for i in range(slots)

@@ -23,7 +23,7 @@ from textual_inversion.config import (
 )
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.initialise import augmentation_rows, initial_rows
-from textual_inversion.latents import Views
+from textual_inversion.latents import EncodedViews
 from textual_inversion.lora import initial_adapter
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS
 from textual_inversion.rng import generator_for
@@ -72,11 +72,11 @@ def assignment(number: int, state: SlotState | None = None, start: LearnedEmbedd
     )
     generator = torch.Generator().manual_seed(number)
     names = sorted(AUGMENTATION_TOKENS)
-    views = Views(
+    views = EncodedViews(
         moments=torch.rand(2 * photos, 2, *BACKBONE.latent_shape, generator=generator),
-        photo=tuple(i // 2 for i in range(2 * photos)),
-        augmentation=tuple((names[i % 12], names[(5 * i + 1) % 12])[: i % 3] for i in range(2 * photos)),
-        mask=torch.rand(2 * photos, 1, *BACKBONE.latent_shape[1:], generator=generator) if number == 1 else None,
+        photo_indices=tuple(i // 2 for i in range(2 * photos)),
+        augmentations=tuple((names[i % 12], names[(5 * i + 1) % 12])[: i % 3] for i in range(2 * photos)),
+        masks=torch.rand(2 * photos, 1, *BACKBONE.latent_shape[1:], generator=generator) if number == 1 else None,
     )
     return Assignment(concept, views, state, start)
 
@@ -188,7 +188,7 @@ def test_each_photos_row_moves_once_it_has_been_named() -> None:
 def test_augmentation_rows_start_at_their_words_and_only_those_in_prompts_move() -> None:
     *_, after = states("paired augmentation", 1, steps=30)
     expected = augmentation_rows(BACKBONE)
-    used = {name for names in assignment(1).views.augmentation for name in names}
+    used = {name for names in assignment(1).views.augmentations for name in names}
     for key in DIMS:
         assert torch.equal(after.start[key][2:], expected[key])
         moved = (after.exp_avg[key][2:].abs().sum(1) > 0).tolist()
@@ -302,7 +302,7 @@ def plain_step(settings: InversionConfig) -> tuple[dict[str, Tensor], dict[str, 
         latents = views.moments[view, 0] + views.moments[view, 1] * eps
         x_t = abar.sqrt() * latents + (1 - abar).sqrt() * noise
         said = BACKBONE.predict(x_t, t, BACKBONE.encode_prompts(ids, rows, adapters()))
-        mask = views.mask[view]
+        mask = views.masks[view]
         error = ((said - noise).square() * mask).sum((1, 2, 3)) / (2 * mask.sum((1, 2, 3)))
         adapted = BACKBONE.encode_prompts(others.ids, {}, adapters()).hidden
         frozen = BACKBONE.encode_prompts(others.ids, {}).hidden
@@ -401,7 +401,7 @@ def test_a_look_is_a_pass_of_one_concept_and_its_batch_is_drawn_once(monkeypatch
 
 def test_too_many_photos_for_a_token_each() -> None:
     one = assignment(0)
-    views = dataclasses.replace(one.views, photo=(0, 1, 2, 40))
+    views = dataclasses.replace(one.views, photo_indices=(0, 1, 2, 40))
     failed = run([Assignment(one.concept, views)], config("per-image tokens"))["c0"]
     assert "41 photos are more than the 32" in failed.error
 

@@ -20,7 +20,7 @@ def pictures(count: int) -> list[Image.Image]:
 def test_every_view_is_encoded_once() -> None:
     views = latents.encode_views(BACKBONE, pictures(3), AugmentConfig(crops=1), "cat", 0)
     assert views.moments.shape == (9, 2, *BACKBONE.latent_shape)
-    assert views.photo == (0, 0, 0, 1, 1, 1, 2, 2, 2)
+    assert views.photo_indices == (0, 0, 0, 1, 1, 1, 2, 2, 2)
     assert not views.moments.requires_grad
 
 
@@ -46,9 +46,9 @@ def test_masks_come_at_the_latents_size() -> None:
     photo = Image.fromarray(np.zeros((12, 12, 3), dtype=np.uint8))
     views = latents.encode_views(BACKBONE, [photo], AugmentConfig(), "cat", 0, [mask])
     half = torch.tensor([1.0, 1, 0, 0]).expand(1, 4, 4)
-    assert views.mask is not None
-    assert torch.equal(views.mask, torch.stack([half, half.flip(-1)]))
-    assert latents.encode_views(BACKBONE, [photo], AugmentConfig(), "cat", 0).mask is None
+    assert views.masks is not None
+    assert torch.equal(views.masks, torch.stack([half, half.flip(-1)]))
+    assert latents.encode_views(BACKBONE, [photo], AugmentConfig(), "cat", 0).masks is None
 
 
 def test_views_without_the_concept_are_left_out() -> None:
@@ -58,9 +58,11 @@ def test_views_without_the_concept_are_left_out() -> None:
     config = AugmentConfig(crops=40, min_crop_scale=0.3)
     every = latents.encode_views(BACKBONE, [photo], config, "cat", 0)
     telling = latents.encode_views(BACKBONE, [photo], config, "cat", 0, [corner])
-    assert telling.mask is not None
-    assert 2 <= len(telling) == len(telling.mask) == len(telling.photo) == len(telling.augmentation) < len(every)
-    assert (telling.mask.sum((1, 2, 3)) >= 1).all()
+    assert telling.masks is not None
+    assert (
+        2 <= len(telling) == len(telling.masks) == len(telling.photo_indices) == len(telling.augmentations) < len(every)
+    )
+    assert (telling.masks.sum((1, 2, 3)) >= 1).all()
     outside = Image.new("L", (60, 30), 0)
     outside.paste(255, (0, 0, 10, 30))
     with pytest.raises(ValueError, match="'cat': its masks show nothing of it in the photos' central squares"):
@@ -69,14 +71,14 @@ def test_views_without_the_concept_are_left_out() -> None:
 
 def test_paired_views_bring_their_names() -> None:
     views = latents.encode_views(BACKBONE, pictures(2), AugmentConfig(flip=False, paired=3), "cat", 0)
-    assert views.photo == (0, 0, 0, 0, 1, 1, 1, 1)
-    assert views.augmentation[0] == views.augmentation[4] == ()
-    assert any(views.augmentation)
+    assert views.photo_indices == (0, 0, 0, 0, 1, 1, 1, 1)
+    assert views.augmentations[0] == views.augmentations[4] == ()
+    assert any(views.augmentations)
 
 
 def test_sample_has_the_moments() -> None:
     mean, deviation = torch.randn(2, 4, 4), torch.rand(2, 4, 4)
     eps = torch.randn(20000, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    drawn = latents.sample(torch.stack([mean, deviation]).expand(20000, -1, -1, -1, -1), eps)
+    drawn = latents.sample_latents(torch.stack([mean, deviation]).expand(20000, -1, -1, -1, -1), eps)
     torch.testing.assert_close(drawn.mean(0), mean, atol=0.05, rtol=0)
     torch.testing.assert_close(drawn.std(0), deviation, atol=0.05, rtol=0)

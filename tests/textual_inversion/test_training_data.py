@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.toy_backbone import VOCAB_SIZE, VOCABULARY, ToyBackbone
 from textual_inversion.concept import Concept
 from textual_inversion.config import AugmentConfig, InversionConfig
-from textual_inversion.latents import Views
+from textual_inversion.latents import EncodedViews
 from textual_inversion.objective import Batch
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS
 from textual_inversion.prompts import OBJECT_TEMPLATES
@@ -19,10 +19,10 @@ from textual_inversion.training_data import TrainingData, progressive_schedule
 BACKBONE = ToyBackbone()
 CONCEPT = Concept(concept_id="c", placeholder_token="<c>", images=("x", "y"), initializer="toy", num_vectors=2)
 ROWS = [VOCAB_SIZE, VOCAB_SIZE + 1]
-VIEWS = Views(
+VIEWS = EncodedViews(
     moments=torch.randn(4, 2, *BACKBONE.latent_shape, generator=torch.Generator().manual_seed(0)),
-    photo=(0, 0, 1, 1),
-    augmentation=((), ("hflip",), (), ("zoom-in", "grayscale")),
+    photo_indices=(0, 0, 1, 1),
+    augmentations=((), ("hflip",), (), ("zoom-in", "grayscale")),
 )
 SIZE = 400
 
@@ -61,7 +61,7 @@ def test_the_order_of_the_draws() -> None:
 
 def test_a_view_keeps_its_mask() -> None:
     mask = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 4, 4)
-    drawn = draw(TrainingData.from_views(CONCEPT, dataclasses.replace(VIEWS, mask=mask), InversionConfig(), BACKBONE))
+    drawn = draw(TrainingData.from_views(CONCEPT, dataclasses.replace(VIEWS, masks=mask), InversionConfig(), BACKBONE))
     assert drawn.mask is not None
     assert torch.equal(drawn.mask[:, 0, 0, 0], views_of(drawn).float())
 
@@ -70,7 +70,7 @@ def test_a_caption_goes_with_its_photo() -> None:
     concept = dataclasses.replace(CONCEPT, captions=("a {} on a sofa", "my {} outside"))
     drawn = draw(TrainingData.from_views(concept, VIEWS, InversionConfig(), BACKBONE))
     expected = [ids_of("a", *ROWS, "on a sofa"), ids_of("my", *ROWS, "outside")]
-    assert drawn.ids["long"].tolist() == [expected[VIEWS.photo[view]] for view in views_of(drawn)]
+    assert drawn.ids["long"].tolist() == [expected[VIEWS.photo_indices[view]] for view in views_of(drawn)]
 
 
 def test_a_view_is_told_by_its_augmentation_tokens() -> None:
@@ -91,7 +91,7 @@ def test_a_quarter_of_the_prompts_names_the_photo() -> None:
     named = [ids_of("a photo of a", *ROWS, "with", VOCAB_SIZE + 2 + photo) for photo in (0, 1)]
     names_it = 0
     for ids, view in zip(drawn.ids["long"].tolist(), views_of(drawn), strict=True):
-        assert ids in (plain, named[VIEWS.photo[view]])
+        assert ids in (plain, named[VIEWS.photo_indices[view]])
         names_it += ids != plain
     assert 1000 - 5 * 27.4 < names_it < 1000 + 5 * 27.4  # five standard deviations
 

@@ -177,10 +177,10 @@ def test_masks_and_captions_reach_the_engine(learner: Learner, photos: tuple[str
 
     good = masked("good", (str(tmp_path / "half.png"), str(tmp_path / "half.png")))
     views = learner._encode(Job(good, ConceptLog(learner._store, good.folder, 1)), learner._fetch(good.concept)).views
-    assert views.mask is not None
-    assert views.mask.shape == (4, 1, 8, 8)
-    assert views.mask[0, 0, :, :3].min() == 1
-    assert views.mask[0, 0, :, -3:].max() == 0
+    assert views.masks is not None
+    assert views.masks.shape == (4, 1, 8, 8)
+    assert views.masks[0, 0, :, :3].min() == 1
+    assert views.masks[0, 0, :, -3:].max() == 0
     records = learn_all(learner, [good, masked("bad", (str(tmp_path / "half.png"), str(tmp_path / "turned.png")))])
     assert [record.status for record in records] == ["done", "failed"]
     assert f"mask {tmp_path / 'turned.png'}: the mask is 18 x 20 px but its photo 40 x 36" in records[1].error
