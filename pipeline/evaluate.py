@@ -34,7 +34,7 @@ from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
 from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
 from pipeline.inputs.resolve import resolve_addresses
-from pipeline.ledger.records import latest, load_records
+from pipeline.ledger.records import ConceptRecord, latest, load_records
 from pipeline.report.logs import configure_logs
 from pipeline.report.run_summary import SHOWN_FAILURES
 from pipeline.stages import connect
@@ -113,7 +113,8 @@ def evaluate(config: RunConfig) -> int:
     """Draw and score the rows without scores, then write the table and the summary; return the exit code."""
     protocol = choose_protocol(config)
     store = RunStore(config.output)
-    learned, failures = [], dict[str, str]()
+    learned: list[ConceptRecord] = []
+    failures: dict[str, str] = {}
     for record in latest(load_records(store)):
         if record.status == "done":
             learned.append(record)

@@ -304,9 +304,10 @@ def _describe_attempt(record: ConceptRecord, is_present: bool) -> Iterator[str]:
     which = "the present fingerprint" if is_present else f"fingerprint {record.fingerprint}"
     calls = f", {record.attempts} calls" if record.attempts > 1 else ""
     work = f", {record.steps:,} steps in {format_duration(record.seconds)}" if record.steps else ""
-    yield f"  {when}  {record.status} under {which}{work}{calls}"
+    kind = f" ({title_of(_kind_of(record))})" if record.status == "failed" else ""
+    yield f"  {when}  {record.status}{kind} under {which}{work}{calls}"
     if record.error:
-        yield f"    {title_of(_kind_of(record))}: {record.error}"
+        yield f"    {record.error}"
     if record.start:
         yield f"    started from {record.start}"
     if record.scores:

@@ -72,7 +72,8 @@ def _apply_rule(config: RunConfig, text: str, number: int) -> RunConfig:
     """Apply the changes of a rule in their order; `number` counts the rules from 1."""
     changed = dataclasses.replace(config, gate=dataclasses.replace(config.gate, ladder=()))
     for change in (each.strip() for each in text.split(" + ")):
-        toml, overrides = "", list[str]()
+        toml = ""
+        overrides: list[str] = []
         if change == "seed":
             overrides = [f"seed={(config.seed + number) % 2**63}"]
         elif factor := re.fullmatch(r"steps\*(\d+(?:\.\d+)?)", change):

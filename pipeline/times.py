@@ -53,7 +53,8 @@ def parse_deadline(text: str | None, now: datetime.datetime | None = None) -> fl
     if delay := re.fullmatch(r"\+(\d+(?:\.\d+)?)([hms])", text):
         return (now + datetime.timedelta(**{_UNITS[delay[2]]: float(delay[1])})).timestamp()
     if clock := re.fullmatch(r"(\d{1,2}):(\d{2})", text):
-        hour, minute = int(clock[1]), int(clock[2])
+        hour = int(clock[1])
+        minute = int(clock[2])
         if hour < 24 and minute < 60:
             today = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
             days = (today + datetime.timedelta(days=number) for number in (-1, 0, 1))

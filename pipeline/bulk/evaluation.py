@@ -84,10 +84,10 @@ class Totals:
 
         Where there are no prompts of that kind, the mean is over those of the other; NaN where there are none at all.
         """
-        first, other = self.reconstruction[name], self.editing[name]
-        if name == "clip_t":
-            first, other = other, first
-        return fmean(first or other or [nan])
+        reconstruction = self.reconstruction[name]
+        editing = self.editing[name]
+        values = editing or reconstruction if name == "clip_t" else reconstruction or editing
+        return fmean(values or [nan])
 
 
 def plan_rows(config: RunConfig, protocol: Protocol, records: Iterable[ConceptRecord]) -> Iterator[dict[str, Any]]:

@@ -56,7 +56,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageSizes:
-    """How a stage is divided among actors and blocks."""
+    """The division of a stage's rows among actors and blocks."""
 
     num_actors: int
     cpus_per_actor: float

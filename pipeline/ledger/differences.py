@@ -18,7 +18,8 @@ def input_differences(
     """
     found = [f"row: {line}" for line in tree_differences(before["concept"], now["concept"])]
     found += _photo_differences(before["images"], now["images"], addresses_before, addresses)
-    masks_before, masks = before.get("masks", []), now.get("masks", [])
+    masks_before = before.get("masks", [])
+    masks = now.get("masks", [])
     if masks_before != masks:
         changed = f"{len(masks_before)} before, {len(masks)} now"
         found.append(f"masks: {changed if len(masks) != len(masks_before) else 'other bytes, or another order'}")
@@ -34,7 +35,8 @@ def settings_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
         "inversion.init.earlier_run": "the earlier run",
         "format": "this program's own format",
     }
-    flat_before, flat_now = dict(flatten(before)), dict(flatten(now))
+    flat_before = dict(flatten(before))
+    flat_now = dict(flatten(now))
     return [
         f"{hashes[name]} ({name})" if name in hashes else _changed(name, flat_before, flat_now)
         for name in dict.fromkeys((*flat_before, *flat_now))
@@ -44,7 +46,8 @@ def settings_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
 
 def tree_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe every field that differs as `name: old -> new`."""
-    flat_before, flat_now = dict(flatten(before)), dict(flatten(now))
+    flat_before = dict(flatten(before))
+    flat_now = dict(flatten(now))
     names = dict.fromkeys((*flat_before, *flat_now))
     return [_changed(name, flat_before, flat_now) for name in names if flat_before.get(name) != flat_now.get(name)]
 

@@ -159,7 +159,7 @@ class _PicturePart:
     path: str
     table: pa.Table
     is_leftover: pa.ChunkedArray
-    """Whether each row's picture is to be deleted, [rows] bool."""
+    """Rows whose picture is to be deleted, [rows] bool."""
     pictures: list[str]
     """Paths of the pictures to delete."""
 

@@ -85,7 +85,7 @@ class ConceptRecord:
     """Calls of actors for this concept; those lost with a dying actor count."""
 
     quarantined: bool = False
-    """It failed because `actors.max_attempts` of its calls were lost, not because of its own input."""
+    """The concept failed because `actors.max_attempts` of its calls were lost, not because of its own input."""
 
     setbacks: int = 0
     """Times that its loss was not finite and it was rolled back to its last good state, with a lower learning rate."""

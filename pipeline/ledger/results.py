@@ -59,7 +59,8 @@ def write_results(store: RunStore, records: Iterable[ConceptRecord], bad: Sequen
     rows = chain((_row(store, record) for record in records), (_bad_row(row) for row in bad))
     # A column's type is known when all rows were seen. The rows wait on disk until then, so that memory holds a batch.
     with tempfile.TemporaryDirectory() as folder:
-        spooled, schemas = list[Path](), list[pa.Schema]()
+        spooled: list[Path] = []
+        schemas: list[pa.Schema] = []
         for table in _tables(rows):
             spooled.append(Path(folder, f"{len(spooled)}.parquet"))
             pq.write_table(table, spooled[-1])

@@ -98,7 +98,8 @@ def failed_before(store: RunStore) -> set[str]:
     They are the concepts with a stored failure and no record under the same fingerprint, and the failed rows of the
     last results.parquet: a bad row fails before it has a fingerprint.
     """
-    failed, done = set[ConceptFolder](), set[ConceptFolder]()
+    failed: set[ConceptFolder] = set()
+    done: set[ConceptFolder] = set()
     for path, size in store.scan("concepts"):
         folder = ConceptFolder.from_path(path)
         if folder is not None and path == folder.failure:

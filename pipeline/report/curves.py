@@ -41,7 +41,8 @@ def read_curve(data: bytes) -> Curve | None:
         return None
     per_bin = math.ceil(len(rows) / _BINS)
     bins = [rows[i : i + per_bin] for i in range(0, len(rows), per_bin)]
-    first, last = rows[0][0], rows[-1][0]
+    first = rows[0][0]
+    last = rows[-1][0]
 
     steps = [_mean([row[0] for row in each]) for each in bins]
     means = [_mean([row[1] for row in each]) for each in bins]

@@ -20,16 +20,16 @@ _TITLES_AND_REMEDIES = {
     BAD_INPUT: ("bad input", "correct the row, photos, masks or texts that the cause names, then run again"),
     NUMERICS: ("numbers that are not finite", "lower inversion.learning_rate or look at the photos, then run again"),
     LOST_WORKER: (
-        "lost workers",
+        "lost worker",
         "run again; a concept that loses its worker every time needs more memory than the worker has, or more time "
         "than actors.stall_s",
     ),
     STORAGE: ("storage", "check the store's address, rights and credentials, then run again"),
     BUG: (
-        "bugs of this software",
-        "report them with the traceback in the concept's log.jsonl; the input is not at fault",
+        "bug in this software",
+        "report it with the traceback in the concept's log.jsonl; the input is not at fault",
     ),
-    STAGE: ("stages of the run", "remove the cause, then run again: what is done is not repeated"),
+    STAGE: ("stage of the run", "remove the cause, then run again: what is done is not repeated"),
     UNKNOWN: ("unknown kind", "run again: these records are of an earlier release, which kept no kinds"),
 }
 

@@ -111,7 +111,7 @@ class RunStats:
 
     @property
     def is_over(self) -> bool:
-        """Whether no further work is to be begun."""
+        """True when no further work is to be begun."""
         return self.is_stopped or self.is_late
 
     @property

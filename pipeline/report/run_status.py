@@ -200,7 +200,8 @@ def _count_states(
 ) -> None:
     """Count concepts by their state, this run's apart from earlier ones'."""
     kinds = [(state.status, state.at >= started) for state in states.values()]
-    in_run, earlier = kinds.count(("done", True)), kinds.count(("done", False))
+    in_run = kinds.count(("done", True))
+    earlier = kinds.count(("done", False))
     # A concept without tries left has a new record, but is not newly learned.
     tried_again = run.get("counts", {}).get("gate", {}).get("learned_before", 0)
     status.done = in_run + max(0, status.done_before - tried_again)

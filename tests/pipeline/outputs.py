@@ -45,8 +45,13 @@ def put_run(store: RunStore, manifest: str, chosen: dict[str, Any], **changes: A
     """`run.json` and the settings it names."""
     counts = {"rows": 0, "done_before": 0, "bad_rows": 0, "left_out": 0, "looked_at": 0, "problems": {}}
     counts |= changes.pop("counts", {})
-    run = {"stage": "ended", "started_at": now(), "config": to_tree(RunConfig(manifest=manifest)),
-           "settings": digest(chosen), "counts": counts}  # fmt: skip
+    run = {
+        "stage": "ended",
+        "started_at": now(),
+        "config": to_tree(RunConfig(manifest=manifest)),
+        "settings": digest(chosen),
+        "counts": counts,
+    }
     store.put(settings_path(digest(chosen)), json.dumps(chosen).encode())
     store.put("run.json", json.dumps(run | changes).encode())
 
@@ -60,8 +65,12 @@ def end(store: RunStore, task: ConceptTask, **values: Any) -> ConceptRecord:
     """Store a record of it; done unless said otherwise."""
     defaults: dict[str, Any] = {"status": "done", "steps": 10, "seconds": 2.0, "finished_at": now()}
     record = ConceptRecord(
-        concept_id=task.concept.concept_id, fingerprint=task.fingerprint, images=task.concept.images,
-        placeholder_token=task.concept.placeholder_token, inputs=task.inputs, **{**defaults, **values},
-    )  # fmt: skip
+        concept_id=task.concept.concept_id,
+        fingerprint=task.fingerprint,
+        images=task.concept.images,
+        placeholder_token=task.concept.placeholder_token,
+        inputs=task.inputs,
+        **{**defaults, **values},
+    )
     put_record(store, record)
     return record

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.exit_codes import OK, USAGE
-from pipeline.explain import describe, explain, main
-from pipeline.ledger.records import Try
+from pipeline.explain import decide_verdict, describe, explain, main
+from pipeline.ledger.records import ConceptRecord, Try
 from pipeline.store.storage import RunStore
 from tests.pipeline.outputs import end, make_photos, put_manifest, put_run, settings, tasks_of
 
@@ -50,13 +50,19 @@ def test_below_the_gate_and_what_was_tried(store: RunStore) -> None:
     store.put(task.folder.ladder, b"{}")
     assert explain(store, "cat").reason == "it is below the gate; the next run tries it again with other settings"
     store.delete(task.folder.ladder)
-    tries = (Try(rung="", fingerprint=task.fingerprint, scores={"clip_i": 0.2}),
-             Try(rung="seed", fingerprint="1" * 32, scores={"clip_i": 0.7}),
-             Try(rung="steps*2", fingerprint="2" * 32, error="not finite"))  # fmt: skip
+    tries = (
+        Try(rung="", fingerprint=task.fingerprint, scores={"clip_i": 0.2}),
+        Try(rung="seed", fingerprint="1" * 32, scores={"clip_i": 0.7}),
+        Try(rung="steps*2", fingerprint="2" * 32, error="not finite"),
+    )
     end(store, task, gate="passed", scores={"clip_i": 0.7}, tries=tries, kept="1" * 32)
     text = "\n".join(describe(explain(store, "cat")))
-    for line in ("passed the gate", "tried as configured: clip_i 0.200", "tried with seed: clip_i 0.700, kept",
-                 "tried with steps*2: not finite"):  # fmt: skip
+    for line in (
+        "passed the gate",
+        "tried as configured: clip_i 0.200",
+        "tried with seed: clip_i 0.700, kept",
+        "tried with steps*2: not finite",
+    ):
         assert f"{line}\n" in text
 
 
@@ -70,19 +76,18 @@ def test_not_reached_learning_and_failed(store: RunStore) -> None:
     found = explain(store, "dog")
     text = "\n".join(describe(found))
     assert "\n  bad input: correct the row, photos, masks or texts that the cause names, then run again\n" in text
-    assert "\n    bad input: photo photos/dog-0.png: not a picture\n" in text
+    assert "failed (bad input) under the present fingerprint" in text
     assert (found.verdict, found.reason) == (
-        "failed", "photo photos/dog-0.png: not a picture; the next run tries it again"
-    )  # fmt: skip
+        "failed",
+        "photo photos/dog-0.png: not a picture; the next run tries it again",
+    )
 
 
 def test_a_changed_row_is_named_field_by_field(store: RunStore) -> None:
     rewrite(store, initializer="kitten", placeholder="<puss>")
     found = explain(store, "cat")
     assert found.verdict == "changed"
-    assert found.differences == [
-        'row: placeholder_token: "<cat>" -> "<puss>"', 'row: initializer: "cat" -> "kitten"'
-    ]  # fmt: skip
+    assert found.differences == ['row: placeholder_token: "<cat>" -> "<puss>"', 'row: initializer: "cat" -> "kitten"']
 
 
 def test_changed_photos_are_named_one_by_one(store: RunStore) -> None:
@@ -92,8 +97,9 @@ def test_changed_photos_are_named_one_by_one(store: RunStore) -> None:
     store.put("photos/new.png", b"new")
     rewrite(store, images=["photos/cat-0.png", "photos/new.png", "photos/cat-1.png"])
     assert explain(store, "cat").differences == [
-        f"photo 2 is new: {store.uri('photos/new.png')}", "photos: 2 before, 3 now"
-    ]  # fmt: skip
+        f"photo 2 is new: {store.uri('photos/new.png')}",
+        "photos: 2 before, 3 now",
+    ]
     rewrite(store, images=["photos/cat-1.png", "photos/cat-0.png"])
     assert explain(store, "cat").differences == ["photos: the same in another order"]
 
@@ -104,8 +110,10 @@ def test_changed_settings_are_named_field_by_field(store: RunStore) -> None:
     put_run(store, store.uri("m.parquet"), now)
     steps = settings()["inversion"]["steps"]
     assert explain(store, "cat").differences == [
-        f"settings: inversion.steps: {steps} -> 7", "settings: seed: 0 -> 7", "settings: the model's files (model)"
-    ]  # fmt: skip
+        f"settings: inversion.steps: {steps} -> 7",
+        "settings: seed: 0 -> 7",
+        "settings: the model's files (model)",
+    ]
     end(store, tasks_of(store.uri("m.parquet"), now)["cat"], finished_at="2100-01-01T00:00:00+00:00")
     found = explain(store, "cat")
     assert (found.verdict, len(found.attempts), found.differences) == ("done", 2, [])
@@ -182,3 +190,42 @@ def test_on_s3_it_costs_a_few_requests(bucket: str, s3_calls: list[str]) -> None
     assert explain(store, "c7").verdict == "done"
     assert s3_calls.count("ListObjectsV2") <= 5
     assert len(s3_calls) <= 20
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "statuses", "written", "expected"),
+    [
+        ("", [], {}, "unknown"),
+        ("", [("old", "failed")], {}, "failed"),
+        ("now", [("now", "done")], {"record.json": 1.0}, "done"),
+        ("now", [("now", "failed")], {"record.json": 1.0}, "failed"),  # a damaged record
+        ("now", [("now", "failed")], {"failure.json": 1.0}, "failed"),
+        ("now", [("now", "failed")], {"failure.json": 1.0, "checkpoint.safetensors": 2.0}, "learning"),
+        ("now", [("now", "failed")], {"failure.json": 2.0, "checkpoint.safetensors": 1.0}, "failed"),
+        ("now", [("old", "done")], {"checkpoint.safetensors": 2.0}, "learning"),
+        ("now", [("old", "done")], {}, "changed"),
+        ("now", [("old", "failed")], {}, "changed"),
+        ("now", [], {}, "not reached"),
+    ],
+)
+def test_the_verdict_on_a_good_row(
+    fingerprint: str, statuses: list[tuple[str, Any]], written: dict[str, float], expected: str
+) -> None:
+    attempts = [
+        ConceptRecord(
+            concept_id="cat", fingerprint=mark, status=status, placeholder_token="<x>", error="no key", error_kind="bug"
+        )
+        for mark, status in statuses
+    ]
+    paths = {f"concepts/cat/now/{name}": at for name, at in written.items()}
+    verdict, reason, kind = decide_verdict("cat", fingerprint, attempts, paths)
+    assert verdict == expected
+    assert bool(reason) == (verdict != "unknown")
+    assert kind == ("bug" if verdict == "failed" else "")
+
+
+def test_without_a_known_manifest_the_records_tell(store: RunStore) -> None:
+    store.delete("run.json")
+    found = explain(store, "cat")
+    assert (found.verdict, found.reason) == ("done", "as its last record says")
+    assert any("name one with --manifest" in note for note in found.notes)

@@ -11,13 +11,13 @@ import pytest
 from pipeline import gate_retries
 from pipeline.config import GateConfig, RunConfig
 from pipeline.config_file import load_config
-from pipeline.gate_retries import retry_below_gate, retry_rules
+from pipeline.gate_retries import decide, retry_below_gate, retry_rules
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.digest import digest
 from pipeline.ledger.gate import verdict
 from pipeline.ledger.plan import ConceptTask, Plan, read_done, settings_of
-from pipeline.ledger.records import ConceptRecord, load_records, put_record, read_record
+from pipeline.ledger.records import ConceptRecord, Try, load_records, put_record, read_record
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
 from pipeline.report.run_stats import RetryStats
 from pipeline.store.storage import ConceptFolder, RunStore
@@ -27,8 +27,12 @@ from tests.pipeline.outputs import make_photos, put_manifest
 RUNGS = ("seed", "seed + steps*2")
 FIRST = {"good": 0.8, "poor": 0.1, "hopeless": 0.2}
 """CLIP-I of the first try; the initializer words have 0.5."""
-AGAIN = {("poor", "seed"): 0.3, ("poor", "seed + steps*2"): 0.7, ("hopeless", "seed"): 0.35,
-         ("hopeless", "seed + steps*2"): 0.25}  # fmt: skip
+AGAIN = {
+    ("poor", "seed"): 0.3,
+    ("poor", "seed + steps*2"): 0.7,
+    ("hopeless", "seed"): 0.35,
+    ("hopeless", "seed + steps*2"): 0.25,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +62,16 @@ class Learners:
     def end(self, config: RunConfig, task: ConceptTask, clip_i: float) -> ConceptRecord:
         scores = {"clip_i": clip_i, "clip_i_initializer": 0.5}
         record = ConceptRecord(
-            concept_id=task.concept.concept_id, fingerprint=task.fingerprint, status="done", placeholder_token="<x>",
-            scores=scores, inputs=task.inputs, steps=config.inversion.steps, finished_at=now(),
+            concept_id=task.concept.concept_id,
+            fingerprint=task.fingerprint,
+            status="done",
+            placeholder_token="<x>",
+            scores=scores,
+            inputs=task.inputs,
+            steps=config.inversion.steps,
+            finished_at=now(),
             gate=verdict(scores, config.gate),
-        )  # fmt: skip
+        )
         if record.gate == "below" and config.gate.ladder:
             self.store.put(record.folder.ladder, b"{}")
         put_record(self.store, record)
@@ -69,9 +79,12 @@ class Learners:
 
     def fail(self, task: ConceptTask) -> ConceptRecord:
         return ConceptRecord(
-            concept_id=task.concept.concept_id, fingerprint=task.fingerprint, status="failed", placeholder_token="<x>",
+            concept_id=task.concept.concept_id,
+            fingerprint=task.fingerprint,
+            status="failed",
+            placeholder_token="<x>",
             error="the loss is not finite",
-        )  # fmt: skip
+        )
 
 
 def planned(config: RunConfig, store: RunStore) -> tuple[Plan, list[ConceptTask]]:
@@ -111,16 +124,20 @@ def test_the_best_try_is_kept_and_flagged(root: str) -> None:
 
     steps = config.inversion.steps
     assert learners.learned == [
-        ("poor", "seed", steps), ("hopeless", "seed", steps),
-        ("poor", "seed + steps*2", 2 * steps), ("hopeless", "seed + steps*2", 2 * steps),
-    ]  # fmt: skip
+        ("poor", "seed", steps),
+        ("hopeless", "seed", steps),
+        ("poor", "seed + steps*2", 2 * steps),
+        ("hopeless", "seed + steps*2", 2 * steps),
+    ]
     assert (counts.tried, counts.passed, counts.better, counts.below, counts.waiting) == (4, 1, 1, 0, 0)
     assert counts.describe() == "2 (1 passed then, 1 better but still below)"
 
     records = kept(config, store)
     assert {name: (record.gate, record.scores["clip_i"]) for name, record in records.items()} == {
-        "good": ("passed", 0.8), "poor": ("passed", 0.7), "hopeless": ("below", 0.35)
-    }  # fmt: skip
+        "good": ("passed", 0.8),
+        "poor": ("passed", 0.7),
+        "hopeless": ("below", 0.35),
+    }
     assert records["good"].tries == ()
     poor = records["poor"]
     assert [(each.rung, each.scores["clip_i"]) for each in poor.tries] == [("", 0.1), ("seed", 0.3), (RUNGS[1], 0.7)]
@@ -157,8 +174,10 @@ def test_an_interrupted_ladder_goes_on(stop_after: int) -> None:
     second = Learners(store, AGAIN)
     assert again(config, store, second).learned_before == 2
     assert len(first.learned) + len(second.learned) == 4, "no try is made twice"
-    shown = [{name: (r.gate, r.scores, r.steps) for name, r in kept(c, s).items()}
-             for c, s in ((learned_once_config(calm), calm), (config, store))]  # fmt: skip
+    shown = [
+        {name: (r.gate, r.scores, r.steps) for name, r in kept(c, s).items()}
+        for c, s in ((learned_once_config(calm), calm), (config, store))
+    ]
     assert shown[0] == shown[1]
 
 
@@ -217,8 +236,10 @@ def test_another_gate_makes_nothing_undone_until_it_is_asked_for() -> None:
     assert (counts.tried, counts.passed) == (3, 1)
     records = kept(strict, store)
     assert {name: record.scores["clip_i"] for name, record in records.items()} == {
-        "good": 0.9, "poor": 0.7, "hopeless": 0.35  # earlier tries stay in the choice
-    }  # fmt: skip
+        "good": 0.9,
+        "poor": 0.7,
+        "hopeless": 0.35,  # earlier tries stay in the choice
+    }
     assert len(records["poor"].tries) == 4
 
 
@@ -269,3 +290,39 @@ def test_a_rung_that_makes_no_sense_is_named(rung: str, message: str) -> None:
 def test_an_empty_part_is_refused() -> None:
     with pytest.raises(ValueError, match=r"gate\.ladder"):
         GateConfig(ladder=("seed + ",))
+
+
+def test_what_is_decided_on_a_concept() -> None:
+    gate = GateConfig(min_clip_i=0.5)
+    first = ConceptRecord(
+        concept_id="cat",
+        fingerprint="1" * 32,
+        status="done",
+        placeholder_token="<cat>",
+        scores={"clip_i": 0.2},
+        gate="below",
+        steps=100,
+    )
+    better = Try(rung="seed", fingerprint="2" * 32, scores={"clip_i": 0.4}, steps=110)
+    passing = Try(rung="steps*2", fingerprint="3" * 32, scores={"clip_i": 0.6}, steps=200)
+    failed = Try(rung="auto", fingerprint="4" * 32, error="out of memory")
+    assert decide(first, [], gate, is_end=False) is None
+    assert decide(first, [better, failed], gate, is_end=False) is None
+
+    record = decide(first, [better, passing], gate, is_end=False)
+    assert record is not None
+    assert (record.gate, record.kept, record.steps, record.scores) == ("passed", "3" * 32, 200, {"clip_i": 0.6})
+    assert (record.fingerprint, [each.rung for each in record.tries]) == (first.fingerprint, ["", "seed", "steps*2"])
+
+    record = decide(first, [better, failed], gate, is_end=True)
+    assert record is not None
+    assert (record.gate, record.kept) == ("below", "2" * 32)
+    again = decide(record, [], gate, is_end=True)
+    assert again is not None
+    assert (again.kept, [each.rung for each in again.tries]) == ("2" * 32, ["", "seed"]), (
+        "a failed try may be tried again"
+    )
+
+    record = decide(first, [failed], gate, is_end=True)
+    assert record is not None
+    assert (record.gate, record.kept, record.steps) == ("below", "", 100)

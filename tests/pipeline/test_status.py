@@ -21,12 +21,26 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_a_run_at_work_reads_well() -> None:
     status = RunStatus(
-        output="s3://b/out", stage="learning", alive=True, started_at="2026-01-02T01:00:00+00:00", quiet_s=12.3,
-        manifest="s3://b/m.parquet", rows=10_000, looked_at=8_000, done=7_000, done_before=6_500, failed=3, learning=8,
-        waiting=2_989, concepts_per_hour=100.0, recent_per_hour=120.4, seconds_left=7800.0, median_s=61.0,
+        output="s3://b/out",
+        stage="learning",
+        alive=True,
+        started_at="2026-01-02T01:00:00+00:00",
+        quiet_s=12.3,
+        manifest="s3://b/m.parquet",
+        rows=10_000,
+        looked_at=8_000,
+        done=7_000,
+        done_before=6_500,
+        failed=3,
+        learning=8,
+        waiting=2_989,
+        concepts_per_hour=100.0,
+        recent_per_hour=120.4,
+        seconds_left=7800.0,
+        median_s=61.0,
         slowest=[AttemptInfo(concept_id="owl", seconds=600.0, steps=500, attempts=2)],
         causes=[Cause("lost_worker", "out of memory", ("owl", "fox"), 2), Cause("bug", "no such key", ("cat",), 1)],
-    )  # fmt: skip
+    )
     assert (
         "\n".join(describe(status))
         == """\
@@ -43,11 +57,11 @@ s3://b/out
   slowest  owl, 10 min 00 s, 500 steps, 2 attempts
 
 failures by kind and cause
-        2  lost workers: run again; a concept that loses its worker every time needs more memory than the worker has, \
+        2  lost worker: run again; a concept that loses its worker every time needs more memory than the worker has, \
 or more time than actors.stall_s
           2  out of memory
              owl, fox
-        1  bugs of this software: report them with the traceback in the concept's log.jsonl; the input is not at fault
+        1  bug in this software: report it with the traceback in the concept's log.jsonl; the input is not at fault
           1  no such key
              cat
 

@@ -30,9 +30,14 @@ PROTOCOL = Protocol(
 
 def record(name: str, initializer: str = "cat", category: str = "object", photos: int = 2) -> ConceptRecord:
     return ConceptRecord(
-        concept_id=name, fingerprint=f"f-{name}", status="done", placeholder_token=f"<{name}>", initializer=initializer,
-        category=category, images=tuple(f"{name}-{i}.png" for i in range(photos)),
-    )  # fmt: skip
+        concept_id=name,
+        fingerprint=f"f-{name}",
+        status="done",
+        placeholder_token=f"<{name}>",
+        initializer=initializer,
+        category=category,
+        images=tuple(f"{name}-{i}.png" for i in range(photos)),
+    )
 
 
 def planned(config: RunConfig, *records: ConceptRecord, protocol: Protocol = PROTOCOL) -> list[dict[str, Any]]:
@@ -68,12 +73,15 @@ def test_setups_without_a_meaning_are_left_out(config: RunConfig) -> None:
     rows = planned(config, record("a", initializer="", photos=1))
     assert {row["setup"] for row in rows} == {"learned", "prompt only"}
     assert {row["prompt"] for row in planned(config, record("s", category="style"))} == {
-        "a photo of {}", "{} on the beach"
-    }  # fmt: skip
+        "a photo of {}",
+        "{} on the beach",
+    }
     bare = replace(PROTOCOL, prompts=(Prompt("{}"),))
     assert {row["setup"] for row in planned(config, record("a"), protocol=bare)} == {
-        "learned", "initializer", "image only"
-    }  # fmt: skip
+        "learned",
+        "initializer",
+        "image only",
+    }
     alone = replace(config, evaluation=replace(config.evaluation, references=False))
     assert {row["setup"] for row in planned(alone, record("a"))} == {"learned"}
 
@@ -117,8 +125,17 @@ def put_part(config: RunConfig, name: str, rows: list[dict[str, Any]]) -> None:
 
 def scored(row_id: str, concept: str, prompt: str, clip_i: float, clip_t: float | None, **more: Any) -> dict[str, Any]:
     row = {"row_id": row_id, "concept_id": concept, "fingerprint": "f", "setup": "learned", "prompt": prompt}
-    return {**row, "text": "", "num_samples": 3, "protocol": "quick", "seed": 0, "clip_i": clip_i, "clip_t": clip_t,
-            "status": "ok", **more}  # fmt: skip
+    return {
+        **row,
+        "text": "",
+        "num_samples": 3,
+        "protocol": "quick",
+        "seed": 0,
+        "clip_i": clip_i,
+        "clip_t": clip_t,
+        "status": "ok",
+        **more,
+    }
 
 
 def test_the_table_holds_what_is_asked_for_now(config: RunConfig) -> None:
@@ -141,8 +158,11 @@ def test_the_table_holds_what_is_asked_for_now(config: RunConfig) -> None:
     totals = write_table(store, config, PROTOCOL, set(wanted))
     table = read_table(Path(config.output) / table_path(config))
     assert sorted((row["concept_id"], row["prompt"]) for row in table.to_pylist()) == [
-        ("a", "a photo of {}"), ("a", "{} in the snow"), ("a", "{} on the beach"), ("b", "{} on the beach")
-    ]  # fmt: skip
+        ("a", "a photo of {}"),
+        ("a", "{} in the snow"),
+        ("a", "{} on the beach"),
+        ("b", "{} on the beach"),
+    ]
     assert table.schema.metadata[b"extractor"] == config.extractor.encode()
     assert not {"row_id", "status", "error"} & set(table.column_names)
 

@@ -49,8 +49,14 @@ def learned(config: RunConfig, name: str, photos: int = 2, seed: int = 0) -> tup
     images = tuple(write_photo(Path(config.output) / f"{name}-{i}.png", seed + i) for i in range(photos))
     rows = torch.randn(1, DIM, generator=torch.Generator().manual_seed(seed))
     embedding = LearnedEmbedding(placeholder_token=f"<{name}>", vectors={"clip_l": rows})
-    record = ConceptRecord(concept_id=name, fingerprint=f"f-{name}", status="done", placeholder_token=f"<{name}>",
-                           initializer="cat", images=images)  # fmt: skip
+    record = ConceptRecord(
+        concept_id=name,
+        fingerprint=f"f-{name}",
+        status="done",
+        placeholder_token=f"<{name}>",
+        initializer="cat",
+        images=images,
+    )
     RunStore(config.output).put(record.folder.embedding, dump_diffusers(embedding))
     return record, embedding
 
@@ -78,9 +84,10 @@ def test_scores_by_hand(config: RunConfig, tiny_backbone: Backbone, clip: Path, 
     text = judge.texts(["a photo of a"])
 
     for setup, prompt, embeddings in (
-        ("learned", "a photo of a <a>", (embedding,)), ("initializer", "a photo of a cat", ()),
+        ("learned", "a photo of a <a>", (embedding,)),
+        ("initializer", "a photo of a cat", ()),
         ("prompt only", "a photo of a", ()),
-    ):  # fmt: skip
+    ):
         requests = [ImageRequest(prompt, seed, embeddings) for seed in seeds]
         pictures = generate(tiny_backbone, requests, config.generation.sampling)
         row = rows[setup, "a photo of a {}"]

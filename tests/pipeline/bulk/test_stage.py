@@ -23,9 +23,15 @@ RESULTS = "some/results"
 
 @pytest.mark.parametrize(
     ("nodes", "actors", "each"),
-    [([2.0], 2, 0.5), ([1.0], 1, 0.0), ([16.0], 1, 0.5), ([0.0, 1.0, 1.0], 2, 0.0), ([0.0, 2.0, 2.0], 2, 0.5),
-     ([4.0, 4.0], 16, 0.375)],
-)  # fmt: skip
+    [
+        ([2.0], 2, 0.5),
+        ([1.0], 1, 0.0),
+        ([16.0], 1, 0.5),
+        ([0.0, 1.0, 1.0], 2, 0.0),
+        ([0.0, 2.0, 2.0], 2, 0.5),
+        ([4.0, 4.0], 16, 0.375),
+    ],
+)
 def test_a_whole_core_is_left_for_reading_and_writing(nodes: list[float], actors: int, each: float) -> None:
     assert cpus_for_actor(nodes, actors) == each
     assert sum(nodes) - actors * each >= sum(cores > 0 for cores in nodes)  # so that some node has one

@@ -79,18 +79,32 @@ def test_masks_and_captions_count_only_if_given() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["inversion.steps=7", "inversion.augment.flip=false", "grid.prompts=['{}']", "grid.sampling.steps=3", "seed=1",
-     "precision=float16"],
-)  # fmt: skip
+    [
+        "inversion.steps=7",
+        "inversion.augment.flip=false",
+        "grid.prompts=['{}']",
+        "grid.sampling.steps=3",
+        "seed=1",
+        "precision=float16",
+    ],
+)
 def test_a_changed_setting_of_the_method_means_not_done(override: str) -> None:
     assert settings(load_config(overrides=[override])) != settings()
 
 
 @pytest.mark.parametrize(
     "override",
-    ["actors.slots=9", "output=elsewhere", "manifest=m", "device=cpu", "report.embedded=1", "generation.prompts=p",
-     "grid.sampling.batch_size=4", "model=other/place"],
-)  # fmt: skip
+    [
+        "actors.slots=9",
+        "output=elsewhere",
+        "manifest=m",
+        "device=cpu",
+        "report.embedded=1",
+        "generation.prompts=p",
+        "grid.sampling.batch_size=4",
+        "model=other/place",
+    ],
+)
 def test_where_and_how_fast_do_not_matter(override: str) -> None:
     assert settings(load_config(overrides=[override])) == settings()
 

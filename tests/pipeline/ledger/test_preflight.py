@@ -44,7 +44,7 @@ def test_nothing_is_said_of_what_is_fine(config: RunConfig) -> None:
         ({"initializer": "<|endoftext|>"}, "initializer: the model's tokenizer has no token for something in"),
         ({"initializer": "cat dog toy tree " * 6}, "prompt 'a photo of a cat"),
     ],
-)  # fmt: skip
+)
 def test_texts_that_do_not_fit_would_fail(config: RunConfig, row: dict[str, Any], text: str) -> None:
     (finding,) = findings(config, **row)
     assert finding.is_fatal

@@ -82,12 +82,15 @@ def test_what_has_no_row_and_what_is_superseded_goes(root: str) -> None:
 
     prune(store, manifest)
     assert concepts(store) == {
-        ("stays", now["stays"].fingerprint), ("changed", now["changed"].fingerprint),
+        ("stays", now["stays"].fingerprint),
+        ("changed", now["changed"].fingerprint),
         ("waiting", before["waiting"].fingerprint),  # the only result it has
-    }  # fmt: skip
+    }
     assert {path for path in store.list("images") if path.endswith(".png")} == {
-        "images/stays/0-0.png", "images/waiting/2-0.png", "images/changed/2-1.png"
-    }  # fmt: skip
+        "images/stays/0-0.png",
+        "images/waiting/2-0.png",
+        "images/changed/2-1.png",
+    }
     told = [row for path in store.list(METADATA) for row in read_table(io.BytesIO(store.get(path))).to_pylist()]
     assert {row["path"] for row in told} == {path for path in store.list("images") if path.endswith(".png")}
     assert prune(store, manifest)[-1].startswith("0 concepts without a row, 0 results")
@@ -104,9 +107,11 @@ def test_of_a_ladder_the_kept_try_stays(root: str) -> None:
     end(store, now["poor"], tries=tries, kept=third["poor"].fingerprint)
     prune(store, manifest)
     assert concepts(store) == {
-        ("poor", now["poor"].fingerprint), ("poor", third["poor"].fingerprint),
-        ("climbing", now["climbing"].fingerprint), ("climbing", second["climbing"].fingerprint),
-    }  # fmt: skip
+        ("poor", now["poor"].fingerprint),
+        ("poor", third["poor"].fingerprint),
+        ("climbing", now["climbing"].fingerprint),
+        ("climbing", second["climbing"].fingerprint),
+    }
     assert read_record(store, now["poor"].folder).result == third["poor"].folder
 
 

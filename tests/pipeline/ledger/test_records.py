@@ -26,10 +26,18 @@ def make(concept_id: str = "cat", number: int = 0, **values: Any) -> ConceptReco
 
 
 FULL = make(
-    initializer="cat", images=("a.png",), error="", attempts=2, steps=500, seconds=12.5, finished_at=now(),
-    scores={"clip_i": 0.8}, files={"grid.png": StoredFile(bytes=3, sha256="ab")}, carried={"sku": 1, "tags": ["x"]},
+    initializer="cat",
+    images=("a.png",),
+    error="",
+    attempts=2,
+    steps=500,
+    seconds=12.5,
+    finished_at=now(),
+    scores={"clip_i": 0.8},
+    files={"grid.png": StoredFile(bytes=3, sha256="ab")},
+    carried={"sku": 1, "tags": ["x"]},
     inputs={"images": ["00"], "settings": "11"},
-)  # fmt: skip
+)
 
 
 def test_a_record_survives_json() -> None:

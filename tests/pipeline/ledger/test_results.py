@@ -24,8 +24,9 @@ def read(store: RunStore) -> Any:
 
 def test_one_row_a_concept_bad_rows_included(root: str) -> None:
     store = RunStore(root)
-    done = make("a", scores={"clip_i": 0.5, "clip_t": 0.25}, images=("x.png",), steps=9, seconds=1.5,
-                carried={"sku": 7})  # fmt: skip
+    done = make(
+        "a", scores={"clip_i": 0.5, "clip_t": 0.25}, images=("x.png",), steps=9, seconds=1.5, carried={"sku": 7}
+    )
     failed = make("b", status="failed", error="out of memory", error_kind="lost_worker", carried={"sku": 8})
     bad = [BadRow(file="m.parquet", row=3, concept_id=None, reason="concept_id None")]
     assert write_results(store, [done, failed], bad) == 3

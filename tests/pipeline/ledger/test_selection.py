@@ -19,8 +19,11 @@ from pipeline.store.storage import RunStore
 
 def record(concept_id: str, number: int, status: str) -> ConceptRecord:
     return ConceptRecord(
-        concept_id=concept_id, fingerprint=f"{number:032x}", status=status, placeholder_token="<x>"  # type: ignore[arg-type]
-    )  # fmt: skip
+        concept_id=concept_id,
+        fingerprint=f"{number:032x}",
+        status=status,
+        placeholder_token="<x>",  # type: ignore[arg-type]
+    )
 
 
 @pytest.fixture

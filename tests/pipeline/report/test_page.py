@@ -40,10 +40,14 @@ def finish(store: RunStore, concept_id: str, number: int, clip_i: float = 0.8, *
     store.put(f"photos/{concept_id}.png", png("red"))
     scores = {"clip_i": clip_i, "clip_t": 0.3, "clip_i_initializer": 0.6, "clip_t_initializer": 0.31}
     defaults: dict[str, Any] = {
-        "placeholder_token": f"<{concept_id}>", "initializer": "toy",
-        "images": (store.uri(f"photos/{concept_id}.png"),), "steps": 100, "seconds": 61.0, "scores": scores,
+        "placeholder_token": f"<{concept_id}>",
+        "initializer": "toy",
+        "images": (store.uri(f"photos/{concept_id}.png"),),
+        "steps": 100,
+        "seconds": 61.0,
+        "scores": scores,
         "status": "done",
-    }  # fmt: skip
+    }
     record = ConceptRecord(concept_id=concept_id, fingerprint=f"{number:032x}", **{**defaults, **values})
     store.put(record.folder.grid, png("blue", (500, 800)))
     store.put(record.folder.curve, curve())
@@ -53,9 +57,13 @@ def finish(store: RunStore, concept_id: str, number: int, clip_i: float = 0.8, *
 
 def fail(store: RunStore, concept_id: str, number: int, error: str, kind: str = "") -> None:
     record = ConceptRecord(
-        concept_id=concept_id, fingerprint=f"{number:032x}", status="failed", placeholder_token="<x>", error=error,
+        concept_id=concept_id,
+        fingerprint=f"{number:032x}",
+        status="failed",
+        placeholder_token="<x>",
+        error=error,
         error_kind=kind,
-    )  # fmt: skip
+    )
     put_record(store, record)
 
 
@@ -138,7 +146,7 @@ def test_failures_come_first_with_causes_counted_together() -> None:
     assert page.text.count("is not finite") == 1
     assert "and 9 more" in page.text
     assert "blue mug (row 17 of m.parquet)" in page.text
-    kinds = ("numbers that are not finite", "lost workers", "bad input", "unknown kind")
+    kinds = ("numbers that are not finite", "lost worker", "bad input", "unknown kind")
     assert all(kind in page.text for kind in kinds)
     assert page.count("kind") == 4
     assert "12 numbers that are not finite · lower inversion.learning_rate" in page.text

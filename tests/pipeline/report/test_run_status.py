@@ -39,12 +39,14 @@ def test_a_run_that_has_ended(root: str) -> None:
     assert (status.stage, status.alive, status.rows, status.manifest) == ("ended", False, 5, manifest)
     assert (status.done, status.failed, status.bad_rows, status.waiting, status.pictures) == (2, 2, 1, 0, 1)
     assert [(facts.concept_id, facts.seconds, facts.attempts) for facts in status.slowest] == [
-        ("dog", 30.0, 2), ("cat", 1.0, 1)
-    ]  # fmt: skip
+        ("dog", 30.0, 2),
+        ("cat", 1.0, 1),
+    ]
     assert status.median_s == 15.5
     assert [(cause.kind, cause.count, set(cause.names)) for cause in status.causes] == [
-        ("bad_input", 2, {"owl", "fox"}), ("bad_input", 1, {"ant"})
-    ]  # fmt: skip
+        ("bad_input", 2, {"owl", "fox"}),
+        ("bad_input", 1, {"ant"}),
+    ]
     assert status.concepts_per_hour is not None
     assert status.seconds_left is None
 
@@ -71,8 +73,14 @@ def test_what_an_earlier_run_left_is_not_counted_as_done_twice(root: str) -> Non
     manifest = put_manifest(store, make_photos(store, "cat", "dog", "owl"))
     for task in tasks_of(manifest, settings()).values():
         end(store, task)
-    put_run(store, manifest, settings(), started_at=LATER, stage="learning", counts={"rows": 3, "looked_at": 2,
-                                                                                    "done_before": 2})  # fmt: skip
+    put_run(
+        store,
+        manifest,
+        settings(),
+        started_at=LATER,
+        stage="learning",
+        counts={"rows": 3, "looked_at": 2, "done_before": 2},
+    )
     status = read_status(store)
     assert (status.done, status.done_before, status.other, status.waiting) == (2, 2, 1, 1)
 
