@@ -35,13 +35,13 @@ from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone, to_tensors
 from textual_inversion.generate import ImageRequest, generate
-from textual_inversion.initialise import Start, StartChooser
 from textual_inversion.latents import EncodedViews, encode_views, sample_latents
 from textual_inversion.metrics import clip_i
 from textual_inversion.objective import denoising
 from textual_inversion.photos import open_photo
 from textual_inversion.prompts import encode_prompt, placeholder_rows, training_templates
 from textual_inversion.rng import generator_for, seed_for
+from textual_inversion.start_choice import ChosenStart, StartChooser
 
 FROZEN_SAMPLES = 48
 PICTURES = 4
@@ -187,7 +187,7 @@ def measure(
 
 
 def learn(
-    backbone: Backbone, case: Case, start: Start, inversion: InversionConfig, every: int, seed: int
+    backbone: Backbone, case: Case, start: ChosenStart, inversion: InversionConfig, every: int, seed: int
 ) -> dict[int, dict[str, Tensor]]:
     """Return step -> the concept's rows, before the first step and after every `every` steps."""
     looks: dict[int, dict[str, Tensor]] = {}

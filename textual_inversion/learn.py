@@ -11,8 +11,8 @@ from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome
 from textual_inversion.families.base import Backbone
-from textual_inversion.initialise import StartChooser
 from textual_inversion.latents import encode_views
+from textual_inversion.start_choice import StartChooser
 
 if TYPE_CHECKING:
     from textual_inversion.extractors import ClipExtractor

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.actor.concept_log import ConceptLog
 from pipeline.ledger.plan import ConceptTask
 from textual_inversion.engine import Assignment, Outcome
-from textual_inversion.initialise import Start
+from textual_inversion.start_choice import ChosenStart
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Job:
 
     task: ConceptTask
     log: ConceptLog
-    start: Start | None = None
+    start: ChosenStart | None = None
     """Chosen when its photos are there."""
     outcome: Future[Outcome] = field(default_factory=Future)
     save: Future[None] | None = None

@@ -48,9 +48,9 @@ from textual_inversion.concept import Concept
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.errors import BUG
 from textual_inversion.extractors import ClipExtractor
-from textual_inversion.initialise import StartChooser
 from textual_inversion.latents import encode_views
 from textual_inversion.prompts import check_sample_prompts
+from textual_inversion.start_choice import StartChooser
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pipeline.actor.library import LearnedConcept, open_library
 from pipeline.config import PhotoConfig
 from pipeline.inputs.photos import fetch
-from textual_inversion.initialise import Example
 from textual_inversion.photos import open_photo
+from textual_inversion.start_choice import LearnedExample
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ MAX_EXAMPLES = 500
 """Every actor reads them before its first concept; a regression gains little from more."""
 
 
-def load_examples(output: str, model_hash: str, photos: PhotoConfig) -> Iterator[Example]:
+def load_examples(output: str, model_hash: str, photos: PhotoConfig) -> Iterator[LearnedExample]:
     """Of the run's finished concepts those learned by this model without an adapter, at most `MAX_EXAMPLES`, spread
     evenly over their ids. One whose photos are no longer there is left out. One after the other, as their photos
     together may not fit in memory.
@@ -39,12 +39,12 @@ def load_examples(output: str, model_hash: str, photos: PhotoConfig) -> Iterator
         )
 
 
-def _read(concept: LearnedConcept, model_hash: str, photos: PhotoConfig) -> Example | None:
+def _read(concept: LearnedConcept, model_hash: str, photos: PhotoConfig) -> LearnedExample | None:
     embedding = concept.read()
     if embedding.metadata.get("model_hash") != model_hash or embedding.adapter:
         return None
     try:
-        return Example(embedding, [open_photo(fetch(uri, photos)) for uri in concept.images])
+        return LearnedExample(embedding, [open_photo(fetch(uri, photos)) for uri in concept.images])
     except (OSError, ValueError) as error:
         log.warning("concept %s of an earlier run is no example: %s", concept.name, error)
         return None

@@ -10,7 +10,8 @@ from pipeline.actor.model_loading import load_model
 from pipeline.config_file import load_config
 from pipeline.inputs.models import locate
 from textual_inversion.extractors import ClipExtractor
-from textual_inversion.initialise import StartChooser, initial_rows
+from textual_inversion.initialise import initial_rows
+from textual_inversion.start_choice import StartChooser
 
 
 def test_when_a_loss_is_reached_is_read_off_straight_lines() -> None:
