@@ -1,7 +1,7 @@
 """THE scheduling loop: bounded calls in flight, dead actors replaced, every task settled exactly once.
 
-Owns no numerics and no paths. Actors are never restarted by Ray: with `max_restarts=0` the error names the true cause,
-and the driver decides what happens to the concepts that were on the actor.
+No numerics and no paths in here. Ray never restarts an actor (`max_restarts=0`): so each error names its true cause,
+`verdict.decide` says what becomes of the concepts that were on the actor, and this module does it.
 """
 
 from __future__ import annotations
@@ -10,75 +10,55 @@ import dataclasses
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Iterator
 from threading import Event
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from pipeline.actor.interface import LearnerHandle
 from pipeline.actor.publish import failure_record
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
 from pipeline.report.progress import Progress
-from pipeline.store.errors import ActorBroken, ActorLeaving, RunAborted, StoreFailed, describe_error
+from pipeline.store.errors import RunAborted, describe_error
 from pipeline.store.retries import backoff_s
-from pipeline.verdict import Policy, bug_text, kind_of_loss
-from textual_inversion.errors import BUG
+from pipeline.verdict import ActorFacts, Fate, Policy, Verdict, actor_fate, cause_of, decide, proves_nothing
+from pipeline.work_queue import Work, WorkQueue
+from pipeline.worker import Worker
+from textual_inversion.errors import BAD_INPUT, BadInput
 
 log = logging.getLogger(__name__)
 
+_LONGEST_PAUSE_S = 60.0
 
-@dataclass(eq=False, slots=True)
-class _Work:
-    task: ConceptTask
-    attempts: int = 0
-    """Calls lost so far."""
-    alone: int = 0
-    """Of these, those with nothing else on the actor."""
-    began: float = math.inf
-    """When its turn came; monotonic seconds."""
+NewActor = Callable[[], LearnerHandle]
 
-
-@dataclass(eq=False, slots=True)
-class _Actor:
-    handle: Any
-    starting: Any
-    """Reference that resolves when the actor is ready; None from then on."""
-    capacity: int = 1
-    """Calls it takes at a time; known when it is ready."""
-    calls: dict[Any, _Work] = field(default_factory=dict)
-    notice: Any = None
-    """Reference that resolves when its node is to be taken back; None before it is ready, and from then on."""
-    is_leaving: bool = False
-    """It has notice: it goes on with what it has begun, and gets nothing more."""
-    alone: bool = False
-    """It runs a suspect and gets nothing else until that call ends."""
+Replan = Callable[[ConceptTask], ConceptTask]
+"""Returns a concept's task from its photos as they are now. Raises BadInput if there is none."""
 
 
 def drive(
     tasks: Iterable[ConceptTask],
-    new_actor: Callable[[], Any],
+    new_actor: NewActor,
     policy: Policy,
     progress: Progress | None = None,
     stop: Event | None = None,
     *,
     until: float = math.inf,
+    replan: Replan | None = None,
 ) -> Iterator[ConceptRecord]:
-    """Run every task on actors and yield its record, done or failed; raises RunAborted when actors cannot live.
+    """Run every task on actors and yield its record, done or failed. Raises RunAborted when the run cannot go on.
 
-    `tasks` is pulled lazily, a little ahead of the actors. `new_actor()` returns the handle of a Ray actor with
-    `max_restarts=0` and the methods `ready()`, which says how many calls it takes at a time, `learn(task, attempt)`,
-    which returns a ConceptRecord, `drain(seconds)`, and `notice()`, which returns when its node is to be taken back.
-    From then on its `learn` raises ActorLeaving for all that it has not begun; another actor is started at once. When
-    `stop` is set, nothing new is handed out, running concepts get `drain_s` to write checkpoints, and the iterator
-    ends. From `until` on, in seconds since 1970, nothing new is handed out either, and the iterator ends when those are
-    finished whose turn had come by then.
+    `tasks` is pulled lazily, a little ahead of the actors. `new_actor()` starts an actor (`interface.LearnerActor`).
+    When an actor has notice that its node is taken back, another is started at once. `replan` makes the new task of a
+    concept whose photos have changed since its task was made; without it such a concept fails. When `stop` is set,
+    nothing new is handed out, running concepts get `drain_s` to write checkpoints, and the iterator ends. From `until`
+    on, in seconds since 1970, nothing new is handed out either, and the iterator ends when those concepts are finished
+    whose turn had come by then.
     """
-    fleet = _Fleet(iter(tasks), new_actor, policy, until)
+    fleet = _Fleet(iter(tasks), new_actor, policy, until, replan)
     stop = stop or Event()
     try:
         while fleet.has_work() and not stop.is_set():
@@ -97,18 +77,22 @@ def drive(
 
 
 class _Fleet:
-    """The actors, what each is doing, and what waits."""
+    """The actors, the concepts on each, and the concepts that wait."""
 
     def __init__(
-        self, tasks: Iterator[ConceptTask], new_actor: Callable[[], Any], policy: Policy, until: float
+        self,
+        tasks: Iterator[ConceptTask],
+        new_actor: NewActor,
+        policy: Policy,
+        until: float,
+        replan: Replan | None,
     ) -> None:
-        self._tasks, self._until = tasks, until
+        self._until = until
         self._new_actor = new_actor
         self._policy = policy
-        self._actors: list[_Actor] = []
-        self._ahead: deque[_Work] = deque()
-        self._suspects: deque[_Work] = deque()
-        """Were on an actor when it died; each runs alone, so that one which kills actors takes no other with it."""
+        self._replan = replan
+        self._workers: list[Worker] = []
+        self._queue = WorkQueue(tasks)
         self._start_failures = 0
         self._fruitless_deaths = 0
         self._next_start = 0.0
@@ -119,13 +103,13 @@ class _Fleet:
         self.retried = 0
         """Calls lost with an actor, its node or storage, and made again."""
         self.quarantined = 0
-        """Of the failed, those given up after `max_attempts` lost calls."""
+        """Failed concepts that were given up after `max_attempts` lost calls."""
 
     def has_work(self) -> bool:
         if self._is_late():
-            return any(math.isfinite(work.began) for actor in self._actors for work in actor.calls.values())
+            return any(math.isfinite(work.began) for worker in self._workers for work in worker.calls.values())
         self._look_ahead()
-        return bool(self._ahead or self._suspects or self._in_flight())
+        return bool(len(self._queue) or self._in_flight())
 
     def counts(self) -> dict[str, int]:
         ready = len(self._ready())
@@ -134,52 +118,53 @@ class _Fleet:
             "quarantined": self.quarantined,
             "in_flight": self._in_flight(),
             "ready": ready,
-            "starting": len(self._actors) - ready,
+            "starting": len(self._workers) - ready,
         }
 
     def describe(self) -> str:
         ready = len(self._ready())
-        starting = len(self._actors) - ready
+        starting = len(self._workers) - ready
         return f"{self._in_flight()} on {ready} actors" + (f" ({starting} starting)" if starting else "")
 
     def match_demand(self) -> None:
-        """As many actors as there is work for: more are started one by one, idle ones are let go at the tail; first
-        those that have not come up yet, which may never find a node."""
-        waiting = 0 if self._is_late() else len(self._ahead) + len(self._suspects)
-        wanted = min(self._most(), waiting + self._in_flight())
+        """Start actors one by one while there is work for more, and let idle ones go when there is less.
+
+        Actors that have not come up yet, and may never find a node, are let go first.
+        """
+        waiting = 0 if self._is_late() else len(self._queue)
+        wanted = min(self._max_actors(), waiting + self._in_flight())
         staying = self._staying()
-        idle = sorted((actor for actor in staying if not actor.calls), key=lambda actor: actor.starting is None)
-        left = [actor for actor in self._actors if actor.is_leaving and not actor.calls]
-        for actor in left + idle[: max(0, len(staying) - wanted)]:
-            self._remove(actor)
+        idle = sorted((worker for worker in staying if not worker.calls), key=lambda worker: worker.starting is None)
+        emptied = [worker for worker in self._workers if worker.is_leaving and not worker.calls]
+        for worker in emptied + idle[: max(0, len(staying) - wanted)]:
+            self._remove(worker)
         while len(self._staying()) < wanted and time.monotonic() >= self._next_start:
-            if self._start_failures >= self._policy.max_start_failures and self._actors:
+            if self._start_failures >= self._policy.max_start_failures and self._workers:
                 return  # the actors that do live carry on alone
-            handle = self._new_actor()
-            self._actors.append(_Actor(handle, starting=handle.ready.remote()))
+            self._workers.append(Worker.start(self._new_actor()))
             if self._start_failures:
                 return  # after a failure, one at a time
 
     def hand_out(self) -> None:
-        """Fill the ready actors: a suspect to an empty one, else shares of what lies ahead, least busy actor first."""
+        """Fill the ready actors, least busy first: a suspect for an empty one, else shares of the work ahead."""
         if self._is_late() or time.monotonic() < self._next_call:
             return
         staying = self._staying()
-        ready = [actor for actor in staying if actor.starting is None]
-        for actor in sorted(ready, key=lambda actor: len(actor.calls)):
-            if self._suspects and not actor.calls:
-                actor.alone = True
-                self._call(actor, self._suspects.popleft())
-            known = len(self._ahead) + self._in_flight()
-            share = min(actor.capacity, math.ceil(known / len(staying)))
-            while self._ahead and not actor.alone and len(actor.calls) < share:
-                self._call(actor, self._ahead.popleft())
+        ready = [worker for worker in staying if worker.starting is None]
+        for worker in sorted(ready, key=lambda worker: len(worker.calls)):
+            if not worker.calls and (suspect := self._queue.take_suspect()):
+                worker.runs_suspect = True
+                self._call(worker, suspect)
+            known = self._queue.num_ahead + self._in_flight()
+            share = min(worker.capacity, math.ceil(known / len(staying)))
+            while not worker.runs_suspect and len(worker.calls) < share and (work := self._queue.take()):
+                self._call(worker, work)
                 self._look_ahead()
 
     def collect(self, timeout_s: float) -> Iterator[ConceptRecord]:
-        """Wait for something to happen and deal with all that has."""
-        refs = {ref: actor for actor in self._actors for ref in actor.calls}
-        refs |= {ref: actor for actor in self._actors for ref in (actor.starting, actor.notice) if ref is not None}
+        """Wait until a call ends, an actor starts or a notice comes, and deal with every such event."""
+        refs = {ref: worker for worker in self._workers for ref in worker.calls}
+        refs |= {ref: worker for worker in self._workers for ref in (worker.starting, worker.notice) if ref is not None}
         if not refs:
             time.sleep(min(timeout_s, max(0.0, max(self._next_start, self._next_call) - time.monotonic())))
             return
@@ -189,129 +174,167 @@ class _Fleet:
         ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0, fetch_local=False)
         results = [(ref, refs[ref], _get(ref)) for ref in ready]
         # An actor that died may have finished other concepts first: take those before its calls become suspects.
-        for ref, actor, (value, error) in sorted(results, key=lambda result: result[2][1] is not None):
-            if ref is actor.starting:
-                self._started(actor, value, error)
-            elif ref is actor.notice:
-                yield from self._noticed(actor, error)
-            elif ref in actor.calls:
-                yield from self._answered(actor, ref, value, error)
+        for ref, worker, (value, error) in sorted(results, key=lambda result: result[2][1] is not None):
+            if ref is worker.starting:
+                self._started(worker, value, error)
+            elif ref is worker.notice:
+                yield from self._noticed(worker, error)
+            elif ref in worker.calls:
+                yield from self._answered(worker, ref, value, error)
 
     def replace_stalled(self) -> Iterator[ConceptRecord]:
-        """A hung device or download raises nothing; only time shows it. The concept is to blame, not its neighbours."""
+        """Give up actors with a call that takes too long: a hung device or download raises nothing.
+
+        The hung concept is to blame and not its neighbours.
+        """
         limit_s = self._policy.stall_s or math.inf
-        for actor in self._ready():
-            hung = [work for work in actor.calls.values() if time.monotonic() - work.began > limit_s]
-            if hung:
+        for worker in self._ready():
+            if hung := worker.hung(limit_s):
                 error = TimeoutError(f"not learned within {limit_s:.0f} s (actors.stall_s)")
-                yield from self._bury(actor, error, hung)
+                yield from self._lose(worker, error, to_blame=hung)
 
     def drain(self) -> Iterator[ConceptRecord]:
-        """Give running concepts time to write a checkpoint, then take what finished meanwhile."""
-        busy = [actor for actor in self._ready() if actor.calls]
+        """Give running concepts time to write a checkpoint, then take the records of those that finished meanwhile."""
+        busy = [worker for worker in self._ready() if worker.calls]
         if not busy:
             return
         log.warning("stopping: waiting up to %.0f s for %d concepts to save", self._policy.drain_s, self._in_flight())
-        refs = [actor.handle.drain.remote(self._policy.drain_s) for actor in busy]
+        refs = [worker.handle.drain.remote(self._policy.drain_s) for worker in busy]
         ray.wait(refs, num_returns=len(refs), timeout=self._policy.drain_s + 5, fetch_local=False)
         yield from self.collect(timeout_s=0)
 
     def dismiss(self) -> None:
-        for actor in list(self._actors):
-            self._remove(actor)
+        for worker in list(self._workers):
+            self._remove(worker)
 
     def _look_ahead(self) -> None:
-        """Pull tasks until every actor there could be would find its fill."""
-        enough = self._most() * max((actor.capacity for actor in self._actors), default=1)
-        while len(self._ahead) < enough:
-            task = next(self._tasks, None)
-            if task is None:
-                return
-            self._ahead.append(_Work(task))
+        """Pull tasks until every actor that could exist would have all it can take."""
+        self._queue.look_ahead(self._max_actors() * max((worker.capacity for worker in self._workers), default=1))
 
-    def _most(self) -> int:
+    def _max_actors(self) -> int:
         return max(self._policy.max_actors, self._policy.room() if self._policy.room else 0)
 
     def _is_late(self) -> bool:
         return time.time() >= self._until
 
-    def _ready(self) -> list[_Actor]:
-        return [actor for actor in self._actors if actor.starting is None]
+    def _ready(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.starting is None]
 
-    def _staying(self) -> list[_Actor]:
-        return [actor for actor in self._actors if not actor.is_leaving]
+    def _staying(self) -> list[Worker]:
+        return [worker for worker in self._workers if not worker.is_leaving]
 
     def _in_flight(self) -> int:
-        return sum(len(actor.calls) for actor in self._actors)
+        return sum(len(worker.calls) for worker in self._workers)
 
-    def _call(self, actor: _Actor, work: _Work) -> None:
-        actor.calls[actor.handle.learn.remote(work.task, work.attempts + 1)] = work
+    def _call(self, worker: Worker, work: Work) -> None:
         work.began = math.inf
-        self._take_turns(actor)
+        worker.call(work)
+        self._note_turns(worker)
 
-    def _take_turns(self, actor: _Actor) -> None:
-        """The calls it has had longest are those it works on."""
-        if self._is_late():
-            return
-        for work in islice(actor.calls.values(), max(1, actor.capacity - self._policy.calls_ahead)):
-            work.began = min(work.began, time.monotonic())
+    def _note_turns(self, worker: Worker) -> None:
+        """Note whose turn has come, unless it comes too late to count as begun."""
+        if not self._is_late():
+            worker.note_turns(self._policy.calls_ahead)
 
-    def _started(self, actor: _Actor, capacity: int, error: Exception | None) -> None:
-        actor.starting = None
+    def _started(self, worker: Worker, capacity: int, error: Exception | None) -> None:
         if error is None:
-            actor.capacity, actor.notice = capacity, actor.handle.notice.remote()
+            worker.mark_ready(capacity)
             self._start_failures = 0
             return
-        self._remove(actor)
+        self._remove(worker)
         self._start_failures += 1
-        self._next_start = time.monotonic() + backoff_s(self._start_failures, self._policy.backoff_s, 60.0)
+        self._next_start = time.monotonic() + self._pause_s(self._start_failures)
         log.warning("an actor did not start (%d in a row): %s", self._start_failures, describe_error(error))
-        if self._start_failures >= self._policy.max_start_failures and not self._actors:
+        if self._start_failures >= self._policy.max_start_failures and not self._workers:
             raise RunAborted(
                 f"{self._start_failures} actors in a row did not start: {describe_error(error)}"
             ) from error
 
-    def _noticed(self, actor: _Actor, error: Exception | None) -> Iterator[ConceptRecord]:
-        actor.notice = None
+    def _noticed(self, worker: Worker, error: Exception | None) -> Iterator[ConceptRecord]:
+        worker.notice = None
         if error is None:
-            self._leaves(actor)
+            self._mark_leaving(worker)
         elif isinstance(error, RayTaskError):
             log.warning("an actor does not say when its node is taken back: %s", describe_error(error))
         else:
-            yield from self._bury(actor, error)
+            yield from self._lose(worker, error)
 
-    def _leaves(self, actor: _Actor) -> None:
-        if not actor.is_leaving:
-            log.warning("the node of an actor with %d concepts is taken back: it gets no more", len(actor.calls))
-        actor.is_leaving = True
+    def _mark_leaving(self, worker: Worker) -> None:
+        if not worker.is_leaving:
+            log.warning("the node of an actor with %d concepts is taken back: it gets no more", len(worker.calls))
+        worker.is_leaving = True
 
-    def _answered(self, actor: _Actor, ref: Any, record: Any, error: Exception | None) -> Iterator[ConceptRecord]:
-        work = actor.calls.pop(ref)
-        was_alone, actor.alone = actor.alone, False
-        self._take_turns(actor)
-        cause = error.cause if isinstance(error, RayTaskError) else error
+    def _answered(self, worker: Worker, ref: Any, record: Any, error: Exception | None) -> Iterator[ConceptRecord]:
+        fate = actor_fate(error) if error is not None else "stays"
+        if error is not None and fate == "lost":
+            yield from self._lose(worker, error)
+            return
+        facts = worker.facts
+        work = worker.end_call(ref)
+        self._note_turns(worker)
         if error is None:
-            self._fruitless_deaths = self._store_failures = 0
-            yield self._settle(record)
-        elif not isinstance(error, RayTaskError) or isinstance(cause, ActorBroken):
-            actor.calls[ref], actor.alone = work, was_alone
-            yield from self._bury(actor, error)
-        elif isinstance(cause, ActorLeaving):
-            self._leaves(actor)
-            (self._suspects if was_alone else self._ahead).appendleft(work)
-        elif isinstance(cause, StoreFailed):
-            self._store_failed(work, error)
-        elif isinstance(cause, OSError):  # its photos' store or network
-            yield from self._lost(work, self._ahead, error)
-        else:
             self._fruitless_deaths = 0
-            yield self._settle(failure_record(work.task, bug_text(error), work.attempts + 1, BUG))
+            self._store_failures = 0
+            yield self._settle(record)
+            return
+        if fate == "leaves":
+            self._mark_leaving(worker)
+        verdict = decide(error, facts, work.facts, self._policy.max_attempts)
+        if verdict.fate is Fate.FAIL and not verdict.is_quarantined:
+            self._fruitless_deaths = 0
+        yield from self._apply(verdict, work, facts, error)
 
-    def _store_failed(self, work: _Work, error: Exception) -> None:
-        """The run's storage failed, in spite of all tries: this concept first when a while has passed. All that fail
-        before that count as one."""
-        self.retried += 1
-        self._ahead.appendleft(work)
+    def _lose(self, worker: Worker, error: Exception, to_blame: Collection[Work] = ()) -> Iterator[ConceptRecord]:
+        """Remove a lost actor and decide about each of its concepts; with `to_blame`, only those are suspects."""
+        facts = worker.facts
+        log.warning("an actor with %d concepts was lost: %s", len(worker.calls), describe_error(error))
+        self._remove(worker)
+        lost = worker.take_calls()
+        is_known = any(work.facts.lost_alone for work in lost)
+        for work in lost:
+            blame = not to_blame or work in to_blame
+            verdict = decide(error, facts, work.facts, self._policy.max_attempts, is_to_blame=blame)
+            yield from self._apply(verdict, work, facts, error)
+        self._fruitless_deaths += not (is_known or proves_nothing(error, facts))
+        if self._fruitless_deaths >= self._policy.max_fruitless_deaths:
+            raise RunAborted(f"{self._fruitless_deaths} actors in a row died: {describe_error(error)}") from error
+
+    def _apply(self, verdict: Verdict, work: Work, facts: ActorFacts, error: Exception) -> Iterator[ConceptRecord]:
+        """Do with a concept what the verdict says; the one place where a failed call changes the queues."""
+        work.facts = verdict.work
+        self.retried += verdict.is_retry and verdict.fate not in (Fate.FAIL, Fate.ABORT)
+        match verdict.fate:
+            case Fate.HAND_BACK:
+                self._queue.put_first(work, is_suspect=facts.runs_suspect)
+            case Fate.RETRY | Fate.RETRY_ALONE:
+                self._queue.put_again(work, is_suspect=verdict.fate is Fate.RETRY_ALONE)
+            case Fate.WAIT_FOR_STORAGE:
+                self._queue.put_first(work)
+                self._pause_for_storage(error)
+            case Fate.REPLAN:
+                yield from self._plan_anew(work, error)
+            case Fate.FAIL:
+                self.quarantined += verdict.is_quarantined
+                record = failure_record(work.task, verdict.text, work.facts.num_calls, verdict.kind)
+                yield self._settle(dataclasses.replace(record, quarantined=verdict.is_quarantined))
+            case Fate.ABORT:
+                raise RunAborted(verdict.text) from error
+
+    def _plan_anew(self, work: Work, error: Exception) -> Iterator[ConceptRecord]:
+        """Put a concept whose photos have changed first in the queue, with the task of its photos as they are now."""
+        name = work.task.concept.concept_id
+        log.warning("concept %s is planned anew: %s", name, describe_error(error))
+        try:
+            if self._replan is None:
+                raise BadInput(f"{cause_of(error)}; run the same command again")
+            work.task = self._replan(work.task)
+            self._queue.put_first(work)
+        except BadInput as reason:
+            yield self._settle(failure_record(work.task, str(reason), work.facts.num_calls, BAD_INPUT))
+
+    def _pause_for_storage(self, error: Exception) -> None:
+        """Hand out nothing for a while, as the run's own storage fails in spite of all tries. Failures during a pause
+        count with the one that began it."""
         if time.monotonic() < self._next_call:
             return
         self._store_failures += 1
@@ -319,44 +342,12 @@ class _Fleet:
             raise RunAborted(
                 f"storage failed {self._store_failures} times in a row: {describe_error(error)}"
             ) from error
-        pause_s = backoff_s(self._store_failures, self._policy.backoff_s, 60.0)
+        pause_s = self._pause_s(self._store_failures)
         self._next_call = time.monotonic() + pause_s
         log.warning("nothing new for %.0f s, as storage fails: %s", pause_s, describe_error(error))
 
-    def _bury(self, actor: _Actor, error: Exception, to_blame: Sequence[_Work] = ()) -> Iterator[ConceptRecord]:
-        """The actor is lost: its concepts, or those `to_blame`, become suspects; none if its node was taken back, which
-        proves nothing. Ray knows of that only when the notice had run out."""
-        preempted = actor.is_leaving or bool(getattr(error, "preempted", False))
-        log.warning("an actor with %d concepts was lost: %s", len(actor.calls), describe_error(error))
-        self._remove(actor)
-        lost, actor.calls = list(actor.calls.values()), {}
-        unproven = self._suspects if actor.alone else self._ahead
-        is_known = any(work.alone for work in lost)
-        for work in lost:
-            if preempted or (to_blame and work not in to_blame):
-                self.retried += 1
-                unproven.appendleft(work)
-            else:
-                work.alone += len(lost) == 1
-                yield from self._lost(work, self._suspects, error)
-        self._fruitless_deaths += not (preempted or is_known)
-        if self._fruitless_deaths >= self._policy.max_fruitless_deaths:
-            raise RunAborted(f"{self._fruitless_deaths} actors in a row died: {describe_error(error)}") from error
-
-    def _lost(self, work: _Work, queue: deque[_Work], error: Exception) -> Iterator[ConceptRecord]:
-        work.attempts += 1
-        if work.attempts < self._policy.max_attempts:
-            self.retried += 1
-            if work.alone:
-                queue.appendleft(work)  # until it is known what to think of it
-            else:
-                queue.append(work)
-        else:
-            self.quarantined += 1
-            alone = f", {work.alone} of them alone" if work.alone else ""
-            cause = f"given up after {work.attempts} lost calls{alone}; the last: {describe_error(error)}"
-            record = failure_record(work.task, cause, work.attempts, kind_of_loss(error))
-            yield self._settle(dataclasses.replace(record, quarantined=True))
+    def _pause_s(self, failures: int) -> float:
+        return backoff_s(failures, self._policy.backoff_s, _LONGEST_PAUSE_S)
 
     def _settle(self, record: ConceptRecord) -> ConceptRecord:
         is_done = record.status == "done"
@@ -364,10 +355,10 @@ class _Fleet:
         self.failed += not is_done
         return record
 
-    def _remove(self, actor: _Actor) -> None:
-        actor.notice = None
-        self._actors.remove(actor)
-        ray.kill(actor.handle)
+    def _remove(self, worker: Worker) -> None:
+        worker.notice = None
+        self._workers.remove(worker)
+        ray.kill(worker.handle)
 
 
 def _get(ref: Any) -> tuple[Any, Exception | None]:

@@ -82,7 +82,8 @@ class Run:
 
         metrics = RunMetrics()
         total = partial(self.plan.expected_todo, self.stats.rows)
-        for record in self._learn_all(self._config, chain([first], tasks), "learning", total, metrics.observe):
+        todo = chain([first], tasks)
+        for record in self._learn_all(self._config, todo, "learning", total, metrics.observe, self.plan.replan):
             self.stats.settle(record)
             metrics.settled(record)
             if record.status == "failed":
@@ -158,10 +159,12 @@ class Run:
         stage: str,
         total: Callable[[], int],
         watch: Callable[[ProgressNumbers], None] | None = None,
+        replan: Callable[[ConceptTask], ConceptTask] | None = None,
     ) -> Iterator[ConceptRecord]:
         """Yield the tasks' records as they end; fewer if the run is stopped or given up meanwhile.
 
-        `stage` and `total` are for progress lines; `watch` gets the numbers of every update.
+        `stage` and `total` are for progress lines; `watch` gets the numbers of every update;
+        `replan` makes the task of a concept whose photos changed after it was planned.
         """
         gpus, cpus = connect(config)
         from pipeline.cluster import learner_actors, policy_of
@@ -186,7 +189,8 @@ class Run:
         policy = policy_of(config, gpus, cpus)
         with stopping_on_signals() as stop:
             try:
-                for record in drive(tasks, learner_actors(config, gpus), policy, progress, stop, until=stats.until):
+                actors = learner_actors(config, gpus)
+                for record in drive(tasks, actors, policy, progress, stop, until=stats.until, replan=replan):
                     stats.repeated += record.repeated
                     yield record
             except RunAborted as error:

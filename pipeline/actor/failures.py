@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import traceback
 from dataclasses import dataclass
@@ -12,12 +13,16 @@ import torch
 from pipeline.store.errors import (
     ActorBroken,
     ActorLeaving,
+    InputChanged,
     PhotosUnreachable,
+    RunAborted,
     StoreFailed,
     describe_error,
     is_client_error,
 )
 from textual_inversion.errors import BUG, LOST_WORKER, ConceptError, ErrorKind
+
+log = logging.getLogger(__name__)
 
 _DEVICE_ERROR = re.compile(r"\b(CUDA|cuDNN|cuBLAS|HIP)( driver| runtime)? error\b")
 _ACCELERATOR_ERROR: tuple[type[Exception], ...] = (
@@ -39,19 +44,25 @@ class ConceptFailure:
 def failure_of(error: Exception, log_uri: str) -> ConceptFailure:
     """Return how the exception ends its concept; `log_uri` is where the concept's log is.
 
-    Raises ActorBroken, ActorLeaving, StoreFailed or PhotosUnreachable if the driver is to decide instead.
+    Raises the error again, or an ActorBroken or StoreFailed in its place, if the driver is to decide instead.
     """
     if isinstance(error, ConceptError):
         return ConceptFailure(error.kind, str(error))
-    if isinstance(error, ActorBroken | ActorLeaving | StoreFailed | PhotosUnreachable):
+    if isinstance(error, ActorBroken | ActorLeaving | InputChanged | PhotosUnreachable | RunAborted | StoreFailed):
         raise error
     if is_device_error(error):
         raise broken_by(error) from error
     if isinstance(error, OSError) or is_client_error(error):
         raise StoreFailed(describe_error(error)) from error
     trace = "".join(traceback.format_exception(error))
-    text = f"bug in this software, not a fault of the concept: {_place(error)}; the traceback is in {log_uri}"
-    return ConceptFailure(BUG, text, trace)
+    return ConceptFailure(BUG, f"{bug_text(error)}; the traceback is in {log_uri}", trace)
+
+
+def bug_text(error: Exception) -> str:
+    """Return one line for an unforeseen exception: that it is a bug, its type and text, and the line of code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"bug in this software, not a fault of the concept: {describe_error(error)}{at}"
 
 
 def broken_by(error: BaseException) -> ActorBroken:
@@ -67,8 +78,12 @@ def is_device_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _DEVICE_ERROR.search(str(error)) is not None
 
 
-def _place(error: Exception) -> str:
-    """Type and text of an error, and the line of code that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    at = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{describe_error(error)}{at}"
+def logged_as_bug(error: Exception) -> str:
+    """Log the traceback of an unforeseen exception of the bulk stages and return the error of the row that it ends.
+
+    Raises the exception again if the device is lost or has no memory, as no row is to blame.
+    """
+    if is_device_error(error):
+        raise error
+    log.error("a row failed", exc_info=error)
+    return bug_text(error)

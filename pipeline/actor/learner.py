@@ -25,6 +25,7 @@ from pipeline.actor.concept_log import ConceptLog
 from pipeline.actor.failures import ConceptFailure, broken_by, failure_of
 from pipeline.actor.image_batcher import ImageBatcher
 from pipeline.actor.job import Job, Pictures
+from pipeline.actor.loaded_settings import LoadedSettings
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import Learned, failure_record, put_done, put_files
 from pipeline.actor.samples import Samples, sample_requests, score
@@ -39,6 +40,7 @@ from pipeline.ledger.records import ConceptRecord, from_json
 from pipeline.store.errors import (
     ActorBroken,
     ActorLeaving,
+    InputChanged,
     PhotosUnreachable,
     describe_error,
     is_client_error,
@@ -66,6 +68,7 @@ class Learner:
         """`equip`: called with it at the end, in its own process."""
         self._config = config
         self._store = RunStore(config.output)
+        self._loaded_settings = LoadedSettings(config)
         self._backbone = load_model(config)
         self._extractor = ClipExtractor(locate(config.extractor), config.device) if config.extractor else None
         init = config.inversion.init
@@ -75,6 +78,7 @@ class Learner:
         self._choose_start = StartChooser(self._backbone, init, self._extractor, seed=config.seed, examples=examples)
         self._features = self._extractor.pixel_features if self._extractor else None
         self._slots = config.actors.slots or default_slots(self._backbone, config.inversion, self._features)
+        self._loaded_settings.check_unchanged()
         self._compile()
         self._image_batcher = ImageBatcher(self._backbone, config.grid.sampling)
         self._room = asyncio.Semaphore(self.ready())
@@ -123,6 +127,9 @@ class Learner:
             raise
         except ActorLeaving:
             await self._in_pool(partial(job.log.store, "handed back, as its node is taken back"))
+            raise
+        except InputChanged as changed:
+            await self._in_pool(partial(job.log.store, "to be planned anew", reason=str(changed)))
             raise
         return await self._end(job, attempt, failure)
 
@@ -187,10 +194,11 @@ class Learner:
         task = job.task
         if self._leaving:
             raise ActorLeaving
+        self._loaded_settings.check(task, self._store)
         if attempt > 1 and await self._in_pool(lambda: self._store.exists(task.folder.record)):
             # an earlier attempt had finished; only its answer was lost
             return from_json(await self._in_pool(lambda: self._store.get(task.folder.record)))
-        pictures = await self._in_pool(lambda: self._fetch(task.concept))
+        pictures = await self._in_pool(lambda: self._fetch(task))
         job.log.note("photos fetched", photos=len(pictures.photos))
         job.assignment = await self._on_device(lambda: self._in_pool(lambda: self._encode(job, pictures)))
         self._assignments.put(job.assignment)
@@ -228,9 +236,10 @@ class Learner:
         passes = passes_to_learn(self._backbone, self._config, self._slots)
         compile_where_wanted(self._backbone, self._config, passes)
 
-    def _fetch(self, concept: Concept) -> Pictures:
+    def _fetch(self, task: ConceptTask) -> Pictures:
+        """Fetch the photos and masks that the task's fingerprint was made from. Raises InputChanged for others."""
         try:
-            return Pictures(*open_pictures(concept, self._config.photos))
+            return Pictures(*open_pictures(task.concept, self._config.photos, task.inputs))
         except OSError as error:
             raise PhotosUnreachable(str(error)) from error
 

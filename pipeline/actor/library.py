@@ -1,14 +1,15 @@
-"""Learned concepts to draw with: those of finished runs, and embedding files of ours or of another tool."""
+"""Find learned concepts to draw with: those of finished runs, and embedding files of this or another tool."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from pipeline.ledger.records import ConceptRecord, latest, load_records
+from pipeline.ledger.records import ConceptRecord, StoredFile, latest, load_records
 from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.storage import RunStore
 from textual_inversion.adapter_formats import with_adapter
@@ -17,54 +18,69 @@ from textual_inversion.formats import parse_diffusers
 
 _SUFFIX = ".safetensors"
 _NAMELESS_KEYS = ("emb_params", "clip_l", "*")
-"""What other tools write in place of a word; they take the file's name for it, and so is done here."""
+"""Keys that other tools write in place of a placeholder token. They use the file's name as the token, and so does this
+module."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearnedConcept:
-    """A concept that can be drawn."""
+    """A learned concept that pictures can be drawn of."""
 
     name: str
-    """Concept id, or a file's name without its ending."""
+    """Concept id, or the file's name without its ending."""
     placeholder_token: str
     uri: str
-    """Of its embedding."""
+    """Address of its embedding."""
     category: str = "object"
     initializer: str = ""
     images: tuple[str, ...] = ()
-    """Addresses of the photos it was learned from, as far as that is known."""
+    """Addresses of the photos that it was learned from, where they are known."""
+    image_hashes: tuple[str, ...] = ()
+    """Content hashes of those photos when it was learned; empty where its record keeps none."""
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
+    """Name -> digest of the files that its record vouches for; empty for a file without a record."""
 
     def read(self) -> LearnedEmbedding:
-        """Its embedding, under its placeholder token here. Raises ValueError as `read_embedding` does."""
-        return replace(read_embedding(self.uri), placeholder_token=self.placeholder_token)
+        """Return its embedding under its placeholder token. Raises ValueError as `read_embedding` does."""
+        return replace(read_embedding(self.uri, self.files), placeholder_token=self.placeholder_token)
 
 
-def read_embedding(uri: str) -> LearnedEmbedding:
-    """With the adapter beside it, if it was learned with one. Raises ValueError naming the file if it cannot be had
-    or is not an embedding."""
+def read_embedding(uri: str, files: Mapping[str, StoredFile] | None = None) -> LearnedEmbedding:
+    """Read an embedding, and the adapter beside it if it was learned with one.
+
+    `files` are the digests in its record (name -> file). Raises ValueError naming the file if it cannot be read, is
+    not an embedding, or is not the file of the record.
+    """
+
+    def read(address: str) -> bytes:
+        data = read_bytes(address)
+        recorded = (files or {}).get(posixpath.basename(address))
+        if recorded and recorded.sha256 != hashlib.sha256(data).hexdigest():
+            raise ValueError(f"{address} is not the file that its record vouches for")
+        return data
 
     def beside(name: str) -> bytes:
         address = f"{uri.rpartition('/')[0]}/{name}"
         try:
-            return read_bytes(address)
+            return read(address)
         except OSError as error:
             raise ValueError(f"it was learned with an adapter, and {address} cannot be read ({error})") from error
 
     try:
-        return with_adapter(parse_diffusers(read_bytes(uri)), beside)
+        return with_adapter(parse_diffusers(read(uri)), beside)
     except (OSError, ValueError) as error:
         raise ValueError(f"{uri} cannot be used: {error}") from error
 
 
 class Library:
-    """All learned concepts a command may draw with."""
+    """Learned concepts that a command may draw with."""
 
     def __init__(self, concepts: Iterable[LearnedConcept], failures: Iterable[ConceptRecord] = ()) -> None:
         self.concepts = tuple(concepts)
         self._failures = {record.concept_id: record.error for record in failures}
 
     def named(self, name: str) -> LearnedConcept:
-        """By concept id or placeholder token. Raises ValueError for a name of none or of several."""
+        """Return a concept by its id or placeholder token. Raises ValueError if none or several have it."""
         found = [concept for concept in self.concepts if name in (concept.name, concept.placeholder_token)]
         if found:
             return _only(name, found)
@@ -78,7 +94,7 @@ class Library:
         return any(name in (concept.name, concept.placeholder_token) for concept in self.concepts)
 
     def in_prompt(self, prompt: str) -> tuple[LearnedConcept, ...]:
-        """The concepts whose placeholder tokens stand in the prompt, in its order.
+        """Return the concepts whose placeholder tokens stand in the prompt, in its order.
 
         Raises ValueError for a token of several concepts, and for a word in angle brackets that is none of them.
         """
@@ -95,8 +111,11 @@ class Library:
 
 
 def open_library(sources: Sequence[str]) -> Library:
-    """`sources`: output folders of runs, and `.safetensors` files, which may have another word put in front of them
-    as `WORD=`. Any fsspec URIs. Raises ValueError for one with no learned concept in it."""
+    """Return the learned concepts of output folders of runs and of `.safetensors` files, at any fsspec URIs.
+
+    `WORD=` before a file gives its concept another placeholder token. Raises ValueError for a source without a learned
+    concept.
+    """
     concepts: list[LearnedConcept] = []
     failures: list[ConceptRecord] = []
     for source in sources:
@@ -121,6 +140,8 @@ def _of_record(store: RunStore, record: ConceptRecord) -> LearnedConcept:
         category=record.category,
         initializer=record.initializer,
         images=record.images,
+        image_hashes=tuple(record.inputs.get("images", ())),
+        files=record.files,
     )
 
 

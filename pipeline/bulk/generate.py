@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
+from pipeline.actor.failures import logged_as_bug
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
 from pipeline.actor.tuning import compile_where_wanted, drawing_pass
@@ -182,7 +183,14 @@ class Drawer:
 
     def _load(self, path: str) -> LearnedEmbedding:
         folder = path.rpartition("/")[0]
-        return with_adapter(parse_diffusers(self._store.get(path)), lambda name: self._store.get(f"{folder}/{name}"))
+        rows = parse_diffusers(self._store.get(path))
+        learned_with = rows.metadata.get("model_hash", self._backbone.model_hash())
+        if learned_with != self._backbone.model_hash():
+            raise ValueError(
+                f"it was learned with the model {learned_with}, but this worker has loaded "
+                f"{self._backbone.model_hash()}; give all machines the same model"
+            )
+        return with_adapter(rows, lambda name: self._store.get(f"{folder}/{name}"))
 
     def _embedding_or_error(self, path: str) -> LearnedEmbedding | str:
         try:
@@ -199,19 +207,27 @@ class Drawer:
             return encode_request(self._backbone, request)
         except BadInput as error:
             return f"{type(error).__name__}: {error}"
+        except Exception as error:
+            return logged_as_bug(error)
 
     def _finish(self, row: Mapping[str, Any], picture: Image.Image | str) -> dict[str, Any]:
         """Store the picture and return its metadata row."""
         known = {name: row[name] for name in RESULT_SCHEMA.names if name in row}
         if isinstance(picture, str):
             return known | {"status": "failed", "error": picture}
+        try:
+            return known | self._stored(row, picture)
+        except OSError as error:
+            return known | {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        except Exception as error:
+            return known | {"status": "failed", "error": logged_as_bug(error)}
+
+    def _stored(self, row: Mapping[str, Any], picture: Image.Image) -> dict[str, Any]:
+        """Store the picture, unless it is packed into its row, and return what the row says of it."""
         data = to_png(picture)
         facts = {"status": "ok", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         if self._config.generation.packed:
-            return known | facts | {"png": data}
+            return facts | {"png": data}
         path = f"images/{row['concept_id']}/{row['row_id']}.png"
-        try:
-            self._store.put(path, data)
-        except OSError as error:
-            return known | {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-        return known | facts | {"path": path}
+        self._store.put(path, data)
+        return facts | {"path": path}

@@ -10,6 +10,7 @@ import pyarrow as pa
 from PIL import Image
 from torch import Tensor
 
+from pipeline.actor.failures import logged_as_bug
 from pipeline.bulk.evaluation import RESULT_SCHEMA
 from pipeline.bulk.generate import Drawer
 from pipeline.config import RunConfig
@@ -100,11 +101,17 @@ class Scorer:
         known = {name: row[name] for name in RESULT_SCHEMA.names if name in row}
         try:
             photos = self._photos(tuple(row["images"]))
+            pictures = drawn[_key(row)] if row["drawn"] else photos
+            if isinstance(pictures, str):
+                return known | {"status": "failed", "error": pictures}
+            return known | self._scores(row, photos, pictures) | {"status": "ok"}
         except BadInput as error:
             return known | {"status": "failed", "error": str(error)}
-        pictures = drawn[_key(row)] if row["drawn"] else photos
-        if isinstance(pictures, str):
-            return known | {"status": "failed", "error": pictures}
+        except Exception as error:
+            return known | {"status": "failed", "error": logged_as_bug(error)}
+
+    def _scores(self, row: Mapping[str, Any], photos: Features, pictures: Features) -> dict[str, float | None]:
+        """Return the row's scores and their standard errors, by column."""
 
         def likeness(name: str) -> Tensor:
             return (
@@ -121,7 +128,7 @@ class Scorer:
         scores: dict[str, float | None] = {}
         for name, of_pictures in values.items():
             scores[name], scores[f"{name}_se"] = mean_and_standard_error(of_pictures)
-        return known | scores | {"status": "ok"}
+        return scores
 
 
 def _key(row: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.config import PhotoConfig
-from pipeline.inputs.photos import check_scheme, fetch
+from pipeline.inputs.photos import check_scheme, content_md5, fetch
 from pipeline.store import s3
 from pipeline.store.addresses import absolute, find_files, is_s3, open_filesystem, open_for_reading, read_bytes
 
@@ -100,6 +100,6 @@ def _refusal(uri: str, photos: PhotoConfig | None) -> ValueError | None:
 def _hash_bytes(uri: str, photos: PhotoConfig | None) -> str | OSError | ValueError:
     try:
         data = read_bytes(uri) if photos is None else fetch(uri, photos)
-        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return content_md5(data)
     except (OSError, ValueError) as error:
         return error

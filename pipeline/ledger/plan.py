@@ -22,6 +22,7 @@ from pipeline.ledger.selection import ALL_CONCEPTS, Selection
 from pipeline.store.redact import redact
 from pipeline.store.storage import ConceptFolder, RunStore
 from textual_inversion.concept import Concept
+from textual_inversion.errors import BadInput
 
 FORMAT_VERSION = 1
 """Part of every fingerprint. To be raised when the same inputs would give other results or files than before; then no
@@ -182,6 +183,17 @@ class Plan:
                 if task is not None:
                     yield task
 
+    def replan(self, task: ConceptTask) -> ConceptTask:
+        """Return the task of a concept whose photos or masks have changed since it was planned, from their bytes as
+        they are now; its fingerprint takes the place of the former one. Raises BadInput if one cannot be read."""
+        concept = task.concept
+        anew = self._task(concept, task.carried, self._identify((*concept.images, *concept.masks)))
+        former = task.fingerprint.encode()
+        in_order = [(anew.fingerprint.encode() if key == former else key, row) for key, row in self.carried.items()]
+        self.carried.clear()
+        self.carried.update(in_order)
+        return anew
+
     def had_record(self, fingerprint: str) -> bool:
         """Return whether a record with this fingerprint existed before the run."""
         return fingerprint.encode() in self._done_before
@@ -198,19 +210,11 @@ class Plan:
             self.bad.append(row)
             return None
         concept = row.concept
-        known: list[str] = []
-        for uri in (*concept.images, *concept.masks):
-            identity = identities[uri]
-            if not isinstance(identity, str):
-                kind = "photo" if len(known) < len(concept.images) else "mask"
-                reason = redact(f"{kind} {uri} cannot be read: {type(identity).__name__}: {identity}")
-                self.bad.append(BadRow(file=row.file, row=row.row, concept_id=concept.concept_id, reason=reason))
-                return None
-            known.append(identity)
-        photos = known[: len(concept.images)]
-        masks = known[len(concept.images) :]
-        inputs = fingerprint_inputs(concept, photos, self._settings, masks)
-        task = ConceptTask(concept=concept, fingerprint=digest(inputs), carried=row.carried, inputs=inputs)
+        try:
+            task = self._task(concept, row.carried, identities)
+        except BadInput as error:
+            self.bad.append(BadRow(file=row.file, row=row.row, concept_id=concept.concept_id, reason=str(error)))
+            return None
         key = task.fingerprint.encode()
         self.carried[key] = json.dumps(dict(row.carried)).encode() if row.carried else b"{}"
         if key in self._done_before:
@@ -221,3 +225,19 @@ class Plan:
             return None
         self.num_todo += 1
         return task
+
+    def _task(
+        self, concept: Concept, carried: Mapping[str, Any], identities: Mapping[str, str | OSError | ValueError]
+    ) -> ConceptTask:
+        """Return a concept's task. Raises BadInput naming the first photo or mask without a content hash."""
+        known: list[str] = []
+        for uri in (*concept.images, *concept.masks):
+            identity = identities[uri]
+            if not isinstance(identity, str):
+                kind = "photo" if len(known) < len(concept.images) else "mask"
+                raise BadInput(redact(f"{kind} {uri} cannot be read: {type(identity).__name__}: {identity}"))
+            known.append(identity)
+        photos = known[: len(concept.images)]
+        masks = known[len(concept.images) :]
+        inputs = fingerprint_inputs(concept, photos, self._settings, masks)
+        return ConceptTask(concept=concept, fingerprint=digest(inputs), carried=carried, inputs=inputs)

@@ -67,6 +67,20 @@ def read_bytes(uri: str, limit: int = MAX_BYTES) -> bytes:
     return data
 
 
+def read_with_etag(uri: str, limit: int = MAX_BYTES) -> tuple[bytes, str] | None:
+    """Read a whole object on S3 and the entity tag of exactly these bytes; None at addresses without entity tags.
+
+    Raises OSError if the object cannot be read, ValueError if it is larger than `limit` bytes.
+    """
+    fs, path = open_filesystem(uri)
+    if not is_s3(fs):
+        return None
+    data, etag = s3.get_with_etag(fs, path, limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{redact(uri)} has more than {limit:,} bytes")
+    return data, etag
+
+
 def open_for_reading(uri: str) -> AbstractContextManager[IO[bytes]]:
     """Open a seekable file handle that fetches only the ranges that are read, for Parquet."""
     fs, path = open_filesystem(uri, client_retries=True)

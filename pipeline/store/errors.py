@@ -27,8 +27,12 @@ class PhotosUnreachable(OSError):
     """A concept's photos cannot be fetched for now; another attempt may succeed."""
 
 
+class InputChanged(Exception):
+    """A photo or mask is not what the concept's fingerprint was made from; the concept must be planned anew."""
+
+
 class RunAborted(RuntimeError):
-    """Actors fail for a reason that no concept can be blamed for; the text names the reason."""
+    """The run cannot go on for a reason that no concept can be blamed for; the text names the reason."""
 
 
 _DIED = "its process ended without a word: killed, out of memory, or crashed (a log of its node says which)"

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import fsspec
+import fsspec.asyn
 
 from pipeline.store import retries
 from pipeline.store.redact import redact
@@ -77,6 +78,18 @@ def put_if_match(fs: Any, path: str, data: bytes, etag: str) -> str:
 def get_etag(fs: Any, path: str) -> str:
     """Return the entity tag of an object. Raises FileNotFoundError if there is none."""
     return _etag(_call(fs, "head_object", path))
+
+
+def get_with_etag(fs: Any, path: str, limit: int) -> tuple[bytes, str]:
+    """Return the first `limit` bytes of an object, and the entity tag that the object had when they were read."""
+    bucket, _, key = path.partition("/")
+
+    def get() -> tuple[bytes, str]:
+        answer = fs.call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes=0-{limit - 1}")
+        data: bytes = fsspec.asyn.sync(fs.loop, answer["Body"].read)
+        return data, _etag(answer)
+
+    return retries.with_retries(get, lambda: renew_credentials(fs))
 
 
 def list_page(fs: Any, bucket: str, prefix: str, **start: str) -> tuple[list[S3Entry], str]:

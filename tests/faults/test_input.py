@@ -15,9 +15,11 @@ from pipeline.exit_codes import FAILED
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import BadRow, read_manifest
 from pipeline.inputs.models import load_model_vocabularies
+from pipeline.ledger.digest import digest
 from pipeline.ledger.plan import ConceptTask, Plan
 from pipeline.ledger.preflight import examine
 from pipeline.ledger.records import ConceptRecord, put_record
+from pipeline.ledger.settings import current_settings
 from pipeline.report.page import RunFigures, build_report
 from pipeline.run import main
 from pipeline.store.storage import RunStore
@@ -39,7 +41,7 @@ def config(tiny_model: Path, tmp_path: Path) -> RunConfig:
 
 
 def planned(manifest: str, config: RunConfig) -> tuple[Plan, list[ConceptTask]]:
-    plan = Plan("settings", set(), partial(content_hashes, photos=config.photos))
+    plan = Plan(digest(current_settings(config)), set(), partial(content_hashes, photos=config.photos))
     return plan, list(plan.tasks(read_manifest(manifest)))
 
 

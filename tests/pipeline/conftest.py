@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 from aiobotocore.client import AioBaseClient
 
+from tests.pipeline.s3_memory import S3Memory, serve_memory
 from tests.pipeline.s3_server import S3Server
 
 
@@ -34,6 +36,18 @@ def s3_calls(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(AioBaseClient, "_make_api_call", counting)
     return calls
+
+
+@pytest.fixture
+def s3_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Memory]:
+    """An S3 server in memory that counts requests, and that this process talks to meanwhile."""
+    with serve_memory() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "x")
+        fsspec.filesystem("s3").clear_instance_cache()
+        yield server
+    fsspec.filesystem("s3").clear_instance_cache()
 
 
 @pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.slow)])

@@ -29,6 +29,8 @@ class S3Memory:
     objects: dict[str, bytes] = field(default_factory=dict)
     """`bucket/key` -> content."""
     requests: Counter[str] = field(default_factory=Counter)
+    tag_salt: bytes = b""
+    """Makes entity tags no MD5 of the content, as under encryption with keys of the owner's."""
     _names: list[str] = field(default_factory=list)
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -45,7 +47,10 @@ class S3Memory:
         content = self.objects.get(name)
         if content is None:
             return _error(404, "NoSuchKey")
-        headers = {"ETag": _tag(content), "Last-Modified": _WRITTEN.strftime("%a, %d %b %Y %H:%M:%S GMT")}
+        headers = {
+            "ETag": _tag(content, self.tag_salt),
+            "Last-Modified": _WRITTEN.strftime("%a, %d %b %Y %H:%M:%S GMT"),
+        }
         if request.method == "HEAD":
             return web.Response(headers={**headers, "Content-Length": str(len(content))})
         part = request.http_range
@@ -60,14 +65,14 @@ class S3Memory:
         held = self.objects.get(name)
         wanted = request.headers.get("If-Match")
         if (request.headers.get("If-None-Match") == "*" and held is not None) or (
-            wanted is not None and (held is None or _tag(held) != wanted)
+            wanted is not None and (held is None or _tag(held, self.tag_salt) != wanted)
         ):
             return _error(412, "PreconditionFailed")
         body = await request.read()
         if "aws-chunked" in request.headers.get("Content-Encoding", ""):
             body = _unchunked(body)
         self.objects[name] = body
-        return web.Response(headers={"ETag": _tag(body)})
+        return web.Response(headers={"ETag": _tag(body, self.tag_salt)})
 
     def _list(self, bucket: str, request: web.Request) -> web.Response:
         if len(self._names) != len(self.objects):
@@ -91,7 +96,7 @@ class S3Memory:
             content, last = self.objects[name], key
             entries.append(
                 f"<Contents><Key>{escape(key)}</Key><LastModified>{_WRITTEN.isoformat()}</LastModified>"
-                f"<ETag>{_tag(content)}</ETag><Size>{len(content)}</Size></Contents>"
+                f"<ETag>{_tag(content, self.tag_salt)}</ETag><Size>{len(content)}</Size></Contents>"
             )
         more = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if is_cut else ""
         common = "".join(f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in folders)
@@ -102,8 +107,8 @@ class S3Memory:
         )
 
 
-def _tag(content: bytes) -> str:
-    return f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
+def _tag(content: bytes, salt: bytes = b"") -> str:
+    return f'"{hashlib.md5(salt + content, usedforsecurity=False).hexdigest()}"'
 
 
 def _error(status: int, code: str) -> web.Response:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
-from pipeline.store.errors import ActorBroken, ActorLeaving, StoreFailed
+from pipeline.store.errors import ActorBroken, ActorLeaving, InputChanged, RunAborted, StoreFailed
+from textual_inversion.errors import BUG
 
 
 class StandIn:
@@ -36,7 +37,7 @@ class StandIn:
         try:
             await asyncio.sleep(0.05)
             note.write_text(" ".join(sorted(self._running)))
-            await self._behave(name, attempt)
+            await self._behave(task, attempt)
         finally:
             self._running.discard(name)
         status = "failed" if name.startswith("bad") else "done"
@@ -45,21 +46,28 @@ class StandIn:
             attempts=attempt, error="no such photo" if status == "failed" else "",
         )  # fmt: skip
 
-    async def drain(self, _seconds: float) -> None:
+    async def drain(self, seconds: float) -> None:
         self._draining.set()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(min(seconds, 0.05))
 
     async def notice(self) -> None:
         """There is one when a file `leave.<pid>` is there."""
         await self._has_appeared(f"leave.{os.getpid()}")
         self._leaving.set()
 
-    async def _behave(self, name: str, attempt: int) -> None:
+    async def _behave(self, task: ConceptTask, attempt: int) -> None:
+        name = task.concept.concept_id
         kind = name.partition("-")[0]
         if kind == "killer" or (kind == "unlucky" and attempt == 1):
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "broken" and attempt == 1:
             raise ActorBroken("the engine stopped")
+        if kind == "buggy":
+            raise ActorBroken("KeyError: 'rows'", BUG)
+        if kind == "refusing":
+            raise RunAborted("the model here is not the model of the plan")
+        if (kind == "moved" and task.fingerprint != f"f-{name}-anew") or kind == "moving":
+            raise InputChanged("photo a.png has changed since the plan")
         if kind == "offline" and attempt < 3:
             raise ConnectionError("the bucket does not answer")
         if kind == "segfault":

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+from pipeline.actor.interface import LearnerActor
+from pipeline.actor.learner import Learner
 from pipeline.driver import drive
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
@@ -20,6 +24,7 @@ from pipeline.store.errors import RunAborted
 from pipeline.verdict import Policy
 from tests.pipeline.runs import task
 from tests.pipeline.stand_ins import StandIn
+from textual_inversion.errors import BadInput
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -53,7 +58,10 @@ def test_every_way_to_end(tmp_path: Path) -> None:
     assert failed["killer-0"].attempts == 3
     assert "given up after 3 lost calls, 2 of them alone" in failed["killer-0"].error
     assert failed["bad-0"].error == "no such photo"
-    assert "KeyError" in failed["bug-0"].error
+    assert "bug in this software, not a fault of the concept: KeyError" in failed["bug-0"].error
+    assert {name: record.error_kind for name, record in failed.items()} == {
+        "killer-0": "lost_worker", "bad-0": "", "bug-0": "bug"
+    }  # fmt: skip
     assert len(calls(tmp_path, "bug-0")) == len(calls(tmp_path, "bad-0")) == 1
     assert records["offline-0"].attempts == 3
     assert records["unlucky-0"].attempts >= 2
@@ -62,6 +70,58 @@ def test_every_way_to_end(tmp_path: Path) -> None:
     assert counts["retried"] >= 2 + 2 + 1 + 1  # of killer, offline, unlucky and broken; and of who was beside them
     # after its first death, the killer ran with nobody beside it
     assert [company for attempt, company in calls(tmp_path, "killer-0") if attempt > 1] == [{"killer-0"}] * 2
+
+
+def test_a_bug_that_stops_actors_is_found_alone_and_told(tmp_path: Path) -> None:
+    records = settle(["fine-0", "buggy-0", "fine-1"], tmp_path, max_actors=1)
+    assert {name for name, record in records.items() if record.status == "done"} == {"fine-0", "fine-1"}
+    bug = records["buggy-0"]
+    assert (bug.error_kind, bug.attempts, bug.quarantined) == ("bug", 2, False)
+    assert "which stopped its actor again when the concept was alone: ActorBroken: KeyError: 'rows'" in bug.error
+    assert calls(tmp_path, "buggy-0")[-1][1] == {"buggy-0"}
+
+
+def anew(old: ConceptTask) -> ConceptTask:
+    return replace(old, fingerprint=f"f-{old.concept.concept_id}-anew")
+
+
+def test_a_concept_whose_photos_changed_is_planned_anew_twice_at_most(tmp_path: Path) -> None:
+    limits = Policy(max_actors=1)
+    tasks = map(task, ("moved-0", "fine-0", "moving-0"))
+    records = {one.concept_id: one for one in drive(tasks, actors(tmp_path), limits, replan=anew)}
+    assert (records["moved-0"].status, records["moved-0"].fingerprint) == ("done", "f-moved-0-anew")
+    assert records["moved-0"].attempts == 2
+    assert records["fine-0"].status == "done"
+    moving = records["moving-0"]
+    assert (moving.status, moving.error_kind, moving.attempts) == ("failed", "bad_input", 3)
+    assert "photo a.png has changed since the plan, 3 times in this run" in moving.error
+    assert "run the same command again" in moving.error
+
+
+def test_where_no_plan_can_be_made_anew_the_concept_fails_with_the_remedy(tmp_path: Path) -> None:
+    def gone(_: ConceptTask) -> ConceptTask:
+        raise BadInput("photo a.png cannot be read: it is not there")
+
+    limits = Policy(max_actors=1)
+    for replan, said in ((None, "has changed since the plan; run the same command again"), (gone, "it is not there")):
+        (record,) = drive([task("moved-0")], actors(tmp_path), limits, replan=replan)
+        assert (record.status, record.error_kind) == ("failed", "bad_input")
+        assert said in record.error
+
+
+def test_an_actor_that_cannot_serve_the_run_ends_it(tmp_path: Path) -> None:
+    with pytest.raises(RunAborted, match="the model here is not the model of the plan"):
+        settle(["refusing-0"], tmp_path)
+
+
+@pytest.mark.parametrize("actor_class", [StandIn, Learner])
+@pytest.mark.parametrize("method", ["ready", "learn", "drain", "notice"])
+def test_an_actor_takes_the_calls_that_the_driver_makes(actor_class: type, method: str) -> None:
+    promised = inspect.signature(getattr(LearnerActor, method))
+    given = inspect.signature(getattr(actor_class, method))
+    names = [name for name in given.parameters if name != "_ray_trace_ctx"]  # which ray.remote adds
+    assert names == list(promised.parameters)
+    assert given.return_annotation == promised.return_annotation
 
 
 def test_calls_in_flight_are_bounded_and_tasks_are_pulled_lazily(tmp_path: Path) -> None:
@@ -121,7 +181,8 @@ def test_only_the_concept_that_hangs_is_to_blame(tmp_path: Path) -> None:
 def test_what_crashes_or_eats_memory_is_found_alone_and_told(tmp_path: Path) -> None:
     killers = [f"segfault-{i}" for i in range(4)]
     names = ["fine-0", *killers, "memory-0", "fine-1", "fine-2"]
-    records = settle(names, tmp_path, max_actors=1, max_attempts=2, max_fruitless_deaths=6)
+    # six deaths in a row at most: each pair that crashes together, then each of the four alone
+    records = settle(names, tmp_path, max_actors=1, max_attempts=2, max_fruitless_deaths=7)
     assert {name for name, record in records.items() if record.status == "done"} == {"fine-0", "fine-1", "fine-2"}
     assert "MemoryError" in records["memory-0"].error
     for name in killers:

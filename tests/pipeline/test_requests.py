@@ -7,7 +7,6 @@ import io
 import json
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,23 +23,12 @@ from pipeline.ledger.settings import current_settings
 from pipeline.run import main
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_toml
-from tests.pipeline.s3_memory import S3Memory, serve_memory
+from tests.pipeline.s3_memory import S3Memory
 
 pytestmark = pytest.mark.slow
 
 CONCEPTS, PHOTOS, FILES = 10_000, 1, 2
 """A record beside so many other objects in each concept's folder."""
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> S3Memory:
-    with serve_memory() as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "x")
-        fsspec.filesystem("s3").clear_instance_cache()
-        yield server
-    fsspec.filesystem("s3").clear_instance_cache()
 
 
 def fill(server: S3Memory, config: RunConfig) -> None:
@@ -66,9 +54,10 @@ def fill(server: S3Memory, config: RunConfig) -> None:
 
 
 def test_resuming_ten_thousand_done_concepts_costs_listings(
-    server: S3Memory, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    s3_memory: S3Memory, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "job.toml").write_text(tiny_toml(tiny_model, report={"embedded": 20}))
+    server = s3_memory
     arguments = {"manifest": "s3://catalog/manifest.parquet", "output": "s3://catalog/out"}
     fill(server, load_config((tmp_path / "job.toml").read_text(), **arguments))
     server.requests.clear()

@@ -7,7 +7,7 @@ import torch
 from botocore.exceptions import NoCredentialsError
 
 from pipeline.actor.failures import broken_by, failure_of, is_device_error
-from pipeline.store.errors import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed
+from pipeline.store.errors import ActorBroken, ActorLeaving, InputChanged, PhotosUnreachable, RunAborted, StoreFailed
 from textual_inversion.errors import BUG, LOST_WORKER, BadInput, NotFinite
 
 LOG = "s3://bucket/concepts/toy/f/log.jsonl"
@@ -42,7 +42,17 @@ def test_anything_unforeseen_is_a_bug_with_its_place_and_trace(error: Exception)
     assert type(error).__name__ in failure.trace
 
 
-@pytest.mark.parametrize("error", [ActorBroken("x", BUG), ActorLeaving("x"), StoreFailed("x"), PhotosUnreachable("x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ActorBroken("x", BUG),
+        ActorLeaving("x"),
+        StoreFailed("x"),
+        PhotosUnreachable("x"),
+        InputChanged("x"),
+        RunAborted("x"),
+    ],
+)
 def test_what_the_driver_decides_about_is_raised_as_it_is(error: Exception) -> None:
     with pytest.raises(type(error)) as raised:
         failure_of(error, LOG)

@@ -78,6 +78,28 @@ def test_what_fails_ends_those_in_the_batch_and_no_others(
     shared.close()
 
 
+def test_a_bug_with_one_order_does_not_end_those_that_share_its_batch(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, shared = Gate(monkeypatch), ImageBatcher(tiny_backbone, CONFIG)
+    plain = gate._draw
+
+    def unforeseen(encoder: Any, requests: Sequence[Any], config: SamplingConfig) -> list[Image.Image]:
+        if any(request.seed == 99 for request in requests):
+            raise KeyError("a mistake in the code")
+        return plain(encoder, requests, config)
+
+    gate._draw = unforeseen
+    bad = ImageRequest("a photo of a <c>", 99, (an_embedding(1),))
+    well, ill, after = (shared.draw(order) for order in (asked(0, 2), [bad], asked(2, 3)))
+    gate.open.set()
+    with pytest.raises(KeyError, match="a mistake in the code"):
+        ill.result(60)
+    assert pixels(well.result(60)) == pixels(generate(tiny_backbone, asked(0, 2), CONFIG))
+    assert pixels(after.result(60)) == pixels(generate(tiny_backbone, asked(2, 3), CONFIG))
+    shared.close()
+
+
 def test_a_bad_request_is_told_to_who_asks(tiny_backbone: Backbone) -> None:
     shared = ImageBatcher(tiny_backbone, CONFIG)
     with pytest.raises(ValueError, match="does not contain the placeholder token '<c>'"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,12 +26,14 @@ from pipeline.actor import learner as learner_module
 from pipeline.actor.concept_log import ConceptLog
 from pipeline.actor.job import Job
 from pipeline.actor.learner import POOL_THREADS, Learner
+from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, from_json
-from pipeline.store.errors import ActorBroken, ActorLeaving, PhotosUnreachable, StoreFailed
+from pipeline.stages import make_plan
+from pipeline.store.errors import ActorBroken, ActorLeaving, InputChanged, PhotosUnreachable, RunAborted, StoreFailed
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
-from tests.pipeline.runs import task, tiny_config, write_photo
+from tests.pipeline.runs import task, tiny_config, write_manifest, write_photo
 from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.config import StopConfig
 from textual_inversion.engine import Engine
@@ -176,7 +179,7 @@ def test_masks_and_captions_reach_the_engine(learner: Learner, photos: tuple[str
         return replace(plain, concept=replace(plain.concept, masks=masks, captions=("a {} on snow", "a {} in the sun")))
 
     good = masked("good", (str(tmp_path / "half.png"), str(tmp_path / "half.png")))
-    views = learner._encode(Job(good, ConceptLog(learner._store, good.folder, 1)), learner._fetch(good.concept)).views
+    views = learner._encode(Job(good, ConceptLog(learner._store, good.folder, 1)), learner._fetch(good)).views
     assert views.masks is not None
     assert views.masks.shape == (4, 1, 8, 8)
     assert views.masks[0, 0, :, :3].min() == 1
@@ -184,6 +187,30 @@ def test_masks_and_captions_reach_the_engine(learner: Learner, photos: tuple[str
     records = learn_all(learner, [good, masked("bad", (str(tmp_path / "half.png"), str(tmp_path / "turned.png")))])
     assert [record.status for record in records] == ["done", "failed"]
     assert f"mask {tmp_path / 'turned.png'}: the mask is 18 x 20 px but its photo 40 x 36" in records[1].error
+
+
+def test_a_photo_replaced_after_the_plan_is_not_learned_under_its_old_hash(learner: Learner, tmp_path: Path) -> None:
+    one = planned(learner, write_manifest(tmp_path, ["toy"]))[0]
+    write_photo(Path(one.concept.images[1]), 77)
+    (changed,) = learn_all(learner, [one])
+    assert isinstance(changed, InputChanged)
+    assert re.search(r"photo .*toy-1\.png has changed since the plan was made", str(changed))
+    assert not RunStore(str(tmp_path / "out")).exists(one.folder.record)
+    log = (tmp_path / "out" / one.folder.log).read_text()
+    assert json.loads(log.splitlines()[-1])["message"] == "to be planned anew"
+
+
+def test_an_actor_with_other_settings_refuses_the_run(learner: Learner, tmp_path: Path) -> None:
+    one = planned(learner, write_manifest(tmp_path, ["toy"]), seed=3)[0]
+    (refused,) = learn_all(learner, [one])
+    assert isinstance(refused, RunAborted)
+    assert "loaded something else than the run was planned for" in str(refused)
+
+
+def planned(learner: Learner, manifest: Path, **changes: object) -> list[ConceptTask]:
+    """The tasks of a run with the learner's configuration, or a changed one."""
+    plan, _ = make_plan(replace(learner._config, **changes), learner._store)  # type: ignore[arg-type]
+    return list(plan.tasks(read_manifest(str(manifest))))
 
 
 def test_the_word_that_was_chosen_is_told(tiny_model: Path, photos: tuple[str, str], tmp_path: Path) -> None:

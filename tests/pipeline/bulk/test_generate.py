@@ -23,7 +23,7 @@ from tests.tiny_models import DIM
 from textual_inversion.adapter_formats import dump_adapter
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.families.base import Backbone
-from textual_inversion.formats import ADAPTER_FILE, dump_diffusers
+from textual_inversion.formats import ADAPTER_FILE, dump_diffusers, parse_diffusers
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.lora import initial_adapter
 
@@ -103,6 +103,43 @@ def test_a_batch_is_drawn_and_described(tiny_model: Path, tmp_path: Path, packed
 
     alone = drawer(pa.Table.from_pylist(rows[2:3], PLAN_SCHEMA)).to_pylist()[0]
     assert alone["sha256"] == results[2]["sha256"]
+
+
+def test_a_bug_with_one_row_ends_that_row_alone(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, store = tiny_config(tiny_model, tmp_path), RunStore(str(tmp_path))
+    rows = list(
+        plan_rows(config, [learned(store, "a", 1), learned(store, "b", 2), learned(store, "c", 3)], PROMPTS[:1])
+    )
+    check, to_png = pipeline.bulk.generate.encode_request, pipeline.bulk.generate.to_png
+    stored = iter([False, True])
+
+    def unforeseen(backbone: Any, request: Any) -> Any:
+        return 1 / 0 if "<a>" in request.prompt else check(backbone, request)
+
+    def unforeseen_later(picture: Any) -> bytes:
+        return to_png(picture) if next(stored) else {}["a mistake in the code"]
+
+    monkeypatch.setattr(pipeline.bulk.generate, "encode_request", unforeseen)
+    monkeypatch.setattr(pipeline.bulk.generate, "to_png", unforeseen_later)
+    results = Drawer(config)(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
+    errors = {row["concept_id"]: row["error"] for row in results if row["status"] == "failed"}
+    assert "bug in this software, not a fault of the concept: ZeroDivisionError" in errors.pop("a")
+    ((_, error),) = errors.items()  # of the other two, which are stored in either order
+    assert "KeyError: 'a mistake in the code'" in error
+
+
+def test_an_embedding_of_another_model_is_not_drawn(tiny_model: Path, tmp_path: Path) -> None:
+    config, store = tiny_config(tiny_model, tmp_path), RunStore(str(tmp_path))
+    rows = list(plan_rows(config, [learned(store, "a", 1)], PROMPTS[:1]))
+    embedding = parse_diffusers(store.get(rows[0]["embedding"]))
+    other = replace(embedding, metadata={**embedding.metadata, "model_hash": "0123abcd"})
+    store.put(rows[0]["embedding"], dump_diffusers(other))
+    drawer = Drawer(config)
+    (result,) = drawer(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
+    assert result["status"] == "failed"
+    assert f"with the model 0123abcd, but this worker has loaded {drawer._backbone.model_hash()}" in result["error"]
 
 
 def test_a_calls_embeddings_are_fetched_side_by_side_and_once_each(

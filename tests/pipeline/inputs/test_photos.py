@@ -13,10 +13,13 @@ from PIL import Image
 
 from pipeline.config import PhotoConfig
 from pipeline.config_file import parse_config
-from pipeline.inputs.photos import fetch, open_pictures
+from pipeline.inputs.content_hash import content_hashes
+from pipeline.inputs.photos import content_md5, fetch, fetch_as_planned, open_pictures
 from pipeline.store import addresses, http_client
+from pipeline.store.errors import InputChanged
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import write_photo
+from tests.pipeline.s3_memory import S3Memory
 from textual_inversion.concept import Concept
 
 
@@ -134,3 +137,43 @@ def test_a_private_web_server_is_reached_once_its_network_is_named(tmp_path: Pat
             fetch(uri, PhotoConfig(private_networks=("127.0.0.0/8",), max_bytes=9))
         server.shutdown()
     assert photo.size == (30, 20)
+
+
+def test_bytes_that_are_not_those_of_the_plan_are_refused(root: str) -> None:
+    store = RunStore(root)
+    uri = store.uri("p/1.png")
+    store.put("p/1.png", b"as planned")
+    ((_, planned),) = content_hashes([uri]).items()
+    assert fetch_as_planned(uri, PhotoConfig(), planned) == b"as planned"
+    store.put("p/1.png", b"another")
+    with pytest.raises(InputChanged, match=r"p/1\.png has changed since the plan was made"):
+        fetch_as_planned(uri, PhotoConfig(), planned)
+
+
+def test_a_photo_or_mask_that_was_replaced_is_told_before_it_is_decoded(tmp_path: Path) -> None:
+    photo, mask = write_photo(tmp_path / "p.png", 1), str(tmp_path / "m.png")
+    Image.new("L", (40, 36), 255).save(mask)
+    known = content_hashes([photo, mask])
+    planned = {"images": [known[photo]], "masks": [known[mask]]}
+    masked = concept(photo, masks=(mask,))
+    assert len(open_pictures(masked, PhotoConfig(), planned)[1]) == 1
+    Path(mask).write_bytes(b"half a pict")
+    with pytest.raises(InputChanged, match=r"mask .*m\.png has changed"):
+        open_pictures(masked, PhotoConfig(), planned)
+    write_photo(tmp_path / "p.png", 2)
+    with pytest.raises(InputChanged, match=r"photo .*p\.png has changed"):
+        open_pictures(masked, PhotoConfig(), planned)
+
+
+def test_under_encryption_with_own_keys_the_tag_says_whether_a_photo_changed(s3_memory: S3Memory) -> None:
+    """There the entity tag, which the plan holds, is no MD5; it comes with the bytes, so both are of one object."""
+    s3_memory.tag_salt = b"own key"
+    uri = "s3://bucket/p/1.png"
+    s3_memory.objects["bucket/p/1.png"] = b"as planned"
+    ((_, planned),) = content_hashes([uri]).items()
+    assert planned != content_md5(b"as planned")
+    assert fetch_as_planned(uri, PhotoConfig(), planned) == b"as planned"
+    assert s3_memory.requests["get"] == 2
+    s3_memory.objects["bucket/p/1.png"] = b"another"
+    with pytest.raises(InputChanged, match=r"p/1\.png has changed since the plan was made"):
+        fetch_as_planned(uri, PhotoConfig(), planned)

@@ -1,0 +1,70 @@
+"""An actor as the driver sees it: its handle, its calls, and what is known of its node."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from pipeline.actor.interface import LearnerHandle
+from pipeline.verdict import ActorFacts
+from pipeline.work_queue import Work
+
+
+@dataclass(eq=False, slots=True)
+class Worker:
+    """An actor that starts or works."""
+
+    handle: LearnerHandle
+    starting: Any
+    """Reference that resolves when the actor is ready; None from then on."""
+    capacity: int = 1
+    """Calls it takes at a time; known when it is ready."""
+    calls: dict[Any, Work] = field(default_factory=dict)
+    """Reference -> concept, in the order in which they were handed out."""
+    notice: Any = None
+    """Reference that resolves when its node is to be taken back; None before it is ready and after that notice."""
+    is_leaving: bool = False
+    """Whether its node has notice: it finishes the calls that it has and gets no more."""
+    runs_suspect: bool = False
+    """Whether it runs a suspect; it gets nothing else until that call ends."""
+
+    @classmethod
+    def start(cls, handle: LearnerHandle) -> Worker:
+        return cls(handle, starting=handle.ready.remote())
+
+    def mark_ready(self, capacity: int) -> None:
+        """Take note that the actor has started and how many calls it takes."""
+        self.starting = None
+        self.capacity = capacity
+        self.notice = self.handle.notice.remote()
+
+    @property
+    def facts(self) -> ActorFacts:
+        return ActorFacts(num_calls=len(self.calls), runs_suspect=self.runs_suspect, is_leaving=self.is_leaving)
+
+    def call(self, work: Work) -> None:
+        """Start the next attempt at a concept."""
+        self.calls[self.handle.learn.remote(work.task, work.facts.num_calls + 1)] = work
+
+    def note_turns(self, calls_ahead: int) -> None:
+        """Note for each call whether its turn has come: an actor works on the calls that it has had longest, and
+        `calls_ahead` of its capacity wait."""
+        for work in islice(self.calls.values(), max(1, self.capacity - calls_ahead)):
+            work.began = min(work.began, time.monotonic())
+
+    def end_call(self, ref: Any) -> Work:
+        """Remove a call that has ended, and return its concept."""
+        self.runs_suspect = False
+        return self.calls.pop(ref)
+
+    def take_calls(self) -> list[Work]:
+        """Remove all calls and return their concepts."""
+        lost = list(self.calls.values())
+        self.calls = {}
+        return lost
+
+    def hung(self, limit_s: float) -> list[Work]:
+        """Return the concepts whose turn came more than `limit_s` ago."""
+        return [work for work in self.calls.values() if time.monotonic() - work.began > limit_s]
