@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.textual_inversion.asked import adapted_requests, an_embedding
+from tests.textual_inversion.example_requests import adapted_requests, an_embedding
 from tests.tiny_models import MAX_LENGTH, RESOLUTION
 from textual_inversion.concept import LearnedAdapter
 from textual_inversion.config import SamplingConfig

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.textual_inversion.asked import adapted_requests, an_embedding
+from tests.textual_inversion.example_requests import adapted_requests, an_embedding
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, encode_request
 from textual_inversion.prompt_encoder import PromptEncoder, TokenizedPrompt

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.actor import image_batcher
 from pipeline.actor.image_batcher import ImageBatcher
-from tests.textual_inversion.asked import an_embedding
+from tests.textual_inversion.example_requests import an_embedding
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, generate

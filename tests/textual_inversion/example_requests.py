@@ -1,4 +1,4 @@
-"""Made-up learned concepts, and pictures to ask of them."""
+"""Example embeddings and adapters with made-up values, and requests for pictures that use them."""
 
 from __future__ import annotations
 
