@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from pipeline.config import RunConfig
 from pipeline.config_file import RECIPES, load_config, recipe, to_tree
 from pipeline.run import configure, parse
 
+MANUAL = Path(__file__).resolve().parents[2] / "docs" / "OPERATIONS.md"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
@@ -19,6 +23,12 @@ def test_a_recipe_is_a_valid_configuration_other_than_the_default(name: str) -> 
 def test_there_are_recipes_for_the_papers_setups() -> None:
     assert {"ti-paper", "progressive", "regularised", "per-image", "high-lr", "low-lr", "cross-init", "dti"} <= {*NAMES}
     assert {"textboost-v1", "textboost-v2", "dvar", "range-500-900", "min-snr"} <= {*NAMES}
+
+
+def test_the_manual_lists_every_recipe() -> None:
+    section = MANUAL.read_text().partition("### Recipes")[2].partition("## ")[0]
+    listed = [name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)]
+    assert sorted(listed) == NAMES
 
 
 def test_a_recipe_by_its_name_and_settings_over_it() -> None:
