@@ -27,7 +27,9 @@ def test_there_are_recipes_for_the_papers_setups() -> None:
 
 def test_the_manual_lists_every_recipe() -> None:
     section = MANUAL.read_text().partition("### Recipes")[2].partition("## ")[0]
-    listed = [name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)]
+    listed = [
+        name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)
+    ]
     assert sorted(listed) == NAMES
 
 
