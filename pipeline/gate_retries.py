@@ -291,7 +291,7 @@ def _as_try(record: ConceptRecord, *, rung: str) -> Try:
 
 
 def _try_of(rung: str, folder: ConceptFolder, content: bytes | OSError, failures: Mapping[str, str]) -> Try:
-    """Return the try that a record tells of, or a failed try with its error; `failures` are errors by fingerprint."""
+    """Return the try of a record, or a failed try with its error; `failures` are errors by fingerprint."""
     try:
         if isinstance(content, OSError):
             raise content

@@ -70,7 +70,7 @@ _EMBEDDINGS_KEPT = 256
 
 @dataclass(frozen=True, slots=True)
 class ImageCounts:
-    """Numbers of the pictures that were asked for, by what became of them."""
+    """Numbers of the pictures that were asked for, by how they ended."""
 
     done_before: int
     drawn: int

@@ -230,14 +230,14 @@ class Plan:
         self, concept: Concept, carried: Mapping[str, Any], identities: Mapping[str, str | OSError | ValueError]
     ) -> ConceptTask:
         """Return a concept's task. Raises BadInput naming the first photo or mask without a content hash."""
-        known: list[str] = []
+        hashes: list[str] = []
         for uri in (*concept.images, *concept.masks):
             identity = identities[uri]
             if not isinstance(identity, str):
-                kind = "photo" if len(known) < len(concept.images) else "mask"
+                kind = "photo" if len(hashes) < len(concept.images) else "mask"
                 raise BadInput(redact(f"{kind} {uri} cannot be read: {type(identity).__name__}: {identity}"))
-            known.append(identity)
-        photos = known[: len(concept.images)]
-        masks = known[len(concept.images) :]
+            hashes.append(identity)
+        photos = hashes[: len(concept.images)]
+        masks = hashes[len(concept.images) :]
         inputs = fingerprint_inputs(concept, photos, self._settings, masks)
         return ConceptTask(concept=concept, fingerprint=digest(inputs), carried=carried, inputs=inputs)

@@ -74,7 +74,9 @@ def find_leftovers(store: RunStore, manifest: str, plan: Plan) -> Leftovers:
     nameless = [row for row in plan.bad if row.concept_id is None]
     if nameless or not plan.carried:
         what = f"{nameless[0].file}, row {nameless[0].row}: {nameless[0].reason}" if nameless else "it has no good row"
-        raise ValueError(f"--prune: the manifest does not tell which concepts there still are ({what}); mend it first")
+        raise ValueError(
+            f"--prune: the manifest does not tell which concepts there still are ({what}); correct it first"
+        )
     found = _scan(store)
     wanted = {_short_hash(concept_id) for concept_id in concept_ids(manifest)}
     bad = {row.concept_id for row in plan.bad}
@@ -121,7 +123,7 @@ def delete_leftovers(store: RunStore, left: Leftovers) -> None:
 
 
 def _scan(store: RunStore) -> dict[str, dict[str, _Found]]:
-    """Return the objects under `concepts/`: concept id -> fingerprint -> what a listing tells of them."""
+    """Return the objects under `concepts/`: concept id -> fingerprint -> facts from a listing."""
     found: dict[str, dict[str, _Found]] = {}
     for path, size in store.scan("concepts"):
         folder = ConceptFolder.from_path(path)

@@ -46,7 +46,7 @@ _SCHEMA = pa.schema(
 )
 _BATCH_ROWS = 2000
 _SCORE, _CARRIED = "score\0", "carried\0"
-"""Prefixes that tell columns of scores and of the manifest apart until the names are final."""
+"""Prefixes that keep columns of scores and of the manifest apart until the names are final."""
 
 
 def write_results(store: RunStore, records: Iterable[ConceptRecord], bad: Sequence[BadRow] = ()) -> int:

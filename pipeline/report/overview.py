@@ -41,7 +41,7 @@ class Overview:
         self._rows: list[tuple[_Key, str]] = []
         self._values: dict[str, array[float]] = {}
 
-    def passing(self, records: Iterable[ConceptRecord]) -> Iterator[ConceptRecord]:
+    def adding(self, records: Iterable[ConceptRecord]) -> Iterator[ConceptRecord]:
         """Add records and yield each."""
         for record in records:
             self.add(record)

@@ -113,7 +113,7 @@ def build_report(
     """
     overview = Overview(config.report.embedded)
     records = load_records(store, carried, update_cache=True) if carried is not None else latest(load_records(store))
-    write_results(store, overview.passing(records), bad)
+    write_results(store, overview.adding(records), bad)
     write_page(store, config, figures, overview, bad)
 
 

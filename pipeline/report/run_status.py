@@ -44,7 +44,7 @@ class AttemptInfo:
 
 @dataclass(frozen=True, slots=True)
 class ConceptState:
-    """The newest object of a concept that tells how far it is."""
+    """The state of a concept, from the newest of its record, failure and checkpoint."""
 
     fingerprint: str
     status: Literal["done", "failed", "learning"]

@@ -60,9 +60,9 @@ def describe_left_out(plan: Plan, selection: Selection) -> str:
 
 def conclude(config: RunConfig, stats: RunStats, plan: Plan, selection: Selection = ALL_CONCEPTS) -> int:
     """Print the last lines: the counts, the report's address and the failures; return the exit code."""
-    tell = partial(say, config.log_format)
+    write = partial(say, config.log_format)
     bad = [row for row in plan.bad if selection.includes(row.concept_id)]
-    tell(
+    write(
         f"{stats.learned} learned, {plan.num_done} done before, {describe_left_out(plan, selection)}"
         f"{len(stats.failures)} failed, {len(bad)} bad rows in {format_clock(time.monotonic() - stats.began)}\n"
     )
@@ -74,20 +74,20 @@ def conclude(config: RunConfig, stats: RunStats, plan: Plan, selection: Selectio
     }
     for name, text in lines.items():
         if text:
-            tell(f"{name}: {text}\n")
+            write(f"{name}: {text}\n")
     if stats.is_stopped:
-        tell("stopped before the end; run the same command again to continue\n")
+        write("stopped before the end; run the same command again to continue\n")
     else:
-        tell(redact(f"report: {RunStore(config.output).uri('report.html')}\n"))
+        write(redact(f"report: {RunStore(config.output).uri('report.html')}\n"))
     if stats.is_late and not stats.is_stopped:
         unlearned = plan.num_todo - stats.num_settled
-        tell(f"ended at --finish-by with {unlearned} not learned; run the same command again to continue\n")
+        write(f"ended at --finish-by with {unlearned} not learned; run the same command again to continue\n")
     failures = [f"{name}: {error}" for name, error in (*stats.problems.items(), *stats.failures.items())]
     failures += [f"bad row: {describe_bad_row(row)}" for row in bad]
     for failure in failures[:SHOWN_FAILURES]:
-        tell(f"FAILED {failure}\n")
+        write(f"FAILED {failure}\n")
     if len(failures) > SHOWN_FAILURES:
-        tell(f"FAILED {len(failures) - SHOWN_FAILURES} more, all in results.parquet\n")
+        write(f"FAILED {len(failures) - SHOWN_FAILURES} more, all in results.parquet\n")
     if stats.is_stopped:
         return STOPPED
     if stats.is_late:

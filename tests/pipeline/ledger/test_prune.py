@@ -136,6 +136,6 @@ def test_a_manifest_that_does_not_tell_prunes_nothing(rows: list[dict[str, Any]]
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     store.put("m.parquet", buffer.getvalue())
-    with pytest.raises(ValueError, match="mend it first"):
+    with pytest.raises(ValueError, match="correct it first"):
         find_leftovers(store, store.uri("m.parquet"), planned(store, store.uri("m.parquet")))
     assert concepts(store)
