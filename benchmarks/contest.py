@@ -11,13 +11,12 @@ from itertools import islice
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.concepts import read_objects, read_photos
 from benchmarks.restatement import CommonAlgorithm
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.samples import draw_samples, score
 from pipeline.config import RunConfig
-from pipeline.inputs.manifest import BadRow, read_manifest
 from pipeline.inputs.models import locate
-from pipeline.store.addresses import absolute, read_bytes
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
@@ -25,7 +24,6 @@ from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import StartChooser
 from textual_inversion.latents import encode_views
-from textual_inversion.photos import open_photo
 
 COMMON = "common algorithm"
 
@@ -130,14 +128,9 @@ class Contest:
 
 
 def read_cases(options: argparse.Namespace) -> list[Case]:
-    """Read the manifest's first objects and their photos; a bad row ends the benchmark."""
-    cases = []
-    for row in read_manifest(absolute(options.manifest)):
-        if isinstance(row, BadRow):
-            raise ValueError(f"{row.file}, row {row.row}: {row.reason}")
-        if row.concept.category == "object":
-            cases.append((row.concept, [open_photo(read_bytes(uri)) for uri in row.concept.images]))
-    return list(islice(cases, options.concepts))
+    """Read the manifest's first objects and their photos. Raises ValueError for a bad row."""
+    concepts = islice(read_objects(options.manifest), options.concepts)
+    return [(concept, read_photos(concept)) for concept in concepts]
 
 
 def learned_embedding(outcome: Outcome) -> LearnedEmbedding:

@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.stand_ins import FILES, NoLearning
-from benchmarks.timing import Spread, alternate, heading, peak_mb, say, table
+from benchmarks.timing import Spread, alternate, heading, parse_numbers, peak_mb, say, table
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.plan import ConceptTask, Plan
@@ -93,7 +93,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument(
         "--capacities",
-        type=numbers,
+        type=parse_numbers,
         default=[3, 18, 100],
         metavar="N,N",
         help="calls an actor takes at a time: its slots and calls ahead",
@@ -101,7 +101,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument(
         "--rows",
-        type=numbers,
+        type=parse_numbers,
         default=[1000, 10_000, 100_000, 1_000_000],
         metavar="N,N",
         help="manifests to plan; 0 leaves this out",
@@ -113,10 +113,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.rows = [rows for rows in options.rows if rows]
     return options
-
-
-def numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 # Driver and actors

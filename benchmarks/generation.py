@@ -33,7 +33,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 
-from benchmarks.timing import Spread, alternate, heading, say, table
+from benchmarks.timing import Spread, alternate, heading, parse_numbers, say, table
 from pipeline.actor.model_loading import load_model
 from pipeline.bulk.generate import METADATA, PLAN, PLAN_SCHEMA, Drawer, drawing_stage
 from pipeline.bulk.rows import put_plan
@@ -152,7 +152,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     default = SamplingConfig()
     parser.add_argument("--model", default="demo/model")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--batch-sizes", type=numbers, default=[4, 16], metavar="N,N")
+    parser.add_argument("--batch-sizes", type=parse_numbers, default=[4, 16], metavar="N,N")
     parser.add_argument("--batches", type=int, default=2, help="a repetition")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="torch's, on a CPU")
@@ -164,10 +164,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rows-per-part", type=int, default=32, help="with --stage; ROWS are three parts or more")
     return parser.parse_args(arguments)
-
-
-def numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 def an_embedding(backbone: Backbone, word: str, seed: int) -> LearnedEmbedding:

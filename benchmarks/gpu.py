@@ -35,7 +35,7 @@ from PIL import Image
 
 from benchmarks.random_model import SHAPES, Parts, count_flops
 from benchmarks.restatement import CommonAlgorithm
-from benchmarks.timing import Spread, alternate, heading, number, say, table, table_line
+from benchmarks.timing import Spread, alternate, heading, number, parse_numbers, say, table, table_line
 from pipeline.config import GridConfig
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig, SamplingConfig
@@ -169,10 +169,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--shape", default="sd15", choices=SHAPES)
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--slots", type=numbers, default=[1, 2, 4, 8, 16, 32], metavar="N,N")
+    parser.add_argument("--slots", type=parse_numbers, default=[1, 2, 4, 8, 16, 32], metavar="N,N")
     parser.add_argument(
         "--compiled-slots",
-        type=numbers,
+        type=parse_numbers,
         metavar="N,N",
         help="of the modes that compile (default: 1,8, or --slots where that is given)",
     )
@@ -206,10 +206,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def names(text: str) -> list[str]:
     return text.split(",")
-
-
-def numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 def note(text: str) -> None:

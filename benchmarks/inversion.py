@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.contest import COMMON, Contest, Timing, read_cases
 from benchmarks.inversion_quality import measure_quality
-from benchmarks.timing import Rendezvous, Spread, alternate, heading, say, side_by_side, table
+from benchmarks.timing import Rendezvous, Spread, alternate, heading, parse_numbers, say, side_by_side, table
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
 from textual_inversion.config import InversionConfig
@@ -57,8 +57,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--manifest", default="manifests/demo.parquet")
     parser.add_argument("--concepts", type=int, default=8)
-    parser.add_argument("--slots", type=numbers, default=[1, 2, 4, 8], metavar="N,N", help="concepts in flight")
-    parser.add_argument("--threads", type=numbers, default=[1], metavar="N,N", help="torch threads a process")
+    parser.add_argument("--slots", type=parse_numbers, default=[1, 2, 4, 8], metavar="N,N", help="concepts in flight")
+    parser.add_argument("--threads", type=parse_numbers, default=[1], metavar="N,N", help="torch threads a process")
     parser.add_argument("--processes", type=int, default=1, help="side by side, as actors are")
     parser.add_argument("--steps", type=int, default=0, help="a concept; default 25, with --quality each its budget")
     parser.add_argument("--repetitions", type=int, default=5)
@@ -73,10 +73,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.recipe and not options.quality:
         parser.error("--recipe: for speed, both learn in the same way; see --set")
     return options
-
-
-def numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 def configure(options: argparse.Namespace) -> tuple[RunConfig, InversionConfig]:

@@ -31,6 +31,7 @@ import torch
 from PIL import Image
 
 from benchmarks.comparison import plot, rows_parquet, stopping, table
+from benchmarks.concepts import read_objects
 from benchmarks.setups import CAPTIONS, SETUPS, Setup, find
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
@@ -40,7 +41,6 @@ from pipeline.bulk.rows import row_id
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.inputs.content_hash import content_hashes
-from pipeline.inputs.manifest import BadRow, read_manifest
 from pipeline.inputs.models import extractor_hash, locate, model_hash
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.store.addresses import absolute, read_bytes
@@ -150,7 +150,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def make_jobs(options: argparse.Namespace) -> Iterator[Job]:
     """Yield every setup's concepts, setup by setup. Raises ValueError for an unknown setup or a bad manifest row."""
-    concepts = list(islice(objects(options.manifest), options.concepts))
+    concepts = list(islice(read_objects(options.manifest), options.concepts))
     setups = {name: find(name) for name in options.setups.split(",")}
     base = load_config("", ["device=cpu", *options.set, f"evaluation.images_per_prompt={options.samples}"])
     base = replace(base, evaluation=replace(base.evaluation, prompts=options.prompts))
@@ -160,15 +160,6 @@ def make_jobs(options: argparse.Namespace) -> Iterator[Job]:
         config = replace(base, inversion=setup.inversion(options.steps, options.set))
         for concept in concepts:
             yield Job(name=name, setup=setup, concept=concept, config=config, shared=shared)
-
-
-def objects(manifest: str) -> Iterator[Concept]:
-    """Yield the manifest's objects; a bad row ends the benchmark."""
-    for row in read_manifest(absolute(manifest)):
-        if isinstance(row, BadRow):
-            raise ValueError(f"{row.file}, row {row.row}: {row.reason}")
-        if row.concept.category == "object":
-            yield row.concept
 
 
 def stored(store: RunStore, job: Job) -> dict[str, Any] | None:

@@ -13,25 +13,22 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
 from itertools import islice, product
 from statistics import fmean
 
 from PIL import Image
 
+from benchmarks.concepts import read_objects, read_photos
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.samples import draw_samples, score
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
-from pipeline.inputs.manifest import BadRow, read_manifest
 from pipeline.inputs.models import locate
-from pipeline.store.addresses import absolute, read_bytes
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
 from textual_inversion.learn import learn
-from textual_inversion.photos import open_photo
 
 SETTINGS = ("none", "clamp", "clamp:2", "clamp:4", "sphere", "sphere:2")
 COLUMNS = ("clip_i", "clip_t", "clip_i_initializer", "clip_t_initializer", "clip_i_photos")
@@ -53,7 +50,8 @@ def main() -> None:
     config = load_config("", [*options.set, f"inversion.steps={options.steps}"])
     backbone = load_model(config)
     extractor = ClipExtractor(locate(config.extractor), "cpu")
-    pairs = list(islice(objects(options.manifest), options.concepts))
+    concepts = islice(read_objects(options.manifest), options.concepts)
+    pairs = [(concept, read_photos(concept)) for concept in concepts]
     say = sys.stdout.write
     say(f"{len(pairs)} concepts, {options.steps} steps of {config.inversion.batch_size}\n\n")
     say(f"| norm control | learning rate | {' | '.join(COLUMNS)} | row norm | s per concept |\n")
@@ -66,15 +64,6 @@ def main() -> None:
         figures = measure(backbone, extractor, pairs, inversion, config)
         say(f"| {setting} | {rate:g} | {' | '.join(f'{figure:.3f}' for figure in figures)} |\n")
         sys.stdout.flush()
-
-
-def objects(manifest: str) -> Iterator[Pair]:
-    """Yield the manifest's objects with their decoded photos; a bad row ends the benchmark."""
-    for row in read_manifest(absolute(manifest)):
-        if isinstance(row, BadRow):
-            raise ValueError(f"{row.file}, row {row.row}: {row.reason}")
-        if row.concept.category == "object":
-            yield row.concept, [open_photo(read_bytes(uri)) for uri in row.concept.images]
 
 
 def measure(

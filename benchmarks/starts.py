@@ -23,12 +23,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.concepts import read_objects, read_photos
 from pipeline.actor.model_loading import load_model
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
-from pipeline.inputs.manifest import BadRow, read_manifest
 from pipeline.inputs.models import locate
-from pipeline.store.addresses import absolute, read_bytes
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig, SamplingConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
@@ -38,7 +37,6 @@ from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.latents import EncodedViews, encode_views, sample_latents
 from textual_inversion.metrics import clip_i
 from textual_inversion.objective import denoising
-from textual_inversion.photos import open_photo
 from textual_inversion.prompts import encode_prompt, placeholder_rows, training_templates
 from textual_inversion.rng import generator_for, seed_for
 from textual_inversion.start_choice import ChosenStart, StartChooser
@@ -63,7 +61,7 @@ class Case:
     concept: Concept
     photos: list[Image.Image]
     views: EncodedViews
-    frozen: Callable[[dict[str, Tensor]], float]
+    loss: Callable[[dict[str, Tensor]], float]
     """Function from the concept's rows to their loss on the fixed batch."""
 
 
@@ -114,7 +112,7 @@ def main() -> None:
         figures = measure(backbone, extractor, chosen, inversion, options.every, config.seed)
         first = first or figures.losses
         cells = [name, *(f"{figures.losses[step]:.4f}" for step in looks)]
-        cells += [reached(figures.losses, first[goal]) for goal in goals]
+        cells += [steps_to_reach(figures.losses, first[goal]) for goal in goals]
         cells += [f"{figures.clip_i[step]:.3f}" for step in (0, looks[-1])] + [f"{figures.seconds:.1f}"]
         say("| " + " | ".join(cells) + " |\n")
         sys.stdout.flush()
@@ -126,21 +124,18 @@ def main() -> None:
 
 
 def read_cases(backbone: Backbone, manifest: str, config: RunConfig) -> Iterator[Case]:
-    """Yield the manifest's objects; a bad row ends the benchmark."""
-    for row in read_manifest(absolute(manifest)):
-        if isinstance(row, BadRow):
-            raise ValueError(f"{row.file}, row {row.row}: {row.reason}")
-        if row.concept.category == "object":
-            photos = [open_photo(read_bytes(uri)) for uri in row.concept.images]
-            views = encode_views(backbone, photos, config.inversion.augment, row.concept.concept_id, config.seed)
-            yield Case(row.concept, photos, views, frozen_loss(backbone, row.concept, views))
+    """Yield the manifest's objects with their encoded photos. Raises ValueError for a bad row."""
+    for concept in read_objects(manifest):
+        photos = read_photos(concept)
+        views = encode_views(backbone, photos, config.inversion.augment, concept.concept_id, config.seed)
+        yield Case(concept, photos, views, fixed_batch_loss(backbone, concept, views))
 
 
 def drop_word(case: Case) -> Case:
     return dataclasses.replace(case, concept=dataclasses.replace(case.concept, initializer=""))
 
 
-def frozen_loss(backbone: Backbone, concept: Concept, views: EncodedViews) -> Callable[[dict[str, Tensor]], float]:
+def fixed_batch_loss(backbone: Backbone, concept: Concept, views: EncodedViews) -> Callable[[dict[str, Tensor]], float]:
     """Return the mean denoising loss on fixed samples, as a function of the rows."""
     generator, size = generator_for(0, concept.concept_id, "benchmark"), FROZEN_SAMPLES
     view = torch.randint(len(views), (size,), generator=generator)
@@ -175,39 +170,41 @@ def measure(
     choose = StartChooser(backbone, inversion.init, extractor, seed=seed)
     starts = [choose(case.concept, case.photos) for case in cases]
     seconds = time.perf_counter() - began
-    looks = [learn(backbone, case, start, inversion, every, seed) for case, start in zip(cases, starts, strict=True)]
+    learned = [learn(backbone, case, start, inversion, every, seed) for case, start in zip(cases, starts, strict=True)]
     losses = {
-        step: fmean(case.frozen(rows[step]) for case, rows in zip(cases, looks, strict=True)) for step in looks[0]
+        step: fmean(case.loss(rows[step]) for case, rows in zip(cases, learned, strict=True)) for step in learned[0]
     }
-    alike = {
-        step: fmean(likeness(backbone, extractor, case, rows[step]) for case, rows in zip(cases, looks, strict=True))
+    clip_is = {
+        step: fmean(
+            clip_i_of_rows(backbone, extractor, case, rows[step]) for case, rows in zip(cases, learned, strict=True)
+        )
         for step in (0, max(losses))
     }
-    return Figures(losses, alike, seconds, [start.reason for start in starts])
+    return Figures(losses, clip_is, seconds, [start.reason for start in starts])
 
 
 def learn(
     backbone: Backbone, case: Case, start: ChosenStart, inversion: InversionConfig, every: int, seed: int
 ) -> dict[int, dict[str, Tensor]]:
     """Return step -> the concept's rows, before the first step and after every `every` steps."""
-    looks: dict[int, dict[str, Tensor]] = {}
+    rows: dict[int, dict[str, Tensor]] = {}
 
-    def look(_concept: Concept, state: SlotState) -> None:
-        looks.setdefault(0, dict(state.start))
-        looks[state.step] = {key: state.parameters[key] for key in state.start}
+    def keep(_concept: Concept, state: SlotState) -> None:
+        rows.setdefault(0, dict(state.start))
+        rows[state.step] = {key: state.parameters[key] for key in state.start}
 
     def end(outcome: Outcome) -> None:
         if outcome.embedding is None:
             raise ValueError(f"concept {outcome.concept.concept_id!r}: {outcome.error}")
-        looks[outcome.steps] = dict(outcome.embedding.vectors)
+        rows[outcome.steps] = dict(outcome.embedding.vectors)
 
     waiting = [Assignment(start.concept, case.views, start=start.embedding)]
     engine = Engine(backbone, inversion, slots=1, seed=seed)
-    engine.run(lambda _wait: waiting.pop() if waiting else None, end, look, every)
-    return looks
+    engine.run(lambda _wait: waiting.pop() if waiting else None, end, keep, every)
+    return rows
 
 
-def likeness(backbone: Backbone, extractor: ClipExtractor, case: Case, rows: dict[str, Tensor]) -> float:
+def clip_i_of_rows(backbone: Backbone, extractor: ClipExtractor, case: Case, rows: dict[str, Tensor]) -> float:
     """Return CLIP-I of some pictures of the concept drawn with these rows."""
     embedding = LearnedEmbedding(placeholder_token=case.concept.placeholder_token, vectors=rows)
     prompt = f"a photo of a {case.concept.placeholder_token}"
@@ -217,7 +214,7 @@ def likeness(backbone: Backbone, extractor: ClipExtractor, case: Case, rows: dic
     return clip_i(extractor.images(pictures), extractor.images(case.photos))
 
 
-def reached(losses: dict[int, float], goal: float) -> str:
+def steps_to_reach(losses: dict[int, float], goal: float) -> str:
     """Return the number of steps after which the loss first reaches the goal, interpolated between measurements."""
     before, above = 0, losses[0]
     for step, loss in losses.items():

@@ -143,6 +143,11 @@ def number(value: float) -> str:
     return f"{value:.{2 if abs(value) < 10 else 1}f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
+def parse_numbers(text: str) -> list[int]:
+    """Parse whole numbers with commas between."""
+    return [int(number) for number in text.split(",")]
+
+
 def cpu_name() -> str:
     """Return the processor's name where the system tells it."""
     try:

@@ -1,7 +1,8 @@
 """Start the night's run: copy the template RayJob under a name with the date, and wait until it has ended.
 
-Standard library only; talks to the API server as the pod's service account. Started again, it finds its RayJob and goes
-on waiting. Exit codes: 0 the run succeeded, 3 it failed or another one is still going, 1 anything else, worth a retry.
+The script uses the standard library only, and talks to the API server as the pod's service account. Started again, it
+finds its RayJob and waits for it. Exit codes: 0 the run succeeded, 3 it failed or another one is still going, 1 any
+other error, worth a retry.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-OK, FAILED = 0, 3
+OK = 0
+FAILED = 3
 ENDED = ("Complete", "Failed", "ValidationFailed")
-"""Of status.jobDeploymentStatus. Every other one may still become one of these."""
+"""Final values of status.jobDeploymentStatus."""
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class RayJobs:
-    """The RayJobs of one namespace."""
+    """Client for the RayJobs of one namespace."""
 
     def __init__(self, server: str, namespace: str, account: Path = ACCOUNT) -> None:
         self._url = f"{server}/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
@@ -43,7 +45,7 @@ class RayJobs:
         return items
 
     def create(self, body: Mapping[str, Any]) -> bool:
-        """False when there is one of that name."""
+        """Create a RayJob; return False if one of that name exists."""
         try:
             self._ask("", body)
         except urllib.error.HTTPError as error:
@@ -53,7 +55,7 @@ class RayJobs:
         return True
 
     def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        token = (self._account / "token").read_text().strip()  # Kubernetes renews it while the pod lives
+        token = (self._account / "token").read_text().strip()  # Kubernetes renews the token while the pod lives
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data, headers)
@@ -62,8 +64,8 @@ class RayJobs:
         return answer
 
 
-def copy_of(template: Mapping[str, Any], name: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """The RayJob to create: the template's specification, not suspended, owned by the Job that starts it."""
+def make_ray_job(template: Mapping[str, Any], name: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the RayJob to create: the template's specification, not suspended, owned by the Job that starts it."""
     labels = dict(template["metadata"].get("labels", {}))
     if queue := environment.get("QUEUE"):
         labels["kueue.x-k8s.io/queue-name"] = queue
@@ -92,7 +94,7 @@ def run(
     wait: Callable[[], None],
     say: Callable[[str], Any],
 ) -> int:
-    """Start today's run unless there is one, and follow it."""
+    """Start today's run unless it exists, and wait until it ends; return the exit code."""
     template = environment["TEMPLATE"]
     name = f"{template}-{today:%Y%m%d}"
     others = {job["metadata"]["name"]: state_of(job) for job in jobs.list()}
@@ -100,7 +102,7 @@ def run(
     if others:
         say(f"not started: {', '.join(f'{other} is {state}' for other, state in others.items())}\n")
         return FAILED
-    created = jobs.create(copy_of(jobs.get(template), name, environment))
+    created = jobs.create(make_ray_job(jobs.get(template), name, environment))
     say(f"{name} {'created' if created else 'is there already'}\n")
     before = ""
     while True:
