@@ -1,4 +1,4 @@
-"""The engine for who has concepts and pictures at hand, and neither Ray nor a store."""
+"""Learn concepts from pictures in memory, without Ray and without a store."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ def learn(
     seed: int = 0,
     extractor: ClipExtractor | None = None,
 ) -> list[LearnedEmbedding]:
-    """Learn every (concept, its pictures), in that order; options as `Engine`'s. `extractor` is what the start
-    (`StartChooser`) and `penalties.clip` see with. Raises ValueError naming the first concept that failed."""
+    """Learn the embedding of every (concept, its pictures), and return the embeddings in the same order.
+
+    `slots` and `seed` are those of `Engine`. `extractor` is the feature extractor of `StartChooser` and of
+    `penalties.clip`. Raises ValueError naming the first concept that failed.
+    """
     outcomes = learn_outcomes(backbone, concepts, config, slots=slots, seed=seed, extractor=extractor)
     return [outcome.embedding for outcome in outcomes if outcome.embedding]
 
@@ -42,7 +45,7 @@ def learn_outcomes(
     seed: int,
     extractor: ClipExtractor | None,
 ) -> list[Outcome]:
-    """As `learn`, with what else is known of each."""
+    """Do what `learn` does, and return the whole outcome of each concept."""
     outcomes: dict[str, Outcome] = {}
     waiting = iter(concepts)
     choose_start = StartChooser(backbone, config.init, extractor, seed=seed)

@@ -164,8 +164,8 @@ def _bias_corrections(step_counts: Tensor, beta: float, power: float = 1.0) -> T
 
     Python's power function is used, as in torch.optim: a vectorised one may round in another way.
     """
-    counts, index = torch.unique(step_counts.clamp(min=1), return_inverse=True)
-    return torch.tensor([(1 - beta**n) ** power for n in counts.tolist()], dtype=torch.float64)[index]
+    counts = step_counts.clamp(min=1).tolist()
+    return torch.tensor([[(1 - beta**n) ** power for n in slot] for slot in counts], dtype=torch.float64)
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

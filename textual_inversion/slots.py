@@ -204,13 +204,11 @@ def step_counts(slots: Sequence[Slot | None], num_rows: int) -> Tensor:
     Only placeholder rows that become active later (`TrainingData.first_steps`) have fewer steps than their concept.
     The first row always has as many.
     """
-    counts = torch.zeros(len(slots), num_rows, dtype=torch.int64)
+    counts = []
     for slot in slots:
-        if slot is not None:
-            counts[slot.index] = slot.step
-            first_steps = torch.tensor(slot.data.first_steps)
-            counts[slot.index, : len(first_steps)] = (slot.step - first_steps).clamp(min=0)
-    return counts
+        first_steps, step = (slot.data.first_steps, slot.step) if slot else ((), 0)
+        counts.append([max(0, step - first) for first in first_steps] + [step] * (num_rows - len(first_steps)))
+    return torch.tensor(counts)
 
 
 class Readback(NamedTuple):

@@ -1,4 +1,4 @@
-"""How many concepts to learn side by side: found out by learning made-up ones."""
+"""Choose how many concepts are learned at a time, by timing the learning of made-up ones."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from textual_inversion.latents import EncodedViews
 from textual_inversion.training_data import ImageFeatures
 
 MIN_GAIN = 1.05
-"""By which twice the slots must be faster to be taken: each concept takes twice as long in them, and more is lost when
-an actor dies."""
+"""Least gain in speed for which the number of slots is doubled. With more slots each concept takes longer, and an actor
+that dies loses more steps."""
 
 _STEPS = 4
+"""Steps that are timed, after as many that are not."""
 
 
 def choose_slots(rate: Callable[[int], float], at_most: int) -> int:
-    """1, 2, 4 ... slots: the first number that twice as many hardly beat. `rate`: slots -> samples a second; it raises
-    torch.OutOfMemoryError for more than fit."""
+    """Return the first of 1, 2, 4, ... slots for which twice as many are less than `MIN_GAIN` times as fast.
+
+    `rate` returns the samples per second of a number of slots; it raises torch.OutOfMemoryError for more than fit.
+    """
     slots, best = 1, rate(1)
     while 2 * slots <= at_most:
         try:
@@ -40,8 +43,11 @@ def choose_slots(rate: Callable[[int], float], at_most: int) -> int:
 def samples_per_second(
     backbone: Backbone, config: InversionConfig, slots: int, image_features: ImageFeatures | None = None
 ) -> float:
-    """With all slots full, over the second half of their steps: in the first, libraries choose their kernels. Raises
-    torch.OutOfMemoryError if they do not fit."""
+    """Measure the speed with all slots full, in samples per second.
+
+    Only the second half of the steps is timed: in the first, libraries choose their kernels. Raises
+    torch.OutOfMemoryError if so many slots do not fit.
+    """
     config = replace(config, steps=2 * _STEPS, progressive=False, init=InitConfig(), stop=StopConfig())
     engine = Engine(backbone, config, slots=slots, seed=0, image_features=image_features)
     views = EncodedViews(moments=torch.ones(1, 2, *backbone.latent_shape), photo_indices=(0,), augmentations=((),))
@@ -51,7 +57,7 @@ def samples_per_second(
     ]
     half_way: list[float] = []
 
-    def note_time(_concept: Concept, _state: SlotState) -> None:  # as a state has just been fetched, the device is idle
+    def note_time(_concept: Concept, _state: SlotState) -> None:  # reading the state back left the device idle
         half_way.append(time.perf_counter())
 
     def check(outcome: Outcome) -> None:
