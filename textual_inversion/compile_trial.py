@@ -71,7 +71,7 @@ def compile_checked(
         backbone.uncompile()
         raise
     error = max(
-        float((one - other).norm() / one.norm())
+        float((one - other).norm() / one.norm().clamp(min=torch.finfo(one.dtype).tiny))
         for before, after in zip(plain, compiled, strict=True)
         for one, other in zip(before, after, strict=True)
     )
@@ -162,4 +162,5 @@ def _results(backbone: Backbone, one: Pass, inputs: _Inputs) -> list[Tensor]:
     conditioning = conditioning.detach()
     encodings = [encoding.requires_grad_() for encoding in conditioning.encodings()]
     prediction = backbone.predict(latents, timesteps, conditioning)
-    return [prediction.detach(), *torch.autograd.grad(prediction.square().mean(), encodings)]
+    gradients = torch.autograd.grad(prediction.square().mean(), encodings, allow_unused=True, materialize_grads=True)
+    return [prediction.detach(), *gradients]

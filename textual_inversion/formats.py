@@ -1,9 +1,10 @@
 """Convert a LearnedEmbedding to and from the file that diffusers' `load_textual_inversion` reads: tensors, header and
 bytes, no paths.
 
-The file (`learned_embeds.safetensors`) has one key, the placeholder token, with a [num_vectors, dim] tensor.
-AUTOMATIC1111, ComfyUI and kohya read it, too, and call the embedding by the file's name. Provenance is in the
-safetensors header.
+The file (`learned_embeds.safetensors`) of a model with one text encoder has one key, the placeholder token, with a
+[num_vectors, dim] tensor. AUTOMATIC1111, ComfyUI and kohya read it, too, and call the embedding by the file's name.
+With several text encoders the keys are theirs (`clip_l`, `clip_g`, ...), as these tools have it for SDXL, and the token
+is in the header alone; diffusers loads the tensor of one encoder at a time. Provenance is in the safetensors header.
 """
 
 from __future__ import annotations
@@ -22,53 +23,54 @@ from textual_inversion.concept import LearnedEmbedding
 ADAPTER_FILE = "adapter.safetensors"
 """Name of the adapter's file, which lies beside the embedding's file and is named in that file's header."""
 
+_SEVERAL = "text_encoders"
+"""Header entry with the keys of several text encoders."""
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """Types of number that are read from files."""
 
 
 def to_diffusers(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors, which have one key, and the header metadata.
-
-    Raises ValueError for rows of more than one text encoder, which one such file cannot hold, and for rows that are
-    not finite.
-    """
-    if len(embedding.vectors) != 1:
-        raise ValueError(
-            f"embedding {embedding.placeholder_token!r} has rows for {sorted(embedding.vectors)}; a diffusers file "
-            "holds those of exactly one text encoder"
-        )
-    ((key, rows),) = embedding.vectors.items()
-    rows = _checked_rows(rows, embedding.placeholder_token)
-    norms = ", ".join(f"{norm:.4f}" for norm in rows.norm(dim=1).tolist())
+    """Return the tensors and the header metadata. Raises ValueError for rows that are not finite, or for none."""
+    token = embedding.placeholder_token
+    vectors = {key: _checked_rows(rows, token) for key, rows in embedding.vectors.items()}
+    if not vectors:
+        raise ValueError(f"embedding {token!r} has no rows")
+    norms = {key: ", ".join(f"{norm:.4f}" for norm in rows.norm(dim=1).tolist()) for key, rows in vectors.items()}
     metadata = {
         **{name: value for name, value in embedding.metadata.items() if name != "adapter"},
         **({"adapter": ADAPTER_FILE} if embedding.adapter else {}),
         "format": "pt",
-        "placeholder_token": embedding.placeholder_token,
-        "text_encoder": key,
-        "num_vectors": str(len(rows)),
-        "norm": norms,
+        "placeholder_token": token,
+        "num_vectors": str(embedding.num_vectors),
     }
-    return {embedding.placeholder_token: rows}, metadata
+    if len(vectors) == 1:
+        ((key, rows),) = vectors.items()
+        return {token: rows}, {**metadata, "text_encoder": key, "norm": norms[key]}
+    several = {_SEVERAL: ", ".join(vectors), "norm": "; ".join(f"{key}: {norm}" for key, norm in norms.items())}
+    return vectors, metadata | several
 
 
 def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> LearnedEmbedding:
-    """Return the embedding that a diffusers file's tensors hold, whichever tool wrote it; [dim] counts as one vector.
+    """Return the embedding that a file's tensors hold; [dim] counts as one vector.
 
-    The adapter has a file of its own: see `adapter_formats.with_adapter`. Raises ValueError unless there is exactly one
-    key with finite floating-point rows.
+    A file with one key may be of any tool; one of several text encoders needs our header, as its keys are theirs and
+    not the placeholder token. The adapter has a file of its own: see `adapter_formats.with_adapter`. Raises ValueError
+    for other keys and for rows that are not finite floating-point numbers.
     """
-    if len(tensors) != 1:
-        raise ValueError(
-            f"found the keys {sorted(tensors)}; a diffusers embedding has exactly one, the placeholder token"
-        )
-    ((token, rows),) = tensors.items()
     header = dict(metadata or {})
-    return LearnedEmbedding(
-        placeholder_token=token,
-        vectors={header.get("text_encoder", "clip_l"): _checked_rows(rows, token)},
-        metadata=header,
-    )
+    if _SEVERAL in header and sorted(tensors) == sorted(header[_SEVERAL].split(", ")):
+        token = header.get("placeholder_token", "")
+        vectors = {key: _checked_rows(tensors[key], token) for key in header[_SEVERAL].split(", ")}
+    elif len(tensors) == 1:
+        ((token, rows),) = tensors.items()
+        vectors = {header.get("text_encoder", "clip_l"): _checked_rows(rows, token)}
+    else:
+        raise ValueError(
+            f"found the keys {sorted(tensors)}; a diffusers embedding has exactly one, the placeholder token, or those "
+            f"of the text encoders that its header names in {_SEVERAL!r}"
+        )
+    return LearnedEmbedding(placeholder_token=token, vectors=vectors, metadata=header)
 
 
 def dump_diffusers(embedding: LearnedEmbedding) -> bytes:

@@ -14,6 +14,8 @@ from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.preflight import Finding, examine
 from pipeline.validate import main
 from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest, write_photo
+from tests.toy_family import PIPELINE_CLASS, ROW, write_model
+from textual_inversion import families
 from textual_inversion.concept import Concept
 
 
@@ -73,6 +75,19 @@ def test_bulk_prompts_are_tried_with_every_concept(config: RunConfig) -> None:
     assert finding.text.startswith("2 of its 3 prompts cannot be drawn: prompt 'a photo of <it>s' does not have the")
     twice = findings(config, [Prompt("a photo of a cat and a {}")], placeholder_token="cat")
     assert twice[-1] == Finding("it", "1 prompts also have its placeholder 'cat' outside the hole", is_fatal=False)
+
+
+def test_every_text_encoder_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(families.FAMILIES, PIPELINE_CLASS, ROW)
+    config = tiny_config(write_model(tmp_path / "model"), tmp_path / "out")
+
+    def said(caption: str) -> str:
+        found = findings(config, captions=(caption,))
+        return " ".join(finding.text for finding in found if finding.is_fatal)
+
+    assert not said("a {}")
+    assert "text encoder 'letters': 72 letters are more than 55" in said("a {} " + "w" * 70)
+    assert "text encoder 'words': 20 words are more than 18" in said("a {} " + "w " * 18)
 
 
 def test_photos_are_opened_only_if_asked_for(config: RunConfig, tmp_path: Path) -> None:
