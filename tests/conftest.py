@@ -1,5 +1,5 @@
-"""Settings and fixtures every test shares: nothing may reach the network, and Ray clusters are open to their own
-machine only; tiny models are made once a session."""
+"""Settings and fixtures that all tests share. Tests cannot reach the network, Ray clusters are open to their own
+machine only, and tiny models are made once a session."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a tiny random Stable Diffusion (epsilon)."""
+    """Save a tiny random Stable Diffusion (epsilon) and return its directory."""
     from tests.tiny_models import tiny_stable_diffusion  # diffusers takes seconds to import; most tests need none
 
     return tiny_stable_diffusion(tmp_path_factory.mktemp("tiny") / "model")
@@ -29,7 +29,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tiny_model: Path) -> Backbone:
-    """The same, loaded on the CPU in float32, one torch thread."""
+    """Load the tiny model on the CPU in float32, with one torch thread."""
     import torch
 
     from textual_inversion.families import load_backbone
@@ -40,7 +40,7 @@ def tiny_backbone(tiny_model: Path) -> Backbone:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A Ray of two cores that all tests of a session share; starting one takes seconds."""
+    """Start a Ray of two cores that all tests of a session share, because starting one takes seconds."""
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -50,8 +50,8 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A running S3 server that this process, and every process it starts, talks to by default. There is one for all
-    tests: fsspec keeps its stores, which know the first server they met."""
+    """Run an S3 server that this process, and every process it starts, uses by default. All tests share one, because
+    fsspec keeps its stores, which keep the address of their first server."""
     from tests.pipeline.s3_server import serve_s3
 
     with serve_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
@@ -62,7 +62,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def bucket(s3_server: S3Server, request: pytest.FixtureRequest) -> Iterator[str]:
-    """URI of a new, empty bucket; deleted after the test, as each takes seven of the server's volumes."""
+    """Yield the URI of a new, empty bucket, which is deleted after the test: each takes seven of the server's
+    volumes."""
     number = request.config.stash.get(_BUCKETS, 0)
     request.config.stash[_BUCKETS] = number + 1
     uri = s3_server.make_bucket(f"bucket-{number}")

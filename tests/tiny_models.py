@@ -82,7 +82,7 @@ def tiny_extractor(kind: str, directory: Path, seed: int = 0) -> Path:
 
 
 def tiny_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer that knows every word of the templates, and spells any other text letter by letter."""
+    """Make a CLIP tokenizer in which every word of the templates is a token, and that spells out any other text."""
     templates = " ".join(OBJECT_TEMPLATES + STYLE_TEMPLATES).replace("{}", "").replace("-", " ")
     merges = _merges(sorted({*templates.split(), *NOUNS}))
     letters = [chr(c) for c in _byte_letters()]
@@ -93,13 +93,13 @@ def tiny_tokenizer() -> CLIPTokenizer:
 
 
 def _byte_letters() -> list[int]:
-    """The 256 characters that byte-level BPE writes bytes as (GPT-2's `bytes_to_unicode`)."""
+    """Return the 256 characters that byte-level BPE writes bytes as (GPT-2's `bytes_to_unicode`)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return printable + [256 + i for i in range(256 - len(printable))]
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, most frequent first, until every word is one token; ties go by spelling."""
+    """Return byte-pair merges, the most frequent first, until every word is one token; ties go by spelling."""
     split = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges: list[tuple[str, str]] = []
     while any(len(word) > 1 for word in split):
@@ -116,7 +116,8 @@ def _merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def _fill(module: nn.Module, seed: int) -> None:
-    """Random weights by sorted name, so that a library's own initialisation does not decide golden numbers."""
+    """Fill weights at random in the order of their names, so that golden numbers do not depend on a library's
+    initialisation."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in sorted(module.named_parameters()):
         draw = torch.randn(weight.shape, generator=generator)

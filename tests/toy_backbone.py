@@ -42,16 +42,17 @@ class HashedWords:
 
 
 VOCABULARY = HashedWords()
-"""Of both text encoders."""
+"""Vocabulary of both text encoders."""
 
 
 def toy_ids(prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """The same ids for both text encoders, [prompts, length] each."""
+    """Return the same ids for both text encoders, [prompts, length] each."""
     return {key: torch.tensor(prompts) for key in DIMS}
 
 
 class ToyBackbone:
-    """Random but fixed. Words are hashed to ids; the denoiser is one layer that sees the picture, t and the text."""
+    """A backbone with fixed random weights. Words are hashed to ids; the denoiser is one layer of picture, t and
+    text."""
 
     def __init__(self, prediction_type: str = "epsilon", seed: int = 0, device: str = "cpu") -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -122,5 +123,5 @@ class ToyBackbone:
 
 
 def plain_views(moments: Tensor) -> EncodedViews:
-    """EncodedViews of one photo, none of them transformed in a way that its prompt would name."""
+    """Return moments as the encoded views of one photo, without transforms that a prompt would name."""
     return EncodedViews(moments=moments, photo_indices=(0,) * len(moments), augmentations=((),) * len(moments))

@@ -1,6 +1,6 @@
-"""What runs on the nodes of `test_nodes.py`: actors that take a GPU that is not there, and what starts them.
+"""Actors on the nodes of `test_nodes.py`, which reserve GPUs that do not exist, and the commands that start them.
 
-A module of its own, as the workers import it.
+The workers import this module, which is why it is separate from the tests.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from textual_inversion.slot_state import SlotState
 
 
 class Napper(StandIn):
-    """Its concepts end when they are told to: when a file `end.<concept>` is there."""
+    """A stand-in whose concepts end when a file `end.<concept>` exists."""
 
     async def notice(self) -> None:
         while not cluster.is_leaving():
@@ -45,7 +45,7 @@ class Napper(StandIn):
 
 
 def nap() -> None:
-    """FOLDER ACTORS NAME...: drive nappers, one to a GPU, and say what became of each concept."""
+    """Drive nappers, one to a GPU, and print how each concept ended. Arguments: FOLDER ACTORS NAME..."""
     folder, actors, *names = sys.argv[1:]
     ray.init(logging_level="ERROR", log_to_driver=False)
     actor_class = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=0, num_gpus=1)(Napper)
@@ -55,7 +55,7 @@ def nap() -> None:
 
 
 def _note(what: str) -> Path:
-    """A file for this process, in the folder of notes."""
+    """Create and return a file for this process in the folder of notes."""
     node = ray.get_runtime_context().get_node_id()
     path = Path(os.environ["NODES_NOTES"]) / f"{what}.{node}.{os.getpid()}"
     path.touch()
@@ -63,8 +63,8 @@ def _note(what: str) -> Path:
 
 
 class CpuLearner(Learner):
-    """Reserves a GPU, as its cluster has some, and works on the CPU. Notes that it loads the model, and where. Learns
-    slowly on a node for which there is a file `slow.<node>`."""
+    """A learner that reserves a GPU and works on the CPU. It notes on which node it loads the model, and learns slowly
+    on a node for which a file `slow.<node>` exists."""
 
     def __init__(self, config: RunConfig, equip: Callable[[Learner], None] | None = None) -> None:
         self._slow = _note("load").with_name(f"slow.{ray.get_runtime_context().get_node_id()}")
@@ -77,7 +77,8 @@ class CpuLearner(Learner):
 
 
 class CpuDrawer(Drawer):
-    """The same for drawing. Begins when there is one on another node, too, and notes how often it was asked."""
+    """A drawer that reserves a GPU and works on the CPU. It starts when a drawer on another node exists, too, and
+    counts its calls in its note."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(dataclasses.replace(config, device="cpu"))
@@ -93,7 +94,7 @@ class CpuDrawer(Drawer):
 
 
 def run_command() -> None:
-    """`python -m pipeline.run` with these actors."""
+    """Run `python -m pipeline.run` with these actors."""
     cluster.Learner = CpuLearner  # type: ignore[misc]
     generate.Drawer = CpuDrawer  # type: ignore[misc]
     sys.exit(run.main())

@@ -1,4 +1,4 @@
-"""A manifest with everything that can be wrong with one, and what is documented to become of each row."""
+"""A manifest with every mistake that a manifest can have, and the documented outcome of each row."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 Outcome = Literal["fixed", "bad row", "failed"]
-"""Learned; never begun; tried and recorded as failed."""
+"""Outcome of a row: learned; refused before any attempt; attempted and recorded as failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One row. `said` is part of the reason, and empty if the concept is learned."""
+    """One row of the manifest. `said` is a part of the reason given, and empty if the concept is learned."""
 
     name: str
     outcome: Outcome
     said: str = ""
     row: dict[str, Any] = field(default_factory=dict)
-    """Columns that differ from a good row's."""
+    """Columns that differ from those of a good row."""
     photo: bytes | None = None
-    """Content of its second photo, if that is what is odd."""
+    """Content of the row's second photo, where the photo is the mistake."""
     suffix: str = "png"
 
 
@@ -44,7 +44,7 @@ def picture(seed: int = 0, mode: str = "RGB") -> Image.Image:
 
 
 def claiming(width: int, height: int) -> bytes:
-    """A PNG of some bytes that claims a size."""
+    """Return a PNG of a few bytes whose header claims this size."""
     chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(bytes(1000))}
     packed = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks.items())
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
@@ -180,7 +180,7 @@ NEIGHBOURS = ("good-0", "good-1", "good-2")
 
 
 def write_corpus(folder: Path) -> tuple[str, list[Case]]:
-    """A manifest in which good concepts stand at the beginning, in the middle and at the end; and its rows in order."""
+    """Write a manifest with good concepts at its beginning, middle and end; return its path and its rows in order."""
     photos = folder / "photos"
     photos.mkdir(parents=True)
     (photos / "good.png").write_bytes(encoded(picture(7), "PNG"))

@@ -1,6 +1,6 @@
-"""The command, with actors that note every step in a file which outlives them: what a kill cost can be counted.
+"""The command with actors that note every step in a file, so that the steps lost to a kill can be counted.
 
-A module of its own, as the workers import it.
+The workers import this module, which is why it is separate from the tests.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from textual_inversion.engine import Engine, NextAssignment, OnCheckpoint, OnOut
 from textual_inversion.slot_state import SlotState
 
 STEP, HANDED, STORED = "step", "handed", "stored"
-"""Taken; its state handed over to be stored; in storage."""
+"""Events of a step: it was taken, its state was handed over to be stored, its state is in storage."""
 
 
 class Notes:
-    """A process's own file, next to the run's output: lines of time, concept, what and step."""
+    """A process's own file next to the run's output, with lines of time (ns), concept, event and step."""
 
     def __init__(self, output: str) -> None:
         folder = notes_of(Path(output))
@@ -42,7 +42,7 @@ def notes_of(output: Path) -> Path:
 
 
 class CountedLearner(Learner):
-    """Notes steps and checkpoints, and does what every other does."""
+    """A learner that notes its steps and checkpoints."""
 
     def __init__(self, config: RunConfig, equip: Callable[[Learner], None] | None = None) -> None:
         self._note = Notes(config.output)
@@ -67,7 +67,7 @@ class CountedEngine(Engine):
         self, next_assignment: NextAssignment, on_outcome: OnOutcome, on_checkpoint: OnCheckpoint | None = None,
         checkpoint_steps: int = 0,
     ) -> None:  # fmt: skip
-        """Asks for a state after every step, and passes on those that are due."""
+        """Run the engine with a checkpoint after every step, and pass on those that are due."""
 
         def after_step(concept: Concept, state: SlotState) -> None:
             self._note(concept, STEP, state.step)
@@ -83,11 +83,11 @@ class CountedEngine(Engine):
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one actor did for one concept."""
+    """Events that one actor noted for one concept."""
 
     concept: str
     notes: list[tuple[int, str, int]]
-    """Time, what and step, in order."""
+    """Time (ns), event and step, in order."""
 
     @property
     def steps(self) -> list[int]:
@@ -95,11 +95,11 @@ class Attempt:
 
     @property
     def begun(self) -> int:
-        """The step it went on from."""
+        """Number of steps that were taken before the attempt."""
         return self.steps[0] - 1
 
     def unsaved(self, after: int) -> int:
-        """Of the steps above `after`, those taken while no checkpoint was on its way to storage."""
+        """Count the steps above `after` that were taken while no checkpoint was on its way to storage."""
         on_the_way, count = set(), 0
         for _, what, step in self.notes:
             if what == HANDED:
@@ -112,7 +112,7 @@ class Attempt:
 
 
 def attempts(output: Path) -> dict[str, list[Attempt]]:
-    """Concept -> the attempts that took a step, in order."""
+    """Return the attempts that took a step, by concept and in order."""
     found: dict[str, list[Attempt]] = {}
     for path in notes_of(output).iterdir():
         notes: dict[str, list[tuple[int, str, int]]] = {}
@@ -125,6 +125,6 @@ def attempts(output: Path) -> dict[str, list[Attempt]]:
 
 
 def main() -> None:
-    """`python -m pipeline.run` with these actors."""
+    """Run `python -m pipeline.run` with these actors."""
     cluster.Learner = CountedLearner  # type: ignore[misc]
     sys.exit(run.main())

@@ -1,4 +1,4 @@
-"""A command on a cluster of this machine, what is done to both, and what a calm night would have given."""
+"""A command on a cluster of this machine, the faults inflicted on both, and the results of a run without faults."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Night:
-    """A command under a cluster that lives in this process, and what is done to both."""
+    """A command on a cluster that lives in this process, and the faults inflicted on both."""
 
     cluster: Cluster
     nodes: list[Any]
     command: list[str]
     output: Path
     pause_s: float = 1.0
-    """At most, from when something has come of the work to the next kill."""
+    """Longest time from a sign of progress to the next kill, s."""
     seed: int = field(default_factory=lambda: random.randrange(2**32))
     driver: subprocess.Popen[str] | None = None
     kills: int = 0
-    """Of workers."""
+    """Number of workers killed."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -58,14 +58,14 @@ class Night:
         )
 
     def end(self) -> str:
-        """What it said."""
+        """Wait for the command to succeed and return its output."""
         assert self.driver is not None
         said, _ = self.driver.communicate(timeout=400)
         assert self.driver.returncode == 0, said[-5000:]
         return said
 
     def await_change(self, seen: Callable[[], object]) -> None:
-        """Until something has come of the work since the last kill; then a while more, at random."""
+        """Wait until `seen` returns another value, then for a random time of at most `pause_s`."""
         before, until = seen(), time.monotonic() + 240
         while seen() == before:
             assert self.driver is not None
@@ -75,7 +75,8 @@ class Night:
         time.sleep(self.random.uniform(0, self.pause_s))
 
     def kill_oldest(self, title: str) -> None:
-        """Of the workers, as soon as there is one: in turns, as those that are killed are started anew."""
+        """Kill the oldest worker with this title, as soon as there is one. Repeated calls reach the workers in turn,
+        because killed workers are started again."""
         assert self.driver is not None
         while not (found := descendants(title)):
             assert self.driver.poll() is None, "it ended before all was done to it"
@@ -89,14 +90,14 @@ class Night:
         self.driver.communicate()
 
     def replace_node(self) -> None:
-        """One is gone without notice, another comes."""
+        """Remove one node without notice, and add another."""
         self.cluster.remove_node(self.nodes.pop(0), allow_graceful=False)
         self.nodes.append(self.cluster.add_node(num_cpus=2))
 
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[tuple[Cluster, list[Any]]]:
-    """A head that takes no work, and two nodes that do; deaths of nodes are noticed within seconds."""
+    """Start a cluster with a head that takes no work and two nodes; deaths of nodes are noticed within seconds."""
     if ray.is_initialized():
         pytest.skip("this process is part of another cluster; run this file in a pytest of its own")
     soon = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
@@ -109,7 +110,7 @@ def two_nodes() -> Iterator[tuple[Cluster, list[Any]]]:
 
 
 def learned_calmly(config: RunConfig) -> RunStore:
-    """Every concept of a manifest, learned in this process."""
+    """Learn every concept of a manifest in this process, and return the output."""
     store = RunStore(config.output)
     plan, _ = make_plan(config, store)
     tasks = list(plan.tasks(read_manifest(config.manifest)))

@@ -1,4 +1,4 @@
-"""Processes of this machine, to be killed: those that descend from the test's own and no others."""
+"""Find and kill processes that descend from the test's own process, and no others."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 
 def processes(entry: str) -> Iterator[tuple[int, str]]:
-    """(process id, text of an entry under /proc), of all that still live."""
+    """Yield (process id, text of an entry under /proc) of all living processes."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             yield int(folder.name), (folder / entry).read_text()
 
 
 def descendants(title: str) -> list[int]:
-    """Those that Ray has named like this, such as `ray::Learner`."""
+    """Return the ids of the descendants that Ray has given this title, such as `ray::Learner`."""
     parents = {pid: int(stat.rpartition(")")[2].split()[1]) for pid, stat in processes("stat")}
     titled = [pid for pid, found in processes("cmdline") if found.startswith(title)]
 
@@ -28,6 +28,6 @@ def descendants(title: str) -> list[int]:
 
 
 def kill(pid: int) -> None:
-    """SIGKILL; nothing happens if it has ended."""
+    """Send SIGKILL, unless the process has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,5 @@
-"""What we ask of our own manifests: restricted pods, fixed images, nothing secret, times that fit the pipeline's."""
+"""Rules for this project's manifests: restricted pods, fixed images, no secrets, times that agree with the
+pipeline's."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ _BY_DIGEST = re.compile(r"\S+@sha256:[0-9a-f]{64}")
 _SECRET = re.compile(r"(ACCESS_KEY|SECRET|PASSWORD|TOKEN)(?!IZERS)", re.IGNORECASE)
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 _DRIVER_SLACK_S = 5
-"""The driver waits so much longer than `actors.drain_s` for its actors."""
+"""Seconds that the driver waits for its actors in addition to `actors.drain_s`."""
 
 _TEMPLATES = {
     "Job": ("spec.template",),
@@ -24,7 +25,7 @@ _TEMPLATES = {
 
 
 def pods_of(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
-    """(place, pod specification) of every pod that the object makes."""
+    """Yield (place, pod specification) of every pod that the object makes."""
     for path in _TEMPLATES.get(manifest["kind"], ()):
         yield path, _at(manifest, f"{path}.spec")
     if manifest["kind"] == "RayJob":
@@ -42,14 +43,15 @@ def pod_problems(manifests: Iterable[Manifest]) -> list[str]:
 
 
 def reference_problems(manifests: Iterable[Manifest]) -> list[str]:
-    """Config maps, volumes and accounts that pods name and nobody makes."""
+    """Return the config maps, volumes and accounts that pods name and no manifest defines."""
     known = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
     wanted = {reference for manifest in manifests for _, pod in pods_of(manifest) for reference in _references(pod)}
     return [f"{kind} {name} is nowhere" for kind, name in sorted(wanted - known)]
 
 
 def ray_problems(job: Manifest, config: RunConfig, ray_version: str) -> list[str]:
-    """The RayJob against the pipeline's configuration in its config map, and against our Ray."""
+    """Check the RayJob against the pipeline's configuration in its config map and against the project's version of
+    Ray."""
     cluster = job["spec"]["rayClusterSpec"]
     return [
         *_run_problems(job["spec"]),
@@ -63,7 +65,7 @@ def ray_problems(job: Manifest, config: RunConfig, ray_version: str) -> list[str
 
 
 def nightly_problems(cron: Manifest, job: Manifest) -> list[str]:
-    """The CronJob that copies the RayJob every night."""
+    """Check the CronJob that copies the RayJob every night."""
     spec = cron["spec"]
     environment = _environment(_at(cron, "spec.jobTemplate.spec.template.spec.containers")[0])
     checks = {
@@ -79,7 +81,7 @@ def nightly_problems(cron: Manifest, job: Manifest) -> list[str]:
 
 
 def _run_problems(spec: Manifest) -> Iterator[str]:
-    """A run that ends, gives its nodes back, and goes on by itself where its head was lost."""
+    """Check that a run ends, gives its nodes back, and resumes by itself after the loss of its head."""
     cluster = spec["rayClusterSpec"]
     autoscaler = cluster.get("autoscalerOptions") or {}
     if spec.get("submissionMode", "K8sJobMode") != "K8sJobMode":
@@ -148,7 +150,7 @@ def _ray_group_problems(cluster: Manifest) -> Iterator[str]:
 
 
 def _restriction_problems(pod: Manifest) -> Iterator[str]:
-    """The `restricted` pod security standard, and a file system that cannot be written."""
+    """Check a pod against the `restricted` pod security standard and for a read-only file system."""
     security = pod.get("securityContext") or {}
     if not security.get("runAsNonRoot") or not security.get("runAsUser"):
         yield "may run as root"

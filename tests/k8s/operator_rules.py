@@ -1,4 +1,4 @@
-"""What the KubeRay operator (1.7) refuses in code, beyond its schemas; each rule was read in its validation.go."""
+"""Rules that the KubeRay operator (1.7) checks in code, beyond its schemas; each was read in its validation.go."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tests.k8s.render import Manifest, yaml
 
 MAX_NAME = 47
-"""Of a RayJob: the operator makes names of clusters, services and pods from it."""
+"""Longest name of a RayJob; the operator derives the names of clusters, services and pods from it."""
 
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -19,7 +19,7 @@ _RESOURCE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
 
 
 def operator_problems(job: Manifest) -> list[str]:
-    """Everything the operator would answer with `ValidationFailed`, or never reconcile."""
+    """Return every reason for which the operator would answer `ValidationFailed` or never reconcile."""
     spec = job["spec"]
     return [
         *_name_problems(job["metadata"]["name"]),
@@ -30,7 +30,7 @@ def operator_problems(job: Manifest) -> list[str]:
 
 
 def groups_of(cluster: Manifest) -> list[tuple[str, Manifest]]:
-    """(name, group) of the head and of every worker group."""
+    """Return (name, group) of the head and of every worker group."""
     workers = [(group["groupName"], group) for group in cluster.get("workerGroupSpecs") or []]
     return [("head", cluster["headGroupSpec"]), *workers]
 

@@ -1,4 +1,4 @@
-"""Kustomizations of `k8s/` as a cluster would get them, rendered by the real kustomize."""
+"""Render the kustomizations of `k8s/` by the real kustomize, as a cluster would get them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Manifest = dict[str, Any]
 
 
 def render(folder: str) -> list[Manifest]:
-    """The objects of a kustomization below `k8s/`, made anew for every caller to change; skips without kustomize."""
+    """Return a kustomization's objects as a new copy that the caller may change; skip the test without kustomize."""
     objects: list[Manifest] = list(yaml.load_all(_rendered(folder), Loader=loader()))
     return objects
 
 
 def only(objects: list[Manifest], kind: str, name: str = "") -> Manifest:
-    """The one object of this kind (and name)."""
+    """Return the only object of this kind (and name)."""
     found = [o for o in objects if o["kind"] == kind and name in ("", o["metadata"]["name"])]
     assert len(found) == 1, f"{len(found)} objects {kind} {name}"
     return found[0]

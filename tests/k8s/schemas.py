@@ -1,4 +1,5 @@
-"""Every object against the schema of its kind, unknown fields refused, as by `kubectl apply --validate=strict`."""
+"""Check objects against the schema of their kind and refuse unknown fields, as `kubectl apply --validate=strict`
+does."""
 
 from __future__ import annotations
 
@@ -65,7 +66,7 @@ _MONITORING = {
 
 
 def schema_problems(manifest: Manifest) -> list[str]:
-    """What the object's schema has against it; skips where the schema's source is missing."""
+    """Return the object's violations of its schema; skip the test where the schema's source is missing."""
     group = manifest["apiVersion"].partition("/")[0]
     checks: dict[str, Callable[[Manifest], list[str]]] = {
         "ray.io": _ray_problems,
@@ -106,7 +107,7 @@ def _errors(manifest: Manifest, schema: dict[str, Any]) -> list[str]:
 
 @lru_cache
 def _ray_schema(kind: str, version: str) -> dict[str, Any]:
-    """The custom resource definition's schema, from the folder that KUBERAY_CRDS names."""
+    """Return the custom resource definition's schema, from the folder that KUBERAY_CRDS names."""
     folder = os.environ.get("KUBERAY_CRDS", "")
     if not folder:
         pytest.skip("KUBERAY_CRDS names no folder with KubeRay's custom resource definitions")
@@ -118,7 +119,7 @@ def _ray_schema(kind: str, version: str) -> dict[str, Any]:
 
 
 def _strict(schema: Any) -> Any:
-    """A structural schema as a JSON schema that refuses what it does not know."""
+    """Convert a structural schema to a JSON schema that refuses unknown fields."""
     if isinstance(schema, list):
         return [_strict(part) for part in schema]
     if not isinstance(schema, dict):

@@ -15,7 +15,7 @@ from tests.pipeline.s3_server import S3Server
 
 @pytest.fixture(scope="session")
 def many_photos(s3_server: S3Server) -> list[str]:
-    """1,040 small objects on S3, four a concept, each in its concept's folder: more than one page of a listing."""
+    """Put 1,040 small objects on S3, four for each concept in the concept's folder: more than one page of a listing."""
     bucket = s3_server.make_bucket("many")
     photos = [f"{bucket}/photos/c{i // 4:03d}/{i % 4}.png" for i in range(1040)]
     fs = fsspec.filesystem("s3", **s3_server.options)
@@ -25,7 +25,7 @@ def many_photos(s3_server: S3Server) -> list[str]:
 
 @pytest.fixture
 def s3_calls(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of all S3 operations from now on; the real client still sends them."""
+    """Return a list to which the name of every later S3 operation is appended; the real client still sends it."""
     assert s3_server.endpoint
     calls: list[str] = []
     send = AioBaseClient._make_api_call
@@ -40,7 +40,7 @@ def s3_calls(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def s3_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Memory]:
-    """An S3 server in memory that counts requests, and that this process talks to meanwhile."""
+    """Run an S3 server in memory that counts requests, and direct this process to it."""
     with serve_memory() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -52,7 +52,7 @@ def s3_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Memory]:
 
 @pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty place to write to, on each kind of store."""
+    """Return the path or URI of an empty folder on each kind of store."""
     if request.param == "file":
         return str(tmp_path / "root")
     if request.param == "memory":

@@ -1,4 +1,4 @@
-"""An HTTP server of the tests' own, in a thread of this process."""
+"""Run an HTTP server for tests in a thread of this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiohttp import web
 
 @contextlib.contextmanager
 def serve(app: web.Application) -> Iterator[str]:
-    """On a free port of this machine; yields its address."""
+    """Serve an application on a free port of this machine, and yield its address."""
     loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
     runner = web.AppRunner(app, access_log=None)
 

@@ -1,4 +1,4 @@
-"""Outputs of runs as status and explain find them, made without running anything."""
+"""Make outputs of runs for status and explain to read, without running anything."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def put_manifest(store: RunStore, rows: list[dict[str, Any]]) -> str:
 
 
 def make_photos(store: RunStore, *names: str) -> list[dict[str, Any]]:
-    """Two photos each, and the manifest's rows."""
+    """Write two photos for each name, and return the manifest's rows."""
     rows = []
     for name in names:
         images = [f"photos/{name}-{i}.png" for i in range(2)]
@@ -42,7 +42,7 @@ def make_photos(store: RunStore, *names: str) -> list[dict[str, Any]]:
 
 
 def put_run(store: RunStore, manifest: str, chosen: dict[str, Any], **changes: Any) -> None:
-    """`run.json` and the settings it names."""
+    """Write `run.json` and the settings that it names."""
     counts = {"rows": 0, "done_before": 0, "bad_rows": 0, "left_out": 0, "looked_at": 0, "problems": {}}
     counts |= changes.pop("counts", {})
     run = {
@@ -62,7 +62,7 @@ def tasks_of(manifest: str, chosen: dict[str, Any]) -> dict[str, ConceptTask]:
 
 
 def end(store: RunStore, task: ConceptTask, **values: Any) -> ConceptRecord:
-    """Store a record of it; done unless said otherwise."""
+    """Store a record of the task, as done unless `values` has another status."""
     defaults: dict[str, Any] = {"status": "done", "steps": 10, "seconds": 2.0, "finished_at": now()}
     record = ConceptRecord(
         concept_id=task.concept.concept_id,

@@ -18,7 +18,7 @@ from textual_inversion.concept import Concept
 
 
 def write_photo(path: Path, seed: int) -> str:
-    """A little picture that is different for every seed."""
+    """Write a small picture that differs by seed, and return its path."""
     blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(blocks).resize((40, 36), Image.Resampling.NEAREST).save(path)
@@ -26,7 +26,7 @@ def write_photo(path: Path, seed: int) -> str:
 
 
 def write_manifest(folder: Path, names: list[str], **columns: list[Any]) -> Path:
-    """A manifest of concepts with two photos each, next to it."""
+    """Write a manifest of concepts with two photos each beside it, and return its path."""
     images = [[write_photo(folder / "photos" / f"{name}-{i}.png", 10 * k + i) for i in range(2)]
               for k, name in enumerate(names)]  # fmt: skip
     table = {"concept_id": names, "images": images, "initializer": ["cat"] * len(names), **columns}
@@ -36,7 +36,7 @@ def write_manifest(folder: Path, names: list[str], **columns: list[Any]) -> Path
 
 
 def tiny_tree(model: Path | str, **changes: Any) -> dict[str, Any]:
-    """Settings for a run of seconds, as TOML or JSON would hold them."""
+    """Return settings for a run of a few seconds, as a tree that TOML or JSON can hold."""
     sampling = {"steps": 2, "batch_size": 4, "guidance_scale": 2.0}
     tree: dict[str, Any] = {
         "model": str(model),
@@ -59,7 +59,7 @@ def tiny_config(model: Path | str, output: Path | str, **changes: Any) -> RunCon
 
 
 def tiny_toml(model: Path | str, **changes: Any) -> str:
-    """The same as a file: JSON values are TOML values, and sections are inline tables."""
+    """Return the settings of `tiny_tree` as TOML: JSON values are TOML values, and sections are inline tables."""
 
     def value(item: Any) -> str:
         if isinstance(item, dict):

@@ -1,4 +1,4 @@
-"""An HTTP layer between clients and a real S3 server that loses, cuts, delays and refuses as a bad day does."""
+"""An HTTP layer between clients and a real S3 server that loses, cuts, delays and refuses requests."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ _ANSWERS = {
     "expired": (400, "ExpiredToken", "The provided token has expired."),
 }
 KINDS = ("500", "503", "slow-down", "hang", "reset", "lost-answer", "cut-answer", "cut-upload")
-"""`lost-answer`: the server has done it, the client never hears. `cut-upload`: the server gets half an object."""
+"""Kinds of fault. `lost-answer`: the server does the operation and its answer is lost. `cut-upload`: the server gets
+half an object."""
 _SESSION = web.AppKey("session", ClientSession)
 _KEPT_BACK = {"content-length", "transfer-encoding", "connection", "content-encoding"}
 
 
 @dataclass
 class S3Faults:
-    """What is done to requests; may be changed while they come."""
+    """Faults inflicted on requests. The fields may be changed while requests come."""
 
     upstream: str
     endpoint: str = ""
     rates: Mapping[str, float] = field(default_factory=dict)
-    """Kind -> share of requests it happens to."""
+    """Kind of fault -> fraction of requests that it happens to."""
     expired_keys: set[str] = field(default_factory=set)
     """Access keys that are refused."""
     hang_s: float = 3.0
-    """How long a request that hangs is held before it is dropped."""
+    """Seconds for which a hanging request is held before it is dropped."""
     lag_s: float = 0.0
-    """Objects younger than this are in no listing."""
+    """Age in seconds below which objects are in no listing."""
     requests: Counter[str] = field(default_factory=Counter)
-    """By operation, those that failed included."""
+    """Number of requests by operation, failed ones included."""
     faults: Counter[str] = field(default_factory=Counter)
     seed: int = 0
 

@@ -1,5 +1,5 @@
-"""An S3 server in memory that speaks what is needed to resume a run, and counts: for more objects than a real server
-takes in within the time of a test. Signatures are not looked at."""
+"""An S3 server in memory with the operations that resuming a run needs, which counts requests: for more objects than a
+real server takes in within the time of a test. It does not check signatures."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _PAGE = 1000
 
 @dataclass
 class S3Memory:
-    """Buckets are made by putting something in them."""
+    """State of the server. A bucket exists once an object is put in it."""
 
     endpoint: str = ""
     objects: dict[str, bytes] = field(default_factory=dict)
-    """`bucket/key` -> content."""
+    """Contents of the objects by `bucket/key`."""
     requests: Counter[str] = field(default_factory=Counter)
     tag_salt: bytes = b""
-    """Makes entity tags no MD5 of the content, as under encryption with keys of the owner's."""
+    """Salt that makes entity tags differ from the content's MD5, as encryption with the owner's keys does."""
     _names: list[str] = field(default_factory=list)
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -117,7 +117,7 @@ def _error(status: int, code: str) -> web.Response:
 
 
 def _unchunked(body: bytes) -> bytes:
-    """Of `aws-chunked` content: sizes in hexadecimal, then trailers."""
+    """Decode `aws-chunked` content: chunks with their sizes in hexadecimal, then trailers."""
     content = b""
     while body:
         head, _, body = body.partition(b"\r\n")
@@ -130,7 +130,7 @@ def _unchunked(body: bytes) -> bytes:
 
 @contextlib.contextmanager
 def serve_memory() -> Iterator[S3Memory]:
-    """On a port of its own, in a thread of this process."""
+    """Run the server on a free port, in a thread of this process."""
     server, app = S3Memory(), web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", server.answer)
     with serve(app) as server.endpoint:

@@ -17,7 +17,7 @@ import fsspec
 
 KEY, SECRET = "testkey", "testsecret"
 OTHER_KEY, OTHER_SECRET = "otherkey", "othersecret"
-"""The same rights, for tests in which credentials change."""
+"""Credentials with the same rights, for tests in which credentials change."""
 _START_S = 60.0
 
 
@@ -42,13 +42,13 @@ class S3Server:
         return f"s3://{name}"
 
     def delete_bucket(self, uri: str) -> None:
-        """With all that is in it, now: whatever a store of fsspec's remembers."""
+        """Delete a bucket with its content, whatever fsspec's stores have cached."""
         fs = fsspec.filesystem("s3", **self.options, skip_instance_cache=True)
         fs.rm(uri, recursive=True)
 
     @property
     def options(self) -> dict[str, str]:
-        """For an fsspec instance of a test's own, beside the ones under test."""
+        """Options for a test's own fsspec instance, apart from the instances under test."""
         return {"endpoint_url": self.endpoint, "key": KEY, "secret": SECRET}
 
 

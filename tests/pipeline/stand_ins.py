@@ -1,4 +1,4 @@
-"""An actor that learns nothing: it waits, fails or dies as its concept is named. No torch, so it starts fast."""
+"""An actor that learns nothing, and waits, fails or dies as the concept's name says. It starts fast, without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textual_inversion.errors import BUG
 
 
 class StandIn:
-    """Notes every call in a folder, as `<concept>.<attempt>.<pid>` with the calls that ran beside it."""
+    """An actor that notes every call in a folder, as `<concept>.<attempt>.<pid>` with the calls that ran beside it."""
 
     def __init__(self, notes: str, capacity: int = 2) -> None:
         self._notes, self._capacity = Path(notes), capacity
@@ -51,7 +51,7 @@ class StandIn:
         await asyncio.sleep(min(seconds, 0.05))
 
     async def notice(self) -> None:
-        """There is one when a file `leave.<pid>` is there."""
+        """Wait for a file `leave.<pid>`, which stands for a notice of termination."""
         await self._has_appeared(f"leave.{os.getpid()}")
         self._leaving.set()
 
