@@ -22,8 +22,8 @@ from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
-from textual_inversion.initialise import StartChooser
 from textual_inversion.latents import encode_views
+from textual_inversion.start_choice import StartChooser
 
 COMMON = "common algorithm"
 
