@@ -95,7 +95,8 @@ def table(rows: Sequence[Row], what: Mapping[str, str]) -> str:
 def spread(values: Iterable[float]) -> str:
     """Return the mean, lowest and highest value as text."""
     known = list(values)
-    low, high = min(known), max(known)
+    low = min(known)
+    high = max(known)
     return f"{fmean(known):.0f}" + (f" ({low:.0f} to {high:.0f})" if high > low else "")
 
 
@@ -133,7 +134,8 @@ def _of_pair(pairs: Sequence[tuple[Row, Row]]) -> str:
             cells.append(_signed(Figure.of(here - there for here, there in both)))
         cells += [f"{one['seconds']:.0f}" for one in (row, other)]
         lines.append(f"| {' | '.join(cells)} |")
-    ours, theirs = [row for row, _ in pairs], [other for _, other in pairs]
+    ours = [row for row, _ in pairs]
+    theirs = [other for _, other in pairs]
     cells = [f"all {len(pairs)}", *(spread(row[key] for row in ours) for key in ("steps", "budget", "kept_at"))]
     for score in ("clip_i", "clip_t"):
         cells += [str(Figure.of(row[score] for row in side) or "-") for side in (ours, theirs)]

@@ -109,7 +109,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--hash-up-to", type=int, default=100_000, metavar="ROWS", help="larger ones: photos known only"
     )
-    parser.add_argument("--run", default="", metavar="OUTPUT", help="a finished run to look at, in place of all this")
+    parser.add_argument("--run", default="", metavar="OUTPUT", help="examine a finished run in place of all this")
     options = parser.parse_args(arguments)
     options.rows = [rows for rows in options.rows if rows]
     return options
@@ -179,7 +179,8 @@ def measure_planning(options: argparse.Namespace, folder: Path) -> Iterable[list
 
 def plan_once(manifest: str, rows: int, hashed: bool) -> Planning:
     """Plan a manifest in this process, and measure its time and memory."""
-    before, began = peak_mb(), time.perf_counter()
+    before = peak_mb()
+    began = time.perf_counter()
     plan = Plan("no settings", set(), content_hashes if hashed else known)
     for _ in plan.tasks(read_manifest(manifest)):
         pass
@@ -260,7 +261,8 @@ def engine_share(logs: Iterable[bytes]) -> Share:
 
 def covered(spans: list[tuple[float, float]]) -> float:
     """Return the seconds covered by at least one of the spans."""
-    total, until = 0.0, -math.inf
+    total = 0.0
+    until = -math.inf
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, until))
         until = max(until, end)

@@ -186,7 +186,8 @@ def by_concept(retried: Sequence[RetriedConcept]) -> tuple[list[str], list[list[
     ]
     rows: list[list[object]] = []
     for concept in retried:
-        first, kept = concept.rescored[0], concept.rescored[concept.kept]
+        first = concept.rescored[0]
+        kept = concept.rescored[concept.kept]
         judged = ", ".join(f"{one.scores['clip_i']:.3f}" if one.scores else "failed" for one in concept.tries)
         rule = concept.tries[concept.kept].rung or "first"
         kept_as = rule if concept.passed else f"{rule}, below"

@@ -59,7 +59,8 @@ class Drawing:
         config = load_config("", [f"device={device}"], model=model)
         self.backbone: Backbone = load_model(config)
         torch.set_num_threads(threads)
-        self._sampling, count = sampling, sampling.batch_size
+        self._sampling = sampling
+        count = sampling.batch_size
         self._embeddings = [an_embedding(self.backbone, f"<new-{i}>", seed=i) for i in range(count)]
         self._plain = self.pipeline(locate(model))
         load_into(self._plain, self._embeddings)
@@ -196,7 +197,8 @@ def seconds_to_load(drawing: Drawing, model: str) -> float:
 
 def stage_and_loop(options: argparse.Namespace) -> list[list[object]]:
     """Return the rows of the table. The loop runs before and after each stage, so that both see the same load."""
-    loops, stages = [], []
+    loops = []
+    stages = []
     with tempfile.TemporaryDirectory() as folder:
         settings = [
             "actors.count=1",
@@ -214,7 +216,8 @@ def stage_and_loop(options: argparse.Namespace) -> list[list[object]]:
             loops.append(loop_rate(drawer, rows, options.rows_per_part))
             if repetition < options.repetitions:
                 stages.append(stage_rate(replace(config, output=f"{folder}/{repetition}"), rows))
-    loop, stage = Spread.of(loops), Spread.of(stages)
+    loop = Spread.of(loops)
+    stage = Spread.of(stages)
     return [["plain loop", loop, 1.0], ["Ray Data stage", stage, stage.median / loop.median]]
 
 

@@ -290,7 +290,8 @@ def timed(work: Callable[[], object], samples: int, device: str) -> Figures:
         return Figures(samples / (time.perf_counter() - began), None)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before, began = torch.cuda.memory_allocated(), time.perf_counter()
+    before = torch.cuda.memory_allocated()
+    began = time.perf_counter()
     work()
     torch.cuda.synchronize()
     seconds = time.perf_counter() - began
@@ -320,7 +321,8 @@ def seconds_once(backbone: StableDiffusion, device: str) -> float:
 def seconds_of_grid(backbone: StableDiffusion, repetitions: int) -> float:
     """Return the seconds of a concept's share of a batch of sample pictures, which the grids of several concepts fill,
     as in an actor. The initializer word's pictures are left out: they are drawn only where scores are computed."""
-    grid, sampling = GridConfig(), SamplingConfig()
+    grid = GridConfig()
+    sampling = SamplingConfig()
     row = torch.zeros(1, next(iter(backbone.token_tables.values())).dim)
     embedding = LearnedEmbedding(placeholder_token="<c0>", vectors={"clip_l": row})
     requests = [ImageRequest("a photo of a <c0>", seed, (embedding,)) for seed in range(sampling.batch_size)]

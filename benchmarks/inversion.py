@@ -63,7 +63,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=0, help="a concept; default 25, with --quality each its budget")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--quality", action="store_true", help="scores against seconds, in place of speed")
-    parser.add_argument("--every", type=int, default=100, metavar="STEPS", help="between looks, with --quality")
+    parser.add_argument("--every", type=int, default=100, metavar="STEPS", help="between scores, with --quality")
     parser.add_argument("--recipe", default="", help="of the engine, with --quality; a name or a TOML file")
     parser.add_argument("--learning-rate", type=float, default=0.0, help="of the common algorithm; 0: as the engine's")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="the engine's settings")

@@ -75,7 +75,8 @@ def compare_ends(common: Curve, engine: Curve) -> str:
     for name, title in (("clip_i", "CLIP-I"), ("clip_t", "CLIP-T")):
         more, error = mean_and_standard_error(engine.each(name, engine.end) - common.each(name, common.end))
         text += f"{more:+.3f}" + (f" ± {error:.3f}" if error is not None else "") + f" {title}, "
-    ours, theirs = engine.seconds(engine.end), common.seconds(common.end)
+    ours = engine.seconds(engine.end)
+    theirs = common.seconds(common.end)
     return (
         f"{text}in {ours:.1f} s a concept against {theirs:.1f} s: {theirs / ours:.1f} times as many concepts an hour.\n"
     )

@@ -74,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         watch, seconds = run_with_stand_ins(config, options, starts_ray=True)
         say(table(["finished", "s since the start", "driver's resident MB"], [list(point) for point in watch.points]))
-        first, last = watch.points[0], watch.points[-1]
+        first = watch.points[0]
+        last = watch.points[-1]
         rate = (last[0] - first[0]) / (last[1] - first[1])
         _, again = run_with_stand_ins(config, options, starts_ray=False)  # it needs no cluster
         size = {name: (folder / "out" / name).stat().st_size / 1e6 for name in ("report.html", "results.parquet")}

@@ -240,7 +240,9 @@ def scores(
     themselves are scored.
     """
     real = extractor.images(photos)
-    telling, identity, everything = [], [], []
+    telling = []
+    identity = []
+    everything = []
     for prompt in prompts:
         seen = extractor.images(shown[prompt.text]) if shown else real
         likeness = clip_i_per_picture(seen, real) if shown else clip_i_between_photos(real)
@@ -267,7 +269,9 @@ def pictures(
     """Return prompt -> its pictures, drawn together so that batches are full; none where the photos are scored."""
     if job.setup.drawn == "photos":
         return {}
-    word, count, prompts = word_of(job), protocol.images_per_prompt, prompts_of(job, protocol)
+    word = word_of(job)
+    count = protocol.images_per_prompt
+    prompts = prompts_of(job, protocol)
     requests = []
     for prompt in prompts:
         text = fill(prompt.text, word) if word else without_placeholder(prompt.text, HOLE)

@@ -112,7 +112,8 @@ class CommonAlgorithm:
         return self._table[self._word_id].detach().clone().cpu()[None]
 
     def _step(self) -> float:
-        device, dtype = self._unet.device, self._unet.dtype
+        device = self._unet.device
+        dtype = self._unet.dtype
         pixels, ids = self._samples()
         with torch.no_grad():
             posterior = self._vae.encode(pixels.to(device, self._vae.dtype)).latent_dist
@@ -137,7 +138,8 @@ class CommonAlgorithm:
     def _samples(self) -> tuple[Tensor, Tensor]:
         """Return pixels [batch, 3, side, side] in [-1, 1] and token ids of prompts [batch, length]."""
         side = self._unet.config.sample_size * 2 ** (len(self._vae.config.block_out_channels) - 1)
-        pixels, texts = [], []
+        pixels = []
+        texts = []
         for number in torch.randint(len(self._photos), (self._batch_size,), generator=self._generator).tolist():
             photo = self._photos[number].resize((side, side), Image.Resampling.BICUBIC)
             if self._random.random() < 0.5:

@@ -84,7 +84,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
     parser.add_argument("--concepts", type=int, default=8)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--every", type=int, default=5, metavar="STEPS", help="between two looks at the loss")
+    parser.add_argument(
+        "--every", type=int, default=5, metavar="STEPS", help="steps between two measurements of the loss"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
     options = parser.parse_args()
 
@@ -93,15 +95,15 @@ def main() -> None:
     extractor = ClipExtractor(locate(config.extractor), "cpu")
     cases = list(islice(read_cases(backbone, options.manifest, config), options.concepts))
     say = sys.stdout.write
-    looks = range(0, options.steps + 1, options.every)
+    steps = range(0, options.steps + 1, options.every)
     say(f"{len(cases)} concepts, {options.steps} steps of {config.inversion.batch_size}\n\n")
-    goals = (looks[len(looks) // 4], looks[len(looks) // 2])
+    goals = (steps[len(steps) // 4], steps[len(steps) // 2])
     titles = [
         "start",
-        *(f"loss at {step}" for step in looks),
+        *(f"loss at {step}" for step in steps),
         *(f"steps to the first loss at {goal}" for goal in goals),
     ]
-    titles += ["CLIP-I at 0", f"CLIP-I at {looks[-1]}", "s to choose"]
+    titles += ["CLIP-I at 0", f"CLIP-I at {steps[-1]}", "s to choose"]
     say(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|\n")
     first: dict[int, float] = {}
     for name in options.methods:
@@ -111,9 +113,9 @@ def main() -> None:
         chosen = [drop_word(case) for case in cases] if name.endswith("none given") else cases
         figures = measure(backbone, extractor, chosen, inversion, options.every, config.seed)
         first = first or figures.losses
-        cells = [name, *(f"{figures.losses[step]:.4f}" for step in looks)]
+        cells = [name, *(f"{figures.losses[step]:.4f}" for step in steps)]
         cells += [steps_to_reach(figures.losses, first[goal]) for goal in goals]
-        cells += [f"{figures.clip_i[step]:.3f}" for step in (0, looks[-1])] + [f"{figures.seconds:.1f}"]
+        cells += [f"{figures.clip_i[step]:.3f}" for step in (0, steps[-1])] + [f"{figures.seconds:.1f}"]
         say("| " + " | ".join(cells) + " |\n")
         sys.stdout.flush()
         sys.stderr.write(
@@ -137,13 +139,15 @@ def drop_word(case: Case) -> Case:
 
 def fixed_batch_loss(backbone: Backbone, concept: Concept, views: EncodedViews) -> Callable[[dict[str, Tensor]], float]:
     """Return the mean denoising loss on fixed samples, as a function of the rows."""
-    generator, size = generator_for(0, concept.concept_id, "benchmark"), FROZEN_SAMPLES
+    generator = generator_for(0, concept.concept_id, "benchmark")
+    size = FROZEN_SAMPLES
     view = torch.randint(len(views), (size,), generator=generator)
     eps, noise = torch.randn(2, size, *backbone.latent_shape, generator=generator)
     within = torch.rand(size, generator=generator)
     timesteps = ((torch.arange(size) + within) / size * backbone.noise.num_timesteps).long()
     templates = training_templates(concept, class_cue=False)
-    rows_of, vocabularies = placeholder_rows(concept), backbone.vocabularies
+    rows_of = placeholder_rows(concept)
+    vocabularies = backbone.vocabularies
     ids = to_tensors([encode_prompt(templates[i % len(templates)], rows_of, vocabularies) for i in range(size)])
     latents = sample_latents(views.moments[view], eps)
     x_t, target = backbone.noise.corrupt(latents, noise, timesteps)
@@ -216,11 +220,13 @@ def clip_i_of_rows(backbone: Backbone, extractor: ClipExtractor, case: Case, row
 
 def steps_to_reach(losses: dict[int, float], goal: float) -> str:
     """Return the number of steps after which the loss first reaches the goal, interpolated between measurements."""
-    before, above = 0, losses[0]
+    before = 0
+    above = losses[0]
     for step, loss in losses.items():
         if loss <= goal:
             return f"{step - (goal - loss) / (above - loss) * (step - before):.1f}" if step else "0"
-        before, above = step, loss
+        before = step
+        above = loss
     return f"not in {before}"
 
 

@@ -192,7 +192,8 @@ def save_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(torch.float16)
-    temporary, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    temporary = folder.with_name(folder.name + ".new")
+    old = folder.with_name(folder.name + ".old")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     pipeline.save_pretrained(temporary)
@@ -227,7 +228,8 @@ def train_denoiser(
     else:
         unet = new_unet()
         text_encoder = text_encoder_of(CLIPModel.from_pretrained(clip).float())
-    unet, text_encoder = unet.to(device).train(), text_encoder.to(device).train()
+    unet = unet.to(device).train()
+    text_encoder = text_encoder.to(device).train()
     randomness = Randomness(seed=seed, device=device)
     training = DenoiserTraining(unet, text_encoder, pool, encode(tokenizer, [""])[0], randomness)
     averages = {"unet": Average(unet), "text_encoder": Average(text_encoder)}

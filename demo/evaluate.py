@@ -177,7 +177,8 @@ def evaluate(options: argparse.Namespace) -> dict:
     atlas = load_atlas(options.work)
     pipeline = StableDiffusionPipeline.from_pretrained(options.model)
     pipeline.set_progress_bar_config(disable=True)
-    clip, tokenizer = CLIPModel.from_pretrained(options.clip).eval(), CLIPTokenizer.from_pretrained(options.clip)
+    clip = CLIPModel.from_pretrained(options.clip).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(options.clip)
     classifier = CaptionClassifier(clip, tokenizer)
     order = np.random.default_rng(_SEED).permutation(len(CORE))
     things = [CORE[index] for index in order]

@@ -78,7 +78,8 @@ def main() -> None:
     commands = COMMANDS | {"edit": ("edit", str(EDITED), str(options.out / "mask.png"), *EDIT)}
     figures: dict = {"learning": options.set, "commands": {}}
     for name, arguments in commands.items():
-        output, start_s = options.work / name, time.monotonic()
+        output = options.work / name
+        start_s = time.monotonic()
         if use.main([*arguments, "--learned", str(learned), "--output", str(output), "--overwrite"]) != use.OK:
             raise SystemExit(f"{name} failed; see above")
         shrink(output / "sheet.png", options.out / f"{name}.webp")

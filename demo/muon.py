@@ -39,7 +39,8 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 def parameter_groups(module: nn.Module, *, matrix_lr: float, vector_lr: float) -> list[dict]:
     """Split a module: hidden matrices and convolutions to Muon; vectors, embeddings and thin layers to AdamW."""
-    matrices, vectors = [], []
+    matrices = []
+    vectors = []
     for name, parameter in module.named_parameters():
         is_hidden = parameter.ndim >= 2 and "embedding" not in name.split("time_")[0]
         is_hidden = is_hidden and min(parameter.shape[0], parameter[0].numel()) >= 16

@@ -20,7 +20,9 @@ PROMPTS = (
     "a {} on a red background",
     "a pencil sketch of a {}",
 )
-CELL_PX, GAP_PX, COLUMNS = 96, 4, 2
+CELL_PX = 96
+GAP_PX = 4
+COLUMNS = 2
 
 
 def strip(photos: list[Image.Image], drawn: list[Image.Image]) -> Image.Image:

@@ -12,7 +12,8 @@ from transformers import CLIPTokenizer
 MAX_LENGTH = 24
 """Tokens of every padded caption, in training as in the pipeline (diffusers pads to `model_max_length`)."""
 _SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-_START, _END = "<|startoftext|>", "<|endoftext|>"
+_START = "<|startoftext|>"
+_END = "<|endoftext|>"
 
 
 def _learn_merges(captions: Sequence[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -108,7 +108,8 @@ class Recipe:
     def _denoiser(self) -> None:
         tokenizer = load_tokenizer(self.init_from / "tokenizer" if self.init_from else self.work / "tokenizer")
         vae = AutoencoderKL.from_pretrained(self.work / "vae-normalised").float()
-        means, scenes = torch.load(self.work / "latents.pt"), load_pool(self.work)
+        means = torch.load(self.work / "latents.pt")
+        scenes = load_pool(self.work)
         names = {thing.name for thing in (CORE if self.objects == "core" else TRAINING)}
         rows = [row for row, name in enumerate(scenes.names) if name in names]
         captions = [scenes.captions[row] for row in rows]

@@ -297,7 +297,8 @@ class RunConfig:
         require(bool(self.output), "output", self.output, "a folder or URI to write to")
         require(bool(self.model), "model", self.model, "a directory or hub id")
         if not self.extractor:
-            method, clip_weight = self.inversion.init.method, self.inversion.penalties.clip
+            method = self.inversion.init.method
+            clip_weight = self.inversion.penalties.clip
             require(
                 method not in ("auto", "amortised"), "extractor", "", f"a CLIP for inversion.init.method {method!r}"
             )

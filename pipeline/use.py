@@ -206,7 +206,8 @@ def edit(options: argparse.Namespace, config: RunConfig, library: Library) -> No
 
     def redraw(backbone: Backbone, requests: list[ImageRequest], sampling: SamplingConfig) -> list[Image.Image]:
         side = (backbone.resolution, backbone.resolution)
-        picture_square, mask_square = picture, mask
+        picture_square = picture
+        mask_square = mask
         if options.crop:
             picture_square = ImageOps.fit(picture, side, Image.Resampling.LANCZOS)
             mask_square = ImageOps.fit(mask, side, Image.Resampling.BOX)

@@ -166,7 +166,8 @@ def _read_schema(file: str) -> tuple[pa.Schema, int]:
     try:
         with open_for_reading(file) as handle:
             footer = pq.read_metadata(handle)
-            schema, rows = footer.schema.to_arrow_schema(), footer.num_rows
+            schema = footer.schema.to_arrow_schema()
+            rows = footer.num_rows
     except FileNotFoundError as error:
         raise ValueError(f"manifest {redact(file)} is not there any more") from error
     except Exception as error:  # on damaged files Arrow raises nearly everything
@@ -187,7 +188,7 @@ def _read_schema(file: str) -> tuple[pa.Schema, int]:
 
 
 def _can_hold_texts(column_type: pa.DataType, name: str) -> bool:
-    """True if a column can hold lists of texts; one that is empty in every row has the type null."""
+    """Return True if a column can hold lists of texts; one that is empty in every row has the type null."""
     if pa.types.is_null(column_type):
         return name != "images"
     is_list = pa.types.is_list(column_type) or pa.types.is_large_list(column_type)

@@ -44,7 +44,7 @@ def fetch(uri: str, photos: PhotoConfig) -> bytes:
 
 
 def content_md5(data: bytes) -> str:
-    """Return the MD5 of a photo's or mask's bytes, 32 hex digits: what a plan knows it by (`content_hash`)."""
+    """Return the MD5 of a photo's or mask's bytes, 32 hex digits, by which a plan identifies it (`content_hash`)."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 

@@ -170,7 +170,8 @@ def _read_up_to(fs: Any, path: str, limit: int) -> bytes:
 @lru_cache(16)
 def _split_manifest_uri(file: str) -> tuple[str, str, str]:
     """Return the scheme, the folder, and the bucket, container or host ("" where there is none) of a manifest file."""
-    scheme, base = _scheme(file), file.partition("://")[2] if "://" in file else file
+    scheme = _scheme(file)
+    base = file.partition("://")[2] if "://" in file else file
     return scheme, posixpath.dirname(base), base.split("/")[0]
 
 

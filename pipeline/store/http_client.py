@@ -60,8 +60,8 @@ def read(url: str, limit: int, rules: AccessRules | None = None) -> bytes:
 
 
 def is_public(address: Address) -> bool:
-    """True unless the address is private, loopback, link-local, shared, reserved or multicast, or an IPv6 form of such
-    an IPv4 address."""
+    """Return True unless the address is private, loopback, link-local, shared, reserved or multicast, or an IPv6 form
+    of such an IPv4 address."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
         if inner is None and address in _NAT64:

@@ -78,8 +78,8 @@ class Holder:
         return json.dumps(dataclasses.asdict(self), indent=1).encode()
 
     def is_dead(self) -> bool:
-        """True if the holder ran on this machine and its process is gone; False on other machines, where only waiting
-        can tell."""
+        """Return True if the holder ran on this machine and its process is gone; False on other machines, where only
+        waiting can tell."""
         if not self.machine or self.machine != _machine() or self.process <= 0:
             return False
         try:

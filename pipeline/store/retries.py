@@ -120,10 +120,11 @@ def backoff_s(failures: int, first_s: float, longest_s: float = math.inf) -> flo
 
 
 def is_retryable(error: BaseException) -> bool:
-    """True if the same call may succeed a little later."""
+    """Return True if the same call may succeed a little later."""
     if isinstance(error, (StoreFailed, *_LASTING_ERRORS)):
         return False
-    code, status = error_code(error), error_status(error)
+    code = error_code(error)
+    status = error_status(error)
     if code in _PASSING_CODES or _credentials_may_have_expired(error):
         return True
     if status:
@@ -144,7 +145,8 @@ def error_status(error: BaseException) -> int:
 
 
 def _credentials_may_have_expired(error: BaseException) -> bool:
-    """True for S3's codes of expired credentials, and for a bare 400: answers to HEAD have no body with a code."""
+    """Return True for S3's codes of expired credentials, and for a bare 400: answers to HEAD have no body with a
+    code."""
     code = error_code(error)
     return code in _EXPIRED_CODES or (code == "400" and error_status(error) == 400)
 

@@ -133,7 +133,8 @@ def listed_md5s(fs: Any, bucket: str, keys: Iterable[str]) -> dict[str, str]:
     wanted_set = set(wanted)
     found: dict[str, str] = {}
     prefix = posixpath.commonprefix([posixpath.dirname(key) + "/" for key in wanted]).rpartition("/")[0]
-    position, after = 0, ""
+    position = 0
+    after = ""
     while position < len(wanted):
         after = max(after, _string_just_before(wanted[position]))
         try:
