@@ -1,4 +1,4 @@
-"""A concept on its way through an actor: what is known of it so far."""
+"""A concept on its way through an actor."""
 
 from __future__ import annotations
 
@@ -15,27 +15,31 @@ from textual_inversion.start_choice import ChosenStart
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """What a concept is learned from, opened."""
+    """Decoded photos and masks of a concept."""
 
     photos: list[Image.Image]
     masks: list[Image.Image]
-    """None, or one a photo and of its size."""
+    """None, or one for each photo and of its size."""
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One attempt at a concept."""
+    """One attempt at a concept, and what is known of it so far."""
 
     task: ConceptTask
+    attempt: int
+    """Number of this call for the concept in the run, from 1."""
     log: ConceptLog
     start: ChosenStart | None = None
-    """Chosen when its photos are there."""
-    outcome: Future[Outcome] = field(default_factory=Future)
-    save: Future[None] | None = None
-    """Its last checkpoint on the way to storage."""
+    """Start of the concept's rows; chosen when its photos are there."""
     assignment: Assignment | None = None
-    """What the engine was given, brought up to date by its checkpoints."""
+    """Input of the engine, brought up to date by each state that the engine hands over."""
+    outcome: Future[Outcome] = field(default_factory=Future)
     in_slot: bool = False
+    """Whether the engine is learning it."""
+    save: Future[None] | None = None
+    """Last checkpoint on its way to storage."""
     num_saves: int = 0
+    """Checkpoints stored in this attempt."""
     was_saved: bool = False
-    """There is, or may be, a checkpoint of it."""
+    """Whether there is, or may be, a checkpoint of it in storage."""

@@ -1,10 +1,10 @@
-"""What is written of a concept: its record, its curve, its pictures as files."""
+"""Write what an actor stores of a concept: its files, and its record last."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -26,6 +26,7 @@ from textual_inversion.formats import dump_diffusers
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.actor.job import Job
     from textual_inversion.engine import Outcome
 
 
@@ -35,7 +36,7 @@ def failure_record(task: ConceptTask, error: str, attempts: int, kind: ErrorKind
 
 
 def record_of(task: ConceptTask, status: Literal["done", "failed"], attempts: int, **facts: Any) -> ConceptRecord:
-    """Its record, with what is to be told besides the task itself."""
+    """Return a record of the task and of the facts, which are other fields of the record."""
     concept = task.concept
     return ConceptRecord(
         concept_id=concept.concept_id,
@@ -54,32 +55,26 @@ def record_of(task: ConceptTask, status: Literal["done", "failed"], attempts: in
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Learned:
-    """What became of a concept that was learned."""
+def put_files(
+    store: RunStore, job: Job, outcome: Outcome, sheet: Image.Image, model: str, model_hash: str
+) -> dict[str, StoredFile]:
+    """Put the files of a learned concept, with their provenance, and check each; return name -> stored file.
 
-    task: ConceptTask
-    start: str
-    """Why it began where it did."""
-    outcome: Outcome
-    """With an embedding."""
-    scores: Mapping[str, float]
-    grid: Image.Image
-    attempt: int
-
-
-def put_files(store: RunStore, learned: Learned, model: str, model_hash: str) -> dict[str, StoredFile]:
-    """Put its files, with their provenance, and make sure of each; name -> what lies there now. Removes what tells of
-    an earlier failure."""
-    folder, outcome = learned.task.folder, learned.outcome
+    `sheet` is its sample grid. Deletes the record of an earlier failure. Raises OSError if the store holds other bytes.
+    """
     assert outcome.embedding is not None
+    assert job.start is not None
+    folder = job.task.folder
     provenance = {
-        "model": model, "model_hash": model_hash, "fingerprint": learned.task.fingerprint, "start": learned.start
-    }  # fmt: skip
+        "model": model,
+        "model_hash": model_hash,
+        "fingerprint": job.task.fingerprint,
+        "start": job.start.reason,
+    }
     embedding = replace(outcome.embedding, metadata={**outcome.embedding.metadata, **provenance})
     payload = {
         folder.embedding: dump_diffusers(embedding),
-        folder.grid: to_png(learned.grid),
+        folder.grid: to_png(sheet),
         folder.curve: curve_parquet(outcome.curve, outcome.eval_losses),
     }
     if embedding.adapter:
@@ -92,16 +87,32 @@ def put_files(store: RunStore, learned: Learned, model: str, model_hash: str) ->
     return files
 
 
-def put_done(store: RunStore, learned: Learned, files: Mapping[str, StoredFile], gate: GateConfig) -> ConceptRecord:
-    """Put its record, the last of it."""
-    outcome, judged = learned.outcome, verdict(learned.scores, gate)
-    if judged == BELOW and gate.ladder:  # before the record: with that, the concept counts as learned
-        store.put(learned.task.folder.ladder, b"{}")
+def put_done(
+    store: RunStore,
+    job: Job,
+    outcome: Outcome,
+    scores: Mapping[str, float],
+    files: Mapping[str, StoredFile],
+    gate: GateConfig,
+) -> ConceptRecord:
+    """Put the record of a learned concept, the last of its objects, and return it."""
+    assert job.start is not None
+    passed = verdict(scores, gate)
+    if passed == BELOW and gate.ladder:  # before the record: with that, the concept counts as learned
+        store.put(job.task.folder.ladder, b"{}")
     record = record_of(
-        learned.task, "done", learned.attempt, start=learned.start, steps=outcome.steps, seconds=outcome.seconds,
-        scores=learned.scores, files=files, gate=judged, setbacks=outcome.setbacks,
+        replace(job.task, concept=job.start.concept),
+        "done",
+        job.attempt,
+        start=job.start.reason,
+        steps=outcome.steps,
+        seconds=outcome.seconds,
+        scores=scores,
+        files=files,
+        gate=passed,
+        setbacks=outcome.setbacks,
         repeated=retries.retry_count.take_new(),
-    )  # fmt: skip
+    )
     put_record(store, record)
     return record
 
@@ -124,6 +135,7 @@ def curve_parquet(curve: Tensor, eval_losses: Tensor) -> bytes:
 
 
 def to_png(picture: Image.Image) -> bytes:
+    """Return a picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipeline.actor import image_batcher
 from pipeline.actor import learner as learner_module
+from pipeline.actor.checkpoints import Checkpoints
 from pipeline.actor.concept_log import ConceptLog
 from pipeline.actor.job import Job
 from pipeline.actor.learner import POOL_THREADS, Learner
@@ -179,7 +180,7 @@ def test_masks_and_captions_reach_the_engine(learner: Learner, photos: tuple[str
         return replace(plain, concept=replace(plain.concept, masks=masks, captions=("a {} on snow", "a {} in the sun")))
 
     good = masked("good", (str(tmp_path / "half.png"), str(tmp_path / "half.png")))
-    views = learner._encode(Job(good, ConceptLog(learner._store, good.folder, 1)), learner._fetch(good)).views
+    views = learner._encode(Job(good, 1, ConceptLog(learner._store, good.folder, 1)), learner._fetch(good)).views
     assert views.masks is not None
     assert views.masks.shape == (4, 1, 8, 8)
     assert views.masks[0, 0, :, :3].min() == 1
@@ -245,13 +246,13 @@ def test_checkpoints_are_written_and_taken_up(
 ) -> None:
     store = RunStore(str(tmp_path / "out"))
     saved: list[SlotState] = []
-    save = Learner._save
+    save = Checkpoints.save
 
-    def keep(self: Learner, job: object, state: SlotState, former: object) -> None:
+    def keep(self: Checkpoints, job: Job, state: SlotState, *, is_last: bool) -> None:
         saved.append(state)
-        save(self, job, state, former)
+        save(self, job, state, is_last=is_last)
 
-    monkeypatch.setattr(Learner, "_save", keep)
+    monkeypatch.setattr(Checkpoints, "save", keep)
     calm, resumed = task("toy", photos, "calm"), task("toy", photos, "resumed")
     learn_all(learner, [calm])
     assert saved[0].step == 2
@@ -387,13 +388,6 @@ def test_an_engine_that_stops_breaks_the_actor(
     assert all("device lost" in str(failure) for failure in failures)
 
 
-def end(learner: Learner) -> None:
-    """Stop an engine in the midst of its concepts: a thread that still computes when the process ends may abort it."""
-    learner._engine.stop()  # type: ignore[union-attr]
-    while not learner._broken:
-        time.sleep(0.01)
-
-
 def test_draining_saves_what_is_in_slots_and_starts_nothing(
     tiny_model: Path, photos: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -411,7 +405,7 @@ def test_draining_saves_what_is_in_slots_and_starts_nothing(
             call.cancel()
 
     asyncio.run(stop_midway())
-    end(learner)
+    learner.close()
     store = RunStore(str(tmp_path))
     assert store.exists(first.folder.checkpoint)
     assert not store.exists(second.folder.checkpoint)
@@ -434,7 +428,7 @@ def test_draining_asks_for_checkpoints_at_once(tiny_model: Path, photos: tuple[s
         return time.monotonic() - began
 
     assert asyncio.run(stop_midway()) < 30
-    end(learner)
+    learner.close()
     for one in tasks:
         state = SlotState.from_bytes(RunStore(str(tmp_path)).get(one.folder.checkpoint))
         assert state.step == len(state.curve) > 0
@@ -487,8 +481,36 @@ def test_draining_without_checkpoints_waits_for_nothing(
         call.cancel()
 
     asyncio.run(stop_midway())
-    end(learner)
+    learner.close()
     assert not RunStore(str(tmp_path)).exists(task("one").folder.checkpoint)
+
+
+def test_closing_ends_what_is_in_a_slot_and_all_threads(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    others = set(threading.enumerate())
+    learner = Learner(tiny_config(tiny_model, tmp_path, inversion={"steps": 100_000}))
+
+    async def close_midway() -> None:
+        call = asyncio.create_task(learner.learn(task("one", photos)))
+        while not learner.vitals().slots_used:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(learner.close)
+        with pytest.raises(ActorBroken, match="the engine was closed"):
+            await call
+
+    asyncio.run(close_midway())
+    until = time.monotonic() + 30
+    while left := [thread.name for thread in set(threading.enumerate()) - others if "asyncio" not in thread.name]:
+        assert time.monotonic() < until, left
+        time.sleep(0.01)
+
+
+def test_settings_that_do_not_go_with_the_model_keep_an_actor_from_starting(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("\n")
+    penalties = {"knowledge": 0.1, "captions": str(tmp_path / "captions.txt")}
+    with pytest.raises(ValueError, match=r"penalties\.captions = .* holds no captions"):
+        Learner(tiny_config(tiny_model, tmp_path, inversion={"penalties": penalties}))
 
 
 def without_memory_for(monkeypatch: pytest.MonkeyPatch, slots: int, from_step: int = 0) -> None:
@@ -557,7 +579,7 @@ def test_when_photos_or_pictures_find_no_memory_the_engine_gives_some_back(
         """No memory after the first good tries, as soon as others are in their slots, as long as there are four."""
         tries.append(1)
         until = time.monotonic() + 10
-        while len(tries) > good and learner._slots == 4 and time.monotonic() < until:
+        while len(tries) > good and learner.vitals().slots == 4 and time.monotonic() < until:
             if any(job.in_slot for job in list(learner._jobs.values())):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             time.sleep(0.001)
@@ -566,7 +588,7 @@ def test_when_photos_or_pictures_find_no_memory_the_engine_gives_some_back(
     monkeypatch.setattr(place, work, crowded)
     records = learn_all(learner, [task(f"c{number}", photos) for number in range(6)])
     assert [(record.status, record.steps) for record in records] == [("done", 15)] * 6
-    assert learner._slots == 2
+    assert learner.vitals().slots == 2
     learner.close()
 
 
