@@ -77,7 +77,7 @@ class ToyBackbone:
         self._see = weight(32, 32)
         self._encoder = weight(64, 192)
 
-    def words(self) -> list[str]:
+    def single_token_words(self) -> list[str]:
         return ["animal", "cat", "clock", "dog", "toy", "tree"]
 
     def encode_prompts(

@@ -194,7 +194,7 @@ class ToyFamily:
         layers = [adaptable.layers for adaptable in self._adaptable.values()]
         self.adapter_layers: Mapping[str, tuple[int, int]] = {**layers[0], **layers[1]}
 
-    def words(self) -> list[str]:
+    def single_token_words(self) -> list[str]:
         return ["animal", "cat", "clock", "dog", "toy", "tree"]
 
     def _states(

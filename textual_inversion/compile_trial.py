@@ -18,34 +18,35 @@ from textual_inversion.prompts import encode_prompt
 log = logging.getLogger(__name__)
 
 MIN_GAIN = 1.03
-"""By which a way to run the denoiser must be faster than a simpler one."""
+"""Factor by which a mode must be faster than a simpler mode to be chosen."""
 
 _TOLERANCE = {torch.float32: 1e-3}
 _HALF_TOLERANCE = 0.1
-"""Of two ways to round half precision, relative; what is wrong is off by more."""
+"""Largest relative difference between two correct results in half precision; errors of a compiler are larger."""
 
-_BOUND_BY_HOST = 0.8
-"""Share of a pass from which launching its kernels is what takes the time. Graphs spare that, and nothing else."""
+_MIN_LAUNCH_SHARE = 0.8
+"""Share of a pass's time spent launching kernels from which CUDA graphs are tried: they save that time alone."""
 
 Mode = Literal["plain", "compiled", "graphs"]
+"""Way to run the denoiser: uncompiled, by torch.compile, or so and recorded as CUDA graphs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A pass through the denoiser as it will come again and again."""
+    """Shape of a pass through the denoiser."""
 
     samples: int
     gradients: bool
-    """Whether there is a pass back, to the text."""
+    """True for a pass with a backward pass to the text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Of one pass."""
+    """Duration of one pass."""
 
     seconds: float
     host_seconds: float
-    """Until the host has launched all of it; what remains is the device's work alone."""
+    """Time until the host has launched all kernels; for the rest of `seconds` the device works alone."""
 
 
 def compile_checked(
@@ -56,10 +57,10 @@ def compile_checked(
     backend: str = "inductor",
     or_plain: bool = False,
 ) -> bool:
-    """Run the denoiser compiled from now on, if in all these passes it then gives what it gives as it is: outputs, and
-    the gradients that reach the text. True if it does.
+    """Compile the denoiser, and keep it compiled if all these passes give the same results as without.
 
-    Otherwise it stays as it is; without `or_plain` that is an error: RuntimeError, naming the difference.
+    Results are the outputs and the gradients that reach the text. Returns True if the denoiser stays compiled. With
+    other results it is run uncompiled and False is returned; without `or_plain`, RuntimeError names the difference.
     """
     backbone.uncompile()
     inputs = [_inputs(backbone, each) for each in passes]
@@ -85,17 +86,18 @@ def compile_checked(
     return False
 
 
-def timed(backbone: Backbone, one: Pass) -> Timing:
-    """The fastest of several, from an idle device to an idle device."""
-    inputs, found = _inputs(backbone, one), []
+def time_pass(backbone: Backbone, one: Pass) -> Timing:
+    """Time a pass several times, from an idle device to an idle device, and return the fastest."""
+    inputs = _inputs(backbone, one)
+    timings = []
     for _ in range(8):  # the first three are for graphs: warm up, record, launch
         _synchronize(backbone)
-        began = time.perf_counter()
+        started = time.perf_counter()
         _results(backbone, one, inputs)
         launched = time.perf_counter()
         _synchronize(backbone)
-        found.append(Timing(time.perf_counter() - began, launched - began))
-    return min(found[3:], key=lambda timing: timing.seconds)
+        timings.append(Timing(time.perf_counter() - started, launched - started))
+    return min(timings[3:], key=lambda timing: timing.seconds)
 
 
 def compile_fastest(
@@ -103,32 +105,34 @@ def compile_fastest(
     passes: Sequence[Pass],
     *,
     backend: str = "inductor",
-    measure: Callable[[Backbone, Pass], Timing] = timed,
+    measure: Callable[[Backbone, Pass], Timing] = time_pass,
 ) -> Mode:
-    """Run the denoiser from now on in the way in which the first of these passes is fastest: as it is, compiled, or,
-    where launching kernels is what takes the time, compiled and as CUDA graphs. One that fails or gives other results
-    is not taken (`compile_checked`)."""
+    """Choose the mode in which the first of these passes is fastest, set the denoiser to it, and return it.
+
+    `graphs` is tried only where launching kernels takes most of the time. A mode that fails or gives other results is
+    not chosen (`compile_checked`). `measure` times a pass.
+    """
     backbone.uncompile()
     plain = measure(backbone, passes[0])
     if not compile_checked(backbone, passes, backend=backend, or_plain=True):
         return "plain"
     compiled = measure(backbone, passes[0])
-    if compiled.host_seconds >= _BOUND_BY_HOST * compiled.seconds:
+    if compiled.host_seconds >= _MIN_LAUNCH_SHARE * compiled.seconds:
         try:
             if compile_checked(backbone, passes, graphs=True, backend=backend, or_plain=True):
                 graphs = measure(backbone, passes[0])
                 if graphs.seconds * MIN_GAIN <= min(plain.seconds, compiled.seconds):
-                    return _chosen("graphs", plain, graphs)
-        except RuntimeError as error:  # the device's: no memory for them, or they are not for this model
+                    return _log_choice("graphs", plain, graphs)
+        except RuntimeError as error:  # no memory for graphs, or kernels that cannot be recorded
             log.warning("no CUDA graphs: %s: %s", type(error).__name__, error)
     if compiled.seconds * MIN_GAIN <= plain.seconds:
-        backbone.compile(backend=backend, or_plain=True)  # what was compiled is kept
-        return _chosen("compiled", plain, compiled)
+        backbone.compile(backend=backend, or_plain=True)  # torch keeps the compiled code
+        return _log_choice("compiled", plain, compiled)
     backbone.uncompile()
-    return _chosen("plain", plain, compiled)
+    return _log_choice("plain", plain, compiled)
 
 
-def _chosen(mode: Mode, plain: Timing, other: Timing) -> Mode:
+def _log_choice(mode: Mode, plain: Timing, other: Timing) -> Mode:
     log.info("denoiser %s: a pass takes %.3g s plain, %.3g s otherwise", mode, plain.seconds, other.seconds)
     return mode
 

@@ -15,22 +15,28 @@ from torch import nn
 log = logging.getLogger(__name__)
 
 _MAX_SHAPES = 64
-"""Compiled for one module. Torch's own bound is 8, and beyond it a module runs as it is, without a word."""
+"""Input shapes compiled for one module. Torch's own bound is 8; beyond it, torch runs the module uncompiled without
+saying so."""
 
 
 class Compiled:
-    """Calls a module through torch.compile: each new shape is compiled when it first comes, for a minute or so."""
+    """A module called through torch.compile. Each new input shape is compiled at its first call, for a minute or so."""
 
     def __init__(
         self, module: nn.Module, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False
     ) -> None:
-        """`or_plain`: where compiling fails (no C compiler, say), say so once and call the module as it is from then
-        on; else the error is raised. `graphs`: on a GPU, record the kernels of each shape and launch them as one CUDA
-        graph, once for each thread that calls, as torch does; their memory stays taken. On a CPU it does nothing."""
+        """Wrap a module.
+
+        `or_plain`: where compiling fails (no C compiler, say), log it once and call the module uncompiled; without it
+        the error is raised. `graphs`: on a GPU, record the kernels of each shape and launch them as one CUDA graph,
+        once for each calling thread, as torch does; the graphs' memory stays allocated. No effect on a CPU.
+        """
         import torch._dynamo as dynamo  # takes seconds
 
         dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _MAX_SHAPES)
-        self._module, self._or_plain, self._graphs = module, or_plain, graphs
+        self._module = module
+        self._or_plain = or_plain
+        self._graphs = graphs
         options: dict[str, Any] | None = None
         if backend == "inductor":
             options = {"layout_optimization": False, "triton.cudagraphs": graphs}
@@ -38,17 +44,18 @@ class Compiled:
         self._call: Any = torch.compile(module, backend=backend, options=options, dynamic=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the module, a tuple of tensors. Raises RuntimeError if it cannot be compiled."""
+        """Return what the module returns, a tuple of tensors. Raises RuntimeError if it cannot be compiled."""
         from torch._dynamo.exc import TorchDynamoException
 
         try:
             outputs = self._call(*args, **kwargs)
-        except TorchDynamoException as error:  # torch's own; what the module raises is none
+        except TorchDynamoException as error:  # torch's own errors; those of the module are of other classes
             if not self._or_plain:
                 raise
             reason = str(error).strip().partition("\n\n")[0]
             log.warning("not compiled, so slower: %s: %s", type(error).__name__, reason)
-            self._call, self._graphs = self._module, False
+            self._call = self._module
+            self._graphs = False
             return self._call(*args, **kwargs)
-        # a graph's next run writes over what its last one gave
+        # the next run of a graph writes into the same output tensors
         return tuple(output.clone() for output in outputs) if self._graphs else outputs

@@ -42,12 +42,12 @@ def edit(
 ) -> list[Image.Image]:
     """Draw the picture once for each request, redrawn where the mask is white.
 
-    `picture`: RGB, `mask`: grey, both of the model's resolution. `strength`: how far into the noise the redrawn part is
-    taken, as a share of the sampling steps; below 1 it keeps something of what was there. `keep_pixels`: the picture's
-    own pixels outside the mask; without it, what the autoencoder makes of them.
+    `picture`: RGB, `mask`: grey, both of the model's resolution. `strength`: share of the sampling steps that the
+    redrawn part goes through; below 1, something of the old content stays. `keep_pixels`: outside the mask, take the
+    picture's own pixels and not the autoencoder's reconstruction of them.
 
-    Where the mask is black, pixels are the picture's own with `keep_pixels`; with an all-black mask and without it, the
-    result is the autoencoder's reconstruction, to the bit. Raises ValueError for other sizes and for bad requests.
+    With an all-black mask and without `keep_pixels`, the result is the autoencoder's reconstruction, to the bit. Raises
+    ValueError for other sizes and for bad requests.
     """
     require(0 < strength <= 1, "strength", strength, "above 0 and at most 1")
     side = backbone.resolution
@@ -79,8 +79,8 @@ def latent_mask(mask: Image.Image, backbone: Backbone) -> Tensor:
     """Scale a mask to the latents' size, [1, 1, height, width] bool: true where any pixel of the cell is more white
     than black.
 
-    The paper's code takes one pixel of each cell, which loses lines thinner than a cell; the paper's remedy is a mask
-    that starts dilated.
+    The paper's code takes one pixel of each cell, which loses lines thinner than a cell; the paper dilates the mask
+    instead.
     """
     weights = to_weights(mask.convert("L"))[None].to(backbone.device)
     return F.adaptive_max_pool2d(weights, backbone.latent_shape[1:]) >= 0.5

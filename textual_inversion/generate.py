@@ -1,7 +1,7 @@
-"""Prompts with learned concepts -> pictures. Any concepts may share a batch.
+"""Drawing of pictures from prompts with learned concepts. Any concepts may share a batch.
 
-A picture depends on (model, embeddings, prompt, settings, seed) and on nothing else: not on its place in the batch, on
-its neighbours or on how many were asked for. See `generate` for what holds to the bit.
+A picture depends on model, embeddings, prompt, settings and seed and on nothing else: not on its place in the batch,
+its neighbours or their number. `generate` says what holds to the bit.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class ImageRequest:
 
     prompt: str
     seed: int
-    """Of the initial noise, 0 or more; nothing else about sampling is random."""
+    """Seed of the initial noise, 0 or more; nothing else about sampling is random."""
     embeddings: tuple[LearnedEmbedding, ...] = ()
-    """The concepts whose placeholder tokens stand in the prompt. Another request may give another embedding to the
-    same placeholder token."""
+    """Embeddings of the concepts whose placeholder tokens stand in the prompt. Another request may have another
+    embedding under the same placeholder token."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedRequest:
-    """A request found good."""
+    """A checked request, with its prompt as ids."""
 
     prompt: TokenizedPrompt
     seed: int
@@ -98,12 +98,13 @@ def check_fits(embedding: LearnedEmbedding, backbone: Backbone) -> None:
 
 
 def generate(backbone: Backbone, requests: Sequence[ImageRequest], config: SamplingConfig) -> list[Image.Image]:
-    """Draw the pictures, in the order asked for. Every request is checked (`encode_request`) before any is drawn.
+    """Draw the pictures, in the order of the requests. Every request is checked (`encode_request`) before any is drawn.
 
-    Batches always have `config.batch_size` rows, and no operation mixes rows, so a picture can depend on its place or
-    company only through a kernel that sums differently for different rows of one shape. On the CPU with one thread
-    there is none: every batch size tried (1 to 5, 7, 8 and 16, torch 2.13) gave the same bits in any order and company.
-    On a GPU, libraries make no such promise. Another batch size, device or library version changes rounding, no more.
+    Batches always have `config.batch_size` samples, and no operation mixes samples, so a picture can depend on its
+    place or its neighbours only through a kernel that sums differently for different samples of one shape. On the CPU
+    with one thread no such kernel was found: every batch size tried (1 to 5, 7, 8 and 16, torch 2.13) gave the same
+    bits in any order and company. On a GPU, libraries make no such promise. Another batch size, device or library
+    version changes rounding and nothing else.
     """
     encoded = [encode_request(backbone, request) for request in requests]
     encoder = PromptEncoder(backbone)

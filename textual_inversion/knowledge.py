@@ -16,8 +16,11 @@ from textual_inversion.families.base import Backbone, to_tensors
 from textual_inversion.prompts import encode_cut, fill, training_templates
 from textual_inversion.transfer import to_device
 
-EMPTY_SHARE, CLASS_SHARE = 0.1, 0.1
-"""Shares of the prompts that are the empty one, and templates with the concept's class word (TextBoost's code)."""
+EMPTY_SHARE = 0.1
+"""Share of the prompts that are empty (TextBoost's code)."""
+
+CLASS_SHARE = 0.1
+"""Share of the prompts that are templates with the concept's class word (TextBoost's code)."""
 
 MAX_CAPTIONS = 1000
 """Captions whose frozen states stay on the device: about 0.24 MB each for Stable Diffusion 1.5 in float32, half in

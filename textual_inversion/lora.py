@@ -1,6 +1,6 @@
-"""Low-rank changes of a text encoder's linear layers, another for each prompt of a batch (TextBoost).
+"""Low-rank changes of a text encoder's linear layers, different for each prompt of a batch (TextBoost).
 
-The layers stay as they are; what changes their output is in use for one call and one thread only, so a grid can be
+The layers' weights never change. Adapters are added to the layers' outputs for one call on one thread, so a grid can be
 drawn with one concept's adapter while the engine learns others, and nothing is loaded or merged to switch concepts.
 """
 
@@ -19,28 +19,27 @@ from torch import Tensor, nn
 from textual_inversion.concept import LearnedAdapter
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-"""Last part of the names of a CLIP block's linear layers."""
+"""Last parts of the names of a CLIP block's linear layers."""
 
 _WRAPPER = "text_model."
-"""CLIPTextModel's layers have this before their name up to transformers 4, and no longer from 5 on."""
+"""Prefix of the names of CLIPTextModel's layers up to transformers 4; version 5 has dropped it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterBatch:
-    """The adapters of several concepts, of one rank and on the same layers, and which of them each prompt uses."""
+    """The adapters of several concepts, all of one rank and on the same layers, for a batch of prompts."""
 
     tensors: Mapping[str, tuple[Tensor, Tensor]]
     """Layer name -> (down [concepts, rank, in], up [concepts, out, rank]) float32, on the backbone's device."""
 
     concept: Tensor
-    """[batch] integers: which concept's adapter a prompt uses, -1 for none."""
+    """Index of the concept whose adapter each prompt uses, [batch] integers; -1 for none."""
 
     scale: Tensor
-    """[concepts] alpha / rank of each."""
+    """Factor of each concept's change, alpha / rank, [concepts]."""
 
     positions: Mapping[str, Tensor]
-    """Text encoder key -> [batch, length] true where the change is added, false where the layer stays as it is; see
-    `acting_positions`."""
+    """Text encoder key -> [batch, length], true where the change is added; see `acting_positions`."""
 
     def change(self, encoder: str, name: str, inputs: Tensor, outputs: Tensor) -> Tensor:
         """Return y = W x + m scale up down x for a layer of a text encoder, given x [batch, length, in] and W x.
@@ -59,13 +58,13 @@ class AdapterBatch:
 
 
 class AdaptableLayers:
-    """The linear layers of a text encoder, each of which adds the change of the adapters in use to its output."""
+    """The linear layers of a text encoder, which add the changes of the adapters in use to their outputs."""
 
     def __init__(self, text_encoder: nn.Module, key: str, prefix: str = "") -> None:
-        """Find the layers by the last part of their name; their weights and names stay.
+        """Hook into the layers, which are found by the last part of their name; weights and names stay as they are.
 
-        `key`: the text encoder's. `prefix`: put before each layer's name, so that the names of a family's text
-        encoders differ.
+        `key`: key of the text encoder. `prefix`: start of each layer's name here, by which the layers of a family's
+        text encoders are told apart.
         """
         self._key = key
         self._prefix = prefix
@@ -122,7 +121,7 @@ def acting_positions(kind: Literal["lora", "causal"], ids: Tensor, is_concept: T
 
 
 ActingAdapter = tuple[LearnedAdapter, Mapping[str, Tensor]]
-"""An adapter, and text encoder key -> [length] where it acts in a prompt."""
+"""An adapter of a prompt, and the positions where it acts: text encoder key -> [length] bool."""
 
 
 def group_adapters(adapters: Sequence[Sequence[ActingAdapter]], device: torch.device) -> list[AdapterBatch]:
@@ -168,8 +167,11 @@ def _stack(group: Sequence[tuple[int, ActingAdapter]], num_prompts: int, device:
 def initial_adapter(
     layers: Mapping[str, tuple[int, int]], targets: Sequence[str], rank: int, generator: torch.Generator
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer name -> (down [rank, in], up [out, rank]) float32 CPU of the targeted layers, before the first step: down
-    is normal with deviation 1 / rank (TextBoost's "gaussian"), up is zero, so nothing is changed yet."""
+    """Draw an adapter for the targeted layers: layer name -> (down [rank, in], up [out, rank]) float32 on the CPU.
+
+    down is normal with deviation 1 / rank (TextBoost's "gaussian"); up is zero, so the adapter changes nothing before
+    the first step.
+    """
     return {
         name: (torch.randn(rank, inputs, generator=generator) / rank, torch.zeros(outputs, rank))
         for name, (inputs, outputs) in layers.items()
@@ -178,8 +180,9 @@ def initial_adapter(
 
 
 def merged_state_dict(state: Mapping[str, Tensor], adapter: LearnedAdapter) -> dict[str, Tensor]:
-    """A text encoder's state dict with the adapter in its weights, W0 + scale up down, for tools that load no
-    adapters. Raises ValueError for a causal adapter, whose change is not one of the weights, and for another model's.
+    """Merge an adapter into a text encoder's state dict, W0 + scale up down, for tools that load no adapters.
+
+    Raises ValueError for a causal adapter, which no change of the weights is equal to, and for another model's adapter.
     """
     if adapter.kind != "lora":
         raise ValueError(

@@ -76,7 +76,7 @@ class StartChooser:
             return
         if extractor is None:
             raise ValueError(f"init.method {config.method!r} looks at the photos with a CLIP; set `extractor`")
-        self._words = list(config.words) or backbone.words()
+        self._words = list(config.words) or backbone.single_token_words()
         if len(self._words) < 3:
             raise ValueError(f"init.words = {self._words!r}: must be 3 words or more for init.method {config.method!r}")
         self._text_features = extractor.texts([amortise.WORD_PROMPT.format(word) for word in self._words])

@@ -1,5 +1,6 @@
-"""A CLIP model's tokenizer without the model: enough to tell whether a prompt fits. Needs no torch, and as a rule no
-transformers, whose import takes longer than all else that a dry run does.
+"""The tokenizer of a CLIP text encoder, read without the model.
+
+It needs no torch, and as a rule no transformers, whose import takes longer than everything else in a dry run.
 """
 
 from __future__ import annotations
@@ -30,25 +31,27 @@ class Tokenizer:
     """One CLIP text encoder's `prompts.Vocabulary`."""
 
     def __init__(self, tokenizer: Any, max_positions: int, size: int) -> None:
-        """`tokenizer`: a fast one of transformers (untyped), or a `PlainClip`. `max_positions` and `size`: positions
-        and vocabulary of the text encoder."""
+        """Wrap a fast tokenizer of transformers (untyped), or a `PlainClip`.
+
+        `max_positions`, `size`: numbers of positions and of vocabulary ids of the text encoder.
+        """
         self._tokenizer = tokenizer
         self.size = size
         self.end_of_text: int = tokenizer.eos_token_id
         self.max_length: int = min(tokenizer.model_max_length, max_positions)
-        """Tokens in a prompt, start and end included."""
+        """Number of ids in an assembled prompt, start, end and padding included."""
         self.max_tokens = self.max_length - 2
-        # a fast tokenizer is put into its padding mode and then used, in two steps, which threads may not interleave
+        # a fast tokenizer sets its padding mode and then encodes: two steps, which threads must not interleave
         self._lock = threading.Lock()
 
     def tokenize(self, text: str) -> list[int]:
-        """The vocabulary ids of a text, without start, end or padding."""
+        """Return the vocabulary ids of a text, without start, end or padding."""
         with self._lock:
             encoded = self._tokenizer(text, add_special_tokens=False, padding=False, truncation=False, verbose=False)
         return list(encoded.input_ids)
 
-    def words(self) -> list[str]:
-        """Single-token words of letters a-z alone; a token that ends a word says so in CLIP's vocabulary."""
+    def single_token_words(self) -> list[str]:
+        """Return the words of letters a-z that are one token; CLIP's vocabulary marks tokens that end a word."""
         found = (re.fullmatch(r"([a-z]{3,})</w>", token) for token in self._tokenizer.get_vocab())
         return sorted(match[1] for match in found if match)
 
@@ -65,22 +68,24 @@ class Tokenizer:
 
 
 def read_tokenizer(directory: Path | str) -> Any:
-    """The tokenizer of a diffusers directory, as transformers has it."""
+    """Read the tokenizer of a diffusers directory with transformers."""
     from transformers import CLIPTokenizerFast
 
     return CLIPTokenizerFast.from_pretrained(str(directory), subfolder="tokenizer", local_files_only=True)
 
 
 class PlainClip:
-    """CLIP's tokenizer as transformers builds it (`CLIPTokenizer`), by the same library underneath, from its files.
+    """CLIP's tokenizer, built from its files with the library that transformers' `CLIPTokenizer` uses.
 
-    It looks like a fast tokenizer of transformers, as far as `Tokenizer` looks. A text in which special tokens may be
-    written out is handed to transformers' own.
+    It has those attributes of a fast tokenizer of transformers that `Tokenizer` needs. Texts in which special tokens
+    may be written out are passed to transformers' own tokenizer.
     """
 
     def __init__(self, directory: Path) -> None:
-        """`directory`: of a diffusers model. Raises ValueError, KeyError or OSError if its tokenizer is not plainly
-        CLIP's."""
+        """Read the tokenizer of a diffusers directory.
+
+        Raises ValueError, KeyError or OSError if it is not a CLIP tokenizer without additions.
+        """
         folder = directory / "tokenizer"
         config = json.loads((folder / "tokenizer_config.json").read_text())
         special = folder / "special_tokens_map.json"
@@ -104,7 +109,7 @@ class PlainClip:
         self.model_max_length = int(config.get("model_max_length", 10**9))
 
     def __call__(self, text: str, **_options: object) -> Any:
-        """An object with `input_ids`, without start, end or padding."""
+        """Tokenize a text: an object with `input_ids`, without start, end or padding."""
         if any(name in form for form in (text.lower(), self._normalized(text)) for name in self._special):
             return self._whole(text, add_special_tokens=False, padding=False, truncation=False, verbose=False)
         return SimpleNamespace(input_ids=self._backend.encode(text, add_special_tokens=False).ids)
@@ -126,8 +131,16 @@ def _backend(folder: Path, config: dict[str, Any]) -> Backend:
         merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
     else:
         vocabulary, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    backend = Backend(BPE(vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>",
-                          fuse_unk=False, unk_token=unknown))  # fmt: skip
+    backend = Backend(
+        BPE(
+            vocab=vocabulary,
+            merges=merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            fuse_unk=False,
+            unk_token=unknown,
+        )
+    )
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -143,13 +156,13 @@ def _backend(folder: Path, config: dict[str, Any]) -> Backend:
 
 
 def _steps(stored: dict[str, Any]) -> str:
-    """How texts are prepared, as JSON; older versions of transformers left the special tokens out of the words."""
+    """Return the steps before tokenizing as JSON; old versions of transformers left special tokens out of the words."""
     steps = {name: stored[name] for name in ("normalizer", "pre_tokenizer")}
     return json.dumps(steps, sort_keys=True).replace(json.dumps(_OWN_WORDS)[1:-1], "")
 
 
 def _content(config: dict[str, Any], name: str) -> str:
-    """A special token's text; transformers' own default where it is not named."""
+    """Return a special token's text; transformers' default if the configuration has none."""
     default = "<|startoftext|>" if name == "bos" else "<|endoftext|>"
     token = config.get(f"{name}_token") or default
     return str(token["content"] if isinstance(token, dict) else token)
@@ -164,7 +177,7 @@ def load_vocabularies(directory: Path) -> dict[str, Tokenizer]:
         config = json.loads((directory / "text_encoder" / "config.json").read_text())
         try:
             tokenizer: Any = PlainClip(directory)
-        except Exception:  # nearly anything, from files that are not CLIP's: transformers may know them
+        except Exception:  # files that are not CLIP's can raise nearly anything; transformers may know them
             tokenizer = read_tokenizer(directory)
         positions, size = config.get("max_position_embeddings", 77), config.get("vocab_size", 49408)
         return {TEXT_ENCODER_KEY: Tokenizer(tokenizer, int(positions), int(size))}

@@ -1,7 +1,7 @@
-"""The token table: a text encoder's id -> vector lookup whose vocabulary is never resized.
+"""Token table: the id -> vector lookup of a text encoder, whose vocabulary is never resized.
 
-Ids below the vocabulary size read the frozen table; ids from it up read rows handed in by the caller. Only the rows
-can have gradients, switching concepts moves no weights, and a batch may mix any concepts.
+Ids below the vocabulary size read the frozen table; ids from that size up read rows that the caller passes in. Only the
+rows can have gradients, switching concepts moves no weights, and a batch may mix any concepts.
 """
 
 from __future__ import annotations
@@ -17,48 +17,50 @@ from torch import Tensor, nn
 
 
 class TokenTable(nn.Module):
-    """Stands in for a text encoder's `nn.Embedding`.
+    """Lookup that replaces a text encoder's `nn.Embedding`.
 
-    The rows in use are set for the duration of one forward pass and belong to the calling thread, so a grid can be
-    drawn on one thread while the engine learns on another.
+    The rows in use are set for one forward pass and belong to the calling thread, so a grid can be drawn on one thread
+    while the engine learns on another.
     """
 
     weight: Tensor
 
     def __init__(self, weight: Tensor) -> None:
-        """`weight`: the frozen vocabulary, [vocab_size, dim]."""
+        """Hold the frozen vocabulary `weight`, [vocab_size, dim]."""
         super().__init__()
         self.register_buffer("weight", weight.detach())
         self._in_use = threading.local()
 
     @property
     def vocab_size(self) -> int:
+        """Number of vectors in the vocabulary."""
         return self.weight.shape[0]
 
     @property
     def dim(self) -> int:
+        """Width of a vector."""
         return self.weight.shape[1]
 
-    # Of the whole vocabulary, which takes a CPU up to half a second: worked out once, and only if somebody asks.
+    # Statistics of the whole vocabulary take a CPU up to half a second: computed once, when first read.
 
     @cached_property
     def mean_norm(self) -> float:
-        """Mean L2 norm of the vocabulary's vectors: where norm control holds the learned rows."""
+        """Mean L2 norm of the vocabulary's vectors, to which norm control holds the learned rows."""
         return float(self.weight.float().norm(dim=1).mean())
 
     @cached_property
     def mean(self) -> Tensor:
-        """[dim] float32 CPU: the mean of the vocabulary's vectors."""
+        """Mean of the vocabulary's vectors, [dim] float32 on the CPU."""
         return self.weight.float().mean(0).cpu()
 
     @cached_property
     def deviation(self) -> Tensor:
-        """[dim] float32 CPU: the vocabulary's standard deviation, coordinate by coordinate."""
+        """Standard deviation of the vocabulary's vectors by coordinate, [dim] float32 on the CPU."""
         return self.weight.float().std(0).cpu()
 
     @contextmanager
     def reading(self, rows: Tensor | None) -> Iterator[None]:
-        """Within the block, on this thread, id `vocab_size + i` reads `rows[i]`; rows are [num_rows, dim]."""
+        """Let id `vocab_size + i` read `rows[i]` ([num_rows, dim]) within the block, on this thread."""
         self._in_use.rows = rows
         try:
             yield
@@ -66,7 +68,10 @@ class TokenTable(nn.Module):
             self._in_use.rows = None
 
     def forward(self, ids: Tensor) -> Tensor:
-        """[batch, length] ids -> [batch, length, dim] vectors, in the table's dtype."""
+        """Look ids [batch, length] up: vectors [batch, length, dim], in the table's dtype.
+
+        Raises ValueError for an id beyond the vocabulary if no rows are in use.
+        """
         known = F.embedding(ids.clamp(max=self.vocab_size - 1), self.weight)
         rows = getattr(self._in_use, "rows", None)
         if rows is None:

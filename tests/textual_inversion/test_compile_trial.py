@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.toy_backbone import ALPHAS_CUMPROD, HashedWords
-from textual_inversion.compile_trial import Mode, Pass, Timing, compile_checked, compile_fastest, timed
+from textual_inversion.compile_trial import Mode, Pass, Timing, compile_checked, compile_fastest, time_pass
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families import load_backbone
@@ -123,5 +123,5 @@ def test_what_errs_or_cannot_be_done_is_not_the_fastest(caplog: pytest.LogCaptur
 
 
 def test_passes_are_timed() -> None:
-    timing = timed(Denoiser(), LEARN)  # type: ignore[arg-type]
+    timing = time_pass(Denoiser(), LEARN)  # type: ignore[arg-type]
     assert 0 < timing.host_seconds <= timing.seconds

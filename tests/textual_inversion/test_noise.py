@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler
 
 from textual_inversion.noise import Epsilon, Noise, RectifiedFlow, VPrediction, from_scheduler_config
 
@@ -83,23 +83,6 @@ def test_a_solver_follows_a_perfect_denoiser_to_the_latents(name: str, solver: s
         latents = run.step(target, step, latents)
     torch.testing.assert_close(latents, x_0, rtol=0, atol=2e-2)
     assert run.noised(x_0, latents, 8) is x_0
-
-
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_flow_equals_diffusers(shift: float) -> None:
-    scheduler, flow = FlowMatchEulerDiscreteScheduler(shift=shift), RectifiedFlow(shift=shift)
-    latents, noise, t = batch()
-    theirs = scheduler.timesteps.flip(0)[t]
-    torch.testing.assert_close(flow.model_timesteps(t), theirs, rtol=1e-6, atol=0)
-    x_t, target = flow.corrupt(latents, noise, t)
-    torch.testing.assert_close(x_t, scheduler.scale_noise(latents, theirs, noise))
-    assert torch.equal(target, noise - latents)
-    run = flow.begin("ddim", 7)
-    scheduler.set_timesteps(7)
-    torch.testing.assert_close(run.timesteps, scheduler.timesteps)
-    for step, timestep in enumerate(scheduler.timesteps):
-        expected = scheduler.scale_noise(latents, timestep.expand(6), noise)
-        torch.testing.assert_close(run.noised(latents, noise, step), expected)
 
 
 def test_the_schedulers_config_says_which_process_it_is() -> None:

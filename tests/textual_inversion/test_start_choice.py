@@ -54,7 +54,7 @@ def test_auto_takes_the_word_nearest_to_the_photos(tiny_backbone: Backbone) -> N
         expected = tiny_backbone.token_tables["clip_l"].weight[tiny_backbone.vocabularies["clip_l"].tokenize(word)]
         assert torch.equal(start.embedding.vectors["clip_l"], expected)
         assert start.reason.startswith(f"auto: {word} (cosine ")
-    assert asked == extractor.texts_asked == len(tiny_backbone.words())
+    assert asked == extractor.texts_asked == len(tiny_backbone.single_token_words())
 
 
 def test_learning_starts_where_it_was_chosen(tiny_backbone: Backbone) -> None:
@@ -136,7 +136,7 @@ class PaintBox(ToyBackbone):
     def features(self) -> Tensor:
         return torch.nn.functional.normalize(self.colours.float() + 1, dim=1)
 
-    def words(self) -> list[str]:
+    def single_token_words(self) -> list[str]:
         return [str(i) for i in range(40)]
 
     def photo(self, word: int) -> Image.Image:

@@ -40,7 +40,7 @@ class Backbone(Protocol):
     adapter_layers: Mapping[str, tuple[int, int]]
     """Name of each linear layer that can be adapted -> (inputs, outputs). Names of different text encoders differ."""
 
-    def words(self) -> list[str]:
+    def single_token_words(self) -> list[str]:
         """Return words of three lower-case letters a-z or more that are one token each, in alphabetic order; rare ends
         of longer words are among them."""
         ...

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x: a CLIP text encoder, a U-Net and a KL autoencoder (Rombach et al. 2022).
 
-Anything a diffusers `StableDiffusionPipeline` directory holds, epsilon or v-prediction. SD2 conditions on the
-next-to-last layer of its text encoder by having one layer less in its config; nothing here treats it apart.
+It serves any diffusers `StableDiffusionPipeline` directory, epsilon or v-prediction. SD2 conditions on the next-to-last
+layer of its text encoder by a config with one layer less, so it needs no code of its own.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class StableDiffusion:
         self.noise: Noise = from_scheduler_config(scheduler_config, self.device)
         self.guidance_scale = float(scheduler_config.get("_guidance_scale", _GUIDANCE_SCALE))
 
-    def words(self) -> list[str]:
+    def single_token_words(self) -> list[str]:
         """Return the single-token words of letters a-z alone."""
-        return self._tokenizer.words()
+        return self._tokenizer.single_token_words()
 
     def encode_prompts(
         self, ids: Mapping[str, Tensor], rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
@@ -140,8 +140,8 @@ class StableDiffusion:
 def load(files: model_files.ModelFiles, *, device: str, precision: str) -> StableDiffusion:
     """Load the components one by one, from safetensors only; see `families.load_backbone`.
 
-    The text encoder's weights are always float32, as the rows are. The autoencoder follows the denoiser except in
-    float16, whose range its activations leave: then it is float32.
+    The text encoder's weights are always float32, as the rows are. The autoencoder has the denoiser's precision, except
+    that it is float32 beside a float16 denoiser: its activations leave float16's range.
     """
     place = _device(device)
     dtype = _dtype(precision, place)
