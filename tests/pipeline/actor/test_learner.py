@@ -510,7 +510,7 @@ def test_settings_that_do_not_go_with_the_model_keep_an_actor_from_starting(tiny
     (tmp_path / "captions.txt").write_text("\n")
     penalties = {"knowledge": 0.1, "captions": str(tmp_path / "captions.txt")}
     with pytest.raises(ValueError, match=r"penalties\.captions = .* holds no captions"):
-        Learner(tiny_config(tiny_model, tmp_path, inversion={"penalties": penalties}))
+        Learner(tiny_config(tiny_model, tmp_path, inversion={"penalties": penalties, "adapter": {"kind": "lora"}}))
 
 
 def without_memory_for(monkeypatch: pytest.MonkeyPatch, slots: int, from_step: int = 0) -> None:
