@@ -21,14 +21,14 @@ from pipeline.inputs.manifest import BadRow, ManifestRow, concept_ids, read_mani
 from pipeline.ledger.differences import input_differences, settings_differences
 from pipeline.ledger.digest import digest
 from pipeline.ledger.plan import fingerprint_inputs, settings_path
-from pipeline.ledger.records import ConceptRecord, from_json
+from pipeline.ledger.records import ConceptRecord, record_or_failure
 from pipeline.ledger.selection import unknown_concept
 from pipeline.report.failures import UNKNOWN, remedy_of, title_of
 from pipeline.report.run_status import no_run_message, read_run
 from pipeline.status import run_query
 from pipeline.store.storage import ConceptFolder, RunStore
 from pipeline.times import format_duration, format_rough_duration, format_utc
-from textual_inversion.errors import BAD_INPUT, STORAGE
+from textual_inversion.errors import BAD_INPUT
 
 
 @dataclass(kw_only=True)
@@ -198,25 +198,7 @@ def _read_attempts(store: RunStore, paths: Sequence[str]) -> list[ConceptRecord]
     An older failure beside a record is not there any more: whoever writes the record deletes it.
     """
     ends = [path for path in paths if path.endswith(("/record.json", "/failure.json"))]
-    records = []
-    for path, content in store.get_many(ends).items():
-        folder = ConceptFolder.from_path(path)
-        assert folder is not None
-        try:
-            if isinstance(content, OSError):
-                raise content
-            records.append(from_json(content))
-        except (OSError, ValueError) as error:
-            records.append(
-                ConceptRecord(
-                    concept_id=folder.concept_id,
-                    fingerprint=folder.fingerprint,
-                    status="failed",
-                    placeholder_token="",
-                    error=f"{path} cannot be read ({error}); delete it and run again",
-                    error_kind=STORAGE,
-                )
-            )
+    records = [record_or_failure(path, content) for path, content in store.get_many(ends).items()]
     return sorted(records, key=lambda record: record.finished_at, reverse=True)
 
 

@@ -151,26 +151,26 @@ def run(config: RunConfig, selection: Selection = ALL_CONCEPTS, *, until: float 
     manifest no longer accounts for. Raises ValueError for what is wrong before anything has begun.
     """
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
-    going = Run(config, selection, until)
-    stats = going.stats
-    going.write_state("learning")
-    tasks = going.plan.tasks(read_by_priority(config.manifest))
-    going.learn(tasks)
+    stages = Run(config, selection, until)
+    stats = stages.stats
+    stages.write_state("learning")
+    tasks = stages.plan.tasks(read_by_priority(config.manifest))
+    stages.learn(tasks)
     if time.time() >= until:
         for _ in tasks:  # read the rest of the manifest, because the report shows all rows
             pass
-        stats.is_late = going.plan.num_todo > stats.num_settled
-    if going.can_continue():
-        going.retry()
-    if prompts and going.can_continue():
-        going.draw(prompts)
+        stats.is_late = stages.plan.num_todo > stats.num_settled
+    if stages.can_continue():
+        stages.retry()
+    if prompts and stages.can_continue():
+        stages.draw(prompts)
     if not stats.is_stopped:
-        going.write_state("reporting")
+        stages.write_state("reporting")
         if prune:
-            going.prune()
-        going.report()
-    going.write_state("stopped" if stats.is_stopped else "ended")
-    return conclude(config, stats, going.plan, selection)
+            stages.prune()
+        stages.report()
+    stages.write_state("stopped" if stats.is_stopped else "ended")
+    return conclude(config, stats, stages.plan, selection)
 
 
 if __name__ == "__main__":

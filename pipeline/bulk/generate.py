@@ -206,7 +206,7 @@ class Drawer:
             request = ImageRequest(row["prompt"], row["seed"], (embedding,) if embedding else ())
             return encode_request(self._backbone, request)
         except BadInput as error:
-            return f"{type(error).__name__}: {error}"
+            return str(error)
         except Exception as error:
             return logged_as_bug(error)
 

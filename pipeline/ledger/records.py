@@ -198,7 +198,7 @@ def load_records(
             assert content is not None
             if update_cache and isinstance(content, bytes):
                 cache.keep(*entry, content)
-            record = _read(folder, entry[0], content)
+            record = record_or_failure(entry[0], content)
             if carried is not None:
                 record = dataclasses.replace(record, carried=json.loads(carried[folder.fingerprint.encode()]))
             yield record
@@ -216,7 +216,10 @@ def latest(records: Iterable[ConceptRecord]) -> list[ConceptRecord]:
     return list(newest.values())
 
 
-def _read(folder: ConceptFolder, path: str, content: bytes | OSError) -> ConceptRecord:
+def record_or_failure(path: str, content: bytes | OSError) -> ConceptRecord:
+    """Return the record or failure at `path`, or a failed record that says why it cannot be read."""
+    folder = ConceptFolder.from_path(path)
+    assert folder is not None
     try:
         if isinstance(content, OSError):
             raise content

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.ledger.records import from_json
+from pipeline.ledger.records import record_or_failure
 from pipeline.report.failures import Cause, find_causes
 from pipeline.store.addresses import open_for_reading
 from pipeline.store.storage import ConceptFolder, RunStore
-from textual_inversion.errors import BAD_INPUT, STORAGE
+from textual_inversion.errors import BAD_INPUT
 
 _RESULTS, _RUN = "results.parquet", "run.json"
 _MAX_RECORDS = 500
@@ -328,14 +328,8 @@ def _read_records(store: RunStore, states: Mapping[str, ConceptState]) -> dict[s
     for path, content in store.get_many(concept_ids).items():
         if not isinstance(content, bytes):
             continue
-        concept_id = concept_ids[path]
-        try:
-            record = from_json(content)
-        except ValueError as error:
-            text = f"{path} cannot be read ({error}); delete it"
-            attempts[concept_id] = AttemptInfo(concept_id=concept_id, error=text, error_kind=STORAGE)
-            continue
-        attempts[concept_id] = AttemptInfo(
+        record = record_or_failure(path, content)
+        attempts[concept_ids[path]] = AttemptInfo(
             concept_id=record.concept_id,
             error=record.error,
             error_kind=record.error_kind,
