@@ -137,15 +137,17 @@ class Engine:
         while not is_stopped and self._refill(next_assignment, on_outcome):
             learning = [slot for slot in self._slots if slot]
 
+            # Draw, corrupt, predict, differentiate: in passes that several concepts may share.
             passes = []
             for members in self._passes(learning):
                 batch = self._draw_batch(members)
                 values = self._stacks.leaves(self._slot_index(members))
-                loss = self._losses(members, values, batch, config.penalties)  # corrupt, predict, compare
+                loss = self._objective(members, values, batch, config.penalties)
                 passes.append((loss.detach(), *torch.autograd.grad(loss.sum(), list(values.values()))))
             losses, *gradients = (self._by_slot(learning, torch.cat(parts)) for parts in zip(*passes, strict=True))
             grads = dict(zip(groups, gradients, strict=True))
 
+            # Clip and step: for all slots at once, each by its own gradient norm and step count.
             grad_norms = gradient_norms(grads)
             is_finite = losses.isfinite() & grad_norms.isfinite()
             grads = clip_gradients(grads, grad_norms, config.max_grad_norm)
@@ -160,10 +162,12 @@ class Engine:
                     adamw_(group, grads[name], group_counts, lr_scales, is_finite, config)
             row_norms = self._stacks.mean_norms(is_placeholder_row).where(is_finite, torch.nan)
 
+            # Evaluate, and start to read back what the step came to; a few steps later it has arrived.
             evaluated, eval_losses = self._evaluate(learning)
             numbers = start_readback(torch.stack([losses, row_norms, eval_losses]))
             self._readbacks.append(Readback(learning, evaluated, numbers))
 
+            # Read back, roll back, end, save.
             is_stopped = self._stop_requested.is_set()
             save_all = self._save_all or is_stopped
             self._save_all = False
@@ -215,7 +219,7 @@ class Engine:
         size, shape = self._config.batch_size, self._backbone.latent_shape
         return slot.data.draw(generator, size, step, shape, self._draw_timesteps)
 
-    def _losses(
+    def _objective(
         self, members: Sequence[Slot], values: Mapping[str, Tensor], batch: Batch, penalties: PenaltyConfig
     ) -> Tensor:
         """Return the loss of each concept [concepts] at these parameters, on a batch of their samples."""
@@ -270,7 +274,7 @@ class Engine:
             if slot.eval_batch is None:
                 slot.eval_batch = self._draw_samples(slot, "frozen", 0)
             index = self._slot_index([slot])
-            losses[index] = self._losses([slot], self._stacks.leaves(index), slot.eval_batch, PenaltyConfig())
+            losses[index] = self._objective([slot], self._stacks.leaves(index), slot.eval_batch, PenaltyConfig())
             evaluated[slot] = slot.parameters(self._stacks.groups) if self._config.stop.keep_best else {}
         return evaluated, losses
 

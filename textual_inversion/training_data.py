@@ -38,7 +38,7 @@ class TrainingData:
 
     A view's samples take their prompts from one of several lists of prompts: the templates, the caption of the view's
     photo, the templates with the view's augmentation, the templates with the photo's token. Tensors are on the
-    backbone's device, except `plain` and `per_image`, which are used on the CPU.
+    backbone's device, except the two list indices, which are used on the CPU.
     """
 
     moments: Tensor
@@ -53,10 +53,10 @@ class TrainingData:
     Id `size + j` of a vocabulary is the concept's row j. Under `progressive` there is a stage for each number of active
     vectors, the fewest first; else there is one stage.
     """
-    plain: Tensor
-    """Index of the list that each view's samples take, [views]."""
-    per_image: Tensor | None
-    """Index of the list that names the view's photo, [views], taken with `PER_IMAGE_PROBABILITY`."""
+    list_index: Tensor
+    """Index of the list of prompts for each view, [views]."""
+    photo_list_index: Tensor | None
+    """Index of the list that names the view's photo, [views], used instead with `PER_IMAGE_PROBABILITY`."""
     first_steps: tuple[int, ...]
     """Number of steps that the concept has taken when each of its vectors becomes active."""
     knowledge: KnowledgePreservation | None = None
@@ -80,14 +80,14 @@ class TrainingData:
         """
         device = backbone.device
         moments = to_device(views.moments, device).float()
-        prompts, plain, per_image = _prompts(concept, views, config, backbone)
+        prompts, list_index, photo_list_index = _prompts(concept, views, config, backbone)
         return cls(
             moments=moments,
             mask=None if views.masks is None else to_device(views.masks, device).float(),
             features=None if image_features is None else _features(moments, backbone, image_features),
             prompts={key: to_device(ids, device) for key, ids in prompts.items()},
-            plain=plain,
-            per_image=per_image,
+            list_index=list_index,
+            photo_list_index=photo_list_index,
             first_steps=progressive_schedule(config.steps if config.progressive else 0, concept.num_vectors),
             knowledge=knowledge,
             class_prompts=None if knowledge is None else knowledge.class_prompts(concept),
@@ -114,20 +114,20 @@ class TrainingData:
         eps = torch.randn(size, *latent_shape, generator=generator)
         noise = torch.randn(size, *latent_shape, generator=generator)
         t = timesteps(size, generator)
-        number = torch.randint(self._num_prompts, (size,), generator=generator)
-        listed = self.plain[view]
-        if self.per_image is not None:
-            named = torch.rand(size, generator=generator) < PER_IMAGE_PROBABILITY
-            listed = torch.where(named, self.per_image[view], listed)
+        prompt = torch.randint(self._num_prompts, (size,), generator=generator)
+        chosen_list = self.list_index[view]
+        if self.photo_list_index is not None:
+            names_photo = torch.rand(size, generator=generator) < PER_IMAGE_PROBABILITY
+            chosen_list = torch.where(names_photo, self.photo_list_index[view], chosen_list)
 
-        view, listed, number = (to_device(indices, device) for indices in (view, listed, number))
+        view, chosen_list, prompt = (to_device(indices, device) for indices in (view, chosen_list, prompt))
         stage = self.active_vectors(step) - len(self.first_steps) - 1
         others = None if self.knowledge is None else self.knowledge.draw(size, self.class_prompts, generator)
         return Batch(
             latents=sample_latents(self.moments[view], to_device(eps, device)),
             noise=to_device(noise, device),
             timesteps=to_device(t, device),
-            ids={key: prompts[stage][listed, number] for key, prompts in self.prompts.items()},
+            ids={key: prompts[stage][chosen_list, prompt] for key, prompts in self.prompts.items()},
             mask=None if self.mask is None else self.mask[view],
             features=None if self.features is None else self.features[view],
             others=others,
@@ -151,21 +151,21 @@ def photo_word(photo: int) -> str:
 def _prompts(
     concept: Concept, views: EncodedViews, config: InversionConfig, backbone: Backbone
 ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
-    """Return `TrainingData.prompts`, `plain` and `per_image`."""
+    """Return `TrainingData.prompts`, `list_index` and `photo_list_index`."""
     templates = training_templates(concept, class_cue=config.class_cue)
     lists: dict[tuple[str, ...], int] = {}
 
-    def list_index(texts: Sequence[str]) -> int:
+    def add_list(texts: Sequence[str]) -> int:
+        """Return the index of a list of prompts; equal lists share one."""
         return lists.setdefault(tuple(texts), len(lists))
 
-    plain, named = [], []
+    list_index, photo_list_index = [], []
     for photo, augmentation in zip(views.photo_indices, views.augmentations, strict=True):
         texts = [templates[photo]] if concept.captions else templates
         names = augmentation if config.augment.paired else ()
-        plain.append(list_index([with_augmentation_words(text, names) for text in texts]))
-        named.append(
-            list_index([f"{text} with {photo_word(photo)}" for text in texts]) if config.per_image_tokens else 0
-        )
+        list_index.append(add_list([with_augmentation_words(text, names) for text in texts]))
+        if config.per_image_tokens:
+            photo_list_index.append(add_list([f"{text} with {photo_word(photo)}" for text in texts]))
 
     words = [photo_word(photo) for photo in range(max(views.photo_indices) + 1)] if config.per_image_tokens else []
     words += [augmentation_word(name) for name in AUGMENTATION_TOKENS] if config.augment.paired else []
@@ -181,7 +181,7 @@ def _prompts(
         key: torch.tensor([[[prompt[key] for prompt in texts] for texts in stage] for stage in encoded])
         for key in backbone.vocabularies
     }
-    return ids, torch.tensor(plain), torch.tensor(named) if config.per_image_tokens else None
+    return ids, torch.tensor(list_index), torch.tensor(photo_list_index) if config.per_image_tokens else None
 
 
 def _features(moments: Tensor, backbone: Backbone, image_features: ImageFeatures) -> Tensor:

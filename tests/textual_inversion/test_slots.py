@@ -13,7 +13,13 @@ def slot(index: int = 0, step: int = 3, first_steps: tuple[int, ...] = (0,)) -> 
     concept = Concept(concept_id="c", placeholder_token="<c>", images=("x",))
     none = torch.empty(0)
     data = TrainingData(
-        moments=none, mask=None, features=None, prompts=none, plain=none, per_image=None, first_steps=first_steps
+        moments=none,
+        mask=None,
+        features=None,
+        prompts=none,
+        list_index=none,
+        photo_list_index=None,
+        first_steps=first_steps,
     )
     return Slot(index=index, concept=concept, data=data, num_vectors={}, start={}, step=step, started=0.0)
 
