@@ -1,0 +1,76 @@
+"""Lookups of content hashes in S3's listings, against a server in memory that counts requests."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from typing import Any
+
+import pytest
+
+from pipeline.store.addresses import open_filesystem
+from pipeline.store.s3 import list_objects, listed_md5s, modification_time
+from tests.pipeline.s3_memory import S3Memory
+
+
+def fill(server: S3Memory, keys: list[str]) -> Any:
+    """Put an object at each key, whose content is the key; return the file system."""
+    server.objects.update({f"bucket/{key}": key.encode() for key in keys})
+    return open_filesystem("s3://bucket/")[0]
+
+
+def md5(key: str) -> str:
+    return hashlib.md5(key.encode()).hexdigest()
+
+
+def test_neighbours_are_found_in_one_page(s3_memory: S3Memory) -> None:
+    keys = [f"photos/{i:03d}.png" for i in range(40)]
+    fs = fill(s3_memory, keys)
+    random.Random(0).shuffle(keys)
+    assert listed_md5s(fs, "bucket", keys) == {key: md5(key) for key in keys}
+    assert s3_memory.requests["list"] == 1
+
+
+def test_a_lookup_jumps_over_keys_that_are_not_wanted(s3_memory: S3Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.pipeline.s3_memory._PAGE", 10)
+    keys = [f"photos/{i:03d}.png" for i in range(200)]
+    fs = fill(s3_memory, keys)
+    wanted = ["photos/003.png", "photos/005.png", "photos/120.png", "photos/199.png"]
+    assert listed_md5s(fs, "bucket", wanted) == {key: md5(key) for key in wanted}
+    assert s3_memory.requests["list"] == 3  # the first two are on one page
+    assert [entry.key for entry in list_objects(fs, "bucket", "photos/")] == keys
+
+
+def test_absent_keys_are_left_out(s3_memory: S3Memory) -> None:
+    fs = fill(s3_memory, ["a/1.png", "a/3.png", "b/ü z.png"])
+    wanted = ["a/0.png", "a/1.png", "a/2.png", "b/ü z.png", "c/1.png"]
+    assert listed_md5s(fs, "bucket", wanted) == {key: md5(key) for key in ("a/1.png", "b/ü z.png")}
+    assert listed_md5s(fs, "bucket", []) == {}
+
+
+def test_a_bucket_that_cannot_be_listed_is_told_and_gives_nothing(
+    s3_memory: S3Memory, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = fill(s3_memory, ["a/1.png"])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("AccessDenied")
+
+    monkeypatch.setattr(fs, "call_s3", refuse)
+    with caplog.at_level(logging.WARNING):
+        assert listed_md5s(fs, "bucket", ["a/1.png"]) == {}
+    assert "cannot list s3://bucket/a (AccessDenied): photos there are read instead" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"mtime": 12.5}, 12.5),
+        ({"LastModified": "2026-01-02T00:00:00+00:00"}, 1767312000.0),
+        ({"created": None, "updated": "2026-01-02T00:00:00+00:00"}, 1767312000.0),
+        ({"size": 3}, 0.0),
+    ],
+)
+def test_each_store_names_the_modification_time_differently(info: dict[str, Any], expected: float) -> None:
+    assert modification_time(info) == expected
