@@ -1,4 +1,4 @@
-"""What the cluster has room for, and what starts an actor on it."""
+"""Start actors on a Ray cluster, count how many it holds, and watch for notice that a node is taken back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import ray
 
+from pipeline.actor.interface import LearnerActor, LearnerHandle
 from pipeline.actor.learner import Learner
 from pipeline.config import RunConfig
 from pipeline.prometheus import export
@@ -21,23 +21,32 @@ from pipeline.verdict import Policy
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S, _NOTICE_EVERY_S = 10.0, 5.0
+_COUNT_EVERY_S = 10.0
+"""Shortest time between two questions for the cluster's resources."""
+
+_NOTICE_EVERY_S = 5.0
+"""Time between two questions for notice of this node."""
 
 
-def learner_actors(config: RunConfig, gpus: float) -> Callable[[], Any]:
-    """What starts an actor: on a GPU if the cluster has any (`gpus`), else on CPU cores, with no other difference."""
+def learner_actors(config: RunConfig, gpus: float) -> Callable[[], LearnerHandle]:
+    """Return a function that starts an actor.
+
+    Actors are on GPUs if the cluster has any (`gpus`), else on CPU cores, with no other difference.
+    """
     on_device = dataclasses.replace(config, device="cuda" if gpus else "cpu")
+    learner_class: type[LearnerActor] = Learner  # what the driver calls is what there is
     actor_class = ray.remote(
         max_restarts=0,
         max_task_retries=0,
         num_cpus=config.actors.cpus,
         num_gpus=config.actors.gpus if gpus else 0,
-    )(Learner)
+    )(learner_class)
     return lambda: actor_class.remote(on_device, partial(_equip, config))
 
 
 def policy_of(config: RunConfig, gpus: float, cpus: float) -> Policy:
-    """As configured; the number of actors, if left open, is what the cluster's GPUs or cores hold, now and later."""
+    """Return the configured policy; the number of actors, if left open, is what the cluster's GPUs or cores hold, now
+    and later."""
     return Policy(
         max_actors=config.actors.count or actors_in(config, gpus, cpus),
         room=None if config.actors.count else Room(config, on_gpus=gpus > 0),
@@ -49,31 +58,37 @@ def policy_of(config: RunConfig, gpus: float, cpus: float) -> Policy:
 
 
 def actors_in(config: RunConfig, gpus: float, cpus: float) -> int:
-    """How many actors a cluster of so many GPUs and cores holds; at least one."""
+    """Return how many actors a cluster of so many GPUs and cores holds; at least one."""
     room = gpus / config.actors.gpus if gpus and config.actors.gpus else cpus / config.actors.cpus
     return max(1, int(room))
 
 
 class Room:
-    """`actors_in` of the cluster as it is: nodes that join a run take part in it."""
+    """Counter of the actors that the cluster holds now, so that nodes which join a run take part in it."""
 
     def __init__(self, config: RunConfig, *, on_gpus: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        self._config, self._on_gpus, self._clock = config, on_gpus, clock
-        self._seen, self._next_look = 1, clock() + _LOOK_EVERY_S
+        self._config = config
+        self._on_gpus = on_gpus
+        self._clock = clock
+        self._num_actors = 1
+        self._next_count = clock() + _COUNT_EVERY_S
 
     def __call__(self) -> int:
-        """Asks the cluster every ten seconds at most."""
-        if self._clock() >= self._next_look:
-            self._next_look = self._clock() + _LOOK_EVERY_S
-            there = ray.cluster_resources()
-            gpus = there.get("GPU", 0) if self._on_gpus else 0
-            self._seen = actors_in(self._config, gpus, there.get("CPU", 1))
-        return self._seen
+        """Return the number; the cluster is asked every ten seconds at most."""
+        if self._clock() >= self._next_count:
+            self._next_count = self._clock() + _COUNT_EVERY_S
+            resources = ray.cluster_resources()
+            gpus = resources.get("GPU", 0) if self._on_gpus else 0
+            self._num_actors = actors_in(self._config, gpus, resources.get("CPU", 1))
+        return self._num_actors
 
 
 def is_leaving() -> bool:
-    """Whether the node of this process has notice that it will be taken back. Ray has no public word for it; should the
-    one that its own libraries use be gone, nodes seem to go without notice."""
+    """Return whether the node of this process has notice that it will be taken back.
+
+    Ray has no public function for it. Where the one that its own libraries use is gone, nodes seem to go without
+    notice.
+    """
     try:
         draining = ray._private.state.state.get_draining_nodes()
     except Exception as error:
@@ -83,8 +98,10 @@ def is_leaving() -> bool:
 
 
 def watch_for_notice(leave: Callable[[], None], is_leaving: Callable[[], bool] = is_leaving) -> None:
-    """From now on: while this node has notice, call `leave` every few seconds. What is saved each time is all but
-    seconds of what the node would take with it, not only what the last checkpoint had."""
+    """Start a thread that calls `leave` every few seconds while this node has notice.
+
+    Each call saves all work but that of the last seconds, and not only what the last checkpoint had.
+    """
 
     def watch() -> None:
         rest = threading.Event()
@@ -96,7 +113,7 @@ def watch_for_notice(leave: Callable[[], None], is_leaving: Callable[[], bool] =
 
 
 def _equip(config: RunConfig, learner: Learner) -> None:
-    """An actor's process: its log lines as the run's, its metrics, and what it does when its node is taken back."""
+    """Set up an actor's process: log lines like the run's, metrics, and the watch for notice."""
     configure_logs(config.log_format, logging.WARNING)
     export(learner.vitals)
     watch_for_notice(learner.leave)

@@ -1,7 +1,7 @@
-"""What Prometheus is told: the run by its driver, an accelerator's use by each actor.
+"""Export metrics to Prometheus: the driver those of the run, each actor those of its device.
 
 Ray's agent on each node exports the series as `ray_<name>`, with the labels of the process that made them. No tag names
-a concept: a night has thousands of them, and every one would be a series.
+a concept: a night has thousands of them, and each would be a series of its own.
 """
 
 from __future__ import annotations
@@ -43,12 +43,17 @@ GAUGES = {
     "learner_host_bytes": "Most main memory an actor has held",
 }
 HISTOGRAMS = {"concepts_seconds": "Wall time of a concept in its slot"}
+"""Names and descriptions of all series."""
+
 _BOUNDARIES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
+"""Bounds of the histogram's buckets."""
+
 _EVERY_S = 2.0
+"""Time between two exports of an actor's numbers."""
 
 
 def exported_names() -> set[str]:
-    """The names of all series, as Prometheus knows them."""
+    """Return the names of all series in Prometheus."""
     return {
         *(f"ray_{name}_total" for name in COUNTERS),
         *(f"ray_{name}" for name in GAUGES),
@@ -57,7 +62,7 @@ def exported_names() -> set[str]:
 
 
 class RunMetrics:
-    """The driver's: how far the run is. To be made after ray.init."""
+    """Metrics of a run, exported by its driver. To be made after ray.init."""
 
     def __init__(self) -> None:
         self._counters = {name: _Total(name) for name in COUNTERS if name.startswith("concepts_")}
@@ -67,7 +72,7 @@ class RunMetrics:
         self._seconds = Histogram(name, HISTOGRAMS[name], boundaries=list(_BOUNDARIES_S))
 
     def observe(self, numbers: ProgressNumbers) -> None:
-        """Take in what a progress line tells, with the driver's counts."""
+        """Export the numbers of a progress line, with the driver's counts."""
         for name, counter in self._counters.items():
             counter.reach(numbers[name.removeprefix("concepts_")])
         self._gauges["concepts_planned"].set(numbers["total"])
@@ -79,13 +84,13 @@ class RunMetrics:
             self._gauges["concepts_eta_seconds"].set(numbers["seconds_left"])
 
     def settled(self, record: ConceptRecord) -> None:
-        """Take in how long a concept took."""
+        """Export how long a finished concept took."""
         if record.status == "done":
             self._seconds.observe(record.seconds)
 
 
 def export(vitals: Callable[[], Vitals]) -> None:
-    """An actor's: ask for its vitals now and then, for as long as its process lives."""
+    """Start a thread that exports an actor's numbers for as long as its process lives."""
     counter = _Total("learner_steps")
     gauges: Mapping[str, Gauge] = {name: Gauge(name, GAUGES[name]) for name in GAUGES if name.startswith("learner_")}
 
@@ -94,7 +99,7 @@ def export(vitals: Callable[[], Vitals]) -> None:
         while not rest.wait(_EVERY_S):
             try:
                 now = vitals()
-            except Exception as error:  # it asks on a thread that the engine knows nothing of; the next look may do
+            except Exception as error:  # metrics must not end the actor; a bug is told every time
                 log.warning("no metrics for this moment: %s", describe_error(error))
                 continue
             counter.reach(now.steps)
@@ -109,7 +114,10 @@ def export(vitals: Callable[[], Vitals]) -> None:
 
 
 class _Total:
-    """A counter told its value, not its growth. Ray counts no zeros: until there is one, there is no series."""
+    """Counter that is given its value and not its growth.
+
+    Ray exports no zeros: there is no series until the value is above 0.
+    """
 
     def __init__(self, name: str) -> None:
         self._counter = Counter(name, COUNTERS[name])

@@ -59,9 +59,9 @@ class ActorFacts:
     num_calls: int = 1
     """Calls it had, the failed one included."""
     runs_suspect: bool = False
-    """Whether it was given one suspect and nothing else."""
+    """True if it was given one suspect and nothing else."""
     is_leaving: bool = False
-    """Whether its node has notice to be taken back."""
+    """True if its node has notice to be taken back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,20 +82,20 @@ class WorkFacts:
 
 
 class Fate(Enum):
-    """What becomes of a concept after a failed call."""
+    """Ways in which a concept goes on, or ends, after a failed call."""
 
     HAND_BACK = auto()
-    """It is the next of the queue that it came from: the call proves nothing about it."""
+    """The concept is the next of the queue that it came from: the call proves nothing about it."""
     RETRY = auto()
-    """It is called again when its turn comes."""
+    """The concept is called again when its turn comes."""
     RETRY_ALONE = auto()
-    """It is a suspect and is called again on an actor that has nothing else."""
+    """The concept is a suspect and is called again on an actor that has nothing else."""
     WAIT_FOR_STORAGE = auto()
-    """It is the next, after a pause that holds for all calls."""
+    """The concept is the next, after a pause that holds for all calls."""
     REPLAN = auto()
-    """It is planned anew, from its photos as they are now."""
+    """The concept is planned anew, from its photos as they are now."""
     FAIL = auto()
-    """It ends with a failed record."""
+    """The concept ends with a failed record."""
     ABORT = auto()
     """The whole run ends."""
 
@@ -107,7 +107,7 @@ class Verdict:
     fate: Fate
     work: WorkFacts
     is_retry: bool = True
-    """Whether the call counts as made again (metric `concepts_retried`)."""
+    """True if the call counts as made again (metric `concepts_retried`)."""
     text: str = ""
     kind: ErrorKind = BUG
     is_quarantined: bool = False

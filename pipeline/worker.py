@@ -26,9 +26,9 @@ class Worker:
     notice: Any = None
     """Reference that resolves when its node is to be taken back; None before it is ready and after that notice."""
     is_leaving: bool = False
-    """Whether its node has notice: it finishes the calls that it has and gets no more."""
+    """True if its node has notice: it finishes the calls that it has and gets no more."""
     runs_suspect: bool = False
-    """Whether it runs a suspect; it gets nothing else until that call ends."""
+    """True while it runs a suspect; it gets nothing else until that call ends."""
 
     @classmethod
     def start(cls, handle: LearnerHandle) -> Worker:

@@ -1,6 +1,6 @@
-"""What happened to one concept, beside its results: JSON lines, attempt after attempt.
+"""Keep a log of each concept beside its results: JSON lines, attempt after attempt.
 
-A cluster's own logs go with its pods; this stays, and says where each attempt ran and how far it came.
+A cluster's own logs go with its pods; this log stays, and says where each attempt ran and how far it came.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from pipeline.store.storage import ConceptFolder, RunStore
 log = logging.getLogger(__name__)
 
 _MOST_BYTES = 256 * 1024
-"""Of what earlier attempts left; a concept that fails every night does not grow its log for ever."""
+"""Bytes of earlier attempts' lines that are kept: a concept that fails every night must not grow its log for ever."""
 
 
 class ConceptLog:
-    """Of one attempt, appended to what earlier ones left. May be used on any thread. Never ends an attempt: what cannot
-    be stored is only told in this process's own log."""
+    """Log of one attempt, appended to those of earlier attempts. May be used on any thread.
+
+    A log that cannot be stored does not end the attempt; this process's own log says so.
+    """
 
     def __init__(self, store: RunStore, folder: ConceptFolder, attempt: int) -> None:
         self._store, self._path = store, folder.log
@@ -32,11 +34,11 @@ class ConceptLog:
         self.note("begins", attempt=attempt, host=socket.gethostname(), process=os.getpid())
 
     def note(self, what: str, **facts: object) -> None:
-        """A line more, to be stored with the next `store`."""
+        """Add a line, which the next `store` stores."""
         self._lines.append(json_line(what, logger="concept", facts=redacted(facts)))
 
     def store(self, what: str, **facts: object) -> None:
-        """A line more, and all of them are stored."""
+        """Add a line and store all lines."""
         self.note(what, **facts)
         with self._lock:
             try:

@@ -36,10 +36,10 @@ class Job:
     """Input of the engine, brought up to date by each state that the engine hands over."""
     outcome: Future[Outcome] = field(default_factory=Future)
     in_slot: bool = False
-    """Whether the engine is learning it."""
+    """True while the engine is learning it."""
     save: Future[None] | None = None
     """Last checkpoint on its way to storage."""
     num_saves: int = 0
     """Checkpoints stored in this attempt."""
     was_saved: bool = False
-    """Whether there is, or may be, a checkpoint of it in storage."""
+    """True if there is, or may be, a checkpoint of it in storage."""

@@ -1,4 +1,4 @@
-"""Pictures of a freshly learned concept, and scores taken from them: is it the thing, and does it follow the prompt?
+"""Draw sample pictures of a learned concept and score them: do they show the thing, and do they follow the prompt?
 
 Gal et al. 2022, section 5.2: CLIP-I compares samples with the concept's photos; CLIP-T compares them with the prompt
 without its placeholder. The initializer word alone, drawn from the same noise, is the score to beat; the photos among
@@ -27,31 +27,33 @@ from textual_inversion.rng import seed_for
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
-    """Pictures by prompt."""
+    """Sample pictures of a concept, by prompt."""
 
     prompts: tuple[str, ...]
     learned: list[list[Image.Image]]
     initial: list[list[Image.Image]]
-    """The same prompts and noise with the initializer word in the concept's place; empty if it has none, or nobody
-    asked for them."""
+    """Pictures of the same prompts and noise with the initializer word in the concept's place; empty if the concept has
+    no initializer, or they were not asked for."""
 
     @classmethod
     def of(cls, pictures: Sequence[Image.Image], category: str, config: GridConfig) -> Samples:
-        """Given the pictures of `sample_requests`, in their order."""
+        """Group the pictures of `sample_requests`, given in their order, by prompt."""
         prompts, width = config.prompts_for(category), config.images_per_prompt
         columns = [list(pictures[i : i + width]) for i in range(0, len(pictures), width)]
         return cls(prompts=prompts, learned=columns[: len(prompts)], initial=columns[len(prompts) :])
 
     def sheet(self, photos: Sequence[Image.Image]) -> Image.Image:
-        """The photos and a row of pictures for each prompt."""
+        """Lay out the photos and a row of pictures for each prompt."""
         return grid(photos, list(zip(self.prompts, self.learned, strict=True)))
 
 
 def sample_requests(
     concept: Concept, embedding: LearnedEmbedding, config: GridConfig, seed: int, *, initial: bool = True
 ) -> list[ImageRequest]:
-    """The pictures of one concept's sample grid; the same whatever else is drawn. `initial`: and those of its
-    initializer word, which only scores are taken from."""
+    """Return the requests of one concept's sample grid; they are the same whatever else is drawn.
+
+    `initial` adds those of its initializer word, which are needed for scores only.
+    """
     prompts = config.prompts_for(concept.category)
     embedding = replace(embedding, placeholder_token=HOLE)  # it may be a word that a prompt has elsewhere, too
     seeds = [seed_for(seed, concept.concept_id, "grid", i) for i in range(config.images_per_prompt)]
@@ -70,10 +72,10 @@ def draw_samples(
 
 
 def score(extractor: ClipExtractor, photos: Sequence[Image.Image], samples: Samples) -> dict[str, float]:
-    """CLIP-I of the first prompt's pictures and CLIP-T over all prompts that say something besides the concept.
+    """Return CLIP-I of the first prompt's pictures and CLIP-T over all prompts that say something besides the concept.
 
-    `clip_i`, `clip_t`; the same two with `_initializer` for the initializer word; `clip_i_photos`, each photo against
-    the others, if there are several.
+    The names are `clip_i` and `clip_t`, the same two with `_initializer` for the initializer word, and `clip_i_photos`,
+    each photo against the others, if there are several.
     """
     real = extractor.images(list(photos))
     texts = {place: text for place, prompt in enumerate(samples.prompts) if (text := without_placeholder(prompt, HOLE))}
@@ -87,8 +89,11 @@ def score(extractor: ClipExtractor, photos: Sequence[Image.Image], samples: Samp
 
 
 def _pair(columns: Sequence[Tensor], real: Tensor, texts: Mapping[int, Tensor], suffix: str) -> dict[str, float]:
-    """CLIP-I and CLIP-T. `columns`: features [pictures, dim] by prompt; `texts`: [1, dim] of those prompts, by place,
-    that say something besides the concept."""
+    """Return CLIP-I and CLIP-T under names with this suffix.
+
+    `columns` are features [pictures, dim] by prompt. `texts` are features [1, dim] of the prompts that say something
+    besides the concept, by their index.
+    """
     scores = {f"clip_i{suffix}": clip_i(columns[0], real)}
     if texts:
         scores[f"clip_t{suffix}"] = fmean(clip_t(columns[place], text) for place, text in texts.items())

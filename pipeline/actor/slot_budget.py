@@ -15,7 +15,7 @@ from enum import Enum, auto
 
 
 class BudgetState(Enum):
-    """Whether an actor's memory is enough for its slots."""
+    """Relation of an actor's memory to its slots."""
 
     ENOUGH = auto()
     SHRINKING = auto()
