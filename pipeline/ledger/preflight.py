@@ -18,6 +18,7 @@ from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.plan import ConceptTask
 from pipeline.store.redact import redact
 from textual_inversion.concept import Concept
+from textual_inversion.errors import BadInput
 from textual_inversion.prompts import (
     HOLE,
     Vocabularies,
@@ -79,7 +80,7 @@ def photo_problem(concept: Concept, config: RunConfig) -> str:
     """Return the error of opening the concept's photos and masks; empty if all of them can be used."""
     try:
         open_pictures(concept, config.photos)
-    except (ValueError, OSError) as error:
+    except (BadInput, OSError) as error:
         return redact(str(error))
     return ""
 
@@ -94,7 +95,7 @@ def text_findings(
     try:
         _check_training(concept, config, vocabularies)
         check_sample_prompts(vocabularies, concept, config.grid.prompts_for(concept.category))
-    except ValueError as error:
+    except BadInput as error:
         yield Finding(concept.concept_id, str(error), is_fatal=True)
     else:
         yield from (Finding(concept.concept_id, remark, is_fatal=False) for remark in _remarks(concept, vocabularies))
@@ -107,7 +108,7 @@ def _check_training(concept: Concept, config: RunConfig, vocabularies: Vocabular
     if method != "auto":  # "auto" takes a word of the model's own vocabulary
         initializer_ids(concept.initializer, vocabularies)
     if method == "encoder_output" and not concept.initializer:
-        raise ValueError("the row has no initializer, but init.method 'encoder_output' starts from it; give it one")
+        raise BadInput("the row has no initializer, but init.method 'encoder_output' starts from it; give it one")
     for template in training_templates(concept, class_cue=config.inversion.class_cue):
         text = f"{template} with <photo>" if config.inversion.per_image_tokens else template
         encode_prompt(text, {**placeholder_rows(concept), "<photo>": [concept.num_vectors]}, vocabularies)
@@ -136,8 +137,8 @@ def _bulk_findings(concept: Concept, prompts: Sequence[Prompt], vocabularies: Vo
         try:
             encode_prompt(text, {concept.placeholder_token: placeholder_rows(concept)[HOLE]}, vocabularies)
             if not words_in(text, [concept.placeholder_token]):
-                raise ValueError(f"prompt {text!r} does not have the placeholder as a word of its own")
-        except ValueError as error:
+                raise BadInput(f"prompt {text!r} does not have the placeholder as a word of its own")
+        except BadInput as error:
             reasons.append(str(error))
         num_outside += concept.placeholder_token in template.split()
     if reasons:
