@@ -144,7 +144,7 @@ def decide(
     actor lost                                  | no calls left               | FAIL, kind of the loss, quarantined
     ActorLeaving                                |                             | HAND_BACK, no retry
     StoreFailed (the run's own storage)         |                             | WAIT_FOR_STORAGE
-    InputChanged                                | replans left                | REPLAN
+    InputChanged                                | replans left                | REPLAN, no retry
     InputChanged                                | no replans left             | FAIL, bad input
     other OSError (the photos' store)           | calls left                  | RETRY
     other OSError                               | no calls left               | FAIL, storage, quarantined
@@ -201,7 +201,7 @@ def _lost(error: Exception, lost: WorkFacts, max_attempts: int, kind: ErrorKind,
 def _input_changed(cause: InputChanged, work: WorkFacts) -> Verdict:
     anew = replace(work, replans=work.replans + 1)
     if anew.replans <= MAX_REPLANS:
-        return Verdict(fate=Fate.REPLAN, work=anew)
+        return Verdict(fate=Fate.REPLAN, work=anew, is_retry=False)
     text = (
         f"{cause}, {anew.replans} times in this run: it is not learned while its photos are being written; run the "
         "same command again when they no longer change"

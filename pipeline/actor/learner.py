@@ -104,8 +104,8 @@ class Learner:
     async def learn(self, task: ConceptTask, attempt: int = 1) -> ConceptRecord:
         """Learn one concept and publish it. Return the record; the caller stores it if it is of a failed concept.
 
-        Raises ActorBroken when the actor must be replaced, ActorLeaving when its node is taken back before this begins,
-        StoreFailed when the run's storage fails, and PhotosUnreachable when its photos cannot be had for now.
+        Raises what `interface.LearnerActor.learn` names: ActorBroken, ActorLeaving, StoreFailed, PhotosUnreachable,
+        InputChanged or RunAborted.
         """
         async with self._room:
             job = Job(task, attempt, ConceptLog(self._store, task.folder, attempt))

@@ -195,8 +195,10 @@ class Drawer:
     def _embedding_or_error(self, path: str) -> LearnedEmbedding | str:
         try:
             return self._embedding(path)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError) as error:  # of a file that is no embedding, is another model's, or is not there
             return f"{type(error).__name__}: {error}"
+        except Exception as error:
+            return logged_as_bug(error)
 
     def _check(self, row: Mapping[str, Any], embedding: LearnedEmbedding | str | None) -> EncodedRequest | str:
         """Return the row as the model takes it, or the error of its embedding or prompt."""

@@ -67,7 +67,6 @@ def test_a_node_that_is_taken_back_proves_nothing(error: Exception, actor: Actor
         (raised(ActorBroken("x", BUG)), COMPANY, ONCE, True, Fate.RETRY_ALONE, TWICE),
         (raised(ActorBroken("x", BUG)), ALONE, NEW, True, Fate.RETRY_ALONE, WorkFacts(lost_calls=1, lost_alone=1)),
         (raised(StoreFailed("x")), COMPANY, TWICE, True, Fate.WAIT_FOR_STORAGE, TWICE),
-        (raised(InputChanged("x")), COMPANY, ONCE, True, Fate.REPLAN, WorkFacts(lost_calls=1, replans=1)),
         (raised(PhotosUnreachable("x")), COMPANY, ONCE, True, Fate.RETRY, TWICE),
         (raised(ConnectionError("x")), COMPANY, ONCE, True, Fate.RETRY, TWICE),
     ],
@@ -82,6 +81,12 @@ def test_a_concept_is_called_again(
 def test_a_concept_that_was_not_begun_is_handed_back_and_no_call_is_lost() -> None:
     verdict = decide(raised(ActorLeaving("x")), COMPANY, TWICE, 3)
     assert (verdict.fate, verdict.work, verdict.is_retry) == (Fate.HAND_BACK, TWICE, False)
+
+
+def test_a_concept_whose_photos_changed_is_planned_anew_and_no_call_is_lost() -> None:
+    verdict = decide(raised(InputChanged("x")), COMPANY, ONCE, 3)
+    after = WorkFacts(lost_calls=1, replans=1)
+    assert (verdict.fate, verdict.work, verdict.is_retry) == (Fate.REPLAN, after, False)
 
 
 @pytest.mark.parametrize(
