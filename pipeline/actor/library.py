@@ -37,7 +37,7 @@ class LearnedConcept:
     """Addresses of the photos that it was learned from, where they are known."""
     image_hashes: tuple[str, ...] = ()
     """Content hashes of those photos when it was learned; empty where its record keeps none."""
-    files: Mapping[str, StoredFile] = field(default_factory=dict)
+    files: Mapping[str, StoredFile] = field(default_factory=dict, hash=False)
     """Name -> digest of the files that its record vouches for; empty for a file without a record."""
 
     def read(self) -> LearnedEmbedding:
