@@ -72,36 +72,38 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         added.set_defaults(use=use)
         return added
 
-    one = command("variations", variations, 8, "a concept from several seeds, beside its photos")
-    one.add_argument("concept", metavar="CONCEPT")
-    one = command("draw", draw, 4, "any prompts with any learned concepts in them")
-    one.add_argument("prompts", metavar="PROMPT", nargs="+", help="e.g. 'a photo of a <tiger> on the beach'")
-    one = command("style", style, 4, "a learned style, alone and on objects")
-    one.add_argument("concept", metavar="STYLE")
-    one.add_argument("objects", metavar="OBJECT", nargs="*", help="the name of a learned concept, or a word")
-    one = command("compose", compose, 4, "two learned concepts in one picture, and each alone")
-    one.add_argument("concepts", metavar="CONCEPT", nargs=2)
-    one.add_argument(
+    subparser = command("variations", variations, 8, "a concept from several seeds, beside its photos")
+    subparser.add_argument("concept", metavar="CONCEPT")
+    subparser = command("draw", draw, 4, "any prompts with any learned concepts in them")
+    subparser.add_argument("prompts", metavar="PROMPT", nargs="+", help="e.g. 'a photo of a <tiger> on the beach'")
+    subparser = command("style", style, 4, "a learned style, alone and on objects")
+    subparser.add_argument("concept", metavar="STYLE")
+    subparser.add_argument("objects", metavar="OBJECT", nargs="*", help="the name of a learned concept, or a word")
+    subparser = command("compose", compose, 4, "two learned concepts in one picture, and each alone")
+    subparser.add_argument("concepts", metavar="CONCEPT", nargs=2)
+    subparser.add_argument(
         "--prompt", help=f"prompt with two {{}} (default: {COMPOSITION_PROMPT!r}, or {STYLED_OBJECT_PROMPT!r})"
     )
-    one = command("bias", bias, 64, "the bias of a word, and of the same word learned anew from a diverse set")
-    one.add_argument("word", metavar="WORD", help="a word of the model's vocabulary")
-    one.add_argument("concept", metavar="CONCEPT", help="learned with WORD as initializer")
-    one.add_argument(
+    subparser = command("bias", bias, 64, "the bias of a word, and of the same word learned anew from a diverse set")
+    subparser.add_argument("word", metavar="WORD", help="a word of the model's vocabulary")
+    subparser.add_argument("concept", metavar="CONCEPT", help="learned with WORD as initializer")
+    subparser.add_argument(
         "--caption", action="append", default=[], help="a caption that CLIP may assign to a picture; give two or more"
     )
-    one.add_argument("--prompt", default=OBJECT_PROMPT, help="prompt with {} for either word (default: %(default)r)")
-    one = command("edit", edit, 4, "redraw the masked part of a picture")
-    one.add_argument("picture", metavar="PICTURE")
-    one.add_argument("mask", metavar="MASK", help="picture that is white where PICTURE is redrawn")
-    one.add_argument("prompts", metavar="PROMPT", nargs="+")
-    one.add_argument(
+    subparser.add_argument(
+        "--prompt", default=OBJECT_PROMPT, help="prompt with {} for either word (default: %(default)r)"
+    )
+    subparser = command("edit", edit, 4, "redraw the masked part of a picture")
+    subparser.add_argument("picture", metavar="PICTURE")
+    subparser.add_argument("mask", metavar="MASK", help="picture that is white where PICTURE is redrawn")
+    subparser.add_argument("prompts", metavar="PROMPT", nargs="+")
+    subparser.add_argument(
         "--strength", type=float, default=1.0, help="above 0, at most 1; below 1 keeps some of the picture"
     )
-    one.add_argument(
+    subparser.add_argument(
         "--redecode", action="store_true", help="keep the autoencoder's version of the rest of the picture"
     )
-    one.add_argument(
+    subparser.add_argument(
         "--crop", action="store_true", help="cut out the central squares and scale them to the model's size"
     )
     return parser.parse_args(arguments)

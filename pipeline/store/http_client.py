@@ -22,16 +22,18 @@ from pipeline.store.retries import backoff_s
 if TYPE_CHECKING:
     import aiohttp  # imported in `_read`: most runs read nothing over HTTP, and a dry run must answer at once
 
-ATTEMPTS = 3
+MAX_REQUESTS = 3
 """Largest number of requests for one object while the server or the network fails; a 4xx answer is final."""
 
 FIRST_WAIT_S = 0.5
-"""Pause before the second attempt; it doubles before the third."""
+"""Pause before the second request; it doubles before the third."""
 
 _TIMEOUT_S = {"total": 300, "sock_connect": 20, "sock_read": 60}
 _CHUNK_BYTES = 2**16
 _MAX_REDIRECTS = 5
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+"""Prefix of NAT64 (RFC 6052), whose IPv6 addresses end in an IPv4 address."""
+
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -51,9 +53,9 @@ def read(url: str, limit: int, rules: AccessRules | None = None) -> bytes:
     """Return the body of a GET; with `rules` None any address may be connected to. Compressed transfer is neither
     requested nor decoded.
 
-    Raises FileNotFoundError or PermissionError when the server says so, ValueError for what another attempt would not
-    mend (larger than `limit` bytes, a forbidden or malformed address), and OSError after `ATTEMPTS` failures of server
-    or network. The texts name no address but those connected to, and hold no credentials.
+    Raises FileNotFoundError or PermissionError when the server says so, ValueError for what another request would not
+    mend (larger than `limit` bytes, a forbidden or malformed address), and OSError after `MAX_REQUESTS` failures of
+    server or network. The texts name no address but those connected to, and hold no credentials.
     """
     data: bytes = sync(get_loop(), _read_with_retries, url, limit, rules)
     return data
@@ -72,16 +74,16 @@ def is_public(address: Address) -> bool:
 
 
 async def _read_with_retries(url: str, limit: int, rules: AccessRules | None) -> bytes:
-    for attempt in range(1, ATTEMPTS + 1):
+    for number in range(1, MAX_REQUESTS + 1):
         try:
             return await _read(url, limit, rules)
         except (FileNotFoundError, PermissionError):
             raise
         except OSError as error:
-            if attempt == ATTEMPTS:
-                raise OSError(f"{redact(str(error))} ({ATTEMPTS} attempts)") from None
-            await asyncio.sleep(backoff_s(attempt, FIRST_WAIT_S))
-    raise AssertionError("the last attempt returns or raises")
+            if number == MAX_REQUESTS:
+                raise OSError(f"{redact(str(error))} ({MAX_REQUESTS} requests)") from None
+            await asyncio.sleep(backoff_s(number, FIRST_WAIT_S))
+    raise AssertionError("the last request returns or raises")
 
 
 async def _read(url: str, limit: int, rules: AccessRules | None) -> bytes:

@@ -19,7 +19,7 @@ from pipeline.store.redact import redact
 
 log = logging.getLogger(__name__)
 
-TRIES = 8
+MAX_CALLS = 8
 """Largest number of calls, the first included; their pauses add up to at most 26 s."""
 
 FIRST_WAIT_S = 0.2
@@ -95,14 +95,14 @@ def with_retries(call: Callable[[], T], renew_credentials: Callable[[], Any] | N
 
     Raises StoreFailed from the last error when all calls have failed; an error that lasts is raised as it is.
     """
-    for attempt in range(TRIES):
+    for attempt in range(MAX_CALLS):
         try:
             return call()
         except Exception as error:
             if not is_retryable(error):
                 raise
-            if attempt == TRIES - 1:
-                text = redact(f"{TRIES} tries failed, the last with {type(error).__name__}: {error}")
+            if attempt == MAX_CALLS - 1:
+                text = redact(f"{MAX_CALLS} calls failed, the last with {type(error).__name__}: {error}")
                 raise StoreFailed(text) from error
             pause_s = backoff_s(attempt + 1, FIRST_WAIT_S, LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
             log.info("a call to storage failed and is repeated in %.1f s: %s", pause_s, redact(str(error)))

@@ -75,7 +75,7 @@ class StandIn:
         if kind == "memory":
             bytearray(2**62)
         if kind == "nostore" and len(list(self._notes.glob("nostore-*"))) > int(name.rpartition("-")[2]):
-            raise StoreFailed("8 tries failed, the last with SlowDown")
+            raise StoreFailed("8 calls failed, the last with SlowDown")
         if kind == "bug":
             raise KeyError("a mistake in the code")
         if kind == "stuck" or (kind == "hung" and attempt == 1):

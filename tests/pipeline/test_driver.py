@@ -201,7 +201,7 @@ def test_storage_that_fails_for_good_ends_the_run_and_fails_no_concept(tmp_path:
     records: list[ConceptRecord] = []
     tasks = (task(name) for name in ("fine-0", "nostore-0", "fine-1"))
     limits = Policy(max_actors=1, backoff_s=0.01, max_store_failures=4, max_attempts=1)
-    with pytest.raises(RunAborted, match=r"storage failed 4 times in a row: StoreFailed: 8 tries failed"):
+    with pytest.raises(RunAborted, match=r"storage failed 4 times in a row: StoreFailed: 8 calls failed"):
         records.extend(drive(tasks, actors(tmp_path), limits))
     assert all(record.status == "done" for record in records)
 

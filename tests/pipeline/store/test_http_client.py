@@ -75,7 +75,7 @@ def test_a_large_body_comes_whole_in_one_request(server: Any) -> None:
         ("404", FileNotFoundError, "answered 404", 1),
         ("403", PermissionError, "answered 403, not allowed; a signed address may have expired", 1),
         ("418", ValueError, "answered 418", 1),
-        ("500", OSError, r"answered 500 \(3 attempts\)", 3),
+        ("500", OSError, r"answered 500 \(3 requests\)", 3),
         ("429", OSError, "answered 429", 3),
         ("cut", OSError, "ClientPayloadError", 3),
         ("big", ValueError, "more than 1,000 bytes", 1),

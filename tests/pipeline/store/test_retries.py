@@ -83,9 +83,9 @@ def test_tries_are_bounded_and_the_last_error_is_told(pauses: list[float]) -> No
         calls.append(1)
         raise from_s3fs(OSError, 503, "SlowDown")
 
-    with pytest.raises(StoreFailed, match="8 tries failed, the last with OSError: SlowDown"):
+    with pytest.raises(StoreFailed, match="8 calls failed, the last with OSError: SlowDown"):
         retries.with_retries(call)
-    assert len(calls) == retries.TRIES == 8
+    assert len(calls) == retries.MAX_CALLS == 8
     assert sum(pauses) <= 26
     assert max(pauses) <= retries.LONGEST_WAIT_S
 
