@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from demo.loop import Average, Budget, Randomness, Training, optimise
 from demo.muon import Muon, parameter_groups
 from demo.world import PICTURE_PX
+from textual_inversion.weights import load_pretrained
 
 LATENT_CHANNELS = 16
 _BATCH = 8
@@ -82,7 +83,7 @@ def train_autoencoder(
 ) -> None:
     """Train all, or with `is_decoder_only` the decoder of `init_from`, and save the averaged weights into `folder`."""
     torch.manual_seed(seed)
-    model = AutoencoderKL.from_pretrained(init_from) if init_from else new_autoencoder()
+    model = load_pretrained(AutoencoderKL, str(init_from)) if init_from else new_autoencoder()
     model = model.float().to(device)
     trained: nn.Module = nn.ModuleList([model.post_quant_conv, model.decoder]) if is_decoder_only else model
     batch = _BATCH if device.type == "cpu" else 16 * _BATCH

@@ -21,6 +21,7 @@ from demo.loop import Average, Budget, Randomness, Training, optimise
 from demo.pool import Pool
 from demo.tokenizer import MAX_LENGTH, encode
 from demo.world import PICTURE_PX
+from textual_inversion.weights import load_pretrained
 
 WIDTH = 192
 _LAYERS = 4
@@ -113,7 +114,7 @@ def train_clip(
 ) -> None:
     """Train the CLIP and save its averaged weights, with tokenizer and image processor, into `folder`."""
     torch.manual_seed(seed)
-    model = CLIPModel.from_pretrained(init_from) if init_from else new_clip(tokenizer)
+    model = load_pretrained(CLIPModel, str(init_from)) if init_from else new_clip(tokenizer)
     model = model.float().to(device).train()
     batch = _BATCH if device.type == "cpu" else 2 * _BATCH
     names_only = 0.0 if init_from else _NAMES_ONLY_FRACTION

@@ -28,6 +28,7 @@ from demo.loop import Average, Budget, Randomness, Training, optimise
 from demo.muon import Muon, parameter_groups
 from demo.tokenizer import encode
 from textual_inversion.noise import from_scheduler_config
+from textual_inversion.weights import load_pretrained
 
 _CAPTIONS_PER_BATCH = 48
 _DRAWS_PER_CAPTION = 2
@@ -223,11 +224,11 @@ def train_denoiser(
     `folder`."""
     torch.manual_seed(seed)
     if init_from:
-        unet = UNet2DConditionModel.from_pretrained(init_from / "unet").float()
-        text_encoder = CLIPTextModel.from_pretrained(init_from / "text_encoder").float()
+        unet = load_pretrained(UNet2DConditionModel, str(init_from / "unet")).float()
+        text_encoder = load_pretrained(CLIPTextModel, str(init_from / "text_encoder")).float()
     else:
         unet = new_unet()
-        text_encoder = text_encoder_of(CLIPModel.from_pretrained(clip).float())
+        text_encoder = text_encoder_of(load_pretrained(CLIPModel, str(clip)).float())
     unet = unet.to(device).train()
     text_encoder = text_encoder.to(device).train()
     randomness = Randomness(seed=seed, device=device)

@@ -34,6 +34,7 @@ from demo.denoiser import GUIDANCE_SCALE
 from demo.objects import CORE, TRAINING, WorldObject
 from demo.tokenizer import encode
 from demo.world import PICTURE_PX, STYLES, Scene, draw, sample_scene
+from textual_inversion.weights import load_pretrained
 
 HERE = Path(__file__).parent
 _SEED = 20_261_121
@@ -177,7 +178,7 @@ def evaluate(options: argparse.Namespace) -> dict:
     atlas = load_atlas(options.work)
     pipeline = StableDiffusionPipeline.from_pretrained(options.model)
     pipeline.set_progress_bar_config(disable=True)
-    clip = CLIPModel.from_pretrained(options.clip).eval()
+    clip = load_pretrained(CLIPModel, str(options.clip)).eval()
     tokenizer = CLIPTokenizer.from_pretrained(options.clip)
     classifier = CaptionClassifier(clip, tokenizer)
     order = np.random.default_rng(_SEED).permutation(len(CORE))

@@ -30,6 +30,7 @@ from demo.loop import Budget
 from demo.objects import CORE, TRAINING
 from demo.pool import build_pool, load_pool
 from demo.tokenizer import load_tokenizer, make_tokenizer
+from textual_inversion.weights import load_pretrained
 
 HERE = Path(__file__).parent
 STAGES = ("pool", "tokenizer", "autoencoder", "judge", "latents", "denoiser", "decoder")
@@ -98,7 +99,7 @@ class Recipe:
         if path.exists():
             return
         source = self.init_from / "vae" if self.init_from else self.work / "vae"
-        model = AutoencoderKL.from_pretrained(source).float().to(self.device).eval()
+        model = load_pretrained(AutoencoderKL, str(source)).float().to(self.device).eval()
         means = encode_pool(model, load_pool(self.work).pictures, self.device)
         if not self.init_from:  # committed autoencoders are normalised already
             means = normalise_latents(model.cpu(), means)
@@ -107,7 +108,7 @@ class Recipe:
 
     def _denoiser(self) -> None:
         tokenizer = load_tokenizer(self.init_from / "tokenizer" if self.init_from else self.work / "tokenizer")
-        vae = AutoencoderKL.from_pretrained(self.work / "vae-normalised").float()
+        vae = load_pretrained(AutoencoderKL, str(self.work / "vae-normalised")).float()
         means = torch.load(self.work / "latents.pt")
         scenes = load_pool(self.work)
         names = {thing.name for thing in (CORE if self.objects == "core" else TRAINING)}
@@ -140,7 +141,7 @@ class Recipe:
             is_decoder_only=True,
         )
         if (self.model / "vae").exists():
-            AutoencoderKL.from_pretrained(folder).half().save_pretrained(self.model / "vae")
+            load_pretrained(AutoencoderKL, str(folder)).half().save_pretrained(self.model / "vae")
 
 
 def _parse() -> tuple[list[str], int, Recipe]:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from tests import toy_family
 from tests.tiny_models import DIM
 from tests.toy_backbone import DIMS, ToyBackbone, plain_views
+from tests.toy_family import write_model
 from textual_inversion import engine as engine_module
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.conditioning import Conditioning
@@ -23,6 +25,7 @@ from textual_inversion.engine import Assignment, Engine
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, draw, encode_request
+from textual_inversion.model_files import find_model_files
 from textual_inversion.prompt_encoder import PromptEncoder
 from textual_inversion.transfer import start_readback, to_device
 
@@ -126,6 +129,21 @@ def test_a_step_of_stable_diffusion_reads_nothing(tiny_model: Path, monkeypatch:
     events = watched(backbone, monkeypatch, 16)
     first = events.index("step")
     assert events[first : first + 17] == ["step"] * 16 + ["arrived 1"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_of_two_text_encoders_and_flow_reads_nothing(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = find_model_files(str(write_model(tmp_path)))
+    with Watch():
+        backbone: Any = toy_family.load(files, device="meta", precision="float32")
+    options = dict(METHODS[method])
+    if "adapter" in options:
+        options["adapter"] = AdapterConfig(kind="lora", targets=("fc1", "fc2"))
+    events = [event for event in watched(backbone, monkeypatch, 20, **options) if event != "look"]
+    first = events.index("step")
+    assert events[first : first + 22] == ["step"] * 16 + [each for i in (1, 2, 3) for each in ("step", f"arrived {i}")]
 
 
 def test_a_rule_that_may_end_a_concept_is_told_of_its_looks_in_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
