@@ -268,9 +268,12 @@ def _choose_model(sheet: ContactSheet, config: RunConfig, options: argparse.Name
 
 def _draw_rows(sheet: ContactSheet, config: RunConfig, draw: DrawFunction | None = None) -> list[list[Image.Image]]:
     from pipeline.actor.model_loading import load_model
+    from textual_inversion.batch_invariance import choose_sampling
     from textual_inversion.generate import generate
 
-    return sheet.draw(load_model(config), config.generation.sampling, draw or generate)
+    backbone = load_model(config)
+    sampling, _ = choose_sampling(backbone, config.generation.sampling, config.inversion.adapter)
+    return sheet.draw(backbone, sampling, draw or generate)
 
 
 def _write(sheet: ContactSheet, rows: Sequence[Sequence[Image.Image]], config: RunConfig, **more: Any) -> None:

@@ -54,13 +54,12 @@ class Engine:
     - every pass of a step has the same shape, `slots_per_pass * batch_size` samples: a pass with fewer concepts is
       padded with copies of its first, whose gradient is dropped; an evaluation is a pass of one concept.
 
-    **What is equal.** The arithmetic that makes a concept's rows is the same operations on the same shapes, whichever
-    concepts the other slots hold; only the place of its samples in the batch may differ. On a CPU with one torch thread
-    the kernels treat all places alike (tried with 2, 4 and 8 concepts of 1 and 4 samples, torch 2.13): a result is
-    bit-for-bit the same alone, in company, in any order, in any slot and after any resume, given the same machine,
-    library versions and `slots_per_pass`. With more threads, or on a GPU, a library may sum over a batch in another
-    order: results are equal to rounding. The same holds between two values of `slots_per_pass`, for which a library may
-    choose other kernels. With 1 a concept has passes of its own and nothing depends on places.
+    **What is equal.** A concept's rows come from the same operations on the same shapes, whichever concepts the other
+    slots hold; only the place of its samples in the batch may differ. Where the kernels treat all places alike, which
+    `batch_invariance.learning_is_invariant` tells, a result is bit-for-bit the same alone, in company, in any order, in
+    any slot and after any resume, given the same machine, library versions, number of threads and `slots_per_pass`.
+    Where they do not, and between two values of `slots_per_pass` above 1, results are equal to rounding. With 1 a
+    concept has passes of its own, and nothing depends on places or on the number of slots.
     """
 
     def __init__(

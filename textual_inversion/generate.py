@@ -101,13 +101,12 @@ def generate(backbone: Backbone, requests: Sequence[ImageRequest], config: Sampl
     """Draw the pictures, in the order of the requests. Every request is checked (`encode_request`) before any is drawn.
 
     Batches always have `config.batch_size` samples, and no operation mixes samples, so a picture can depend on its
-    place or its neighbours only through a kernel that sums differently for different samples of one shape. On the CPU
-    with one thread no such kernel was found: every batch size tried (1 to 5, 7, 8 and 16, torch 2.13) gave the same
-    bits in any order and company. On a GPU, libraries make no such promise. Another batch size, device or library
-    version changes rounding and nothing else.
+    place or its neighbours only through a kernel that sums differently for different samples of one shape.
+    `batch_invariance` tells whether there is such a kernel, and its `choose_sampling` gives settings with which there
+    is none on a CPU. Another batch size, device or library version changes rounding and nothing else.
     """
     encoded = [encode_request(backbone, request) for request in requests]
-    encoder = PromptEncoder(backbone)
+    encoder = PromptEncoder(backbone, shares_passes=config.batch_size > 1)
     return [picture for batch in batches(encoded, config.batch_size) for picture in draw(encoder, batch, config)]
 
 
@@ -115,13 +114,17 @@ def draw(encoder: PromptEncoder, requests: Sequence[EncodedRequest], config: Sam
     """Draw at most `config.batch_size` pictures; a smaller batch is padded with copies of its last request."""
     if not requests:
         return []
-    backbone, padded = encoder.backbone, pad(requests, config.batch_size)
+    return to_pictures(draw_pixels(encoder, pad(requests, config.batch_size), config)[: len(requests)])
+
+
+@torch.no_grad()
+def draw_pixels(encoder: PromptEncoder, requests: Sequence[EncodedRequest], config: SamplingConfig) -> Tensor:
+    """Draw one batch and return its pixels before they are rounded, [requests, 3, height, width] in [-1, 1]."""
+    backbone = encoder.backbone
     run = backbone.noise.begin(config.solver, config.steps)
-    latents = initial_noises(backbone, padded)
-    with torch.no_grad():
-        guidance = Guidance.from_requests(encoder, padded, config)
-        latents = denoise(backbone, latents, guidance, run)
-        return to_pictures(backbone.decode(latents)[: len(requests)])
+    latents = initial_noises(backbone, requests)
+    guidance = Guidance.from_requests(encoder, requests, config)
+    return backbone.decode(denoise(backbone, latents, guidance, run))
 
 
 def pad(requests: Sequence[EncodedRequest], size: int) -> list[EncodedRequest]:

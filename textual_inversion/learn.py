@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from textual_inversion.batch_invariance import choose_slots_per_pass
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome
@@ -63,6 +64,8 @@ def learn_outcomes(
         outcomes[outcome.concept.concept_id] = outcome
 
     features = extractor.pixel_features if extractor else None
-    engine = Engine(backbone, config, slots=min(slots, len(concepts)) or 1, seed=seed, image_features=features)
+    slots = min(slots, len(concepts)) or 1
+    slots_per_pass, _ = choose_slots_per_pass(backbone, config, slots, features)
+    engine = Engine(backbone, config, slots=slots, seed=seed, slots_per_pass=slots_per_pass, image_features=features)
     engine.run(next_assignment, on_outcome)
     return [outcomes[concept.concept_id] for concept, _ in concepts]

@@ -18,7 +18,7 @@ from textual_inversion.lora import ActingAdapter, acting_positions, group_adapte
 from textual_inversion.prompts import Vocabularies, encode_prompt
 from textual_inversion.transfer import to_device
 
-_PROMPTS_PER_PASS = 8
+PROMPTS_PER_PASS = 8
 """Prompts of a concept's sample grid: four, and the same with its initializer word."""
 
 
@@ -71,10 +71,12 @@ class PromptEncoder:
     what holds to the bit). Any number of threads may use one encoder.
     """
 
-    def __init__(self, backbone: Backbone, kept: int = 256) -> None:
-        """`kept`: prompts whose conditioning stays in the cache, on the backbone's device."""
+    def __init__(self, backbone: Backbone, kept: int = 256, *, shares_passes: bool = True) -> None:
+        """`kept`: prompts whose conditioning stays in the cache, on the backbone's device. `shares_passes`: encode
+        several prompts in one pass; without it each prompt has a pass of its own."""
         self.backbone = backbone
         self._kept = kept
+        self._prompts_per_pass = PROMPTS_PER_PASS if shares_passes else 1
         self._lock = threading.Lock()
         self._cache: OrderedDict[TokenizedPrompt, Conditioning] = OrderedDict()
 
@@ -84,9 +86,9 @@ class PromptEncoder:
         with self._lock:
             found = {prompt: self._cache[prompt] for prompt in wanted if prompt in self._cache}
         missing = [prompt for prompt in wanted if prompt not in found]
-        for start in range(0, len(missing), _PROMPTS_PER_PASS):
-            some = missing[start : start + _PROMPTS_PER_PASS]
-            padded = [*some, *[some[-1]] * (_PROMPTS_PER_PASS - len(some))]
+        for start in range(0, len(missing), self._prompts_per_pass):
+            some = missing[start : start + self._prompts_per_pass]
+            padded = [*some, *[some[-1]] * (self._prompts_per_pass - len(some))]
             encoded = self._encode(padded)
             found |= {prompt: encoded[i : i + 1] for i, prompt in enumerate(some)}
         with self._lock:

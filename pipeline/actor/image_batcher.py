@@ -45,7 +45,7 @@ class ImageBatcher:
     def __init__(self, backbone: Backbone, config: SamplingConfig) -> None:
         self._backbone = backbone
         self._config = config
-        self._encoder = PromptEncoder(backbone)
+        self._encoder = PromptEncoder(backbone, shares_passes=config.batch_size > 1)
         self._waiting: queue.Queue[_Wanted | None] = queue.Queue()
         threading.Thread(target=self._run, name="image-batcher", daemon=True).start()
 

@@ -28,7 +28,7 @@ from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import failure_record, put_done, put_files
 from pipeline.actor.samples import Samples, sample_requests, score
 from pipeline.actor.slot_budget import SlotBudget
-from pipeline.actor.tuning import compile_where_wanted, default_slots, passes_to_learn
+from pipeline.actor.tuning import PassSharing, compile_where_wanted, default_slots, passes_to_learn
 from pipeline.actor.vitals import Vitals, held_bytes
 from pipeline.actor.warm_start import load_examples
 from pipeline.config import RunConfig
@@ -83,6 +83,7 @@ class Learner:
         self._budget = SlotBudget(
             config.actors.slots or default_slots(self._backbone, config.inversion, self._features)
         )
+        self._sharing = PassSharing(self._backbone, config, self._features)
         self._jobs: dict[str, Job] = {}
         """Concept id -> job, from the start of `learn` to its end."""
         self._checkpoints = Checkpoints(self._store)
@@ -90,7 +91,7 @@ class Learner:
         self._engine = EngineThread(
             self._new_engine, self._budget, self._jobs, self._checkpoints, config.actors.checkpoint_steps
         )
-        self._image_batcher = ImageBatcher(self._backbone, config.grid.sampling)
+        self._image_batcher = ImageBatcher(self._backbone, self._sharing.choose_sampling())
         self._room = asyncio.Semaphore(self.ready())
         """Bounds the photos and latents held in memory."""
         self._is_leaving = False
@@ -237,7 +238,14 @@ class Learner:
         """
         config = self._config
         compile_where_wanted(self._backbone, config, passes_to_learn(self._backbone, config, slots))
-        engine = Engine(self._backbone, config.inversion, slots=slots, seed=config.seed, image_features=self._features)
+        engine = Engine(
+            self._backbone,
+            config.inversion,
+            slots=slots,
+            seed=config.seed,
+            slots_per_pass=self._sharing.choose_slots_per_pass(slots),
+            image_features=self._features,
+        )
         self._loaded_settings.check_unchanged()
         return engine
 
@@ -281,4 +289,4 @@ class Learner:
         files = put_files(self._store, job, outcome, sheet, self._config.model, self._backbone.model_hash())
         self._checkpoints.delete(job)
         job.log.store("published", steps=outcome.steps, seconds=round(outcome.seconds, 1), scores=scores)
-        return put_done(self._store, job, outcome, scores, files, self._config.gate)
+        return put_done(self._store, job, outcome, scores, files, self._config.gate, self._sharing.equality)

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.config import GateConfig
 from pipeline.ledger.gate import BELOW, verdict
 from pipeline.ledger.plan import ConceptTask
-from pipeline.ledger.records import ConceptRecord, StoredFile, put_record
+from pipeline.ledger.records import ConceptRecord, Equality, StoredFile, put_record
 from pipeline.store import retries
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
@@ -94,6 +94,7 @@ def put_done(
     scores: Mapping[str, float],
     files: Mapping[str, StoredFile],
     gate: GateConfig,
+    equality: Equality,
 ) -> ConceptRecord:
     """Put the record of a learned concept, the last of its objects, and return it."""
     assert job.start is not None
@@ -111,6 +112,7 @@ def put_done(
         files=files,
         gate=passed,
         setbacks=outcome.setbacks,
+        equality=equality,
         repeated=retries.retry_count.take_new(),
     )
     put_record(store, record)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from pipeline.config import RunConfig
+from pipeline.ledger.records import Equality
+from textual_inversion.batch_invariance import choose_sampling, choose_slots_per_pass
 from textual_inversion.compile_trial import Pass, compile_checked, compile_fastest
 from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.families.base import Backbone
@@ -63,3 +65,40 @@ def passes_to_learn(backbone: Backbone, config: RunConfig, slots: int) -> list[P
 def drawing_pass(backbone: Backbone, config: SamplingConfig) -> Pass:
     guided = guidance_scale(backbone, config) > 1
     return Pass((1 + guided) * config.batch_size, gradients=False)
+
+
+class PassSharing:
+    """What may share a pass on an actor's device, so that a concept's bytes are those it has alone."""
+
+    def __init__(self, backbone: Backbone, config: RunConfig, image_features: ImageFeatures | None) -> None:
+        """`image_features`: as the engine's. The checks are of the denoiser as it runs when they are made, so it is to
+        be compiled before."""
+        self._backbone = backbone
+        self._config = config
+        self._image_features = image_features
+        self._is_learning_exact = True
+        self._is_drawing_exact = True
+
+    def choose_slots_per_pass(self, slots: int) -> int:
+        """Check passes of `slots` concepts and return how many may share one. Raises torch.OutOfMemoryError if they do
+        not fit in the device's memory."""
+        chosen, self._is_learning_exact = choose_slots_per_pass(
+            self._backbone, self._config.inversion, slots, self._image_features
+        )
+        return chosen
+
+    def choose_sampling(self) -> SamplingConfig:
+        """Check the batches of sample pictures and return the settings to draw them with."""
+        configured = self._config.grid.sampling
+        try:
+            chosen, self._is_drawing_exact = choose_sampling(self._backbone, configured, self._config.inversion.adapter)
+        except torch.OutOfMemoryError:  # pictures are drawn later, when there may be memory again
+            torch.cuda.empty_cache()
+            self._is_drawing_exact = False
+            return configured
+        return chosen
+
+    @property
+    def equality(self) -> Equality:
+        """Extent to which results equal those of the same concept alone, or elsewhere on the same kind of machine."""
+        return "" if self._is_learning_exact and self._is_drawing_exact else "to rounding"

@@ -32,6 +32,7 @@ from pipeline.ledger.records import ConceptRecord
 from pipeline.store.storage import RunStore
 from pipeline.times import interrupting
 from textual_inversion.adapter_formats import with_adapter
+from textual_inversion.batch_invariance import choose_sampling
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.config import SamplingConfig
 from textual_inversion.errors import BadInput
@@ -150,7 +151,7 @@ class Drawer:
         self._store = RunStore(config.output)
         self._backbone = load_model(config)
         compile_where_wanted(self._backbone, config, [drawing_pass(self._backbone, config.generation.sampling)])
-        self._encoder = PromptEncoder(self._backbone)
+        self._passes = lru_cache(self._choose_passes)
         self._embedding = lru_cache(_EMBEDDINGS_KEPT)(self._load)
         self._pool = ThreadPoolExecutor(_STORE_THREADS)
 
@@ -176,10 +177,16 @@ class Drawer:
         embeddings = dict(zip(paths, self._pool.map(self._embedding_or_error, paths), strict=True))
         checked = [self._check(row, embeddings.get(row["embedding"])) for row in rows]
         good = [request for request in checked if isinstance(request, EncodedRequest)]
-        size = sampling.batch_size
-        batches = (draw(self._encoder, good[start : start + size], sampling) for start in range(0, len(good), size))
+        encoder, chosen = self._passes(sampling)
+        size = chosen.batch_size
+        batches = (draw(encoder, good[start : start + size], chosen) for start in range(0, len(good), size))
         pictures = chain.from_iterable(batches)
         return (request if isinstance(request, str) else next(pictures) for request in checked)
+
+    def _choose_passes(self, sampling: SamplingConfig) -> tuple[PromptEncoder, SamplingConfig]:
+        """Return an encoder and settings with which, on a CPU, a picture does not depend on its batch."""
+        chosen, _ = choose_sampling(self._backbone, sampling, self._config.inversion.adapter)
+        return PromptEncoder(self._backbone, shares_passes=chosen.batch_size > 1), chosen
 
     def _load(self, path: str) -> LearnedEmbedding:
         folder = path.rpartition("/")[0]

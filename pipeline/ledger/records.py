@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 _BATCH = 500
 
 
+Equality = Literal["", "to rounding"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
     """Size and SHA-256 of an object; both were compared with what the store holds when it was written."""
@@ -89,6 +92,11 @@ class ConceptRecord:
 
     setbacks: int = 0
     """Times that its loss was not finite and it was rolled back to its last good state, with a lower learning rate."""
+
+    equality: Equality = ""
+    """Extent to which the files' bytes are those that the concept has alone, in any company or slot, on the same kind
+    of machine. Empty: to the bit. `to rounding`: its actor ran on an accelerator whose results depend on places in a
+    batch. See docs/REPRODUCIBILITY.md."""
 
     repeated: int = 0
     """Calls to storage that its actor repeated since the actor's previous record."""

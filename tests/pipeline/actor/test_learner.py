@@ -375,7 +375,11 @@ def test_a_loss_that_is_not_finite_is_told_as_such(tiny_model: Path, photos: tup
 def test_an_engine_that_stops_breaks_the_actor(
     tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(_engine: Engine, next_assignment: Callable[[bool], object], *_: object) -> None:
+    run = Engine.run
+
+    def crash(engine: Engine, next_assignment: Callable[[bool], object], *callbacks: Any) -> None:
+        if threading.current_thread().name != "engine":  # the check of passes before the actor takes concepts
+            return run(engine, next_assignment, *callbacks)
         next_assignment(True)
         raise RuntimeError("device lost")
 

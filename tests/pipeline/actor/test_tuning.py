@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.actor import tuning
-from pipeline.actor.tuning import Pass, compile_where_wanted, default_slots, drawing_pass, passes_to_learn
+from pipeline.actor.tuning import Pass, PassSharing, compile_where_wanted, default_slots, drawing_pass, passes_to_learn
 from tests.pipeline.runs import tiny_config
 from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.families.base import Backbone
@@ -45,3 +49,71 @@ def test_the_denoiser_is_compiled_where_that_is_asked_for(
     config = tiny_config(tmp_path, tmp_path, actors={"compile": wanted})
     compile_where_wanted(tiny_backbone, config, [Pass(1, gradients=True)])
     assert done == expected
+
+
+def test_a_cpu_promises_bytes_whatever_its_kernels_do(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    sharing = PassSharing(tiny_backbone, tiny_config(tmp_path, tmp_path), None)
+    assert sharing.choose_slots_per_pass(2) in (1, 2)
+    assert sharing.choose_sampling().batch_size in (1, 4)
+    assert sharing.equality == ""
+
+
+@pytest.mark.parametrize(("learned", "drawn"), [(True, False), (False, True), (False, False)])
+def test_an_accelerator_promises_rounding_where_either_depends_on_places(
+    tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: bool, drawn: bool
+) -> None:
+    config = tiny_config(tmp_path, tmp_path)
+    monkeypatch.setattr(tuning, "choose_sampling", lambda _backbone, sampling, _adapter: (sampling, drawn))
+    monkeypatch.setattr(tuning, "choose_slots_per_pass", lambda _backbone, _config, slots, _features: (slots, learned))
+    sharing = PassSharing(tiny_backbone, config, None)
+    assert sharing.choose_slots_per_pass(4) == 4
+    assert sharing.choose_sampling() == config.grid.sampling
+    assert sharing.equality == "to rounding"
+
+
+def test_no_memory_to_check_a_batch_of_pictures_promises_rounding(
+    tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("nothing fits")
+
+    config = tiny_config(tmp_path, tmp_path)
+    monkeypatch.setattr(tuning, "choose_sampling", no_memory)
+    sharing = PassSharing(tiny_backbone, config, None)
+    assert sharing.choose_sampling() == config.grid.sampling
+    assert sharing.equality == "to rounding"
+
+
+ALONE_AND_IN_COMPANY = """
+import asyncio, sys
+from pathlib import Path
+from pipeline.actor.learner import Learner
+from tests.pipeline.runs import task, tiny_config, write_photo
+
+model, folder = sys.argv[1], Path(sys.argv[2])
+photos = tuple(write_photo(folder / f"{i}.png", i) for i in range(2))
+tasks = [task(name, photos) for name in "abc"]
+
+async def learn(output, tasks):
+    learner = Learner(tiny_config(model, folder / output, actors={"slots": 2}))
+    records = await asyncio.gather(*(learner.learn(one) for one in tasks))
+    assert all((record.status, record.equality) == ("done", "") for record in records), records
+    learner.close()
+
+asyncio.run(learn("company", tasks))
+asyncio.run(learn("alone", tasks[2:]))
+for name in ("learned_embeds.safetensors", "grid.png", "curve.parquet"):
+    one, other = ((folder / output / tasks[2].folder.file(name)).read_bytes() for output in ("company", "alone"))
+    assert one == other, name
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, {"MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}], ids=["any", "AVX2"])
+def test_a_concept_has_the_same_files_alone_and_in_company(
+    environment: dict[str, str], tiny_model: Path, tmp_path: Path
+) -> None:
+    root = Path(__file__).resolve().parents[3]
+    command = [sys.executable, "-c", ALONE_AND_IN_COMPANY, str(tiny_model), str(tmp_path)]
+    run = subprocess.run(command, cwd=root, env=os.environ | environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
