@@ -26,6 +26,7 @@ from pipeline.config_file import load_config
 from pipeline.exit_codes import OK, USAGE
 from pipeline.inputs.models import portable
 from pipeline.store.addresses import absolute, read_bytes
+from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = configure(options)
         options.use(options, config, open_library(options.learned))
     except (ValueError, OSError) as error:  # a wrong argument, or storage that cannot be read or written
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(redact(f"error: {error}\n"))
         return USAGE
     sys.stdout.write(f"{RunStore(config.output).uri('sheet.png')}\n")
     return OK

@@ -16,6 +16,7 @@ from pipeline.actor.publish import to_png
 from pipeline.config import RunConfig
 from pipeline.inputs.models import locate, model_hash
 from pipeline.store.addresses import absolute, read_bytes
+from pipeline.store.redact import redacted
 from pipeline.store.storage import RunStore
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.config import SamplingConfig
@@ -165,7 +166,8 @@ def write(
     labels: Sequence[str] = (),
     **facts: Any,
 ) -> None:
-    """Write every picture, the sheet, and last the list of pictures with their origin; `facts` go into the list."""
+    """Write every picture, the sheet, and last the list of pictures with their origin and `facts`, without
+    credentials."""
     for paths, row in zip(sheet.paths(), rows, strict=True):
         for path, picture in zip(paths, row, strict=True):
             store.put(path, to_png(picture))
@@ -182,7 +184,7 @@ def write(
         ],
         **facts,
     }
-    store.put(LIST, json.dumps(description, indent=1, ensure_ascii=False).encode())
+    store.put(LIST, json.dumps(redacted(description), indent=1, ensure_ascii=False).encode())
 
 
 def _slug(text: str) -> str:

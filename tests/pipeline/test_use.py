@@ -239,6 +239,14 @@ def test_mistakes_are_named_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_credentials_in_an_address_are_not_shown(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    address = "http://127.0.0.1:9/photo.png?X-Amz-Signature=0123456789abcdef0123456789abcdef"
+    assert command("edit", address, "mask.png", "a <tiger>") == 2
+    told = capsys.readouterr().err
+    assert "127.0.0.1:9/photo.png?X-Amz-Signature=***" in told
+    assert "0123456789abcdef" not in told
+
+
 def test_a_model_that_has_changed_since_is_not_used_silently(
     run: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
