@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
 from benchmarks.restatement import CommonAlgorithm
 from pipeline.inputs.models import locate
-from textual_inversion.families.base import to_tensors
+from textual_inversion.families.base import stack_prompts
 from textual_inversion.families.sd import StableDiffusion
 from textual_inversion.prompts import encode_prompt
 
@@ -107,7 +107,7 @@ def count_flops(shape: str, device: str = "meta") -> float:
     """
     backbone = Parts(SHAPES[shape], device, torch.float32).backbone()
     row = torch.zeros(1, next(iter(backbone.token_tables.values())).dim, device=backbone.device, requires_grad=True)
-    prompt = to_tensors([encode_prompt("<c>", {"<c>": [0]}, backbone.vocabularies)])
+    prompt = stack_prompts([encode_prompt("<c>", {"<c>": [0]}, backbone.vocabularies)])
     ids = {key: each.to(backbone.device) for key, each in prompt.items()}
     latents = torch.randn(1, *backbone.latent_shape, device=backbone.device)
     timesteps = torch.tensor([500], device=backbone.device)

@@ -32,7 +32,7 @@ from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig, SamplingConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.extractors import ClipExtractor
-from textual_inversion.families.base import Backbone, to_tensors
+from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.latents import EncodedViews, encode_views, sample_latents
 from textual_inversion.metrics import clip_i
@@ -148,7 +148,7 @@ def fixed_batch_loss(backbone: Backbone, concept: Concept, views: EncodedViews) 
     templates = training_templates(concept, class_cue=False)
     rows_of = placeholder_rows(concept)
     vocabularies = backbone.vocabularies
-    ids = to_tensors([encode_prompt(templates[i % len(templates)], rows_of, vocabularies) for i in range(size)])
+    ids = stack_prompts([encode_prompt(templates[i % len(templates)], rows_of, vocabularies) for i in range(size)])
     latents = sample_latents(views.moments[view], eps)
     x_t, target = backbone.noise.corrupt(latents, noise, timesteps)
     told = backbone.noise.model_timesteps(timesteps)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textual_inversion.conditioning import Conditioning
-from textual_inversion.families.base import Backbone, to_tensors
+from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.prompts import encode_prompt
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def _inputs(backbone: Backbone, one: Pass) -> _Inputs:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(one.samples, *backbone.latent_shape, generator=generator).to(backbone.device)
     timesteps = torch.linspace(0, backbone.noise.num_timesteps - 1, one.samples).long().to(backbone.device)
-    ids = to_tensors([encode_prompt("", {}, backbone.vocabularies)])
+    ids = stack_prompts([encode_prompt("", {}, backbone.vocabularies)])
     conditioning = backbone.encode_prompts({key: each.to(backbone.device) for key, each in ids.items()}, {})
     return latents, backbone.noise.model_timesteps(timesteps), conditioning.repeat(one.samples)
 

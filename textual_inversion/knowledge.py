@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textual_inversion.concept import Concept
 from textual_inversion.conditioning import Conditioning, concatenate
-from textual_inversion.families.base import Backbone, to_tensors
+from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.prompts import encode_cut, fill, training_templates
 from textual_inversion.transfer import to_device
 
@@ -115,7 +115,7 @@ def read_captions(path: str) -> tuple[str, ...]:
 @torch.no_grad()
 def freeze(backbone: Backbone, prompts: Sequence[str]) -> FrozenPrompts:
     """Encode prompts without an adapter; one that is too long for a text encoder is cut, as its tokenizer would."""
-    ids = to_tensors([encode_cut(prompt, backbone.vocabularies) for prompt in prompts])
+    ids = stack_prompts([encode_cut(prompt, backbone.vocabularies) for prompt in prompts])
     ids = {key: to_device(each, backbone.device) for key, each in ids.items()}
     parts = [
         backbone.encode_prompts({key: each[start : start + _PROMPTS_PER_PASS] for key, each in ids.items()}, {})

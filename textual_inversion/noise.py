@@ -25,8 +25,8 @@ class SolverRun:
     """
 
     def __init__(self, scheduler: Any, timesteps: Tensor, mix: Mix) -> None:
-        """`scheduler`: a diffusers scheduler (untyped) whose timesteps are set, on the host: from a device, it would
-        wait to read them."""
+        """Wrap a diffusers scheduler (untyped) whose timesteps are set, on the host: it would wait to read them from a
+        device. `timesteps` and `mix` are those of its steps."""
         self._scheduler = scheduler
         self._mix = mix
         self.timesteps = timesteps
@@ -88,8 +88,8 @@ class _DiscreteTime(ABC):
     """Ho et al. 2020, Eq. 4: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, SNR(t) = abar_t / (1 - abar_t)."""
 
     def __init__(self, alphas_cumprod: Tensor, scheduler_config: Mapping[str, Any]) -> None:
-        """`alphas_cumprod`: [num_timesteps] float32 on the backbone's device. `scheduler_config`: the diffusers
-        scheduler settings that samplers are made from."""
+        """Hold `alphas_cumprod`, [num_timesteps] float32 on the backbone's device, and the diffusers scheduler settings
+        that sampling runs are made from."""
         self._abar = alphas_cumprod
         self._scheduler_config = dict(scheduler_config)
         self.num_timesteps = len(alphas_cumprod)
@@ -158,7 +158,7 @@ class _DiscreteTime(ABC):
         """Return the loss on the target in units of the loss on x_0, [batch]."""
 
     def _levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t), shaped to multiply [batch, ...]."""
+        """Return sqrt(abar_t) and sqrt(1 - abar_t), shaped to multiply `like` [batch, ...]."""
         abar = _column(self._abar[timesteps], like)
         return abar.sqrt(), (1 - abar).sqrt()
 
@@ -285,12 +285,12 @@ _DISCRETE: Mapping[str, type[_DiscreteTime]] = {"epsilon": Epsilon, "v_predictio
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """[batch] -> [batch, 1, ...], to multiply `like` [batch, ...]."""
+    """Shape values [batch] to multiply `like` [batch, ...]."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _by_log_snr(log_snr: Tensor) -> Tensor:
-    """Probabilities proportional to max_s log SNR(s) - log SNR(t), [timesteps] float64."""
+    """Return probabilities proportional to max_s log SNR(s) - log SNR(t), [timesteps] float64."""
     weight = log_snr.max() - log_snr
     return weight / weight.sum()
 

@@ -110,7 +110,7 @@ def objective(
         terms["clip"] = penalties.clip * cosine_distance(image_features(backbone.decode(x_0)), batch.features)
 
     if penalties.knowledge and batch.others is not None:
-        # they name none of the rows; without rows, the host would look whether they do, and wait for the device
+        # these prompts read none of the rows; without rows, the token table would check that and wait for the device
         adapted = backbone.encode_prompts(batch.others.ids, rows, trained.adapters)
         terms["knowledge"] = penalties.knowledge * adapted.cosine_distance(batch.others.conditioning)
 
@@ -174,5 +174,5 @@ def per_concept(terms: Mapping[str, Tensor], num_concepts: int) -> Tensor:
 
 
 def _mean_over_rows(values: Tensor, counts: Tensor) -> Tensor:
-    """[concepts, rows] each -> [concepts]"""
+    """Take the mean over the rows that count, [concepts]; `values`, `counts`: [concepts, rows]."""
     return (values * counts).sum(1) / counts.sum(1)

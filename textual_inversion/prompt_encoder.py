@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.conditioning import Conditioning, concatenate
-from textual_inversion.families.base import Backbone, to_tensors
+from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.lora import ActingAdapter, acting_positions, group_adapters
 from textual_inversion.prompts import Vocabularies, encode_prompt
 from textual_inversion.transfer import to_device
@@ -30,8 +30,8 @@ class TokenizedPrompt:
     """(text encoder key, ids of its length) pairs; id `size + i` is the i-th row of the prompt's concepts, one concept
     after the other."""
     concepts: tuple[tuple[LearnedEmbedding, range], ...] = ()
-    """Each concept with the numbers of its rows. Its adapter, if it has one, acts on the whole prompt; several are
-    added."""
+    """The prompt's concepts, with the numbers of their rows. The changes of their adapters are added over the whole
+    prompt."""
 
     @classmethod
     def from_ids(
@@ -72,8 +72,11 @@ class PromptEncoder:
     """
 
     def __init__(self, backbone: Backbone, kept: int = 256, *, shares_passes: bool = True) -> None:
-        """`kept`: prompts whose conditioning stays in the cache, on the backbone's device. `shares_passes`: encode
-        several prompts in one pass; without it each prompt has a pass of its own."""
+        """Start with an empty cache.
+
+        `kept`: number of prompts whose conditioning stays in it, on the device. `shares_passes`: encode several prompts
+        in one pass; without it each prompt has a pass of its own.
+        """
         self.backbone = backbone
         self._kept = kept
         self._prompts_per_pass = PROMPTS_PER_PASS if shares_passes else 1
@@ -106,7 +109,7 @@ class PromptEncoder:
         num_rows = [prompt.num_rows for prompt in prompts]
         shifts = torch.tensor([sum(num_rows[:i]) for i in range(len(prompts))])[:, None]
         ids = {}
-        for key, own in to_tensors([prompt.ids for prompt in prompts]).items():
+        for key, own in stack_prompts([prompt.ids for prompt in prompts]).items():
             size = backbone.vocabularies[key].size
             ids[key] = to_device(torch.where(own >= size, own + shifts, own), backbone.device)
         embeddings = [embedding for prompt in prompts for embedding, _ in prompt.concepts]

@@ -49,7 +49,7 @@ def _problems(info: Mapping[str, Any], unused: Sequence[str]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first names in alphabetic order, and how many more there are."""
+    """List the first names in alphabetic order, and say how many more there are."""
     ordered = sorted(names)
     more = f" and {len(ordered) - _NAMED} more" if len(ordered) > _NAMED else ""
     return ", ".join(map(repr, ordered[:_NAMED])) + more

@@ -22,7 +22,7 @@ from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.config import SamplingConfig, Solver
 from textual_inversion.families import load_backbone
-from textual_inversion.families.base import Backbone, to_tensors
+from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.formats import dump_diffusers
 from textual_inversion.generate import ImageRequest, generate, initial_noise
 from textual_inversion.lora import TARGETS, initial_adapter, merged_state_dict
@@ -176,10 +176,10 @@ def test_prompt_encoding_equals_encode_prompt(
     load_into(pipeline, embedding, tmp_path)
     for prompt in PROMPTS:
         ids = encode_prompt(prompt, {WORD: range(num_vectors)}, backbone.vocabularies)
-        ours = backbone.encode_prompts(to_tensors([ids]), embedding.vectors)
+        ours = backbone.encode_prompts(stack_prompts([ids]), embedding.vectors)
         theirs, empty = pipeline.encode_prompt(prompt, "cpu", 1, True)
         torch.testing.assert_close(ours.hidden, theirs, rtol=0, atol=1e-6)
-        nothing = backbone.encode_prompts(to_tensors([encode_prompt("", {}, backbone.vocabularies)]), {})
+        nothing = backbone.encode_prompts(stack_prompts([encode_prompt("", {}, backbone.vocabularies)]), {})
         torch.testing.assert_close(nothing.hidden, empty, rtol=0, atol=1e-6)
 
 

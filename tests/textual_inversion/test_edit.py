@@ -16,7 +16,7 @@ from textual_inversion.augment import to_pixels
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.config import SamplingConfig, Solver
 from textual_inversion.edit import edit, encode_picture, latent_mask
-from textual_inversion.families.base import Backbone, to_tensors
+from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.generate import ImageRequest, generate, initial_noise, to_pictures
 from textual_inversion.prompts import encode_prompt
 
@@ -94,7 +94,7 @@ def test_an_all_white_mask_is_plain_sampling_from_the_noised_picture(
     share = scheduler.alphas_cumprod[timesteps[0]]
     source, noise = encode_picture(tiny_backbone, a_picture()), initial_noise(tiny_backbone, request.seed)[None]
     latents = share.sqrt() * source + (1 - share).sqrt() * noise
-    text = tiny_backbone.encode_prompts(to_tensors([encode_prompt("a cat", {}, tiny_backbone.vocabularies)]), {})
+    text = tiny_backbone.encode_prompts(stack_prompts([encode_prompt("a cat", {}, tiny_backbone.vocabularies)]), {})
     for timestep in timesteps:
         with torch.no_grad():
             output = tiny_backbone.predict(latents, timestep[None], text)

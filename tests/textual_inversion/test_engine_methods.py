@@ -259,7 +259,7 @@ def test_a_start_with_its_adapter() -> None:
 def plain_step(settings: InversionConfig) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], list[float]]:
     """TextBoost v1 without paired views in plain torch, with the engine's draws: one concept, its adapter and rows in
     `torch.optim.AdamW`, clipped together -> rows, adapter, losses."""
-    from textual_inversion.families.base import to_tensors
+    from textual_inversion.families.base import stack_prompts
     from textual_inversion.knowledge import KnowledgePreservation, read_captions
     from textual_inversion.lora import AdapterBatch
     from textual_inversion.prompts import OBJECT_TEMPLATES, encode_prompt
@@ -295,7 +295,7 @@ def plain_step(settings: InversionConfig) -> tuple[dict[str, Tensor], dict[str, 
                 )
             ]  # fmt: skip
 
-        ids = to_tensors(
+        ids = stack_prompts(
             [encode_prompt(OBJECT_TEMPLATES[i], {"{}": range(2)}, BACKBONE.vocabularies) for i in template]
         )
         abar = ALPHAS_CUMPROD[t].view(2, 1, 1, 1)

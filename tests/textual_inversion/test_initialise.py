@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.toy_backbone import DIMS, VOCAB_SIZE, VOCABULARY, ToyBackbone
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig
-from textual_inversion.families.base import Backbone, to_tensors
+from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.initialise import encoder_output, initial_rows
 from textual_inversion.prompts import encode_prompt
 from textual_inversion.start_choice import StartChooser
@@ -117,7 +117,7 @@ CONCEPT = Concept(concept_id="c", placeholder_token="<c>", images=("x",), initia
 
 def test_encoder_output_is_the_encoders_state_at_the_words_place(tiny_backbone: Backbone) -> None:
     start, end = 0, 3
-    ids = to_tensors([encode_prompt("dog toy", {}, tiny_backbone.vocabularies)])
+    ids = stack_prompts([encode_prompt("dog toy", {}, tiny_backbone.vocabularies)])
     hidden = tiny_backbone.encode_prompts(ids, {}).hidden[0]
     vector = encoder_output(CONCEPT, tiny_backbone)["clip_l"]
     torch.testing.assert_close(vector, hidden[start + 1 : end].mean(0))

@@ -36,7 +36,7 @@ class Backbone(Protocol):
     vocabularies: Vocabularies
     """Text encoder key -> its vocabulary."""
     token_tables: Mapping[str, TokenTable]
-    """Text encoder key -> its token table, which has `size` of the vocabulary vectors."""
+    """Text encoder key -> its token table, with as many vectors as the vocabulary has ids."""
     adapter_layers: Mapping[str, tuple[int, int]]
     """Name of each linear layer that can be adapted -> (inputs, outputs). Names of different text encoders differ."""
 
@@ -90,6 +90,6 @@ class Backbone(Protocol):
         ...
 
 
-def to_tensors(prompts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
+def stack_prompts(prompts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
     """Stack tokenized prompts: text encoder key -> [prompts, length] ids on the CPU."""
     return {key: torch.tensor([prompt[key] for prompt in prompts]) for key in prompts[0]}

@@ -143,35 +143,35 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
     The text encoder's weights are always float32, as the rows are. The autoencoder has the denoiser's precision, except
     that it is float32 beside a float16 denoiser: its activations leave float16's range.
     """
-    place = _device(device)
-    dtype = _dtype(precision, place)
-    where = str(files.directory)
+    torch_device = _device(device)
+    dtype = _dtype(precision, torch_device)
+    directory = str(files.directory)
 
     def read(component: str, cls: Any, **options: Any) -> Any:
         variant = files.variants.get(component)
         if component not in files.variants:
-            raise ValueError(f"model {where}: folder {component!r} has no .safetensors weights")
+            raise ValueError(f"model {directory}: folder {component!r} has no .safetensors weights")
         return load_pretrained(
-            cls, where, subfolder=component, use_safetensors=True, variant=variant, local_files_only=True, **options
+            cls, directory, subfolder=component, use_safetensors=True, variant=variant, local_files_only=True, **options
         )
 
     text_encoder = read(
         "text_encoder",
         CLIPTextModel,
         unused=_UNUSED,
-        dtype=torch.float32,  # else transformers loads in the config's precision, and digits are lost on the way up
+        dtype=torch.float32,  # else transformers loads in the config's precision and loses digits
         ignore_mismatched_sizes=True,  # so that the error can name them
     )
     # torch_dtype and not dtype, which diffusers takes only from 0.42 on
     unet = read("unet", UNet2DConditionModel, torch_dtype=dtype)
     vae = read("vae", AutoencoderKL, torch_dtype=torch.float32 if dtype == torch.float16 else dtype)
     return StableDiffusion(
-        tokenizer=read_tokenizer(where),
-        text_encoder=text_encoder.to(place),
-        unet=unet.to(place),
-        vae=vae.to(place),
-        scheduler_config=DDPMScheduler.load_config(where, subfolder="scheduler", local_files_only=True),
-        digest=model_files.model_hash(where),
+        tokenizer=read_tokenizer(directory),
+        text_encoder=text_encoder.to(torch_device),
+        unet=unet.to(torch_device),
+        vae=vae.to(torch_device),
+        scheduler_config=DDPMScheduler.load_config(directory, subfolder="scheduler", local_files_only=True),
+        digest=model_files.model_hash(directory),
     )
 
 

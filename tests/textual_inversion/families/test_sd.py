@@ -16,7 +16,7 @@ from torch import nn
 
 from tests.tiny_models import DIM, LATENT_SHAPE, MAX_LENGTH, RESOLUTION
 from textual_inversion.families import load_backbone
-from textual_inversion.families.base import Backbone, to_tensors
+from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.model_files import model_hash
 from textual_inversion.noise import VPrediction
 from textual_inversion.prompts import encode_prompt
@@ -36,7 +36,7 @@ def load(directory: Path, **options: str) -> Backbone:
 
 
 def some_ids(backbone: Backbone, *rows: int) -> dict[str, torch.Tensor]:
-    return to_tensors([encode_prompt("a photo of a <c>", {"<c>": rows}, backbone.vocabularies)])
+    return stack_prompts([encode_prompt("a photo of a <c>", {"<c>": rows}, backbone.vocabularies)])
 
 
 def test_shapes_come_from_the_checkpoint(tiny_backbone: Backbone, tiny_model: Path) -> None:

@@ -31,7 +31,7 @@ from textual_inversion.config import (
 from textual_inversion.edit import edit
 from textual_inversion.engine import Assignment, Engine, Outcome
 from textual_inversion.families import load_backbone
-from textual_inversion.families.base import to_tensors
+from textual_inversion.families.base import stack_prompts
 from textual_inversion.formats import dump_diffusers, parse_diffusers
 from textual_inversion.generate import ImageRequest, encode_request, generate, initial_noise, to_pictures
 from textual_inversion.initialise import encoder_output
@@ -139,7 +139,7 @@ def test_the_first_loss_is_the_flows(backbone: Any) -> None:
     x_0 = views.moments[view, 0] + views.moments[view, 1] * eps
     u = (t + 1) / 1000
     sigma = (3 * u / (1 + 2 * u))[:, None, None, None]
-    ids = to_tensors(
+    ids = stack_prompts(
         [encode_prompt(OBJECT_TEMPLATES[i], {"{}": [0]}, backbone.vocabularies) for i in template.tolist()]
     )
     rows = {key: table.weight[backbone.vocabularies[key].tokenize("red cat")].mean(0, keepdim=True)
@@ -152,7 +152,7 @@ def test_the_first_loss_is_the_flows(backbone: Any) -> None:
 
 def test_only_the_placeholders_rows_have_gradients_in_either_encoder(backbone: Any) -> None:
     """Ids of one vocabulary are rows of the other: 40 letters are fewer than 97 words."""
-    ids = to_tensors([encode_prompt("a photo of my red cat <c>", {"<c>": [1]}, backbone.vocabularies)])
+    ids = stack_prompts([encode_prompt("a photo of my red cat <c>", {"<c>": [1]}, backbone.vocabularies)])
     assert (ids["words"][ids["words"] < VOCAB_SIZES["words"]] >= VOCAB_SIZES["letters"]).any()
     rows = {key: torch.ones(60, width, requires_grad=True) for key, width in WIDTHS.items()}
     text = backbone.encode_prompts(ids, rows)
@@ -165,7 +165,7 @@ def test_only_the_placeholders_rows_have_gradients_in_either_encoder(backbone: A
 def test_the_pooled_vector_is_taken_at_the_true_end(backbone: Any) -> None:
     prompt = encode_prompt("a <c> here", {"<c>": [0]}, backbone.vocabularies)
     rows = {key: torch.ones(1, width) for key, width in WIDTHS.items()}
-    text = backbone.encode_prompts(to_tensors([prompt]), rows)
+    text = backbone.encode_prompts(stack_prompts([prompt]), rows)
     end = prompt["words"].index(END)
     states = backbone._network.text["words"]
     with backbone.token_tables["words"].reading(rows["words"]):
@@ -199,7 +199,7 @@ def test_prompts_come_from_the_cache_whole(backbone: Any) -> None:
     for i, prompt in enumerate(prompts):
         for ours, theirs in zip(encoder([prompt]).tensors(), together[i : i + 1].tensors(), strict=True):
             assert torch.equal(ours, theirs)
-    plain = to_tensors([encode_prompt("a photo of a cat", {}, backbone.vocabularies)])
+    plain = stack_prompts([encode_prompt("a photo of a cat", {}, backbone.vocabularies)])
     for ours, theirs in zip(together[2:3].tensors(), backbone.encode_prompts(plain, {}).tensors(), strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -219,7 +219,7 @@ def test_guided_pictures_equal_a_plain_euler_loop(backbone: Any) -> None:
     request, sampling = ImageRequest("a photo of a cat", 7), SamplingConfig(solver="ddim", steps=4, batch_size=1)
     (drawn,) = generate(backbone, [request], sampling)
     prompts = [encode_prompt(text, {}, backbone.vocabularies) for text in ("", request.prompt)]
-    empty, text = (backbone.encode_prompts(to_tensors([prompt]), {}) for prompt in prompts)
+    empty, text = (backbone.encode_prompts(stack_prompts([prompt]), {}) for prompt in prompts)
     u = torch.linspace(
         1, 3 * 0.001 / (1 + 2 * 0.001), 4
     )  # down to the lowest level, which is shifted twice (diffusers)
@@ -243,7 +243,7 @@ def test_an_edit_keeps_what_is_outside_the_mask(backbone: Any) -> None:
 
 def test_knowledge_is_compared_in_states_and_pooled_vectors(backbone: Any) -> None:
     one, other = (
-        backbone.encode_prompts(to_tensors([encode_prompt(text, {}, backbone.vocabularies)]), {})
+        backbone.encode_prompts(stack_prompts([encode_prompt(text, {}, backbone.vocabularies)]), {})
         for text in ("a cat", "a dog")
     )
     both = one.cosine_distance(other)
@@ -292,7 +292,7 @@ def test_an_embedding_of_one_encoder_is_refused(backbone: Any) -> None:
 def test_a_start_can_be_each_encoders_own_output(backbone: Any) -> None:
     vectors = encoder_output(concept(0), backbone)
     assert {key: len(vector) for key, vector in vectors.items()} == WIDTHS
-    states = backbone.encoder_states(to_tensors([encode_prompt("red cat", {}, backbone.vocabularies)]))
+    states = backbone.encoder_states(stack_prompts([encode_prompt("red cat", {}, backbone.vocabularies)]))
     torch.testing.assert_close(vectors["words"], states["words"][0, 1:3].mean(0))
     torch.testing.assert_close(vectors["letters"], states["letters"][0, :6].mean(0))
 
