@@ -27,7 +27,8 @@ class ConceptLog:
     """
 
     def __init__(self, store: RunStore, folder: ConceptFolder, attempt: int) -> None:
-        self._store, self._path = store, folder.log
+        self._store = store
+        self._path = folder.log
         self._earlier: bytes | None = None
         self._lines: list[str] = []
         self._lock = threading.Lock()

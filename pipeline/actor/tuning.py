@@ -1,4 +1,4 @@
-"""What an actor finds out about its device at its start: how many concepts to take, and how to run the denoiser."""
+"""Fit an actor to its device: how many concepts to take, how to run the denoiser, and what may share a pass."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ from textual_inversion.training_data import ImageFeatures
 from textual_inversion.trial import choose_slots, samples_per_second
 
 _CPU_SAMPLES = 8
+"""Samples of a learning pass on a CPU."""
+
 _GPU_SLOTS = 16
+"""Largest number of slots that is tried on a GPU."""
+
 _GPU_SHARE = 0.7
+"""Largest share of the GPU's free memory that learning may take; the rest is for drawing."""
 
 
 def default_slots(backbone: Backbone, config: InversionConfig, image_features: ImageFeatures | None) -> int:
-    """Concepts learned side by side when the configuration leaves it open.
+    """Return how many concepts to learn side by side when the configuration leaves it open.
 
-    On a GPU, found by trying, with room left in its memory for drawing beside. On a CPU the same on every machine, as
-    results are promised to be: enough for a batch of 8 samples. (Its cores are busy from about there on, and more slots
-    make a short run's last concepts wait for copies of each other.)
+    On a GPU the number is found by trying, with room left in its memory for drawing. On a CPU it is the same on every
+    machine, as results are promised to be: enough for a pass of 8 samples. (From about there on a CPU's cores are busy,
+    and more slots make a short run's last concepts wait for copies of each other.)
     """
     if backbone.device.type != "cuda":
         return max(1, _CPU_SAMPLES // config.batch_size)
@@ -46,8 +51,11 @@ def default_slots(backbone: Backbone, config: InversionConfig, image_features: I
 
 
 def compile_where_wanted(backbone: Backbone, config: RunConfig, passes: Sequence[Pass]) -> None:
-    """As `actors.compile` says; `passes`: all kinds that will come, the one that most time goes to first. Raises
-    RuntimeError where it says `on` or `graphs` and that cannot be done."""
+    """Compile the denoiser as the setting `actors.compile` says.
+
+    `passes` are all kinds of pass that will come; the first is the one that most time goes to. Raises RuntimeError if
+    the setting is `on` or `graphs` and that cannot be done.
+    """
     wanted = config.actors.compile
     if wanted == "auto" and backbone.device.type == "cuda":
         compile_fastest(backbone, passes)
@@ -56,23 +64,24 @@ def compile_where_wanted(backbone: Backbone, config: RunConfig, passes: Sequence
 
 
 def passes_to_learn(backbone: Backbone, config: RunConfig, slots: int) -> list[Pass]:
-    """Of an actor that learns so many concepts at a time, draws their sample pictures, and may look how they do."""
+    """Return the kinds of pass of an actor with so many slots: learning, drawing sample pictures, and the evaluation
+    steps if there are any."""
     size = config.inversion.batch_size
     passes = [Pass(slots * size, gradients=True), drawing_pass(backbone, config.grid.sampling)]
     return [*passes, Pass(size, gradients=False)] if config.inversion.stop.needs_eval else passes
 
 
 def drawing_pass(backbone: Backbone, config: SamplingConfig) -> Pass:
+    """Return the kind of pass that draws a batch of pictures; guidance doubles its samples."""
     guided = guidance_scale(backbone, config) > 1
     return Pass((1 + guided) * config.batch_size, gradients=False)
 
 
 class PassSharing:
-    """What may share a pass on an actor's device, so that a concept's bytes are those it has alone."""
+    """Choice of what may share a pass on an actor's device, so that a concept's bytes are those that it has alone."""
 
     def __init__(self, backbone: Backbone, config: RunConfig, image_features: ImageFeatures | None) -> None:
-        """`image_features`: as the engine's. The checks are of the denoiser as it runs when they are made, so it is to
-        be compiled before."""
+        """`image_features` are those of the engine. The denoiser must be compiled before the checks, which run it."""
         self._backbone = backbone
         self._config = config
         self._image_features = image_features
