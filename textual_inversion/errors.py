@@ -15,7 +15,7 @@ LOST_WORKER: ErrorKind = "lost_worker"
 STORAGE: ErrorKind = "storage"
 """A store did not answer, or refused, again and again."""
 BUG: ErrorKind = "bug"
-"""This software did what it must not do; neither the concept nor the cluster is to blame."""
+"""A mistake in this software; neither the concept nor the cluster is to blame."""
 
 
 class ConceptError(ValueError):

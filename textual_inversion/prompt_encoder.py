@@ -42,7 +42,7 @@ class TokenizedPrompt:
 
     @property
     def ids(self) -> dict[str, tuple[int, ...]]:
-        """Text encoder key -> ids."""
+        """Token ids by text encoder key."""
         return dict(self.encoder_ids)
 
     @property
@@ -53,8 +53,8 @@ class TokenizedPrompt:
     def empty(self, vocabularies: Vocabularies) -> TokenizedPrompt:
         """Return the empty prompt that goes with this one in classifier-free guidance.
 
-        Adapters act on it too, as in a pipeline that has loaded them: `lora` ones everywhere, `causal` ones nowhere, as
-        it names no concept. So without `lora` ones it is the same for all.
+        Adapters act on the empty prompt, too, as in a pipeline that has loaded them: `lora` ones everywhere, `causal`
+        ones nowhere, because the prompt names no concept. Prompts without `lora` adapters share one empty prompt.
         """
         acting = [
             (embedding, rows)

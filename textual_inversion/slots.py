@@ -1,4 +1,4 @@
-"""What enters a slot of the engine (`Assignment`), is held there (`Slot`) and leaves it (`Outcome`)."""
+"""A slot of the engine (`Slot`), with what enters it (`Assignment`) and what leaves it (`Outcome`)."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Pictures:
 
     photos: list[Image.Image]
     masks: list[Image.Image]
-    """None, or one for each photo and of its size."""
+    """Masks, one for each photo and of its size; empty if the concept has none."""
 
 
 @dataclass(eq=False, slots=True)

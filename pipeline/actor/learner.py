@@ -1,7 +1,7 @@
 """Load the model once, hand concepts to the engine, publish what it learned.
 
-No Ray in here: the driver makes `Learner` an actor class, and tests call it as it is. Its threads: the event loop only
-awaits, small pools fetch, encode and store, one thread draws, and one runs the engine's loop.
+This module does not import Ray: the driver makes `Learner` an actor class, and tests call it as it is. The event loop
+only awaits; small pools of threads fetch, encode and store, one thread draws, and one runs the engine's loop.
 """
 
 from __future__ import annotations

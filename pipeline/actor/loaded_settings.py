@@ -17,12 +17,12 @@ from pipeline.store.storage import RunStore
 class LoadedSettings:
     """Settings of an actor, with the digests of the models and files on its machine.
 
-    To be made before the actor loads them, and checked by `check_unchanged` afterwards, so that the digests are those
-    of the bytes that were loaded. Hashing a model again costs nothing while its files keep size and time.
+    An instance is made before the actor loads them and checked by `check_unchanged` afterwards, so that the digests are
+    those of the bytes that were loaded. Hashing a model again costs nothing while its files keep size and time.
     """
 
     def __init__(self, config: RunConfig) -> None:
-        """Raises ValueError for a model or file that cannot be read."""
+        """Compute the digests. Raises ValueError for a model or file that cannot be read."""
         self._config = config
         self._settings = current_settings(config)
         self._digest = digest(self._settings)

@@ -44,8 +44,8 @@ class SlotBudget:
     def report_shortage(self, slots_seen: int) -> bool:
         """Note that work beside the engine found no memory while the engine had `slots_seen` slots.
 
-        Return whether the engine is to be stopped for it. It is not if it has fewer slots by now, which may be
-        enough; nor if it has only one: then the work waits until that slot is empty.
+        Return True if the engine is to be stopped for it. An engine that has fewer slots by now goes on, because that
+        may be enough; so does one with a single slot, for whose end the work waits.
         """
         with self._lock:
             if self._state is BudgetState.EXHAUSTED or self._slots != slots_seen or self._slots == 1:

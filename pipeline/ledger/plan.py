@@ -155,7 +155,11 @@ class Plan:
         selection: Selection = ALL_CONCEPTS,
         awaiting_retry: dict[str, str] | None = None,
     ) -> None:
-        """`settings` is the digest of `settings_of`; `done` and `awaiting_retry` come from `read_done`."""
+        """Start with no rows.
+
+        settings: digest of `settings_of`.
+        done, awaiting_retry: results of `read_done`.
+        """
         self._settings = settings
         self._selection = selection
         self._done_before = done

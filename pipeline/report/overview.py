@@ -30,7 +30,7 @@ class Overview:
     """Figures over all records so far. A table row is kept as the few hundred bytes of JSON that the page holds."""
 
     def __init__(self, num_shown: int) -> None:
-        """`num_shown` of the records, the worst ones, are kept whole."""
+        """Start without records. The `num_shown` worst records are kept whole."""
         self.num_done = 0
         self.num_below = 0
         self.num_failed = 0

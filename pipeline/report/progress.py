@@ -37,9 +37,13 @@ class Progress:
         log_format: LogFormat = "text",
         observe: Callable[[ProgressNumbers], None] | None = None,
     ) -> None:
-        """`total` is called for every line, because the plan may still be read. `interval_s` is the least time between
-        two lines, by default 0.5 s in a terminal and 30 s elsewhere. `beat` is called by the first update and then
-        every minute, `observe` by every update."""
+        """Start with nothing done.
+
+        total: number of rows; called for every line, because the plan may still be read.
+        interval_s: least time between two lines, by default 0.5 s in a terminal and 30 s elsewhere.
+        beat: called by the first update and then every minute.
+        observe: called by every update.
+        """
         self._stage = stage
         self._total = total
         self._clock = clock

@@ -101,7 +101,7 @@ class RunStats:
     """A signal ended the run."""
 
     is_late: bool = False
-    """Some work was left when `until` came."""
+    """True if work was left when `until` came."""
 
     stage: str = "learning"
     """The present stage; at last `ended` or `stopped`."""
