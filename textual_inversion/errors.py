@@ -30,6 +30,12 @@ class BadInput(ConceptError):
     kind = BAD_INPUT
 
 
+class BadCheckpoint(ConceptError):
+    """A stored state that does not fit its concept; the text says what to delete."""
+
+    kind = STORAGE
+
+
 class NotFinite(ConceptError):
     """Numbers of a concept that are not finite."""
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from textual_inversion.errors import BadInput
+from textual_inversion.errors import BadCheckpoint
 from textual_inversion.optim import ParameterGroup
 from textual_inversion.parameters import ADAPTER
 from textual_inversion.stopping import CurvePoint, EvalLoss
@@ -124,13 +124,13 @@ class SlotState:
         return replace(self, **moved)
 
     def check(self, shapes: Mapping[str, tuple[int, int]], rows: Mapping[str, tuple[int, int]]) -> None:
-        """Raise BadInput unless all parameters have these shapes, and the start the shapes of `rows`."""
+        """Raise BadCheckpoint unless all parameters have these shapes, and the start the shapes of `rows`."""
         if self.step != len(self.curve):
-            raise BadInput(f"the checkpoint has {len(self.curve)} curve points for {self.step} steps; delete it")
+            raise BadCheckpoint(f"the checkpoint has {len(self.curve)} curve points for {self.step} steps; delete it")
         expected = {**dict.fromkeys(_CHANGING_PARTS, shapes), "start": rows, "best": shapes if self.best else {}}
         for part in _PARTS:
             if {name: tensor.shape for name, tensor in getattr(self, part).items()} != expected[part]:
-                raise BadInput("the checkpoint does not fit this concept and model; delete it to start anew")
+                raise BadCheckpoint("the checkpoint does not fit this concept and model; delete it to start anew")
         if self.last_good is not None:
             self.last_good.check(shapes, rows)
 

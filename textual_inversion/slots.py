@@ -47,7 +47,7 @@ class Assignment:
     """Rows, and their adapter, to start from; None starts from the concept's initializer."""
 
     def check(self, layout: Layout) -> None:
-        """Raise BadInput or NotFinite if the assignment would fail later, or make its neighbours fail."""
+        """Raise a ConceptError if the assignment would fail later, or make its neighbours fail."""
         moments, backbone = self.views.moments, layout.backbone
         shapes = layout.shapes(self.concept, num_photos(self.views))
         wanted = (2, *backbone.latent_shape)

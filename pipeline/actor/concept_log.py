@@ -11,6 +11,7 @@ import socket
 import threading
 
 from pipeline.report.logs import json_line
+from pipeline.store.errors import is_client_error
 from pipeline.store.redact import redacted
 from pipeline.store.storage import ConceptFolder, RunStore
 
@@ -46,7 +47,9 @@ class ConceptLog:
                 if self._earlier is None:
                     self._earlier = self._read()
                 self._store.put(self._path, self._earlier + "".join(f"{line}\n" for line in self._lines).encode())
-            except OSError as error:
+            except Exception as error:
+                if not (isinstance(error, OSError) or is_client_error(error)):
+                    raise
                 log.warning("%s was not stored: %s", self._store.uri(self._path), error)
 
     def _read(self) -> bytes:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from pipeline.actor import concept_log
 from pipeline.actor.concept_log import ConceptLog
@@ -43,13 +44,14 @@ def test_it_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [line["attempt"] for line in told if "attempt" in line][-1] == 19
 
 
+@pytest.mark.parametrize("error", [PermissionError("no entry"), NoCredentialsError()])
 def test_storage_that_fails_ends_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     def refuse(*_: object) -> None:
-        raise PermissionError("no entry")
+        raise error
 
     log = ConceptLog(RunStore(str(tmp_path)), FOLDER, 1)
     monkeypatch.setattr(RunStore, "put", refuse)
     log.store("published")
-    assert "log.jsonl was not stored: no entry" in caplog.text
+    assert f"log.jsonl was not stored: {error}" in caplog.text

@@ -303,6 +303,17 @@ def test_checkpoints_wait_for_no_pictures(tiny_model: Path, photos: tuple[str, s
     learner.close()
 
 
+def test_a_checkpoint_of_another_concept_is_told_as_one_of_storage(
+    learner: Learner, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    one = task("toy", photos)
+    other = SlotState.initial({"another encoder": torch.ones(1, 2)})
+    RunStore(str(tmp_path / "out")).put(one.folder.checkpoint, other.to_bytes())
+    (record,) = learn_all(learner, [one])
+    assert (record.status, record.error_kind) == ("failed", "storage")
+    assert "delete it to start anew" in record.error
+
+
 def test_a_damaged_checkpoint_is_not_used(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
     one = task("toy", photos)
     RunStore(str(tmp_path / "out")).put(one.folder.checkpoint, b"cut sh")
