@@ -40,7 +40,7 @@ def test_a_run_is_made_evaluated_and_resumed(
 
     again = [str(output), "--prompts", str(prompts)]  # what it was made with is in run.json
     assert main(again) == OK
-    assert "quick: 0 rows scored, 24 done before" in capsys.readouterr().out
+    assert "quick: 0 rows scored, 24 scored before" in capsys.readouterr().out
 
     (tmp_path / "photos" / "bad-1.png").unlink()
     prompts.write_text("a photo of a {}\na rendering of a {}\nthe photo of a {}\n")
