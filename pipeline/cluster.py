@@ -41,15 +41,15 @@ def learner_actors(config: RunConfig, gpus: float) -> Callable[[], LearnerHandle
         num_cpus=config.actors.cpus,
         num_gpus=config.actors.gpus if gpus else 0,
     )(learner_class)
-    return lambda: actor_class.remote(on_device, partial(_equip, config))
+    return lambda: actor_class.remote(on_device, partial(_set_up_process, config))
 
 
-def policy_of(config: RunConfig, gpus: float, cpus: float) -> Policy:
+def policy_from_config(config: RunConfig, gpus: float, cpus: float) -> Policy:
     """Return the configured policy; the number of actors, if left open, is what the cluster's GPUs or cores hold, now
     and later."""
     return Policy(
         max_actors=config.actors.count or actors_in(config, gpus, cpus),
-        room=None if config.actors.count else Room(config, on_gpus=gpus > 0),
+        actor_capacity=None if config.actors.count else ActorCapacity(config, on_gpus=gpus > 0),
         max_attempts=config.actors.max_attempts,
         drain_s=config.actors.drain_s,
         stall_s=config.actors.stall_s,
@@ -63,7 +63,7 @@ def actors_in(config: RunConfig, gpus: float, cpus: float) -> int:
     return max(1, int(room))
 
 
-class Room:
+class ActorCapacity:
     """Counter of the actors that the cluster holds now, so that nodes which join a run take part in it."""
 
     def __init__(self, config: RunConfig, *, on_gpus: bool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -112,7 +112,7 @@ def watch_for_notice(leave: Callable[[], None], is_leaving: Callable[[], bool] =
     threading.Thread(target=watch, name="notice", daemon=True).start()
 
 
-def _equip(config: RunConfig, learner: Learner) -> None:
+def _set_up_process(config: RunConfig, learner: Learner) -> None:
     """Set up an actor's process: log lines like the run's, metrics, and the watch for notice."""
     configure_logs(config.log_format, logging.WARNING)
     export(learner.vitals)

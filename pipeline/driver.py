@@ -176,11 +176,11 @@ class _Fleet:
         # An actor that died may have finished other concepts first: take those before its calls become suspects.
         for ref, worker, (value, error) in sorted(results, key=lambda result: result[2][1] is not None):
             if ref is worker.starting:
-                self._started(worker, value, error)
+                self._on_started(worker, value, error)
             elif ref is worker.notice:
-                yield from self._noticed(worker, error)
+                yield from self._on_notice(worker, error)
             elif ref in worker.calls:
-                yield from self._answered(worker, ref, value, error)
+                yield from self._on_answer(worker, ref, value, error)
 
     def replace_stalled(self) -> Iterator[ConceptRecord]:
         """Give up actors with a call that takes too long: a hung device or download raises nothing.
@@ -191,7 +191,7 @@ class _Fleet:
         for worker in self._ready():
             if hung := worker.hung(limit_s):
                 error = TimeoutError(f"not learned within {limit_s:.0f} s (actors.stall_s)")
-                yield from self._lose(worker, error, to_blame=hung)
+                yield from self._on_actor_lost(worker, error, to_blame=hung)
 
     def drain(self) -> Iterator[ConceptRecord]:
         """Give running concepts time to write a checkpoint, then take the records of those that finished meanwhile."""
@@ -212,7 +212,7 @@ class _Fleet:
         self._queue.look_ahead(self._max_actors() * max((worker.capacity for worker in self._workers), default=1))
 
     def _max_actors(self) -> int:
-        return max(self._policy.max_actors, self._policy.room() if self._policy.room else 0)
+        return max(self._policy.max_actors, self._policy.actor_capacity() if self._policy.actor_capacity else 0)
 
     def _is_late(self) -> bool:
         return time.time() >= self._until
@@ -236,7 +236,7 @@ class _Fleet:
         if not self._is_late():
             worker.note_turns(self._policy.calls_ahead)
 
-    def _started(self, worker: Worker, capacity: int, error: Exception | None) -> None:
+    def _on_started(self, worker: Worker, capacity: int, error: Exception | None) -> None:
         if error is None:
             worker.mark_ready(capacity)
             self._start_failures = 0
@@ -250,24 +250,24 @@ class _Fleet:
                 f"{self._start_failures} actors in a row did not start: {describe_error(error)}"
             ) from error
 
-    def _noticed(self, worker: Worker, error: Exception | None) -> Iterator[ConceptRecord]:
+    def _on_notice(self, worker: Worker, error: Exception | None) -> Iterator[ConceptRecord]:
         worker.notice = None
         if error is None:
             self._mark_leaving(worker)
         elif isinstance(error, RayTaskError):
             log.warning("an actor does not say when its node is taken back: %s", describe_error(error))
         else:
-            yield from self._lose(worker, error)
+            yield from self._on_actor_lost(worker, error)
 
     def _mark_leaving(self, worker: Worker) -> None:
         if not worker.is_leaving:
             log.warning("the node of an actor with %d concepts is taken back: it gets no more", len(worker.calls))
         worker.is_leaving = True
 
-    def _answered(self, worker: Worker, ref: Any, record: Any, error: Exception | None) -> Iterator[ConceptRecord]:
+    def _on_answer(self, worker: Worker, ref: Any, record: Any, error: Exception | None) -> Iterator[ConceptRecord]:
         fate = actor_fate(error) if error is not None else "stays"
         if error is not None and fate == "lost":
-            yield from self._lose(worker, error)
+            yield from self._on_actor_lost(worker, error)
             return
         facts = worker.facts
         work = worker.end_call(ref)
@@ -284,7 +284,9 @@ class _Fleet:
             self._fruitless_deaths = 0
         yield from self._apply(verdict, work, facts, error)
 
-    def _lose(self, worker: Worker, error: Exception, to_blame: Collection[Work] = ()) -> Iterator[ConceptRecord]:
+    def _on_actor_lost(
+        self, worker: Worker, error: Exception, to_blame: Collection[Work] = ()
+    ) -> Iterator[ConceptRecord]:
         """Remove a lost actor and decide about each of its concepts; with `to_blame`, only those are suspects."""
         facts = worker.facts
         log.warning("an actor with %d concepts was lost: %s", len(worker.calls), describe_error(error))

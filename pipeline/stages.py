@@ -167,7 +167,7 @@ class Run:
         `replan` makes the task of a concept whose photos changed after it was planned.
         """
         gpus, cpus = connect(config)
-        from pipeline.cluster import learner_actors, policy_of
+        from pipeline.cluster import learner_actors, policy_from_config
         from pipeline.driver import drive
 
         stats = self.stats
@@ -186,7 +186,7 @@ class Run:
                 watch(numbers)
 
         progress = Progress(stage, total, beat=beat, log_format=config.log_format, observe=observe)
-        policy = policy_of(config, gpus, cpus)
+        policy = policy_from_config(config, gpus, cpus)
         with stopping_on_signals() as stop:
             try:
                 actors = learner_actors(config, gpus)

@@ -31,7 +31,7 @@ class Policy:
     """Limits beyond which the driver gives up on a concept, an actor or the run."""
 
     max_actors: int
-    room: Callable[[], int] | None = None
+    actor_capacity: Callable[[], int] | None = None
     """Function that returns how many actors the cluster holds now; asked repeatedly, and the greater number counts."""
     max_attempts: int = 3
     """Calls lost to a dying actor or to storage before a concept counts as failed."""

@@ -64,8 +64,8 @@ T = TypeVar("T")
 class Learner:
     """An actor (`interface.LearnerActor`) that learns concepts, several at a time, with one frozen model."""
 
-    def __init__(self, config: RunConfig, equip: Callable[[Learner], None] | None = None) -> None:
-        """Load the model and start the engine. `equip` is called with the learner at the end, in its own process.
+    def __init__(self, config: RunConfig, on_ready: Callable[[Learner], None] | None = None) -> None:
+        """Load the model and start the engine. `on_ready` is called with the learner at the end, in its own process.
 
         Raises ValueError for settings, models or files that cannot be used.
         """
@@ -92,11 +92,11 @@ class Learner:
             self._new_engine, self._budget, self._jobs, self._checkpoints, config.actors.checkpoint_steps
         )
         self._image_batcher = ImageBatcher(self._backbone, self._sharing.choose_sampling())
-        self._room = asyncio.Semaphore(self.ready())
+        self._admission = asyncio.Semaphore(self.ready())
         """Bounds the photos and latents held in memory."""
         self._is_leaving = False
-        if equip is not None:
-            equip(self)
+        if on_ready is not None:
+            on_ready(self)
 
     def ready(self) -> int:
         """Return how many concepts it takes at a time: its slots, and a few whose photos are prepared meanwhile."""
@@ -108,7 +108,7 @@ class Learner:
         Raises what `interface.LearnerActor.learn` names: ActorBroken, ActorLeaving, StoreFailed, PhotosUnreachable,
         InputChanged or RunAborted.
         """
-        async with self._room:
+        async with self._admission:
             job = Job(task, attempt, ConceptLog(self._store, task.folder, attempt))
             self._jobs[task.concept.concept_id] = job
             try:
@@ -279,7 +279,7 @@ class Learner:
             concept, outcome.embedding, grid, self._config.seed, initial=self._extractor is not None
         )
         pictures = await self._with_memory(lambda: asyncio.wrap_future(self._image_batcher.draw(requests)))
-        samples = Samples.of(pictures, concept.category, grid)
+        samples = Samples.from_pictures(pictures, concept.category, grid)
         return await self._with_memory(lambda: self._in_pool(lambda: self._put(job, photos, outcome, samples)))
 
     def _put(self, job: Job, photos: list[Image.Image], outcome: Outcome, samples: Samples) -> ConceptRecord:

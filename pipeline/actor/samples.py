@@ -36,7 +36,7 @@ class Samples:
     no initializer, or they were not asked for."""
 
     @classmethod
-    def of(cls, pictures: Sequence[Image.Image], category: str, config: GridConfig) -> Samples:
+    def from_pictures(cls, pictures: Sequence[Image.Image], category: str, config: GridConfig) -> Samples:
         """Group the pictures of `sample_requests`, given in their order, by prompt."""
         prompts, width = config.prompts_for(category), config.images_per_prompt
         columns = [list(pictures[i : i + width]) for i in range(0, len(pictures), width)]
@@ -68,7 +68,7 @@ def draw_samples(
 ) -> Samples:
     """Draw the sample grid of one concept."""
     pictures = generate(backbone, sample_requests(concept, embedding, config, seed), config.sampling)
-    return Samples.of(pictures, concept.category, config)
+    return Samples.from_pictures(pictures, concept.category, config)
 
 
 def score(extractor: ClipExtractor, photos: Sequence[Image.Image], samples: Samples) -> dict[str, float]:

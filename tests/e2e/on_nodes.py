@@ -66,9 +66,9 @@ class CpuLearner(Learner):
     """A learner that reserves a GPU and works on the CPU. It notes on which node it loads the model, and learns slowly
     on a node for which a file `slow.<node>` exists."""
 
-    def __init__(self, config: RunConfig, equip: Callable[[Learner], None] | None = None) -> None:
+    def __init__(self, config: RunConfig, on_ready: Callable[[Learner], None] | None = None) -> None:
         self._slow = _note("load").with_name(f"slow.{ray.get_runtime_context().get_node_id()}")
-        super().__init__(dataclasses.replace(config, device="cpu"), equip)
+        super().__init__(dataclasses.replace(config, device="cpu"), on_ready)
 
     def _checkpoint(self, concept: Concept, state: SlotState) -> None:
         super()._checkpoint(concept, state)

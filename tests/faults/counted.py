@@ -44,10 +44,10 @@ def notes_of(output: Path) -> Path:
 class CountedLearner(Learner):
     """A learner that notes its steps and checkpoints."""
 
-    def __init__(self, config: RunConfig, equip: Callable[[Learner], None] | None = None) -> None:
+    def __init__(self, config: RunConfig, on_ready: Callable[[Learner], None] | None = None) -> None:
         self._note = Notes(config.output)
         learner.Engine = partial(CountedEngine, note=self._note)  # type: ignore[assignment,misc]
-        super().__init__(config, equip)
+        super().__init__(config, on_ready)
 
     def _checkpoint(self, concept: Concept, state: SlotState) -> None:
         job = self._jobs[concept.concept_id]

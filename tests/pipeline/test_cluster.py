@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import Room, is_leaving, learner_actors, policy_of, watch_for_notice
+from pipeline.cluster import ActorCapacity, is_leaving, learner_actors, policy_from_config, watch_for_notice
 from pipeline.config_file import parse_config
 
 
@@ -19,7 +19,7 @@ from pipeline.config_file import parse_config
 )
 def test_number_of_actors(actor_settings: dict[str, float], gpus: float, cpus: float, expected: int) -> None:
     config = parse_config({"actors": actor_settings})
-    assert policy_of(config, gpus, cpus).max_actors == expected
+    assert policy_from_config(config, gpus, cpus).max_actors == expected
 
 
 @pytest.mark.parametrize(("gpus", "device", "reserved"), [(0, "cpu", 0), (8, "cuda", 0.5)])
@@ -28,7 +28,7 @@ def test_actors_take_a_gpu_where_there_are_any(
 ) -> None:
     options: dict[str, Any] = {}
     started: list[Any] = []
-    stand_in = SimpleNamespace(remote=lambda config, _equip: started.append(config))
+    stand_in = SimpleNamespace(remote=lambda config, _on_ready: started.append(config))
     monkeypatch.setattr("pipeline.cluster.ray.remote", lambda **given: options.update(given) or (lambda _: stand_in))
     learner_actors(parse_config({"actors": {"gpus": 0.5, "cpus": 2}}), gpus)()
     assert options == {"max_restarts": 0, "max_task_retries": 0, "num_cpus": 2, "num_gpus": reserved}
@@ -38,17 +38,17 @@ def test_actors_take_a_gpu_where_there_are_any(
 def test_nodes_that_join_are_seen_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds, there = [0.0], {"CPU": 4.0, "GPU": 1.0}
     monkeypatch.setattr("pipeline.cluster.ray.cluster_resources", lambda: dict(there))
-    room = Room(parse_config({"actors": {"gpus": 0.5}}), on_gpus=True, clock=lambda: seconds[0])
+    capacity = ActorCapacity(parse_config({"actors": {"gpus": 0.5}}), on_gpus=True, clock=lambda: seconds[0])
     told = []
     for now, gpus in ((0.0, 1.0), (9.0, 3.0), (11.0, 3.0), (12.0, 1.0), (22.0, 1.0)):
         seconds[0], there["GPU"] = now, gpus
-        told.append(room())
+        told.append(capacity())
     assert told == [1, 1, 6, 6, 2]
 
 
 def test_a_number_that_was_asked_for_is_not_looked_up() -> None:
-    assert policy_of(parse_config({"actors": {"count": 3}}), 0, 2).room is None
-    assert policy_of(parse_config({}), 0, 2).room is not None
+    assert policy_from_config(parse_config({"actors": {"count": 3}}), 0, 2).actor_capacity is None
+    assert policy_from_config(parse_config({}), 0, 2).actor_capacity is not None
 
 
 def test_an_actor_is_told_again_and_again_while_its_node_has_notice(monkeypatch: pytest.MonkeyPatch) -> None:
