@@ -151,7 +151,8 @@ def decide(
     RunAborted (the actor refuses to serve)     |                             | ABORT
     any other exception of the actor's code     |                             | FAIL, bug
     """
-    cause, fate = cause_of(error), actor_fate(error)
+    cause = cause_of(error)
+    fate = actor_fate(error)
     if fate == "lost":
         if proves_nothing(error, actor) or not is_to_blame:
             return Verdict(fate=Fate.HAND_BACK, work=work)

@@ -107,7 +107,8 @@ def _consequence(is_cpu: bool) -> str:
 def _is_invariant(compute: Callable[[Sequence[int]], list[list[Tensor]]], size: int) -> bool:
     """Tell whether sample 0 gives equal tensors in every place of a pass that it fills and in the first place of a pass
     of `size` different samples. `compute` returns each sample's tensors; too few mean that the pass failed."""
-    alone, mixed = compute([0] * size), compute(range(size))
+    alone = compute([0] * size)
+    mixed = compute(range(size))
     return len(alone) == len(mixed) == size and all(
         torch.equal(one, other) for tensors in alone for one, other in zip(tensors, mixed[0], strict=True)
     )
@@ -118,7 +119,8 @@ def _states_after_first_step(
 ) -> list[SlotState]:
     """Learn concepts for one step in one pass and return their states, in the order of slots; fewer if any fails."""
     engine = Engine(backbone, config, slots=len(assignments), seed=0, image_features=image_features)
-    waiting, states = iter(assignments), list[SlotState]()
+    waiting = iter(assignments)
+    states = list[SlotState]()
 
     def next_assignment(_wait: bool) -> Assignment | None:
         assignment = next(waiting, None)

@@ -59,7 +59,8 @@ def edit(
             )
     mask = mask.convert("L")
     encoded = [encode_request(backbone, request) for request in requests]
-    encoder, source = PromptEncoder(backbone), encode_picture(backbone, picture)
+    encoder = PromptEncoder(backbone)
+    source = encode_picture(backbone, picture)
     region = latent_mask(mask, backbone)
     drawn = [
         one
@@ -95,7 +96,8 @@ def _edit_batch(
     strength: float,
 ) -> list[Image.Image]:
     """Run algorithm 1 for one batch: z_k ~ noise(z_init, k); after each step, z_t = z_fg m + z_bg (1 - m)."""
-    backbone, padded = encoder.backbone, pad(requests, config.batch_size)
+    backbone = encoder.backbone
+    padded = pad(requests, config.batch_size)
     noise = initial_noises(backbone, padded)
     source = source.expand_as(noise)
     run = backbone.noise.begin(config.solver, config.steps)

@@ -131,7 +131,9 @@ class Engine:
         If that does not help, or if the assignment is bad, the concept alone ends, with an error in its outcome. An
         exception of a callback is raised here.
         """
-        config, groups, rows = self._config, self._stacks.groups, self._stacks.rows
+        config = self._config
+        groups = self._stacks.groups
+        rows = self._stacks.rows
         is_stopped = self._stop_requested.is_set()
         while not is_stopped and self._refill(next_assignment, on_outcome):
             learning = [slot for slot in self._slots if slot]
@@ -215,14 +217,16 @@ class Engine:
     def _draw_samples(self, slot: Slot, purpose: str, step: int) -> Batch:
         """Draw one concept's samples for a purpose at a step."""
         generator = generator_for(self._seed, slot.concept.concept_id, purpose, step)
-        size, shape = self._config.batch_size, self._backbone.latent_shape
+        size = self._config.batch_size
+        shape = self._backbone.latent_shape
         return slot.data.draw(generator, size, step, shape, self._draw_timesteps)
 
     def _objective(
         self, members: Sequence[Slot], values: Mapping[str, Tensor], batch: Batch, penalties: PenaltyConfig
     ) -> Tensor:
         """Return the loss of each concept [concepts] at these parameters, on a batch of their samples."""
-        index, is_placeholder_row = self._slot_index(members), self._is_placeholder_row(members)
+        index = self._slot_index(members)
+        is_placeholder_row = self._is_placeholder_row(members)
         trained = self._stacks.trained(values, index, batch.ids, is_placeholder_row)
         terms = objective(
             self._backbone,
@@ -312,7 +316,9 @@ class Engine:
 
     def _begin(self, assignment: Assignment, slot_index: int) -> Slot:
         """Put a concept in a slot. Raises ConceptError, leaving the slot free, if the assignment cannot be learned."""
-        concept, views, backbone = assignment.concept, assignment.views, self._backbone
+        concept = assignment.concept
+        views = assignment.views
+        backbone = self._backbone
         assignment.check(self._layout)
         state = assignment.state or SlotState.initial(
             self._layout.initial_parameters(concept, num_photos(views), seed=self._seed, start=assignment.start)

@@ -92,7 +92,8 @@ def adamw_(
     learning_rate = group.learning_rate * lr_scales[:, None]
     correction1 = _bias_corrections(step_counts, config.adam_beta1)
     correction2 = _bias_corrections(step_counts, config.adam_beta2, power=0.5)
-    step_size, denominator = _column(-learning_rate / correction1, grad), _column(correction2, grad)
+    step_size = _column(-learning_rate / correction1, grad)
+    denominator = _column(correction2, grad)
     decay = _column(1 - learning_rate * group.weight_decay, grad)
 
     exp_avg = group.exp_avg.lerp(grad, 1 - config.adam_beta1)

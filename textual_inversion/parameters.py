@@ -123,7 +123,9 @@ class Layout:
 
     def groups(self, slots: int) -> dict[str, ParameterGroup]:
         """Make the empty stacks of all slots, by parameter name."""
-        config, backbone, device = self.config, self.backbone, self.backbone.device
+        config = self.config
+        backbone = self.backbone
+        device = self.backbone.device
         groups = {
             key: ParameterGroup.zeros(
                 (slots, self.max_rows, table.dim),
@@ -171,7 +173,8 @@ class Layout:
                 norm = self.config.norm_limit * self.backbone.token_tables[key].mean_norm
                 parameters[key] = control_norms(rows, "sphere", norm)
         if self.adapter is not None:
-            adapter, generator = self.config.adapter, generator_for(seed, concept.concept_id, "adapter")
+            adapter = self.config.adapter
+            generator = generator_for(seed, concept.concept_id, "adapter")
             first = initial_adapter(self.backbone.adapter_layers, adapter.targets, adapter.rank, generator)
             parameters[ADAPTER] = self.adapter.flatten(start.adapter.tensors if start and start.adapter else first)
         elif start and start.adapter:
@@ -215,7 +218,8 @@ class Layout:
             row = (prompts - vocabulary.size).clamp(min=0)
             is_concept = (prompts >= vocabulary.size) & is_concept_row[row % len(is_concept_row)]
             positions[key] = acting_positions(self.adapter.kind, prompts, is_concept, vocabulary.end_of_text)
-        num_concepts, num_prompts = len(is_placeholder_row), len(next(iter(ids.values())))
+        num_concepts = len(is_placeholder_row)
+        num_prompts = len(next(iter(ids.values())))
         concepts = torch.arange(num_concepts, device=is_placeholder_row.device)
         concept = concepts.repeat_interleave(num_prompts // num_concepts)
         return [self.adapter.batch(values[ADAPTER], concept, positions)]

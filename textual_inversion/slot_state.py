@@ -79,7 +79,8 @@ class SlotState:
         """Read what `to_bytes` wrote. Raises ValueError if the bytes are not those of a state."""
         try:
             groups = unflatten(load(data))
-            numbers, good = groups.pop(""), groups.pop("good", {})
+            numbers = groups.pop("")
+            good = groups.pop("good", {})
             parts: dict[str, Any] = {part: groups.pop(part, {}) for part in _PARTS}
             state = cls(
                 step=int(numbers.pop("step")),

@@ -48,7 +48,8 @@ class Assignment:
 
     def check(self, layout: Layout) -> None:
         """Raise a ConceptError if the assignment would fail later, or make its neighbours fail."""
-        moments, backbone = self.views.moments, layout.backbone
+        moments = self.views.moments
+        backbone = layout.backbone
         shapes = layout.shapes(self.concept, num_photos(self.views))
         wanted = (2, *backbone.latent_shape)
         if moments.ndim != 5 or moments.shape[0] == 0 or moments.shape[1:] != wanted:

@@ -31,7 +31,8 @@ class Stacks:
         """Write a concept's state to a slot; `class_vectors` [dim] are the means of its initializer's vectors."""
         state.write_to(self.groups, slot_index)
         for key, vector in class_vectors.items():
-            start, device = state.start[key], self._start[key].device
+            start = state.start[key]
+            device = self._start[key].device
             self._class_vector[key][slot_index] = to_device(vector, device)
             self._start[key][slot_index] = 0
             self._start[key][slot_index, : len(start)] = to_device(start, device)

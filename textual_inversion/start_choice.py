@@ -117,7 +117,8 @@ class StartChooser:
     def _fit_regression(
         self, extractor: ClipExtractor, seed: int, examples: Iterable[LearnedExample]
     ) -> amortise.StartRegression:
-        backbone, words = self._backbone, self._words
+        backbone = self._backbone
+        words = self._words
         vectors = word_vectors(words, backbone)
         photo_features = []
         for example in examples:

@@ -102,7 +102,9 @@ class PlainClip:
         names = {name: _content(config, name) for name in ("bos", "eos", "pad", "unk")}
         self._special = {name.lower() for name in names.values()}
         ids = {name: self._vocabulary[text] for name, text in names.items()}
-        self.bos_token_id, self.eos_token_id, self.pad_token_id = ids["bos"], ids["eos"], ids["pad"]
+        self.bos_token_id = ids["bos"]
+        self.eos_token_id = ids["eos"]
+        self.pad_token_id = ids["pad"]
         added = config.get("added_tokens_decoder", {})
         if not {int(number) for number in added} <= set(ids.values()):
             raise ValueError("it has tokens of its own")
@@ -127,7 +129,8 @@ def _backend(folder: Path, config: dict[str, Any]) -> Backend:
     path = folder / "tokenizer.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     if stored:
-        vocabulary, merges = stored["model"]["vocab"], stored["model"]["merges"]
+        vocabulary = stored["model"]["vocab"]
+        merges = stored["model"]["merges"]
         merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
     else:
         vocabulary, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
@@ -179,7 +182,8 @@ def load_vocabularies(directory: Path) -> dict[str, Tokenizer]:
             tokenizer: Any = PlainClip(directory)
         except Exception:  # files that are not CLIP's can raise nearly anything; transformers may know them
             tokenizer = read_tokenizer(directory)
-        positions, size = config.get("max_position_embeddings", 77), config.get("vocab_size", 49408)
+        positions = config.get("max_position_embeddings", 77)
+        size = config.get("vocab_size", 49408)
         return {TEXT_ENCODER_KEY: Tokenizer(tokenizer, int(positions), int(size))}
     except (OSError, ValueError) as error:
         raise ValueError(f"the tokenizer of the model in {directory} cannot be read: {error}") from error

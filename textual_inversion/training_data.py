@@ -159,7 +159,8 @@ def _prompts(
         """Return the index of a list of prompts; equal lists share one."""
         return lists.setdefault(tuple(texts), len(lists))
 
-    list_index, photo_list_index = [], []
+    list_index = []
+    photo_list_index = []
     for photo, augmentation in zip(views.photo_indices, views.augmentations, strict=True):
         texts = [templates[photo]] if concept.captions else templates
         names = augmentation if config.augment.paired else ()

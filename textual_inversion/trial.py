@@ -28,7 +28,8 @@ def choose_slots(rate: Callable[[int], float], at_most: int) -> int:
 
     `rate` returns the samples per second of a number of slots; it raises torch.OutOfMemoryError for more than fit.
     """
-    slots, best = 1, rate(1)
+    slots = 1
+    best = rate(1)
     while 2 * slots <= at_most:
         try:
             twice = rate(2 * slots)

@@ -274,7 +274,8 @@ class Learner:
         """Draw the sample pictures, in batches shared with other concepts, and store what is kept of the concept."""
         assert outcome.embedding is not None
         assert job.start is not None
-        concept, grid = job.start.concept, self._config.grid
+        concept = job.start.concept
+        grid = self._config.grid
         requests = sample_requests(
             concept, outcome.embedding, grid, self._config.seed, initial=self._extractor is not None
         )

@@ -148,7 +148,8 @@ def _of_record(store: RunStore, record: ConceptRecord) -> LearnedConcept:
 def _of_file(source: str) -> LearnedConcept:
     word, equals, path = source.partition("=")
     if not equals or "/" in word:
-        word, path = "", source
+        word = ""
+        path = source
     uri = absolute(path)
     stem = posixpath.basename(uri).removesuffix(_SUFFIX)
     key = word or read_embedding(uri).placeholder_token

@@ -38,7 +38,8 @@ class Samples:
     @classmethod
     def from_pictures(cls, pictures: Sequence[Image.Image], category: str, config: GridConfig) -> Samples:
         """Group the pictures of `sample_requests`, given in their order, by prompt."""
-        prompts, width = config.prompts_for(category), config.images_per_prompt
+        prompts = config.prompts_for(category)
+        width = config.images_per_prompt
         columns = [list(pictures[i : i + width]) for i in range(0, len(pictures), width)]
         return cls(prompts=prompts, learned=columns[: len(prompts)], initial=columns[len(prompts) :])
 

@@ -25,11 +25,15 @@ from pipeline.store.storage import RunStore
 from textual_inversion.prompts import HOLE, without_placeholder
 from textual_inversion.rng import seed_for
 
-LEARNED, INITIAL, PROMPT_ONLY, IMAGE_ONLY = "learned", "initializer", "prompt only", "image only"
+LEARNED = "learned"
+INITIAL = "initializer"
+PROMPT_ONLY = "prompt only"
+IMAGE_ONLY = "image only"
 SETUPS = (IMAGE_ONLY, LEARNED, INITIAL, PROMPT_ONLY)
 SCORES = ("clip_i", "clip_t", "dino")
 FOLDER = "evaluation"
-PLAN, PARTS = f"{FOLDER}/plan", f"{FOLDER}/parts"
+PLAN = f"{FOLDER}/plan"
+PARTS = f"{FOLDER}/parts"
 
 _PLANNED = [
     ("row_id", pa.string()),

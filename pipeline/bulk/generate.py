@@ -41,7 +41,8 @@ from textual_inversion.generate import EncodedRequest, ImageRequest, draw, encod
 from textual_inversion.prompt_encoder import PromptEncoder
 from textual_inversion.rng import seed_for
 
-PLAN, METADATA = "images/plan", "images/metadata"
+PLAN = "images/plan"
+METADATA = "images/metadata"
 
 PLAN_SCHEMA = pa.schema(
     [

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pipeline.config import GateConfig
 from pipeline.ledger.records import ConceptRecord, Try
 
-PASSED, BELOW = "passed", "below"
+PASSED = "passed"
+BELOW = "below"
 
 _REFERENCES = ("clip_i_initializer", "clip_t_initializer")
 

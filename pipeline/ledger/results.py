@@ -45,8 +45,10 @@ _SCHEMA = pa.schema(
     ]
 )
 _BATCH_ROWS = 2000
-_SCORE, _CARRIED = "score\0", "carried\0"
-"""Prefixes that keep columns of scores and of the manifest apart until the names are final."""
+_SCORE = "score\0"
+"""Prefix of columns of scores."""
+_CARRIED = "carried\0"
+"""Prefix of columns of the manifest; like `_SCORE`, it keeps equal names apart until the names are final."""
 
 
 def write_results(store: RunStore, records: Iterable[ConceptRecord], bad: Sequence[BadRow] = ()) -> int:

@@ -19,7 +19,8 @@ from pipeline.store.addresses import open_for_reading
 from pipeline.store.storage import ConceptFolder, RunStore
 from textual_inversion.errors import BAD_INPUT
 
-_RESULTS, _RUN = "results.parquet", "run.json"
+_RESULTS = "results.parquet"
+_RUN = "run.json"
 _MAX_RECORDS = 500
 """Records that are read one by one."""
 _QUIET_S = 600.0
