@@ -118,8 +118,8 @@ class TimestepConfig:
     """End of `range`, exclusive, in timesteps of the model's schedule."""
 
     min_snr_gamma: float = 0.0
-    """Gamma of the loss weight min(SNR, gamma) / SNR, for v-prediction min(SNR, gamma) / (SNR + 1) (Hang et al. 2023);
-    0 gives all timesteps the weight 1."""
+    """Gamma of the loss weight min(SNR, gamma) / SNR, for v-prediction min(SNR, gamma) / (SNR + 1) (Hang et al. 2023),
+    for a rectified flow of noise level sigma min(SNR, gamma) sigma^2; 0 gives all timesteps the weight 1."""
 
     def __post_init__(self) -> None:
         bounds = (self.low, self.high)
@@ -352,7 +352,7 @@ class SamplingConfig:
 
     solver: Solver = "dpm++"
     """Solver of the reverse process. `dpm++`: DPM-Solver++(2M). `ddim`: deterministic DDIM (eta 0), the papers'
-    sampler."""
+    sampler; on a rectified flow, Euler's method, which is the same step there."""
 
     steps: int = 20
     """Denoising steps per picture."""
