@@ -12,21 +12,25 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import ray
 
 from pipeline import cluster, run
+from pipeline.actor import learner
+from pipeline.actor.checkpoints import Checkpoints
+from pipeline.actor.job import Job
 from pipeline.actor.learner import Learner
 from pipeline.bulk import generate
 from pipeline.bulk.generate import Drawer
 from pipeline.config import RunConfig
 from pipeline.driver import drive
+from pipeline.store.storage import RunStore
 from pipeline.verdict import Policy
 from tests.pipeline.runs import task
 from tests.pipeline.stand_ins import StandIn
-from textual_inversion.concept import Concept
 from textual_inversion.slot_state import SlotState
 
 
@@ -67,11 +71,20 @@ class CpuLearner(Learner):
     on a node for which a file `slow.<node>` exists."""
 
     def __init__(self, config: RunConfig, on_ready: Callable[[Learner], None] | None = None) -> None:
-        self._slow = _note("load").with_name(f"slow.{ray.get_runtime_context().get_node_id()}")
+        slow = _note("load").with_name(f"slow.{ray.get_runtime_context().get_node_id()}")
+        learner.Checkpoints = partial(SlowCheckpoints, slow=slow)  # type: ignore[assignment,misc]
         super().__init__(dataclasses.replace(config, device="cpu"), on_ready)
 
-    def _checkpoint(self, concept: Concept, state: SlotState) -> None:
-        super()._checkpoint(concept, state)
+
+class SlowCheckpoints(Checkpoints):
+    """Checkpoints that keep the engine waiting while a file exists."""
+
+    def __init__(self, store: RunStore, slow: Path) -> None:
+        super().__init__(store)
+        self._slow = slow
+
+    def save(self, job: Job, state: SlotState, *, is_last: bool) -> None:
+        super().save(job, state, is_last=is_last)
         if self._slow.exists():
             time.sleep(1)
 

@@ -15,8 +15,11 @@ from pathlib import Path
 
 from pipeline import cluster, run
 from pipeline.actor import learner
+from pipeline.actor.checkpoints import Checkpoints
+from pipeline.actor.job import Job
 from pipeline.actor.learner import Learner
 from pipeline.config import RunConfig
+from pipeline.store.storage import RunStore
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Engine, NextAssignment, OnCheckpoint, OnOutcome
 from textual_inversion.slot_state import SlotState
@@ -45,14 +48,20 @@ class CountedLearner(Learner):
     """A learner that notes its steps and checkpoints."""
 
     def __init__(self, config: RunConfig, on_ready: Callable[[Learner], None] | None = None) -> None:
-        self._note = Notes(config.output)
-        learner.Engine = partial(CountedEngine, note=self._note)  # type: ignore[assignment,misc]
+        note = Notes(config.output)
+        learner.Engine = partial(CountedEngine, note=note)  # type: ignore[assignment,misc]
+        learner.Checkpoints = partial(CountedCheckpoints, note=note)  # type: ignore[assignment,misc]
         super().__init__(config, on_ready)
 
-    def _checkpoint(self, concept: Concept, state: SlotState) -> None:
-        job = self._jobs[concept.concept_id]
-        former = job.save
-        super()._checkpoint(concept, state)
+
+class CountedCheckpoints(Checkpoints):
+    def __init__(self, store: RunStore, note: Notes) -> None:
+        super().__init__(store)
+        self._note = note
+
+    def save(self, job: Job, state: SlotState, *, is_last: bool) -> None:
+        former, concept = job.save, job.task.concept
+        super().save(job, state, is_last=is_last)
         if job.save is not None and job.save is not former:
             self._note(concept, HANDED, state.step)
             job.save.add_done_callback(lambda _: self._note(concept, STORED, state.step))
