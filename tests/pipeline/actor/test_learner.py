@@ -516,7 +516,8 @@ def test_closing_ends_what_is_in_a_slot_and_all_threads(
 
     asyncio.run(close_midway())
     until = time.monotonic() + 30
-    while left := [thread.name for thread in set(threading.enumerate()) - others if "asyncio" not in thread.name]:
+    own = ("engine", "image-batcher", "learner", "checkpoints")
+    while left := [each.name for each in set(threading.enumerate()) - others if each.name.startswith(own)]:
         assert time.monotonic() < until, left
         time.sleep(0.01)
 
