@@ -93,6 +93,19 @@ def test_commands_are_understood(page: Path) -> None:
             module.parse(["7" if argument == "N" else argument for argument in arguments if argument != "..."])
 
 
+def test_names_exist() -> None:
+    """Each identifier in backticks on a page that describes the present code stands in a source."""
+    folders = ("textual_inversion", "pipeline", "tests", "benchmarks", "demo", "k8s", ".ci")
+    suffixes = (".py", ".toml", ".yaml", ".html")
+    files = [path for name in folders for path in (ROOT / name).rglob("*") if path.suffix in suffixes]
+    sources = "\n".join(path.read_text() for path in [*files, ROOT / "pyproject.toml", ROOT / "Makefile"])
+    words = set(re.findall(r"\w+", sources))
+    history = ROOT / "docs" / "EXPERIMENTS.md"
+    pages = [page for page in _PAGES if page.parent in (ROOT, ROOT / "docs") and page != history]
+    named = {(page.name, name) for page in pages for name in re.findall(r"`([A-Za-z][\w.]*\w)`", page.read_text())}
+    assert sorted((page, name) for page, name in named if name.split(".")[-1] not in words) == []
+
+
 def test_what_the_checks_find(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
