@@ -158,10 +158,13 @@ class _Network(nn.Module):
         self.autoencoder = nn.Parameter(torch.randn(64, 3 * RESOLUTION**2) / 14)
 
     @classmethod
-    def from_pretrained(cls, model: str, *, subfolder: str, output_loading_info: bool) -> tuple[_Network, Any]:
+    def from_pretrained(
+        cls, model: str, *, subfolder: str, use_safetensors: bool, output_loading_info: bool
+    ) -> tuple[_Network, Any]:
         """In the manner of diffusers."""
         from safetensors.torch import load_file
 
+        assert use_safetensors
         assert output_loading_info
         network = cls()
         weights = load_file(Path(model) / subfolder / "model.safetensors")

@@ -119,7 +119,6 @@ class ImageExtractor:
                 AutoModel,
                 model,
                 unused=_UNUSED,
-                use_safetensors=True,
                 trust_remote_code=False,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,  # so that the error can name them

@@ -18,7 +18,7 @@ POSITION_IDS = r"(^|\.)position_ids$"
 
 
 def load_pretrained(cls: Any, model: str, *, unused: Sequence[str] = (), **options: Any) -> Any:
-    """Load a module by a class's `from_pretrained` (untyped), and check that all weights were in the checkpoint.
+    """Load a module by a class's `from_pretrained` (untyped), from safetensors alone, with all its weights.
 
     `unused`: patterns of names that may be in the checkpoint although the class has no use for them. `options`: handed
     on. Raises ValueError, naming the first ones, for weights that are missing, unknown or of another shape, and OSError
@@ -27,7 +27,7 @@ def load_pretrained(cls: Any, model: str, *, unused: Sequence[str] = (), **optio
     folder = options.get("subfolder", "")
     where = f"{model}/{folder}" if folder else model
     try:
-        module, info = cls.from_pretrained(model, output_loading_info=True, **options)
+        module, info = cls.from_pretrained(model, use_safetensors=True, output_loading_info=True, **options)
     except (ValueError, RuntimeError) as error:  # diffusers' and transformers' own ways to refuse another shape
         raise ValueError(f"the weights in {where!r} cannot be loaded as {cls.__name__}: {error}") from error
     problems = _problems(info, [POSITION_IDS, *unused])

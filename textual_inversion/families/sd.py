@@ -151,9 +151,7 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
         variant = files.variants.get(component)
         if component not in files.variants:
             raise ValueError(f"model {directory}: folder {component!r} has no .safetensors weights")
-        return load_pretrained(
-            cls, directory, subfolder=component, use_safetensors=True, variant=variant, local_files_only=True, **options
-        )
+        return load_pretrained(cls, directory, subfolder=component, variant=variant, local_files_only=True, **options)
 
     text_encoder = read(
         "text_encoder",
