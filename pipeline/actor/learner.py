@@ -220,7 +220,7 @@ class Learner:
                 return await work()
             except torch.OutOfMemoryError as error:
                 log.warning("no memory beside %d slots: %s", slots, describe_error(error))
-            if self._budget.report_shortage(slots):
+            if self._num_in_slots() and self._budget.report_shortage(slots):
                 self._engine.shrink()
             while self._budget.slots == slots and not self._engine.broken and self._num_in_slots():
                 await asyncio.sleep(0.05)
