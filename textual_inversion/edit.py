@@ -59,7 +59,7 @@ def edit(
             )
     mask = mask.convert("L")
     encoded = [encode_request(backbone, request) for request in requests]
-    encoder = PromptEncoder(backbone)
+    encoder = PromptEncoder(backbone, shares_passes=config.batch_size > 1)
     source = encode_picture(backbone, picture)
     region = latent_mask(mask, backbone)
     drawn = [

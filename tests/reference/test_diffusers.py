@@ -206,7 +206,8 @@ def test_encode_predict_and_decode_equal_diffusers_modules(backbone: Backbone, p
         assert torch.equal(backbone.predict(latents, timesteps, Conditioning(hidden=hidden)), theirs)
 
         decoded = pipeline.vae.decode(latents / scaling).sample.clamp(-1, 1)
-        assert torch.equal(backbone.decode(latents), decoded)
+        # to rounding: the two copies of the weights lie at other addresses, by which some kernels choose their loops
+        torch.testing.assert_close(backbone.decode(latents), decoded, rtol=0, atol=4e-6)
 
 
 def test_the_noise_schedule_is_the_checkpoints_own(backbone: Backbone, pipeline: Any) -> None:

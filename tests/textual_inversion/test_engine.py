@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.toy_backbone import DIMS, ToyBackbone, plain_views
+from textual_inversion.batch_invariance import choose_slots_per_pass
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig, InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
@@ -127,15 +128,16 @@ def test_company_that_comes_and_goes() -> None:
 
 
 @pytest.mark.parametrize("model", ["tiny", "demo"])
-@pytest.mark.parametrize("slots_per_pass", [1, 2])
+@pytest.mark.parametrize("is_shared", [False, True], ids=["own passes", "shared passes"])
 def test_alone_equals_in_company_on_a_diffusion_model(
-    request: pytest.FixtureRequest, model: str, slots_per_pass: int
+    request: pytest.FixtureRequest, model: str, is_shared: bool
 ) -> None:
-    """Also where concepts share passes: in another place, beside others or beside copies of itself, before and after
-    a resume."""
+    """Also where concepts may share passes: in another place, beside others or beside copies of itself, before and
+    after a resume."""
     torch.set_num_threads(1)
     backbone = request.getfixturevalue(f"{model}_backbone")
     config = InversionConfig(steps=3, batch_size=4 if model == "demo" else 2)
+    slots_per_pass = choose_slots_per_pass(backbone, config, slots=2)[0] if is_shared else 1
     settings: dict[str, Any] = {"config": config, "backbone": backbone, "slots_per_pass": slots_per_pass}
 
     def work(number: int) -> Assignment:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from tests.textual_inversion.example_requests import adapted_requests, an_embedding
 from tests.tiny_models import MAX_LENGTH, RESOLUTION
+from textual_inversion.batch_invariance import choose_sampling
 from textual_inversion.concept import LearnedAdapter
-from textual_inversion.config import SamplingConfig
+from textual_inversion.config import AdapterConfig, SamplingConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, draw, encode_request, generate, initial_noise
 from textual_inversion.prompt_encoder import PromptEncoder
@@ -51,7 +52,7 @@ def test_pictures_come_in_order_and_in_size(tiny_backbone: Backbone) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
 def test_a_picture_depends_on_neither_place_nor_neighbours(tiny_backbone: Backbone, batch_size: int) -> None:
     """Alone, in company and in other orders: the same bytes, as long as the batch size is the same."""
-    config = SamplingConfig(steps=2, batch_size=batch_size)
+    config, _ = choose_sampling(tiny_backbone, SamplingConfig(steps=2, batch_size=batch_size))
     together = generate(tiny_backbone, requests(), config)
     alone = [generate(tiny_backbone, [request], config)[0] for request in requests()]
     backwards = generate(tiny_backbone, requests()[::-1], config)[::-1]
@@ -61,7 +62,9 @@ def test_a_picture_depends_on_neither_place_nor_neighbours(tiny_backbone: Backbo
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_nor_do_pictures_with_adapters(tiny_backbone: Backbone, batch_size: int) -> None:
-    config = SamplingConfig(steps=2, batch_size=batch_size)
+    config, _ = choose_sampling(
+        tiny_backbone, SamplingConfig(steps=2, batch_size=batch_size), AdapterConfig(kind="lora")
+    )
     asked = adapted_requests(tiny_backbone)
     together = generate(tiny_backbone, asked, config)
     assert all(same(together, [generate(tiny_backbone, [request], config)[0] for request in asked]))

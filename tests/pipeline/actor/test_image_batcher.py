@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from PIL import Image
 from pipeline.actor import image_batcher
 from pipeline.actor.image_batcher import ImageBatcher
 from tests.textual_inversion.example_requests import an_embedding
+from textual_inversion.batch_invariance import drawing_is_invariant
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, generate
@@ -45,8 +47,11 @@ class Gate:
         return self._draw(encoder, requests, config)
 
 
-def pixels(pictures: Sequence[Image.Image]) -> list[bytes]:
-    return [picture.tobytes() for picture in pictures]
+def assert_as_alone(backbone: Backbone, drawn: Sequence[Image.Image], order: Sequence[ImageRequest]) -> None:
+    """The pictures are those drawn alone: to the bit, or where kernels do not treat all places alike, to a level."""
+    tolerance = 0 if drawing_is_invariant(backbone, CONFIG) else 1
+    for ours, theirs in zip(drawn, generate(backbone, order, CONFIG), strict=True):
+        assert np.abs(np.asarray(ours).astype(int) - np.asarray(theirs)).max() <= tolerance
 
 
 def test_who_asks_together_shares_batches_and_gets_what_is_drawn_alone(
@@ -56,9 +61,10 @@ def test_who_asks_together_shares_batches_and_gets_what_is_drawn_alone(
     orders = [asked(0, 4), asked(1, 3), asked(2, 2), asked(3, 6), []]
     futures = [shared.draw(order) for order in orders]
     gate.open.set()
-    found = [pixels(future.result(60)) for future in futures]
+    found = [future.result(60) for future in futures]
     assert gate.sizes == [4, 4, 4, 3], "15 pictures, where concept by concept had taken five batches"
-    assert found == [pixels(generate(tiny_backbone, order, CONFIG)) for order in orders]
+    for pictures, order in zip(found, orders, strict=True):
+        assert_as_alone(tiny_backbone, pictures, order)
     shared.close()
 
 
@@ -72,7 +78,7 @@ def test_what_fails_ends_those_in_the_batch_and_no_others(
     for future in (long, short):
         with pytest.raises(torch.OutOfMemoryError):
             future.result(60)
-    assert pixels(last.result(60)) == pixels(generate(tiny_backbone, asked(2, 2), CONFIG))
+    assert_as_alone(tiny_backbone, last.result(60), asked(2, 2))
     assert gate.sizes == [4, 2], "of an order that has failed no more is drawn"
     assert len(shared.draw(asked(1, 6)).result(60)) == 6, "and it may be asked again"
     shared.close()
@@ -95,8 +101,8 @@ def test_a_bug_with_one_order_does_not_end_those_that_share_its_batch(
     gate.open.set()
     with pytest.raises(KeyError, match="a mistake in the code"):
         ill.result(60)
-    assert pixels(well.result(60)) == pixels(generate(tiny_backbone, asked(0, 2), CONFIG))
-    assert pixels(after.result(60)) == pixels(generate(tiny_backbone, asked(2, 3), CONFIG))
+    assert_as_alone(tiny_backbone, well.result(60), asked(0, 2))
+    assert_as_alone(tiny_backbone, after.result(60), asked(2, 3))
     shared.close()
 
 

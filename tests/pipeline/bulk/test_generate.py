@@ -214,6 +214,9 @@ def test_pictures_are_stored_while_the_next_are_drawn(
         drawn.append(len(pictures))
         return pictures
 
+    monkeypatch.setattr(
+        pipeline.bulk.generate, "choose_sampling", lambda _backbone, sampling, _adapter: (sampling, True)
+    )
     plain_draw = pipeline.bulk.generate.draw
     monkeypatch.setattr(pipeline.bulk.generate, "draw", draw)
     rows = [

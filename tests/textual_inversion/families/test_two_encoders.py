@@ -17,6 +17,7 @@ from torch import Tensor
 from tests.toy_family import END, LENGTHS, PIPELINE_CLASS, ROW, VOCAB_SIZES, WIDTHS, ToyFamily, load, write_model
 from textual_inversion import families
 from textual_inversion.adapter_formats import dump_adapter, with_adapter
+from textual_inversion.batch_invariance import choose_sampling, choose_slots_per_pass
 from textual_inversion.compile_trial import Pass, compile_checked
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.conditioning import Conditioning
@@ -72,7 +73,8 @@ def learn(backbone: Any, config: InversionConfig, *concepts: Concept, slots: int
         for i, each in enumerate(concepts)
     ]
     outcomes: dict[str, Outcome] = {}
-    engine = Engine(backbone, config, slots=slots, seed=1, slots_per_pass=3)
+    slots_per_pass, _ = choose_slots_per_pass(backbone, config, slots=3)
+    engine = Engine(backbone, config, slots=slots, seed=1, slots_per_pass=slots_per_pass)
     engine.run(lambda _: waiting.pop(0) if waiting else None, lambda o: outcomes.update({o.concept.concept_id: o}))
     assert [outcome.error for outcome in outcomes.values()] == [None] * len(concepts)
     return outcomes
@@ -109,7 +111,8 @@ def test_concepts_learn_together_what_they_learn_alone(backbone: Any, method: st
         views = encode_views(backbone, [photo(number), photo(9 + number)], config(method).augment, each.concept_id, 0)
         alone: list[Outcome] = []
         waiting = [Assignment(each, views)]
-        engine = Engine(backbone, config(method), slots=3, seed=1, slots_per_pass=3)
+        slots_per_pass, _ = choose_slots_per_pass(backbone, config(method), slots=3)
+        engine = Engine(backbone, config(method), slots=3, seed=1, slots_per_pass=slots_per_pass)
         engine.run(lambda _, waiting=waiting: waiting.pop() if waiting else None, alone.append)
         ours, company = alone[0].embedding, together[each.concept_id].embedding
         assert ours is not None
@@ -188,7 +191,8 @@ def requests(embeddings: list[LearnedEmbedding]) -> list[ImageRequest]:
 
 def test_prompts_come_from_the_cache_whole(backbone: Any) -> None:
     """States, pooled vectors and extras, alike in any company."""
-    encoder = PromptEncoder(backbone, kept=2)
+    is_shared = choose_sampling(backbone, SAMPLING)[0].batch_size > 1
+    encoder = PromptEncoder(backbone, kept=2, shares_passes=is_shared)
     prompts = [encode_request(backbone, request).prompt for request in requests(learned(backbone))]
     prompts += [prompt.empty(backbone.vocabularies) for prompt in prompts]
     together = encoder(prompts)
@@ -208,7 +212,7 @@ def test_prompts_come_from_the_cache_whole(backbone: Any) -> None:
 @pytest.mark.parametrize("kind", ["lora", "causal"])
 def test_pictures_depend_on_neither_place_nor_company(backbone: Any, solver: Any, kind: Any) -> None:
     asked = requests(learned(backbone, kind))
-    sampling = replace(SAMPLING, solver=solver)
+    sampling, _ = choose_sampling(backbone, replace(SAMPLING, solver=solver), AdapterConfig(kind=kind))
     together = generate(backbone, asked, sampling)
     alone = [generate(backbone, [request], sampling)[0] for request in asked]
     assert [one.tobytes() for one in together] == [one.tobytes() for one in alone]
