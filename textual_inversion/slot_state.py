@@ -22,7 +22,7 @@ _PARTS = (*_CHANGING_PARTS, "start")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotState:
-    """Everything needed to continue a concept exactly. Draws are seeded by step, so there is no random state.
+    """State from which a concept continues exactly. Draws are seeded by step, so there is no random state.
 
     Mappings go from parameter name (`parameters.Layout`) to a tensor [vectors, dim] float32. Tensors are on the CPU,
     except those of a `Slot.last_good` that no checkpoint has asked for yet.

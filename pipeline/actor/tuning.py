@@ -81,7 +81,7 @@ class PassSharing:
     """Choice of what may share a pass on an actor's device, so that a concept's bytes are those that it has alone."""
 
     def __init__(self, backbone: Backbone, config: RunConfig, image_features: ImageFeatures | None) -> None:
-        """`image_features` are those of the engine. The denoiser must be compiled before the checks, which run it."""
+        """Take the engine's `image_features`. The denoiser must be compiled before the checks, which run it."""
         self._backbone = backbone
         self._config = config
         self._image_features = image_features
