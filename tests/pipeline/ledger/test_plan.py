@@ -27,6 +27,7 @@ from pipeline.ledger.records import ConceptRecord, put_record
 from pipeline.ledger.selection import Selection
 from pipeline.store.storage import RunStore
 from textual_inversion.concept import Concept
+from textual_inversion.errors import BadInput
 
 CONCEPT = Concept(concept_id="cat", placeholder_token="<cat>", images=("a.png", "b.png"), initializer="cat")
 PHOTOS = ["0" * 32, "1" * 32]
@@ -249,6 +250,24 @@ def test_masks_are_looked_up_as_photos_are(root: str) -> None:
     store.put("m/b.png", b"drawn anew")
     (changed,), _ = planned()
     assert changed.fingerprint != task.fingerprint
+
+
+def test_a_concept_whose_photo_changed_is_planned_anew_in_its_place(root: str) -> None:
+    store = RunStore(root)
+    manifest = make_run(store, 3)
+    plan = Plan("settings", set())
+    tasks = list(plan.tasks(read_manifest(manifest)))
+    store.put("photos/1-1.png", b"drawn anew")
+    anew = plan.replan(tasks[1])
+    assert anew.concept == tasks[1].concept
+    assert anew.inputs["images"][0] == tasks[1].inputs["images"][0]
+    assert anew.fingerprint != tasks[1].fingerprint
+    expected = [tasks[0].fingerprint, anew.fingerprint, tasks[2].fingerprint]
+    assert [key.decode() for key in plan.carried] == expected
+    assert [task.fingerprint for task in Plan("settings", set()).tasks(read_manifest(manifest))] == expected
+    store.delete("photos/1-1.png")
+    with pytest.raises(BadInput, match=r"photo .*1-1\.png cannot be read: FileNotFoundError"):
+        plan.replan(anew)
 
 
 def test_rows_are_pulled_as_tasks_are_taken() -> None:
