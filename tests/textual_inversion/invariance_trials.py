@@ -15,13 +15,13 @@ from textual_inversion.batch_invariance import (
     learning_is_invariant,
 )
 from textual_inversion.concept import Concept, LearnedEmbedding
-from textual_inversion.conditioning import PromptEncoder
 from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.engine import Assignment, Engine, SlotState
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, draw_pixels, encode_request, generate
 from textual_inversion.latents import EncodedViews
+from textual_inversion.prompt_encoder import PromptEncoder
 
 STEPS = 2
 

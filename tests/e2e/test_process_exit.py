@@ -1,0 +1,78 @@
+"""Commands end with their exit code, twenty times out of twenty, and are not aborted after their work is done."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline import evaluate
+from tests.pipeline.runs import tiny_toml, write_manifest
+from tests.tiny_models import tiny_extractor
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
+
+CALLS = 20
+
+FORKED = """
+import importlib, os, sys
+module, command = importlib.import_module(sys.argv[1]), sys.argv[3:]
+import torch, textual_inversion.families.sd
+for _ in range(int(sys.argv[2])):
+    child = os.fork()
+    if child == 0:
+        sys.exit(module.main(command))
+    print("exit code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Calls of a command that load torch and the model's classes once for all: each ends a process of its own."""
+
+
+@pytest.fixture(scope="module")
+def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """The arguments of a finished and evaluated run: `job("out")` its output, `job()` all of them."""
+    folder = tmp_path_factory.mktemp("finished")
+    clip = tiny_extractor("clip", folder / "clip")
+    (folder / "prompts.txt").write_text("a photo of a {}\n")
+    (folder / "job.toml").write_text(tiny_toml(tiny_model, extractor=str(clip), actors={"count": 1}))
+    arguments = [str(write_manifest(folder, ["a", "b"])), "--config", str(folder / "job.toml")]
+    output = ["--output", str(folder / "out")]
+    assert evaluate.main([*arguments, *output, "--prompts", str(folder / "prompts.txt")]) == 0
+
+    def of_command(name: str) -> list[str]:
+        return {
+            "status": [output[1]],
+            "explain": [output[1], "a"],
+            "validate": [*arguments, *output],
+            "run": [*arguments, *output],
+            "prune": [*arguments, *output, "--prune", "--dry-run"],
+            "evaluate": [output[1], "--prompts", str(folder / "prompts.txt")],
+            "use": ["draw", "a <a>", "--learned", output[1], "--output", str(folder / "drawn"), "--overwrite", "-n1",
+                    "--set=device=cpu", "--set=generation.sampling.steps=1", "--set=generation.sampling.batch_size=1"],
+        }[name]  # fmt: skip
+
+    return of_command
+
+
+@pytest.mark.parametrize("name", ["status", "explain", "validate", "run", "prune", "evaluate"])
+def test_a_command_that_reads_an_output(job: Callable[[str], list[str]], name: str) -> None:
+    module = {"prune": "run"}.get(name, name)
+    command = [sys.executable, "-m", f"pipeline.{module}", *job(name)]
+
+    def call(_number: int) -> tuple[int, str]:
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.returncode, done.stderr[-1000:]
+
+    with ThreadPoolExecutor(1 if name == "run" else 2) as pool:  # two runs on one output would refuse each other
+        results = list(pool.map(call, range(CALLS)))
+    assert [code for code, _ in results] == [0] * CALLS, results
+
+
+def test_a_command_that_draws(job: Callable[[str], list[str]]) -> None:
+    command = [sys.executable, "-c", FORKED, "pipeline.use", str(CALLS), *job("use")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    codes = [line for line in done.stdout.splitlines() if line.startswith("exit code")]
+    assert codes == ["exit code 0"] * CALLS, done.stderr[-3000:]
