@@ -55,8 +55,8 @@ def test_an_actor_is_told_again_and_again_while_its_node_has_notice(monkeypatch:
     monkeypatch.setattr("pipeline.cluster._NOTICE_EVERY_S", 0.01)
     notice, told = chain([False, False, True, True], repeat(False)), threading.Semaphore(0)
     watch_for_notice(told.release, lambda: next(notice))
-    assert told.acquire(timeout=10)
-    assert told.acquire(timeout=10)
+    assert told.acquire(timeout=60)
+    assert told.acquire(timeout=60)
 
 
 def test_a_ray_that_tells_no_notice_is_survived(

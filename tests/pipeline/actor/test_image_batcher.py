@@ -37,6 +37,9 @@ class Gate:
         self.errors: list[BaseException] = []
         self._draw = image_batcher.draw
         monkeypatch.setattr(image_batcher, "draw", self)
+        monkeypatch.setattr(
+            image_batcher, "_LINGER_S", 1.0
+        )  # on a busy machine the next order may take a while to come
 
     def __call__(self, encoder: Any, requests: Sequence[Any], config: SamplingConfig) -> list[Image.Image]:
         self.begun.set()
