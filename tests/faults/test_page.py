@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.actor import learner
-from pipeline.bulk import stage
 from pipeline.config import ActorConfig, GateConfig
 from pipeline.store import http_client, retries
 from pipeline.verdict import MAX_REPLANS, Policy
@@ -25,10 +23,7 @@ _NUMBERS = {
     "starting an actor": _POLICY.max_start_failures,
     "an actor that dies with no concept finished": _POLICY.max_fruitless_deaths,
     "the run's own storage": _POLICY.max_store_failures,
-    "preparing a concept": learner._MEMORY_TRIES + 1,
     "a concept whose loss is not finite": MAX_ROLLBACKS,
-    "rows of a bulk part": stage._PART_RETRIES,
-    "a drawing or scoring actor": stage._ACTOR_RESTARTS,
 }
 
 
