@@ -28,25 +28,29 @@ def test_every_module_has_one_line() -> None:
     assert len(named) == len(_modules()), "a module with two lines"
 
 
-def test_layers_are_those_of_the_contract() -> None:
-    """The drawing of the rooms names the members of each layer in the contract's order."""
+def _layers(container: str) -> list[list[str]]:
+    """Return the layers of a package's contract, from the top down, each with its members."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    (layers,) = (
-        contract["layers"]
-        for contract in contracts
-        if contract["type"] == "layers" and contract["containers"] == ["pipeline"]
-    )
-    drawing = _TEXT.partition("## Rooms")[2].partition("## ")[0]
-    position = 0
-    for layer in layers:
-        names = re.findall(r"\w+", layer)
-        places = [
-            match.start()
-            for name in names
-            if (match := re.search(rf"^ {{4}}.*\b{name}\b", drawing[position:], re.MULTILINE))
-        ]
-        assert len(places) == len(names), f"layer {layer!r} is not in the drawing, or not in this order"
-        position += min(places)
+    (layers,) = (contract["layers"] for contract in contracts if contract.get("containers") == [container])
+    return [re.findall(r"\w+", layer) for layer in layers]
+
+
+def test_every_layer_of_the_pipeline_is_drawn() -> None:
+    """The drawing names the members of each layer, in the contract's order."""
+    drawing = _TEXT.partition("## Rooms")[2].partition("Below them all")[0]
+    drawn = re.findall(r"\w+", " ".join(re.findall(r"^ {4}(.*)$", drawing, re.MULTILINE)))
+    places = [[drawn.index(name) for name in layer] for layer in _layers("pipeline")]
+    assert all(max(above) < min(below) for above, below in pairwise(places))
+
+
+def test_layers_of_the_core_are_in_order() -> None:
+    drawing = _TEXT.partition("Below them all")[2].partition("## ")[0]
+    layer_of = {name: number for number, layer in enumerate(_layers("textual_inversion")) for name in layer}
+    lines = [re.findall(r"\w+", line) for line in re.findall(r"^ {4}(.*)$", drawing, re.MULTILINE)]
+    numbers = [layer_of[line[0]] for line in lines]
+    assert numbers == sorted(set(numbers))
+    listed = [(line[0], name) for line in lines for name in line[1:] if name in layer_of and name != "engine"]
+    assert [(first, name) for first, name in listed if layer_of[name] != layer_of[first]] == []
 
 
 def test_there_are_five_walks() -> None:
