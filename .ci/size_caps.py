@@ -1,4 +1,7 @@
-"""Maxima only: a file that grows past its cap holds a second idea, a function past its cap a second job."""
+"""Check that no file and no function is longer than its cap.
+
+A longer file holds a second idea and a longer function does a second job: split them.
+"""
 
 import ast
 import sys

@@ -238,12 +238,15 @@ class Learner:
         """
         config = self._config
         compile_where_wanted(self._backbone, config, passes_to_learn(self._backbone, config, slots))
+        slots_per_pass = self._sharing.choose_slots_per_pass(slots)
+        if slots_per_pass != slots:
+            compile_where_wanted(self._backbone, config, passes_to_learn(self._backbone, config, slots_per_pass))
         engine = Engine(
             self._backbone,
             config.inversion,
             slots=slots,
             seed=config.seed,
-            slots_per_pass=self._sharing.choose_slots_per_pass(slots),
+            slots_per_pass=slots_per_pass,
             image_features=self._features,
         )
         self._loaded_settings.check_unchanged()
