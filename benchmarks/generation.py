@@ -45,7 +45,9 @@ from pipeline.store.storage import RunStore
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone
+from textual_inversion.families.sd import load_modules
 from textual_inversion.generate import ImageRequest, generate
+from textual_inversion.model_files import find_model_files
 
 PROMPT = "a photo of a {} on the beach"
 WORDS_PER_LOAD = 8
@@ -68,9 +70,10 @@ class Drawing:
     def pipeline(self, model: str) -> Any:
         """Load diffusers' pipeline with this project's sampler and precision."""
         solver = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}[self._sampling.solver]
+        dtype = self.backbone.dtype
         plain = StableDiffusionPipeline.from_pretrained(
-            model, safety_checker=None, torch_dtype=self.backbone.dtype, local_files_only=True
-        ).to(self.backbone.device)
+            model, safety_checker=None, local_files_only=True, **load_modules(find_model_files(model), dtype)
+        ).to(self.backbone.device, dtype)
         plain.scheduler = solver.from_config(plain.scheduler.config)
         plain.set_progress_bar_config(disable=True)
         return plain

@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from textual_inversion.concept import Concept
+from textual_inversion.families.sd import load_modules
+from textual_inversion.model_files import find_model_files
 from textual_inversion.prompts import training_templates
 
 WORD = "<new-word>"
@@ -69,14 +71,13 @@ class CommonAlgorithm:
     @classmethod
     def load(cls, model: str, *, learning_rate: float, batch_size: int, device: str = "cpu") -> CommonAlgorithm:
         """Load a diffusers directory in float32."""
-        parts: dict[str, Any] = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
-        modules = {name: kind.from_pretrained(model, subfolder=name).to(device) for name, kind in parts.items()}
+        modules = load_modules(find_model_files(model), torch.float32)
         return cls(
             tokenizer=CLIPTokenizer.from_pretrained(model, subfolder="tokenizer"),
             scheduler=DDPMScheduler.from_pretrained(model, subfolder="scheduler"),
             learning_rate=learning_rate,
             batch_size=batch_size,
-            **modules,
+            **{name: module.to(device) for name, module in modules.items()},
         )
 
     def begin(self, concept: Concept, photos: Sequence[Image.Image], seed: int = 0) -> None:

@@ -31,6 +31,7 @@ from demo.art import Atlas, load_atlas
 from demo.autoencoder import to_tensor
 from demo.clip_model import features
 from demo.denoiser import GUIDANCE_SCALE
+from demo.grid import load_pipeline
 from demo.objects import CORE, TRAINING, WorldObject
 from demo.tokenizer import encode
 from demo.world import PICTURE_PX, STYLES, Scene, draw, sample_scene
@@ -176,7 +177,7 @@ def accuracy(classifier: CaptionClassifier, pictures: Sequence[Image.Image], que
 def evaluate(options: argparse.Namespace) -> dict:
     """Compute all figures."""
     atlas = load_atlas(options.work)
-    pipeline = StableDiffusionPipeline.from_pretrained(options.model)
+    pipeline = load_pipeline(options.model)
     pipeline.set_progress_bar_config(disable=True)
     clip = load_pretrained(CLIPModel, str(options.clip)).eval()
     tokenizer = CLIPTokenizer.from_pretrained(options.clip)

@@ -11,6 +11,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from demo.denoiser import GUIDANCE_SCALE
+from textual_inversion.families.sd import load_modules
+from textual_inversion.model_files import find_model_files
 
 DEFAULT_PROMPTS = (
     "a photo of a cat",
@@ -42,6 +44,12 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int, zoom: int = 2) 
     return sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)
 
 
+def load_pipeline(model: Path) -> StableDiffusionPipeline:
+    """Load diffusers' pipeline with all its weights. Raises ValueError if a checkpoint lacks some."""
+    modules = load_modules(find_model_files(str(model)), torch.float32)
+    return StableDiffusionPipeline.from_pretrained(model, **modules)
+
+
 def main() -> None:
     """Draw every prompt from a few seeds."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -52,7 +60,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=GUIDANCE_SCALE)
     options = parser.parse_args()
-    pipeline = StableDiffusionPipeline.from_pretrained(options.model)
+    pipeline = load_pipeline(options.model)
     pipeline.set_progress_bar_config(disable=True)
     pictures = []
     for seed in range(options.seeds):

@@ -1,4 +1,5 @@
-"""Nothing that is read can run code: no pickles, no code of a model's repository, no evaluated text."""
+"""Nothing that is read can run code: no pickles, no code of a model's repository, no evaluated text. Weights are loaded
+by one function, which refuses a checkpoint that lacks some."""
 
 from __future__ import annotations
 
@@ -50,6 +51,25 @@ def test_no_source_reads_what_could_run() -> None:
     found = {path.relative_to(ROOT).as_posix(): list(dangers(ast.parse(path.read_text()))) for path in _SOURCES}
     assert len(found) > 50
     assert {path: names for path, names in found.items() if names} == {}
+
+
+def _bypasses(tree: ast.AST) -> Iterator[str]:
+    """Yield calls that load weights and do not see whether some are missing; tokenizers and schedulers have none."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "from_pretrained":
+            owner = ast.unparse(node.func.value)
+            has_loaded_modules = owner.endswith("Pipeline") and any(keyword.arg is None for keyword in node.keywords)
+            if not (has_loaded_modules or "Tokenizer" in owner or "Scheduler" in owner):
+                yield f"{owner}.from_pretrained"
+
+
+def test_weights_are_loaded_in_one_place() -> None:
+    folders = ("textual_inversion", "pipeline", "demo", "benchmarks")
+    paths = [path for name in folders for path in sorted((ROOT / name).rglob("*.py"))]
+    found = {path.relative_to(ROOT).as_posix(): list(_bypasses(ast.parse(path.read_text()))) for path in paths}
+    assert {path: names for path, names in found.items() if names} == {
+        "textual_inversion/weights.py": ["cls.from_pretrained"]
+    }
 
 
 @pytest.mark.parametrize(

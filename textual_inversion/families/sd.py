@@ -144,7 +144,19 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
     that it is float32 beside a float16 denoiser: its activations leave float16's range.
     """
     torch_device = _device(device)
-    dtype = _dtype(precision, torch_device)
+    directory = str(files.directory)
+    modules = load_modules(files, _dtype(precision, torch_device))
+    return StableDiffusion(
+        tokenizer=read_tokenizer(directory),
+        scheduler_config=DDPMScheduler.load_config(directory, subfolder="scheduler", local_files_only=True),
+        digest=model_files.model_hash(directory),
+        **{name: module.to(torch_device) for name, module in modules.items()},
+    )
+
+
+def load_modules(files: model_files.ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
+    """Load "text_encoder", "unet" and "vae" (by these names of diffusers' pipeline) on the CPU, for a denoiser of this
+    precision. Raises ValueError if a checkpoint lacks weights or has unknown ones."""
     directory = str(files.directory)
 
     def read(component: str, cls: Any, **options: Any) -> Any:
@@ -163,14 +175,7 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
     # torch_dtype and not dtype, which diffusers takes only from 0.42 on
     unet = read("unet", UNet2DConditionModel, torch_dtype=dtype)
     vae = read("vae", AutoencoderKL, torch_dtype=torch.float32 if dtype == torch.float16 else dtype)
-    return StableDiffusion(
-        tokenizer=read_tokenizer(directory),
-        text_encoder=text_encoder.to(torch_device),
-        unet=unet.to(torch_device),
-        vae=vae.to(torch_device),
-        scheduler_config=DDPMScheduler.load_config(directory, subfolder="scheduler", local_files_only=True),
-        digest=model_files.model_hash(directory),
-    )
+    return {"text_encoder": text_encoder, "unet": unet, "vae": vae}
 
 
 def _device(name: str) -> torch.device:
