@@ -39,7 +39,11 @@ from pipeline.times import parse_deadline
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     configure_logs()
-    options = parse(arguments)
+    return start(parse(arguments))
+
+
+def start(options: argparse.Namespace) -> int:
+    """Run with parsed options and return the exit code; errors are printed in one line."""
     try:
         config = configure(options)
         configure_logs(config.log_format)
@@ -61,9 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
         return STOPPED
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(
+    arguments: list[str] | None, prog: str = "python -m pipeline.run", description: str | None = __doc__
+) -> argparse.Namespace:
     """Parse the command line; None takes the process's own arguments."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.run", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("manifest", nargs="?", metavar="MANIFEST", help="Parquet file, folder or glob; any fsspec URI")
     parser.add_argument("--output", metavar="URI", help="where everything is written (default: output/<manifest name>)")
     parser.add_argument("--model", help="Stable Diffusion directory or hub id (default: the demo model)")

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import sys
 
-from pipeline.run import main as run_main
+from pipeline.report.logs import configure_logs
+from pipeline.run import parse, start
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0 if nothing would fail, 1 if something would, 2 if the job cannot begin."""
-    return run_main([*(sys.argv[1:] if arguments is None else arguments), "--dry-run"])
+    configure_logs()
+    options = parse(arguments, "python -m pipeline.validate", __doc__)
+    options.dry_run = True
+    return start(options)
 
 
 if __name__ == "__main__":

@@ -287,7 +287,7 @@ def test_checkpoints_wait_for_no_pictures(tiny_model: Path, photos: tuple[str, s
 
     async def learn() -> ConceptRecord:
         call = asyncio.create_task(learner.learn(task("toy", photos)))
-        while not any(job.in_slot for job in learner._jobs.values()):
+        while not learner.vitals().slots_used:
             await asyncio.sleep(0.01)
         for _ in range(POOL_THREADS):
             learner._pool.submit(is_over.wait, 60)
@@ -412,7 +412,7 @@ def test_draining_saves_what_is_in_slots_and_starts_nothing(
 
     async def stop_midway() -> None:
         calls = [asyncio.create_task(learner.learn(first))]
-        while not any(job.in_slot for job in learner._jobs.values()):
+        while not learner.vitals().slots_used:
             await asyncio.sleep(0.01)
         calls.append(asyncio.create_task(learner.learn(second)))
         await learner.drain(30)
@@ -434,7 +434,7 @@ def test_draining_asks_for_checkpoints_at_once(tiny_model: Path, photos: tuple[s
 
     async def stop_midway() -> float:
         calls = [asyncio.create_task(learner.learn(one)) for one in tasks]
-        while sum(job.in_slot for job in learner._jobs.values()) < 2:
+        while learner.vitals().slots_used < 2:
             await asyncio.sleep(0.01)
         began = time.monotonic()
         await learner.drain(60)
@@ -459,7 +459,7 @@ def test_with_notice_what_is_in_a_slot_goes_on_and_all_else_is_handed_back(
     async def take_back() -> ConceptRecord:
         notice = asyncio.create_task(learner.notice())
         calls = [asyncio.create_task(learner.learn(begun))]
-        while not any(job.in_slot for job in learner._jobs.values()):
+        while not learner.vitals().slots_used:
             await asyncio.sleep(0.01)
         calls.append(asyncio.create_task(learner.learn(ahead)))
         while ahead.concept.concept_id not in learner._jobs:
@@ -490,7 +490,7 @@ def test_draining_without_checkpoints_waits_for_nothing(
 
     async def stop_midway() -> None:
         call = asyncio.create_task(learner.learn(task("one", photos)))
-        while not any(job.in_slot for job in learner._jobs.values()):
+        while not learner.vitals().slots_used:
             await asyncio.sleep(0.01)
         await asyncio.wait_for(learner.drain(60), 30)
         call.cancel()
@@ -596,7 +596,7 @@ def test_when_photos_or_pictures_find_no_memory_the_engine_gives_some_back(
         tries.append(1)
         until = time.monotonic() + 60
         while len(tries) > good and learner.vitals().slots == 4 and time.monotonic() < until:
-            if any(job.in_slot for job in list(learner._jobs.values())):
+            if learner.vitals().slots_used:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             time.sleep(0.001)
         return do(*arguments)
