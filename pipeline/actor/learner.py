@@ -95,6 +95,7 @@ class Learner:
         self._admission = asyncio.Semaphore(self.ready())
         """Bounds the photos and latents held in memory."""
         self._is_leaving = False
+        self._is_closed = False
         if on_ready is not None:
             on_ready(self)
 
@@ -123,13 +124,13 @@ class Learner:
         try:
             failure = failure_of(error, self._store.uri(job.task.folder.log))
         except ActorBroken as broken:
-            await self._in_pool(partial(job.log.store, "lost with its actor", error=str(broken)))
+            await asyncio.to_thread(partial(job.log.store, "lost with its actor", error=str(broken)))
             raise
         except ActorLeaving:
-            await self._in_pool(partial(job.log.store, "handed back, as its node is taken back"))
+            await asyncio.to_thread(partial(job.log.store, "handed back, as its node is taken back"))
             raise
         except InputChanged as changed:
-            await self._in_pool(partial(job.log.store, "to be planned anew", reason=str(changed)))
+            await asyncio.to_thread(partial(job.log.store, "to be planned anew", reason=str(changed)))
             raise
         return await self._end(job, failure)
 
@@ -139,7 +140,7 @@ class Learner:
         if failure.kind == BUG:
             log.error("concept %s: %s\n%s", job.task.concept.concept_id, failure.text, failure.trace)
         tell = partial(job.log.store, "failed", error=failure.text, kind=failure.kind, **trace)
-        await self._in_pool(tell)
+        await asyncio.to_thread(tell)
         return failure_record(job.task, failure.text, job.attempt, failure.kind)
 
     def vitals(self) -> Vitals:
@@ -184,6 +185,7 @@ class Learner:
 
         For a learner that lives in a caller's process; one that is a Ray actor ends with its own process.
         """
+        self._is_closed = True
         self._engine.close()
         self._pool.shutdown()
         self._image_batcher.close()
@@ -209,6 +211,8 @@ class Learner:
         return await self._publish(job, pictures.photos, outcome)
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
+        if self._is_closed:
+            raise ActorBroken("the learner was closed")
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def _with_memory(self, work: Callable[[], Awaitable[T]]) -> T:
