@@ -115,7 +115,7 @@ def stopping(rows: Sequence[Row], full_budget: Mapping[str, str]) -> str:
     if texts:
         texts.append(
             "A difference is taken picture by picture, as both draw from the same noise; its error is over a concept's "
-            "pictures, in the\nlast row over concepts. Seconds are of learning alone, looks at the frozen batch "
+            "pictures, in the\nlast row over concepts. Seconds are of learning alone, evaluation steps "
             "included.\n"
         )
     return "\n".join(texts)

@@ -214,7 +214,7 @@ def by_rule(retried: Sequence[RetriedConcept]) -> tuple[list[str], list[list[obj
     for concept in retried:
         for one, scores in zip(concept.tries[1:], concept.rescored[1:], strict=True):
             if scores:
-                pairs.setdefault(f"rung `{one.rung}`", []).append((concept.rescored[0], scores))
+                pairs.setdefault(f"retry rule `{one.rung}`", []).append((concept.rescored[0], scores))
     rows: list[list[object]] = []
     for name, found in pairs.items():
         likeness = [after["clip_i"] - before["clip_i"] for before, after in found]

@@ -113,13 +113,13 @@ SETUPS: dict[str, Setup] = {
     "sphere": Setup(what="norm fixed at the vocabulary's", settings=_settings("norm_control=sphere")),
     "dti": Setup(what="direction alone is learned", recipe="dti"),
     # loss terms, timesteps, end of learning
-    "clip-term": Setup(what="and 0.1 x the judge's own 1 - cosine", settings=_settings("penalties.clip=0.1")),
+    "clip-term": Setup(what="and 0.1 x (1 - cosine) of the scoring CLIP", settings=_settings("penalties.clip=0.1")),
     "range-500-900": Setup(what="timesteps from 500 to 900", recipe="range-500-900"),
     "snr-timesteps": Setup(what="noisy timesteps more often", settings=_settings("timesteps.sampler=snr")),
     "min-snr": Setup(what="losses weighted by min-SNR", recipe="min-snr"),
-    "dvar": Setup(what="until the loss on a frozen batch settles", recipe="dvar", full_budget="dvar-budget"),
+    "dvar": Setup(what="until the loss on a fixed batch settles", recipe="dvar", full_budget="dvar-budget"),
     "dvar-budget": Setup(what="dvar to the end of the budget", recipe="dvar", settings=_settings("stop.method=budget")),
-    "keep-best": Setup(what="the default; the rows best on a frozen batch", settings=_settings("stop.keep_best=true"),
+    "keep-best": Setup(what="the default; the rows best on a fixed batch", settings=_settings("stop.keep_best=true"),
                        full_budget="textual-inversion"),
 }  # fmt: skip
 

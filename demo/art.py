@@ -1,6 +1,6 @@
 """Build an atlas of cut-outs from openly licensed art: fetch the npm packages, draw the SVGs, trim and scale.
 
-The atlas holds RGBA sprites of `SPRITE_PX` on their longer side. It is built once into the work folder; importing the
+The atlas holds RGBA sprites of `SPRITE_PX` on their longer side, and is built once into the work folder; importing the
 world and using the committed model and pictures need none of it.
 """
 

@@ -1,7 +1,7 @@
 """KL autoencoder from 64x64x3 pictures to 8x8x16 latents and back.
 
-It is trained on whole pictures (GroupNorm statistics of crops do not carry over). In a second stage the encoder is
-frozen and only the decoder is trained: latents stay valid, so this can run beside the denoiser's training.
+The model is trained on whole pictures (GroupNorm statistics of crops do not carry over). In a second stage the encoder
+is frozen and only the decoder is trained: latents stay valid, so this can run beside the denoiser's training.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Muon (Jordan et al. 2024), momentum with orthogonalised updates of matrices; vectors take AdamW.
 
-It needs fewer steps than AdamW here, and steps, not samples, are scarce on a two-core CPU.
+Muon needs fewer steps than AdamW here, and steps, not samples, are scarce on a two-core CPU.
 """
 
 from __future__ import annotations

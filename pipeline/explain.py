@@ -195,7 +195,7 @@ def _can_be_folder(concept_id: str) -> bool:
 def _read_attempts(store: RunStore, paths: Sequence[str]) -> list[ConceptRecord]:
     """Read the records and failures of all fingerprints, the newest first.
 
-    An older failure beside a record is not there any more: whoever writes the record deletes it.
+    A failure older than a record beside it is never found: the actor that writes the record deletes the failure.
     """
     ends = [path for path in paths if path.endswith(("/record.json", "/failure.json"))]
     records = [record_or_failure(path, content) for path, content in store.get_many(ends).items()]
@@ -227,7 +227,7 @@ def _present_inputs(found: Explanation, row: ManifestRow, run: Mapping[str, Any]
     if found.settings:
         found.fingerprint = digest(inputs)
     else:
-        found.notes.append("the last run did not keep its settings: what has changed in them cannot be told")
+        found.notes.append("the last run did not keep its settings, so changes of settings cannot be shown")
     return inputs
 
 

@@ -243,7 +243,7 @@ class _Offer:
         self.in_flight = set[str]()
         """Fingerprints of the tasks that were taken and have not ended."""
         self.is_exhausted = False
-        """All tasks were taken. Some that were wanted may never be offered, such as one whose photo is gone."""
+        """True once all tasks were taken. A concept may never be offered as a task, say if its photo is gone."""
 
     def __iter__(self) -> Iterator[ConceptTask]:
         for task in self._tasks:

@@ -31,14 +31,14 @@ COUNTERS = {
 }
 GAUGES = {
     "concepts_planned": "Concepts that this run is to learn, as far as the manifest has been read",
-    "concepts_left": "Of these, those that have neither ended well nor failed",
+    "concepts_left": "Concepts of those planned that have neither ended well nor failed",
     "concepts_in_flight": "Concepts handed to actors",
     "concepts_eta_seconds": "Time until all are learned, at the run's rate so far",
     "actors_ready": "Actors that have loaded the model",
     "actors_starting": "Actors that wait for a node or load the model",
     "learner_slots": "Concepts an actor can learn side by side",
-    "learner_slots_used": "Concepts it learns side by side now",
-    "learner_loss": "Mean over its slots of the last loss read",
+    "learner_slots_used": "Concepts an actor learns side by side now",
+    "learner_loss": "Mean over an actor's slots of the last loss read",
     "learner_device_bytes": "Memory that torch holds on an actor's GPU; 0 on a CPU",
     "learner_host_bytes": "Most main memory an actor has held",
 }
@@ -99,7 +99,7 @@ def export(vitals: Callable[[], Vitals]) -> None:
         while not rest.wait(_EVERY_S):
             try:
                 now = vitals()
-            except Exception as error:  # metrics must not end the actor; a bug is told every time
+            except Exception as error:  # metrics must not end the actor; a bug is logged every time
                 log.warning("no metrics for this moment: %s", describe_error(error))
                 continue
             counter.reach(now.steps)

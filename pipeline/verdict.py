@@ -139,7 +139,7 @@ def decide(
     ------------------------------------------- | --------------------------- | ----------------------------
     actor lost                                  | node taken back             | HAND_BACK
     actor lost                                  | another call hung           | HAND_BACK
-    actor lost, by a bug (ActorBroken.kind)     | alone, and not for the first time lost | FAIL, bug
+    actor lost, by a bug (ActorBroken.kind)     | alone, lost before          | FAIL, bug
     actor lost                                  | calls left                  | RETRY_ALONE
     actor lost                                  | no calls left               | FAIL, kind of the loss, quarantined
     ActorLeaving                                |                             | HAND_BACK, no retry

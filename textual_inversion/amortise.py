@@ -7,8 +7,8 @@ photos' features.
 
 Fitting on words costs little: CLIP's features of the text "a photo of a WORD" take the place of features of pictures.
 Features of texts and of pictures lie apart, though, by about the same offset everywhere (Liang et al. 2022, "modality
-gap"). The model therefore draws a few words. Their pictures give the offset, and a cross-validation: how well the
-vector of a drawn word is predicted from its picture by a regression fitted without the word.
+gap"). The model therefore draws a few words. The pictures of these words give the offset, and a cross-validation shows
+how well a regression fitted without a word predicts the word's vector from its picture.
 """
 
 from __future__ import annotations

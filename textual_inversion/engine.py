@@ -56,8 +56,8 @@ class Engine:
 
     **What is equal.** A concept's rows come from the same operations on the same shapes, whichever concepts the other
     slots hold; only the place of its samples in the batch may differ. Where the kernels treat all places alike, which
-    `batch_invariance.learning_is_invariant` tells, a result is bit-for-bit the same alone, in company, in any order, in
-    any slot and after any resume, given the same machine, library versions, number of threads and `slots_per_pass`.
+    `batch_invariance.learning_is_invariant` checks, a result is bit-for-bit the same alone, among others, in any order,
+    in any slot and after any resume, given the same machine, library versions, number of threads and `slots_per_pass`.
     Where they do not, and between two values of `slots_per_pass` above 1, results are equal to rounding. With 1 a
     concept has passes of its own, and nothing depends on places or on the number of slots.
     """

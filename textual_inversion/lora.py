@@ -44,8 +44,8 @@ class AdapterBatch:
     def change(self, encoder: str, name: str, inputs: Tensor, outputs: Tensor) -> Tensor:
         """Return y = W x + m scale up down x for a layer of a text encoder, given x [batch, length, in] and W x.
 
-        This is TextBoost v2's causality-preserved adaptation; with m = 1 it is LoRA, as in v1. Where m is 0, or a
-        prompt uses no adapter, the outputs are the layer's own to the bit.
+        The formula is TextBoost v2's causality-preserved adaptation; with m = 1 it is LoRA, as in v1. Where m is 0, or
+        a prompt uses no adapter, the outputs are the layer's own to the bit.
         """
         if name not in self.tensors:
             return outputs
@@ -64,7 +64,7 @@ class AdaptableLayers:
         """Hook into the layers, which are found by the last part of their name; weights and names stay as they are.
 
         `key`: key of the text encoder. `prefix`: start of each layer's name here, by which the layers of a family's
-        text encoders are told apart.
+        text encoders are distinguished.
         """
         self._key = key
         self._prefix = prefix

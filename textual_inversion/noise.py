@@ -255,7 +255,7 @@ class RectifiedFlow:
             sigma: Tensor = scheduler.sigmas[step]
             return (1 - sigma) * latents + sigma * noise
 
-        # DPMSolverMultistepScheduler truncates its timesteps to integers; the denoiser is told the exact noise level
+        # DPMSolverMultistepScheduler truncates its timesteps to integers; the denoiser gets the exact noise level
         return SolverRun(scheduler, scheduler.sigmas[:-1] * self.num_timesteps, mix)
 
 

@@ -1,7 +1,7 @@
 """The trained parameters of one concept.
 
-They are its placeholder rows in every text encoder, auxiliary rows (of a photo or of an augmentation) that are dropped
-at the end, and the adapter of the text encoder if the configuration has one.
+A concept has placeholder rows in every text encoder, auxiliary rows (of a photo or of an augmentation) that are dropped
+at the end, and an adapter of the text encoder if the configuration has one.
 """
 
 from __future__ import annotations

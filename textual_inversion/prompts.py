@@ -132,7 +132,7 @@ def augmentation_word(name: str) -> str:
 def with_augmentation_words(template: str, augmentation: Sequence[str]) -> str:
     """Put augmentation tokens into a template: TextBoost's "a A* photo of a {}".
 
-    They stand before the word for the medium, or in front of a template (a caption, say) that has none.
+    The tokens stand before the word for the medium, or in front of a template (a caption, say) that has none.
     """
     if not augmentation:
         return template

@@ -1,6 +1,6 @@
 """The tokenizer of a CLIP text encoder, read without the model.
 
-It needs no torch, and as a rule no transformers, whose import takes longer than everything else in a dry run.
+This module needs no torch, and as a rule no transformers, whose import takes longer than everything else in a dry run.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def read_tokenizer(directory: Path | str) -> Any:
 class PlainClip:
     """CLIP's tokenizer, built from its files with the library that transformers' `CLIPTokenizer` uses.
 
-    It has those attributes of a fast tokenizer of transformers that `Tokenizer` needs. Texts in which special tokens
-    may be written out are passed to transformers' own tokenizer.
+    The class has those attributes of a fast tokenizer of transformers that `Tokenizer` needs. Texts in which special
+    tokens may be written out are passed to transformers' own tokenizer.
     """
 
     def __init__(self, directory: Path) -> None:

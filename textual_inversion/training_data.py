@@ -62,7 +62,7 @@ class TrainingData:
     knowledge: KnowledgePreservation | None = None
     """Source of the prompts for which the adapted text encoder is held to the frozen one."""
     class_prompts: FrozenPrompts | None = None
-    """Such prompts that name the concept's class."""
+    """The same kind of prompts, with the name of the concept's class in each."""
 
     @classmethod
     def from_views(

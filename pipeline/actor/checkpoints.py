@@ -40,7 +40,7 @@ class Checkpoints:
         """Begin to store a state, so that the caller never waits for storage.
 
         A state is left out while the one before is on its way, unless it is the last. The first and the last one are
-        told in the concept's stored log.
+        noted in the concept's stored log.
         """
         if job.save is None or job.save.done() or is_last:
             job.save = self._pool.submit(self._save, job, state, job.save, is_last)

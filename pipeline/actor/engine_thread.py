@@ -93,7 +93,7 @@ class EngineThread:
         self.save_soon()
 
     def leave(self) -> None:
-        """Begin no more concepts, hand back those that wait, and store a checkpoint of each in a slot."""
+        """Begin no more concepts, return those that wait to the driver, and store a checkpoint of each in a slot."""
         self._is_leaving = True
         self.save_soon()
 
@@ -206,4 +206,4 @@ class EngineThread:
         if self._checkpoint_steps:
             self._checkpoints.save(job, state, is_last=self._is_draining)
         if self._is_leaving:
-            self._next_assignment(wait=False)  # hands back all that waits for a slot
+            self._next_assignment(wait=False)  # returns all that waits for a slot to the driver

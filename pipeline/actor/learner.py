@@ -156,8 +156,8 @@ class Learner:
         )
 
     def leave(self) -> None:
-        """Begin nothing more, as the node is taken back: hand back concepts that have not begun, and save those in
-        slots after the present step. To be called every few seconds until the end, on any thread."""
+        """Begin nothing more, as the node is taken back: return concepts that have not begun to the driver, and
+        save those in slots after the present step. To be called every few seconds until the end, on any thread."""
         self._is_leaving = True
         self._engine.leave()
 

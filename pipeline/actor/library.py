@@ -18,8 +18,8 @@ from textual_inversion.formats import parse_diffusers
 
 _SUFFIX = ".safetensors"
 _NAMELESS_KEYS = ("emb_params", "clip_l", "*")
-"""Keys that other tools write in place of a placeholder token. They use the file's name as the token, and so does this
-module."""
+"""Keys that other tools write in place of a placeholder token. Those tools use the file's name as the token, and so
+does this module."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class LearnedConcept:
     image_hashes: tuple[str, ...] = ()
     """Content hashes of those photos when it was learned; empty where its record keeps none."""
     files: Mapping[str, StoredFile] = field(default_factory=dict, hash=False)
-    """Name -> digest of the files that its record vouches for; empty for a file without a record."""
+    """Name -> digest of the files that its record names; empty for a file without a record."""
 
     def read(self) -> LearnedEmbedding:
         """Return its embedding under its placeholder token. Raises ValueError as `read_embedding` does."""
@@ -56,7 +56,7 @@ def read_embedding(uri: str, files: Mapping[str, StoredFile] | None = None) -> L
         data = read_bytes(address)
         recorded = (files or {}).get(posixpath.basename(address))
         if recorded and recorded.sha256 != hashlib.sha256(data).hexdigest():
-            raise ValueError(f"{address} is not the file that its record vouches for")
+            raise ValueError(f"{address} is not the file that its record names: the SHA-256 digests differ")
         return data
 
     def beside(name: str) -> bytes:

@@ -173,7 +173,7 @@ class Plan:
         that of earlier photos or settings."""
         self.bad: list[BadRow] = []
         self.carried: dict[bytes, bytes] = {}
-        """Fingerprint -> carried columns as JSON text, of every good row so far. Its keys are the present
+        """Fingerprint -> carried columns as JSON text, of every good row so far. The keys are the present
         fingerprints: a record under another one is not a result of this manifest and these settings."""
 
     def tasks(self, rows: Iterable[ManifestRow | BadRow]) -> Iterator[ConceptTask]:

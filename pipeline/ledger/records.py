@@ -37,7 +37,8 @@ class StoredFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Try:
-    """One try: a concept learned with one set of settings. The record shows these fields of the try that is kept."""
+    """A try of the quality gate: a concept learned with one set of settings. The record has the same fields, with the
+    values of the try that is kept."""
 
     rung: str
     """The entry of `gate.ladder` with the try's settings; empty for the run's own settings."""

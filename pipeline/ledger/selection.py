@@ -95,8 +95,8 @@ def select(
 def failed_before(store: RunStore) -> set[str]:
     """Return the ids of concepts that failed before, whether or not they are done by now.
 
-    They are the concepts with a stored failure and no record under the same fingerprint, and the failed rows of the
-    last results.parquet: a bad row fails before it has a fingerprint.
+    A concept failed before if it has a stored failure and no record under the same fingerprint, or if its row failed in
+    the last results.parquet: a bad row fails before it has a fingerprint.
     """
     failed: set[ConceptFolder] = set()
     done: set[ConceptFolder] = set()

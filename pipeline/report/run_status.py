@@ -188,7 +188,7 @@ def _describe_run(status: RunStatus, run: Mapping[str, Any], newest: float, cloc
     status.looked_at = counts.get("looked_at")
     status.left_out = counts.get("left_out", 0)
     status.bad_rows = counts.get("bad_rows", 0)
-    if status.started_at:  # without it, this run's records cannot be told from earlier ones
+    if status.started_at:  # without it, this run's records cannot be distinguished from earlier ones
         status.done_before = counts.get("done_before", 0)
     status.problems = counts.get("problems", {})
     status.last_write_at = datetime.datetime.fromtimestamp(newest, datetime.UTC).isoformat(timespec="seconds")

@@ -21,7 +21,7 @@ def put(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())  # a record must not survive a crash that loses the files it vouches for
+            os.fsync(file.fileno())  # a record must not survive a crash that loses the files it names
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:

@@ -28,7 +28,7 @@ def test_figures_are_of_other_pictures_than_the_choice() -> None:
     (row,) = by_concept([retried])[1]
     assert row[2:6] == ["0.100, 0.900, failed", "seed", 0.25, 0.5]
     rows = by_rule([retried, retried])[1]
-    assert rows == [["what was kept", 2, 0.25, 0.0, 2, -0.25], ["rung `seed`", 2, 0.25, 0.0, 2, -0.25]]
+    assert rows == [["what was kept", 2, 0.25, 0.0, 2, -0.25], ["retry rule `seed`", 2, 0.25, 0.0, 2, -0.25]]
 
 
 @pytest.mark.slow
@@ -48,4 +48,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     )
     said = capsys.readouterr().out
     assert "| 0 | 1 | 1 | 0 | 1 | 2 | 2 |" in said
-    assert "rung `seed`" in said
+    assert "retry rule `seed`" in said

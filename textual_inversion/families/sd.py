@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x: a CLIP text encoder, a U-Net and a KL autoencoder (Rombach et al. 2022).
 
-It serves any diffusers `StableDiffusionPipeline` directory, epsilon or v-prediction. SD2 conditions on the next-to-last
-layer of its text encoder by a config with one layer less, so it needs no code of its own.
+The family serves any diffusers `StableDiffusionPipeline` directory, epsilon or v-prediction. SD2 conditions on the
+next-to-last layer of its text encoder by a config with one layer less, so SD2 needs no code of its own.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_an_example_is_what_its_record_vouches_for(tmp_path: Path) -> None:
 
     (path,) = (each for each in store.list("concepts/clock") if each.endswith(".safetensors"))
     store.put(path, store.get(path).replace(b"this", b"that"))
-    with pytest.raises(ValueError, match=r"learned_embeds\.safetensors is not the file that its record vouches for"):
+    with pytest.raises(ValueError, match=r"learned_embeds\.safetensors is not the file that its record names"):
         list(load_examples(str(tmp_path / "before"), "that", PhotoConfig()))
 
 
