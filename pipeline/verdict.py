@@ -184,7 +184,8 @@ def _lost_with_actor(error: Exception, actor: ActorFacts, work: WorkFacts, max_a
     lost = replace(work, lost_calls=work.lost_calls + 1, lost_alone=work.lost_alone + is_alone)
     if kind == BUG and is_alone and lost.lost_calls > 1:
         text = (
-            f"bug in this software, which stopped its actor again when the concept was alone: {describe_error(error)}"
+            "bug in this software, which stopped its actor again when the concept was alone: "
+            f"{describe_error(error)}; the traceback is in the concept's log.jsonl"
         )
         return Verdict(fate=Fate.FAIL, work=lost, text=text, kind=BUG)
     return _lost(error, lost, max_attempts, kind, Fate.RETRY_ALONE)

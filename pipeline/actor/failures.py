@@ -54,21 +54,31 @@ def failure_of(error: Exception, log_uri: str) -> ConceptFailure:
         raise broken_by(error) from error
     if isinstance(error, OSError) or is_client_error(error):
         raise StoreFailed(describe_error(error)) from error
-    trace = "".join(traceback.format_exception(error))
-    return ConceptFailure(BUG, f"{bug_text(error)}; the traceback is in {log_uri}", trace)
+    return ConceptFailure(BUG, f"{bug_text(error)}; the traceback is in {log_uri}", trace_of(error))
+
+
+def trace_of(error: BaseException) -> str:
+    """Return the Python traceback of an exception, with those of its causes."""
+    return "".join(traceback.format_exception(error))
 
 
 def bug_text(error: Exception) -> str:
     """Return one line for an unforeseen exception: that it is a bug, its type and text, and the line of code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    at = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"bug in this software, not a fault of the concept: {describe_error(error)}{at}"
+    return f"bug in this software, not a fault of the concept: {describe_error(error)}{_place(error)}"
 
 
 def broken_by(error: BaseException) -> ActorBroken:
-    """Return the ActorBroken for an exception that leaves an actor unable to go on, with the kind of its cause."""
+    """Return the ActorBroken, with the exception as its cause, for one that leaves an actor unable to go on."""
     is_bug = isinstance(error, Exception) and not is_device_error(error)
-    return ActorBroken(f"{type(error).__name__}: {error}", BUG if is_bug else LOST_WORKER)
+    broken = ActorBroken(f"{describe_error(error)}{_place(error)}", BUG if is_bug else LOST_WORKER)
+    broken.__cause__ = error
+    return broken
+
+
+def _place(error: BaseException) -> str:
+    """Return file and line of the code that raised the exception, in brackets after a space; empty if never raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def is_device_error(error: BaseException) -> bool:

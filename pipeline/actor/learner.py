@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline.actor.checkpoints import Checkpoints
 from pipeline.actor.concept_log import ConceptLog
 from pipeline.actor.engine_thread import EngineThread
-from pipeline.actor.failures import ConceptFailure, failure_of
+from pipeline.actor.failures import ConceptFailure, failure_of, trace_of
 from pipeline.actor.image_batcher import ImageBatcher
 from pipeline.actor.job import Job, Pictures
 from pipeline.actor.loaded_settings import LoadedSettings
@@ -124,7 +124,8 @@ class Learner:
         try:
             failure = failure_of(error, self._store.uri(job.task.folder.log))
         except ActorBroken as broken:
-            await asyncio.to_thread(partial(job.log.store, "lost with its actor", error=str(broken)))
+            trace = {"trace": trace_of(broken)} if broken.kind == BUG else {}
+            await asyncio.to_thread(partial(job.log.store, "lost with its actor", error=str(broken), **trace))
             raise
         except ActorLeaving:
             await asyncio.to_thread(partial(job.log.store, "handed back, as its node is taken back"))

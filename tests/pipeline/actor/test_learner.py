@@ -400,7 +400,9 @@ def test_an_engine_that_stops_breaks_the_actor(
     failures += learn_all(learner, [task("c", photos)])
     assert [type(failure) for failure in failures] == [ActorBroken] * 3
     assert {failure.kind for failure in failures} == {"bug"}  # for all that is known: torch did not name the device
-    assert all("device lost" in str(failure) for failure in failures)
+    assert all("device lost (test_learner.py, line " in str(failure) for failure in failures)
+    lines = RunStore(str(tmp_path)).get(task("a", photos).folder.log).decode().splitlines()
+    assert "in crash" in json.loads(lines[-1])["trace"]
 
 
 def test_draining_saves_what_is_in_slots_and_starts_nothing(
