@@ -308,7 +308,7 @@ class RunConfig:
             earlier != self.output or not earlier,
             "inversion.init.earlier_run",
             earlier,
-            "another run than this: what this one starts from may not change while it goes on",
+            "the output of another run: a run cannot start from results that it is still writing",
         )
         require(self.lease_s >= 0, "lease_s", self.lease_s, "0 (none) or more seconds")
         require(0 <= self.seed < 2**63, "seed", self.seed, "a non-negative 63-bit integer")

@@ -208,8 +208,8 @@ def connect(config: RunConfig) -> tuple[float, float]:
     import ray
 
     if not ray.is_initialized():
-        # Ray finds RAY_ADDRESS (set by `ray job submit`) or a cluster of this machine without an address. Arguments
-        # that shape a new cluster must not be given when one is joined.
+        # Ray finds RAY_ADDRESS (set by `ray job submit`) or a cluster of this machine without an address. Ray refuses
+        # arguments that shape a new cluster when it joins one.
         local = {"include_dashboard": False} if os.environ.get("RAY_ADDRESS", "local") == "local" else {}
         ray.init(logging_level=logging.WARNING, **local)
     resources = ray.cluster_resources()

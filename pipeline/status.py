@@ -118,7 +118,7 @@ def _rate_lines(status: RunStatus) -> Iterator[tuple[str, str]]:
     if status.concepts_per_hour:
         line = f"{status.concepts_per_hour:,.0f} concepts an hour"
         if status.recent_per_hour is not None:
-            line += f", {status.recent_per_hour:,.0f} of late"
+            line += f", {status.recent_per_hour:,.0f} recently"
         if status.seconds_left:
             bound = "about" if status.looked_at == status.rows else "at most"
             line += f"; {bound} {format_rough_duration(status.seconds_left)} left"

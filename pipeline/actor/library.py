@@ -103,7 +103,7 @@ class Library:
         unknown = [word for word in re.findall(r"<[^<>\s]+>", prompt) if word not in found]
         if unknown:
             close = difflib.get_close_matches(unknown[0], words, n=3, cutoff=0.3) or words[:8]
-            known = f"those at hand are {', '.join(close)}" if words else "no --learned was given"
+            known = f"the known ones are {', '.join(close)}" if words else "no --learned was given"
             raise ValueError(f"prompt {prompt!r}: {unknown[0]} is no learned concept's placeholder token; {known}")
         return tuple(
             _only(word, [concept for concept in self.concepts if concept.placeholder_token == word]) for word in found

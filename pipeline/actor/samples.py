@@ -56,7 +56,7 @@ def sample_requests(
     `initial` adds those of its initializer word, which are needed for scores only.
     """
     prompts = config.prompts_for(concept.category)
-    embedding = replace(embedding, placeholder_token=HOLE)  # it may be a word that a prompt has elsewhere, too
+    embedding = replace(embedding, placeholder_token=HOLE)  # a prompt may have the placeholder's word elsewhere, too
     seeds = [seed_for(seed, concept.concept_id, "grid", i) for i in range(config.images_per_prompt)]
     requests = [ImageRequest(prompt, s, (embedding,)) for prompt in prompts for s in seeds]
     if concept.initializer and initial:

@@ -117,8 +117,8 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
     )
     worker_config = replace(config, device="cuda" if gpus else "cpu")
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # they write twenty lines every ten seconds into a job's log
-    context.use_datasource_v2 = False  # it starts 32 actors, each in need of a core, to read the plan files' footers
+    context.enable_progress_bars = False  # the bars write twenty lines every ten seconds into a job's log
+    context.use_datasource_v2 = False  # v2 starts 32 actors, each in need of a core, to read the plan files' footers
     with _progress_lines(store, stage, num_rows, sizes.rows_per_block, config.log_format):
         (
             ray.data.read_parquet(

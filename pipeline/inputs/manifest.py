@@ -130,6 +130,11 @@ def _priorities(uri: str) -> list[int]:
     return sorted(found, reverse=True)
 
 
+def short_hash(concept_id: str) -> bytes:
+    """Return a hash of a concept id in eight bytes, because the hashes of a whole manifest are held in memory."""
+    return hashlib.blake2b(concept_id.encode(), digest_size=8).digest()
+
+
 def read_manifest(uri: str) -> Iterator[ManifestRow | BadRow]:
     """Yield every row of every file, in the order of the files' names; `uri` is a file, a folder or a glob.
 
@@ -143,8 +148,7 @@ def read_manifest(uri: str) -> Iterator[ManifestRow | BadRow]:
     for file in files:
         for row in _read_file(file):
             if isinstance(row, ManifestRow):
-                digest = hashlib.blake2b(row.concept.concept_id.encode(), digest_size=8).digest()
-                key = int.from_bytes(digest, "big")
+                key = int.from_bytes(short_hash(row.concept.concept_id), "big")
                 if key in seen:
                     concept_id = row.concept.concept_id
                     reason = f"concept_id {concept_id!r} occurs in an earlier row"

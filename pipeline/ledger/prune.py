@@ -8,7 +8,6 @@ option.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.inputs.manifest import concept_ids
+from pipeline.inputs.manifest import concept_ids, short_hash
 from pipeline.ledger.plan import Plan
 from pipeline.ledger.records import from_json
 from pipeline.store.addresses import open_for_reading
@@ -78,14 +77,14 @@ def find_leftovers(store: RunStore, manifest: str, plan: Plan) -> Leftovers:
             f"--prune: the manifest does not tell which concepts there still are ({what}); correct it first"
         )
     found = _scan(store)
-    wanted = {_short_hash(concept_id) for concept_id in concept_ids(manifest)}
+    wanted = {short_hash(concept_id) for concept_id in concept_ids(manifest)}
     bad = {row.concept_id for row in plan.bad}
     left = Leftovers()
     kept = _kept_tries(store, found, plan)
     for concept_id, by_fingerprint in found.items():
         present = [fingerprint for fingerprint in by_fingerprint if fingerprint.encode() in plan.carried]
         has_result = any(by_fingerprint[each].is_done and not by_fingerprint[each].awaits_retry for each in present)
-        if _short_hash(concept_id) not in wanted:
+        if short_hash(concept_id) not in wanted:
             left.removed[concept_id] = sum(objects.bytes for objects in by_fingerprint.values())
         elif concept_id not in bad and has_result:
             for fingerprint, objects in by_fingerprint.items():
@@ -178,8 +177,3 @@ def _picture_parts(store: RunStore, left: Leftovers) -> Iterator[_PicturePart]:
             picture for picture, is_left in zip(table["path"].to_pylist(), mask, strict=True) if is_left and picture
         ]
         yield _PicturePart(path, table, pa.chunked_array([mask], pa.bool_()), pictures)
-
-
-def _short_hash(concept_id: str) -> bytes:
-    """Return a concept id in eight bytes, because those of the whole manifest are held."""
-    return hashlib.blake2b(concept_id.encode(), digest_size=8).digest()

@@ -52,7 +52,7 @@ s3://b/out
         3  failed
         8  being learned
     2,989  waiting
-     rate  100 concepts an hour, 120 of late; at most 2 h 10 min left
+     rate  100 concepts an hour, 120 recently; at most 2 h 10 min left
    median  1 min 01 s a concept
   slowest  owl, 10 min 00 s, 500 steps, 2 attempts
 

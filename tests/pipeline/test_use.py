@@ -216,7 +216,7 @@ def test_a_shift_is_measured(
     ("arguments", "message"),
     [
         (["variations", "tigre"], "no learned concept is named 'tigre'; there are 3, such as tiger"),
-        (["draw", "a <tigr>"], "<tigr> is no learned concept's placeholder token; those at hand are <tiger>"),
+        (["draw", "a <tigr>"], "<tigr> is no learned concept's placeholder token; the known ones are <tiger>"),
         (["draw", "a cat"], "no prompt has a learned concept's placeholder token in it; write one of <"),
         (["draw", "a <tiger>", "--count=0"], "--count 0"),
         (["draw", "a <tiger> " * 30], "more than the 22 that fit"),

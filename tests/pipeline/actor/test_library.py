@@ -93,7 +93,7 @@ def test_what_cannot_be_found_is_said_with_a_remedy(tmp_path: Path) -> None:
         library.named("tigre")
     with pytest.raises(ValueError, match="'broken' was not learned: no photos"):
         library.named("broken")
-    with pytest.raises(ValueError, match=r"'a <taxy>': <taxy> is no learned concept's .*; those at hand are <taxi>"):
+    with pytest.raises(ValueError, match=r"'a <taxy>': <taxy> is no learned concept's .*; the known ones are <taxi>"):
         library.in_prompt("a <taxy>")
     with pytest.raises(ValueError, match="no --learned was given"):
         Library([]).in_prompt("a <taxi>")
