@@ -19,6 +19,9 @@ REFERENCES = ("image-only", "prompt-only", "initializer", "human-captions")
 BASELINE = "textual-inversion"
 """Setup that the others are compared with, concept by concept."""
 
+_TITLES = {"clip_i": "CLIP-I", "clip_t": "CLIP-T", "psnr_db": "PSNR, dB", "edge_ratio": "edges, of the photo's"}
+"""Title of each score in the table."""
+
 Row = Mapping[str, Any]
 
 
@@ -72,12 +75,13 @@ def against(rows: Sequence[Row], score: str, baseline: str = BASELINE) -> dict[s
 def table(rows: Sequence[Row], what: Mapping[str, str]) -> str:
     """Return a Markdown table of the setups: mean and standard error over concepts of each score and of its difference
     to the baseline; steps taken, the step whose rows were kept, concepts that ended before their budget, seconds."""
-    further = {score: against(rows, score) for score in ("clip_i", "clip_t")}
-    head = "setup | CLIP-I | more than the default | CLIP-T | more than the default | row norm"
-    lines = [f"| {head} | steps taken | kept at | stopped early | s per concept | concepts | |", "|---" * 12 + "|"]
+    further = {score: against(rows, score) for score in _TITLES}
+    titles = ["setup", *(title for score in _TITLES.values() for title in (score, "more than the default")), "row norm"]
+    titles += ["steps taken", "kept at", "stopped early", "s per concept", "concepts", ""]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, of_setup in by_setup(rows).items():
         cells = []
-        for score in ("clip_i", "clip_t"):
+        for score in _TITLES:
             cells.append(str(Figure.of(row[score] for row in of_setup) or "-"))
             more = further[score][name] if name != BASELINE else None
             cells.append(f"{more:+}" if more else "-")

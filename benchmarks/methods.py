@@ -8,6 +8,7 @@ Setups are those of `benchmarks/setups.py` and the recipes. As soon as a concept
 pictures are in `rows/` of the output; at the end come all rows (`rows.parquet`), a table (`table.md`) and the
 distortion-editability plot (`plot.png`, by matplotlib). Run it again to continue: stored rows are not measured again.
 CLIP-I is computed on the prompt that names nothing but the concept, CLIP-T on all others (Gal et al. 2022, section 5).
+PSNR and edge strength, of the same prompt as CLIP-I, compare pixels with the nearest photo.
 All setups draw from the same noise. Where a setup and the same without its stop rule are both present, as in the last
 command, a table of each concept's steps and scores with and without it follows (`stopping.md`).
 """
@@ -51,6 +52,7 @@ from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Outcome
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
+from textual_inversion.fidelity import PIXEL_SCORES, pixel_scores, pixel_scores_between_photos, to_arrays
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
 from textual_inversion.learn import learn_outcomes
@@ -63,7 +65,7 @@ from textual_inversion.metrics import (
 from textual_inversion.photos import open_photo
 from textual_inversion.prompts import HOLE, fill, without_placeholder
 
-_ROW_FORMAT = 2
+_ROW_FORMAT = 3
 """Version of the rows, counted up when a row gets new columns; rows of an earlier version are measured again."""
 
 
@@ -203,6 +205,7 @@ def measure(job: Job, output: str) -> dict[str, Any]:
         "seconds": seconds if outcome else 0.0,
         "norm": mean_norm(embedding) if embedding else None,
         **scores(photos, shown, prompts_of(job, protocol), protocol.reconstruction, extractor),
+        **pixel_scores_of(photos, shown, protocol.reconstruction, backbone.resolution),
     }
     store = RunStore(output)
     if shown:
@@ -257,6 +260,26 @@ def scores(
         found[name], found[f"{name}_se"] = mean_and_standard_error(each) if values else (None, None)
         found[f"{name}_pictures"] = each.tolist()
     return found
+
+
+def pixel_scores_of(
+    photos: list[Image.Image],
+    shown: Mapping[str, list[Image.Image]],
+    reconstruction: Sequence[str],
+    side_px: int,
+) -> dict[str, float | None]:
+    """Return the mean PIXEL_SCORES of the prompts that name nothing but the concept; None where there are no such
+    prompts, or no photo with edges. With nothing `shown`, the photos themselves are scored."""
+    size = (side_px, side_px)
+    pictures = [picture for text in reconstruction for picture in shown.get(text, ())]
+    if pictures:
+        found = pixel_scores(to_arrays(pictures, size), to_arrays(photos, size))
+    elif not shown and len(photos) > 1:
+        found = pixel_scores_between_photos(to_arrays(photos, size))
+    else:
+        return dict.fromkeys(PIXEL_SCORES)
+    means = {name: float(values.mean()) for name, values in found.items()}
+    return {name: None if math.isnan(value) else value for name, value in means.items()}
 
 
 def prompts_of(job: Job, protocol: Protocol) -> list[Prompt]:

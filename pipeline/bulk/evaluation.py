@@ -22,6 +22,7 @@ from pipeline.inputs.models import extractor_hash, model_hash
 from pipeline.inputs.prompt_table import INITIALIZER, Prompt
 from pipeline.ledger.records import ConceptRecord
 from pipeline.store.storage import RunStore
+from textual_inversion.fidelity import PIXEL_SCORES
 from textual_inversion.prompts import HOLE, without_placeholder
 from textual_inversion.rng import seed_for
 
@@ -30,7 +31,7 @@ INITIAL = "initializer"
 PROMPT_ONLY = "prompt only"
 IMAGE_ONLY = "image only"
 SETUPS = (IMAGE_ONLY, LEARNED, INITIAL, PROMPT_ONLY)
-SCORES = ("clip_i", "clip_t", "dino")
+SCORES = ("clip_i", "clip_t", "dino", *PIXEL_SCORES)
 FOLDER = "evaluation"
 PLAN = f"{FOLDER}/plan"
 PARTS = f"{FOLDER}/parts"
@@ -53,6 +54,7 @@ PLAN_SCHEMA = pa.schema(
         ("embedding", pa.string()),
         ("images", pa.list_(pa.string())),
         ("seeds", pa.list_(pa.int64())),
+        ("are_pixels_compared", pa.bool_()),
     ]
 )
 RESULT_SCHEMA = pa.schema(
@@ -80,7 +82,7 @@ class Totals:
         """Add the scores of one result row."""
         kind = self.reconstruction if row["prompt"] in protocol.reconstruction else self.editing
         for score in SCORES:
-            if row[score] is not None:
+            if row.get(score) is not None:  # parts written before a score existed have no such column
                 kind[score].append(row[score])
 
     def score(self, name: str) -> float:
@@ -98,7 +100,8 @@ def plan_rows(config: RunConfig, protocol: Protocol, records: Iterable[ConceptRe
     """Yield one PLAN_SCHEMA row for every concept, setup and prompt, in that order.
 
     The prompt alone seeds the initial noise: all concepts and setups start from the same noise, so that their pictures
-    differ by the text alone, and a picture that several concepts are compared with is drawn once.
+    differ by the text alone, and a picture that several concepts are compared with is drawn once. Whether a row's
+    pixels are compared is no part of its id: rows scored before there were pixel scores are not drawn again.
     """
     sampling = dataclasses.asdict(protocol.sampling)
     del sampling["batch_size"]
@@ -134,7 +137,11 @@ def plan_rows(config: RunConfig, protocol: Protocol, records: Iterable[ConceptRe
                     "images": list(record.images),
                     "seeds": seeds if drawn else [],
                 }
-                yield {"row_id": row_id(row, settings), **row}
+                yield {
+                    "row_id": row_id(row, settings),
+                    **row,
+                    "are_pixels_compared": are_pixels_compared(setup, prompt, record, protocol),
+                }
 
 
 def prompt_to_draw(setup: str, record: ConceptRecord, prompt: Prompt, text: str) -> str | None:
@@ -151,6 +158,15 @@ def prompt_to_draw(setup: str, record: ConceptRecord, prompt: Prompt, text: str)
     if not record.initializer or INITIALIZER in prompt.text:  # "prompt only" draws the same text then
         return None
     return prompt.filled(record.initializer, record.initializer)
+
+
+def are_pixels_compared(setup: str, prompt: Prompt, record: ConceptRecord, protocol: Protocol) -> bool:
+    """Return True for the rows that get PIXEL_SCORES: a concept's own pictures or photos, by a reconstruction prompt.
+
+    A style has no pixels in common with its photos. The pictures of the initializer and of the prompt alone are shared
+    by concepts and kept as features only, so they have no pixels to compare.
+    """
+    return setup in (LEARNED, IMAGE_ONLY) and record.category != "style" and prompt.text in protocol.reconstruction
 
 
 def evaluation_seeds(prompt: Prompt, count: int, seed: int) -> list[int]:
@@ -170,7 +186,7 @@ def write_table(
     buffer = io.BytesIO()
     left = set(wanted)
     with pq.ParquetWriter(buffer, schema) as writer:
-        for rows in read_results(store, PARTS, RESULT_SCHEMA.names):
+        for rows in read_results(store, PARTS):
             good = [row for row in rows if row["status"] == "ok" and row["row_id"] in left]
             left -= {row["row_id"] for row in good}
             writer.write_table(pa.Table.from_pylist(good, schema))

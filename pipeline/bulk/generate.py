@@ -156,6 +156,11 @@ class Drawer:
         self._embedding = lru_cache(_EMBEDDINGS_KEPT)(self._load)
         self._pool = ThreadPoolExecutor(_STORE_THREADS)
 
+    @property
+    def resolution(self) -> int:
+        """Side of the square pictures in px."""
+        return self._backbone.resolution
+
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Draw PLAN_SCHEMA rows and store the pictures; return RESULT_SCHEMA rows in the same order.
 

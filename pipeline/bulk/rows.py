@@ -95,8 +95,8 @@ def first_errors(store: RunStore, results: str, missing: Collection[str], at_mos
     return tuple(islice(dict.fromkeys(errors), at_most))
 
 
-def read_results(store: RunStore, results: str, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of every whole part, part by part.
+def read_results(store: RunStore, results: str, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of every whole part, part by part, with these columns or all that the part has.
 
     A part that a crash cut short is deleted, so that its rows are planned again.
     """

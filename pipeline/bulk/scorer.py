@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline.inputs.models import locate
 from pipeline.inputs.photos import fetch
 from textual_inversion.errors import BadInput
 from textual_inversion.extractors import ClipExtractor, ImageExtractor, load_extractor
+from textual_inversion.fidelity import pixel_scores, pixel_scores_between_photos, to_arrays
 from textual_inversion.metrics import (
     clip_i_between_photos,
     clip_i_per_picture,
@@ -26,14 +27,15 @@ from textual_inversion.metrics import (
 )
 from textual_inversion.photos import open_photo
 
-_CONCEPTS_CACHED = 64
-"""Concepts whose photos' features are kept."""
+_CONCEPTS_CACHED = 16
+"""Concepts whose photos' features and pixels are kept: 4 MB for five photos of 512 px."""
 _REFERENCES_CACHED = 4096
 """Rows without an embedding whose features are kept, since several concepts share their pictures; some hundred
 kilobytes for a row of 64 pictures."""
 
 Features = dict[str, Tensor]
-"""`clip` and `dino` -> the features of the same n pictures, [n, dim]."""
+"""`clip` and `dino` -> the features of the same n pictures, [n, dim]; `pixels`, where they are compared -> the pictures
+themselves, [n, height, width, 3] uint8."""
 
 
 class Scorer:
@@ -72,29 +74,39 @@ class Scorer:
             for seed in row["seeds"]
         ]
         drawn = self._drawer.draw(requests, self._sampling)
-        found = {key: self._features([next(drawn) for _ in row["seeds"]]) for key, row in missing.items()}
+        found = {
+            key: self._features([next(drawn) for _ in row["seeds"]], keep_pixels=row["are_pixels_compared"])
+            for key, row in missing.items()
+        }
         found |= {key: self._references[key] for key in wanted if key in self._references}
         if len(self._references) > _REFERENCES_CACHED:
             self._references.clear()
         self._references |= {key: found[key] for key, row in missing.items() if not row["embedding"]}
         return found
 
-    def _features(self, pictures: list[Image.Image | str]) -> Features | str:
+    def _features(self, pictures: Sequence[Image.Image | str], *, keep_pixels: bool) -> Features | str:
         errors = [picture for picture in pictures if isinstance(picture, str)]
         if errors:
             return errors[0]
         good = [picture for picture in pictures if not isinstance(picture, str)]
-        return {name: extractor.images(good) for name, extractor in self._extractors.items()}
+        return self._describe(good, keep_pixels=keep_pixels)
+
+    def _describe(self, pictures: list[Image.Image], *, keep_pixels: bool) -> Features:
+        features = {name: extractor.images(pictures) for name, extractor in self._extractors.items()}
+        if keep_pixels:
+            side_px = self._drawer.resolution
+            features["pixels"] = to_arrays(pictures, (side_px, side_px))
+        return features
 
     def _load_photos(self, images: tuple[str, ...]) -> Features:
-        """Return the features of one concept's photos. Raises ValueError naming a photo that cannot be read."""
+        """Return features and pixels of one concept's photos. Raises BadInput naming a photo that cannot be read."""
         photos = []
         for uri in images:
             try:
                 photos.append(open_photo(fetch(uri, self._limits), max_pixels=self._limits.max_pixels))
             except (BadInput, OSError) as error:
                 raise BadInput(f"photo {uri}: {error}") from error
-        return {name: extractor.images(photos) for name, extractor in self._extractors.items()}
+        return self._describe(photos, keep_pixels=True)
 
     def _score(self, row: Mapping[str, Any], drawn: Mapping[str, Features | str]) -> dict[str, Any]:
         """Return the row with its scores, or with the error of its photos or pictures."""
@@ -125,6 +137,12 @@ class Scorer:
             values["dino"] = likeness("dino")
         if row["text"]:
             values["clip_t"] = clip_t_per_picture(pictures["clip"], self._clip.texts([row["text"]]))
+        if row["are_pixels_compared"]:
+            values |= (
+                pixel_scores(pictures["pixels"], photos["pixels"])
+                if row["drawn"]
+                else pixel_scores_between_photos(photos["pixels"])
+            )
         scores: dict[str, float | None] = {}
         for name, of_pictures in values.items():
             scores[name], scores[f"{name}_se"] = mean_and_standard_error(of_pictures)

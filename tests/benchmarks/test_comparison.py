@@ -14,7 +14,8 @@ from pipeline.store.parquet import read_table
 
 def row(setup: str, concept: str, clip_i: float, clip_t: float | None, steps: int = 10) -> dict[str, Any]:
     return {"setup": setup, "concept_id": concept, "clip_i": clip_i, "clip_t": clip_t, "steps": steps, "seconds": 2.4,
-            "norm": 0.5 if steps else None, "budget": 12 if steps else 0, "kept_at": steps}  # fmt: skip
+            "norm": 0.5 if steps else None, "budget": 12 if steps else 0, "kept_at": steps,
+            "psnr_db": 10 * clip_i, "edge_ratio": clip_t}  # fmt: skip
 
 
 ROWS = [
@@ -32,14 +33,16 @@ def test_mean_and_standard_error_over_concepts() -> None:
 def test_a_table() -> None:
     rows = [*ROWS, row("dvar", "a", 0.7, 0.3, 12) | {"kept_at": 6}, row("dvar", "b", 0.9, 0.5, 8)]
     assert table(rows, {"textual-inversion": "one vector"}) == (
-        "| setup | CLIP-I | more than the default | CLIP-T | more than the default | row norm | steps taken | kept at "
-        "| stopped early | s per concept | concepts | |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|---|\n"
-        "| textual-inversion | 0.800 ± 0.100 | - | 0.400 ± 0.100 | - | 0.500 ± 0.000 | 10 | 10 | 2 | 2 | 2 "
-        "| one vector |\n"
-        "| image-only | 0.800 ± 0.000 | +0.000 ± 0.100 | 0.100 | -0.400 | - | - | - | - | - | 2 |  |\n"
-        "| dvar | 0.800 ± 0.100 | +0.000 ± 0.000 | 0.400 ± 0.100 | +0.000 ± 0.000 | 0.500 ± 0.000 | 10 (8 to 12) "
-        "| 7 (6 to 8) | 1 | 2 | 2 |  |\n"
+        "| setup | CLIP-I | more than the default | CLIP-T | more than the default | PSNR, dB | more than the default "
+        "| edges, of the photo's | more than the default | row norm | steps taken | kept at | stopped early "
+        "| s per concept | concepts |  |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n"
+        "| textual-inversion | 0.800 ± 0.100 | - | 0.400 ± 0.100 | - | 8.000 ± 1.000 | - | 0.400 ± 0.100 | - "
+        "| 0.500 ± 0.000 | 10 | 10 | 2 | 2 | 2 | one vector |\n"
+        "| image-only | 0.800 ± 0.000 | +0.000 ± 0.100 | 0.100 | -0.400 | 8.000 ± 0.000 | +0.000 ± 1.000 "
+        "| 0.100 | -0.400 | - | - | - | - | - | 2 |  |\n"
+        "| dvar | 0.800 ± 0.100 | +0.000 ± 0.000 | 0.400 ± 0.100 | +0.000 ± 0.000 | 8.000 ± 1.000 | +0.000 ± 0.000 "
+        "| 0.400 ± 0.100 | +0.000 ± 0.000 | 0.500 ± 0.000 | 10 (8 to 12) | 7 (6 to 8) | 1 | 2 | 2 |  |\n"
     )
 
 

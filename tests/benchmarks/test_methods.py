@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks import setups
 from benchmarks.methods import Job, main, make_jobs, measure, parse, word_of
 from benchmarks.setups import SETUPS, Setup, find
+from pipeline.actor.model_loading import load_model
 from pipeline.bulk.evaluation import evaluation_seeds
 from pipeline.bulk.protocols import choose_protocol
 from pipeline.store.parquet import read_table
@@ -21,6 +22,7 @@ from tests.tiny_models import tiny_extractor
 from textual_inversion.concept import Concept
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
+from textual_inversion.fidelity import PIXEL_SCORES, pixel_scores, pixel_scores_between_photos, to_arrays
 from textual_inversion.generate import ImageRequest, generate
 
 CONCEPT = Concept(
@@ -126,8 +128,35 @@ def test_a_row_by_hand(arguments: list[str], tiny_backbone: Backbone, clip: Path
     rendering = drawn("a rendering of a cat", "a rendering of a {}")
     assert row["clip_t"] == pytest.approx((rendering @ text.T).mean().item(), abs=1e-5)
     assert row["clip_i_all"] == pytest.approx((identity.mean() + (rendering @ photos.T).mean()).item() / 2, abs=1e-5)
+    seeds = evaluation_seeds(next(p for p in protocol.prompts if p.text == "a photo of a {}"), 2, 0)
+    pictures = generate(tiny_backbone, [ImageRequest("a photo of a cat", seed) for seed in seeds], protocol.sampling)
+    size = pictures[0].size
+    by_hand = pixel_scores(to_arrays(pictures, size), to_arrays([Image.open(p) for p in job.concept.images], size))
+    assert {name: row[name] for name in by_hand} == {
+        name: pytest.approx(values.mean().item()) for name, values in by_hand.items()
+    }
     assert (row["steps"], row["norm"]) == (0, None)
     assert json.loads((tmp_path / "rows/initializer/a.json").read_text()) == row
+
+
+def test_photos_are_compared_with_each_other_pixel_by_pixel(arguments: list[str], tmp_path: Path) -> None:
+    job = jobs_of(arguments, "image-only")[0]
+    row = measure(job, str(tmp_path))
+    photos = [Image.open(path) for path in job.concept.images]
+    side_px = load_model(job.config).resolution
+    by_hand = pixel_scores_between_photos(to_arrays(photos, (side_px, side_px)))
+    assert {name: row[name] for name in by_hand} == {
+        name: pytest.approx(values.mean().item()) for name, values in by_hand.items()
+    }
+
+
+def test_without_a_prompt_that_names_the_concept_alone_there_are_no_pixel_scores(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    prompts = tmp_path / "others.txt"
+    prompts.write_text("a rendering of a {}\n")
+    job = jobs_of([*arguments, "--prompts", str(prompts)], "initializer")[0]
+    assert {measure(job, str(tmp_path))[name] for name in PIXEL_SCORES} == {None}
 
 
 def test_learning_from_one_photo_is_scored_against_all(arguments: list[str], tmp_path: Path) -> None:

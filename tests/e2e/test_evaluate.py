@@ -38,6 +38,10 @@ def test_a_run_is_made_evaluated_and_resumed(
         "clip_i", "clip_i_se", "clip_t", "clip_t_se"
     }  # fmt: skip
 
+    assert "| setup | concepts | clip_i | clip_t | psnr_db | edge_strength | edge_ratio |" in said
+    compared = {(row["setup"], row["prompt"]) for row in before.to_pylist() if row["psnr_db"] is not None}
+    assert compared == {("learned", "a photo of a {}"), ("image only", "a photo of a {}")}
+
     again = [str(output), "--prompts", str(prompts)]  # what it was made with is in run.json
     assert main(again) == OK
     assert "quick: 0 rows scored, 24 scored before" in capsys.readouterr().out

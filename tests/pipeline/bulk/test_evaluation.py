@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config
 from textual_inversion.config import SamplingConfig
+from textual_inversion.fidelity import PIXEL_SCORES
 
 PROTOCOL = Protocol(
     prompts=(Prompt("a photo of {}"), Prompt("{} on the beach"), Prompt("a {} {initializer} toy", category="object")),
@@ -108,6 +110,7 @@ def test_a_row_changes_with_what_its_scores_depend_on(config: RunConfig, tmp_pat
     assert ids(protocol=batch) == first
     (tmp_path / "dino").mkdir()
     (tmp_path / "dino" / "config.json").write_text("{}")
+    assert ids(protocol=replace(PROTOCOL, reconstruction=())) == first  # no pixel scores then, but the same pictures
     assert not first & ids(record=replace(concept, fingerprint="other"))
     assert not first & ids(config=replace(config, extractor="owner/clip"))
     with_dino = replace(config.evaluation, dino=str(tmp_path / "dino"))
@@ -115,6 +118,12 @@ def test_a_row_changes_with_what_its_scores_depend_on(config: RunConfig, tmp_pat
     assert not first & ids(protocol=replace(PROTOCOL, sampling=SamplingConfig(steps=3)))
     more = ids(protocol=replace(PROTOCOL, prompts=(*PROTOCOL.prompts, Prompt("{} in the snow"))))
     assert first < more
+
+
+def test_pixels_are_compared_where_picture_and_photo_show_the_same(config: RunConfig) -> None:
+    rows = planned(config, record("a"), record("s", category="style"))
+    compared = {(row["concept_id"], row["setup"], row["prompt"]) for row in rows if row["are_pixels_compared"]}
+    assert compared == {("a", "learned", "a photo of {}"), ("a", "image only", "a photo of {}")}
 
 
 def put_part(config: RunConfig, name: str, rows: list[dict[str, Any]]) -> None:
@@ -172,6 +181,26 @@ def test_the_table_holds_what_is_asked_for_now(config: RunConfig) -> None:
     assert (b.score("clip_i"), b.score("clip_t")) == pytest.approx((0.2, 0.6))  # of what there is
     assert a.score("dino") != a.score("dino")  # not a number: nothing scored it
     assert unscored(store, wanted) == {"b": "no such photo", "c": "not scored"}
+
+
+def test_parts_from_before_there_were_pixel_scores_are_kept(config: RunConfig) -> None:
+    store = RunStore(config.output)
+    rows = [scored("1", "a", "a photo of {}", 0.9, 0.1)]
+    columns = [name for name in RESULT_SCHEMA.names if not name.startswith(PIXEL_SCORES)]
+    old_schema = pa.schema([RESULT_SCHEMA.field(name) for name in columns])
+    folder = Path(config.output) / PARTS
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, old_schema), folder / "old.parquet")
+    put_part(config, "two", [scored("2", "b", "a photo of {}", 0.7, 0.3, psnr_db=14.5, edge_ratio=nan)])
+
+    totals = write_table(store, config, PROTOCOL, {"1", "2"})["learned"]
+    assert (folder / "old.parquet").exists()
+    table = {row["concept_id"]: row for row in read_table(Path(config.output) / table_path(config)).to_pylist()}
+    assert (table["a"]["clip_i"], table["a"]["psnr_db"], table["b"]["psnr_db"]) == (0.9, None, 14.5)
+    assert isnan(totals["a"].score("psnr_db"))
+    assert isnan(totals["b"].score("edge_ratio"))
+    assert totals["b"].score("psnr_db") == pytest.approx(14.5)
+    assert unscored(store, {"1": "a", "2": "b"}) == {}
 
 
 def test_without_a_reconstruction_prompt_all_prompts_count_for_both(config: RunConfig) -> None:

@@ -23,6 +23,7 @@ from tests.tiny_models import DIM, tiny_extractor
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.extractors import ClipExtractor, load_extractor
 from textual_inversion.families.base import Backbone
+from textual_inversion.fidelity import PIXEL_SCORES, pixel_scores, pixel_scores_between_photos, to_arrays
 from textual_inversion.formats import dump_diffusers
 from textual_inversion.generate import ImageRequest, generate
 
@@ -102,6 +103,32 @@ def test_scores_by_hand(config: RunConfig, tiny_backbone: Backbone, clip: Path, 
     assert among["num_samples"] == 2
     assert rows["learned", "{}"]["clip_t"] is None  # nothing but the concept: no text to compare with
     assert {row["status"] for row in rows.values()} == {"ok"}
+
+
+def test_pixel_scores_by_hand(config: RunConfig, tiny_backbone: Backbone) -> None:
+    (record, embedding), (style, _) = learned(config, "a", photos=3), learned(config, "s")
+    protocol = Protocol(
+        prompts=PROMPTS,
+        images_per_prompt=3,
+        sampling=config.generation.sampling,
+        reconstruction=("a photo of a {}",),
+    )
+    plan = list(plan_rows(config, protocol, [record, replace(style, category="style")]))
+    results = Scorer(config)(pa.Table.from_pylist(plan, PLAN_SCHEMA)).to_pylist()
+    rows = {(row["concept_id"], row["setup"], row["prompt"]): row for row in results}
+    requests = [ImageRequest("a photo of a <a>", seed, (embedding,)) for seed in plan[0]["seeds"]]
+    pictures = generate(tiny_backbone, requests, config.generation.sampling)
+    photos = to_arrays([Image.open(path) for path in record.images], pictures[0].size)
+    for setup, by_hand in (
+        ("learned", pixel_scores(to_arrays(pictures, pictures[0].size), photos)),
+        ("image only", pixel_scores_between_photos(photos)),
+    ):
+        row = rows.pop(("a", setup, "a photo of a {}"))
+        for name, values in by_hand.items():
+            assert row[name] == pytest.approx(values.mean().item(), abs=1e-5)
+            assert row[f"{name}_se"] == pytest.approx(values.std().item() / 3**0.5, abs=1e-5)
+    assert {row[name] for row in rows.values() for name in PIXEL_SCORES} == {None}
+    assert {row["status"] for row in results} == {"ok"}
 
 
 def test_one_bad_concept_never_takes_the_others_with_it(config: RunConfig) -> None:
