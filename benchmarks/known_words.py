@@ -121,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     shown: dict[str, list[tuple[str, list[Image.Image]]]] = {known.word: [] for known in words}
     for row, pictures in measure(models, words, config, options.seeds):
         rows.append(row)
+        sys.stderr.write(f"{row['concept_id']}, {row['setup']}, seed {row['seed']}: {row['psnr_db']:.2f} dB\n")
         shown[row["concept_id"]].append((f"{row['setup']}, seed {row['seed']}", pictures))
     for known in words:
         store.put(f"{known.word}.png", to_png(grid(known.photos, shown[known.word])))
