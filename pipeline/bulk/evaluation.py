@@ -55,6 +55,7 @@ PLAN_SCHEMA = pa.schema(
         ("images", pa.list_(pa.string())),
         ("seeds", pa.list_(pa.int64())),
         ("are_pixels_compared", pa.bool_()),
+        ("image_hashes", pa.list_(pa.string())),
     ]
 )
 RESULT_SCHEMA = pa.schema(
@@ -141,6 +142,7 @@ def plan_rows(config: RunConfig, protocol: Protocol, records: Iterable[ConceptRe
                     "row_id": row_id(row, settings),
                     **row,
                     "are_pixels_compared": are_pixels_compared(setup, prompt, record, protocol),
+                    "image_hashes": list(record.inputs.get("images", ())),  # part of the id through the fingerprint
                 }
 
 

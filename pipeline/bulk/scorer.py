@@ -15,7 +15,8 @@ from pipeline.bulk.evaluation import RESULT_SCHEMA
 from pipeline.bulk.generate import Drawer
 from pipeline.config import RunConfig
 from pipeline.inputs.models import locate
-from pipeline.inputs.photos import fetch
+from pipeline.inputs.photos import fetch, fetch_as_planned
+from pipeline.store.errors import InputChanged
 from textual_inversion.errors import BadInput
 from textual_inversion.extractors import ClipExtractor, ImageExtractor, load_extractor
 from textual_inversion.fidelity import pixel_scores, pixel_scores_between_photos, to_arrays
@@ -98,12 +99,21 @@ class Scorer:
             features["pixels"] = to_arrays(pictures, (side_px, side_px))
         return features
 
-    def _load_photos(self, images: tuple[str, ...]) -> Features:
-        """Return features and pixels of one concept's photos. Raises BadInput naming a photo that cannot be read."""
+    def _load_photos(self, images: tuple[str, ...], hashes: tuple[str, ...]) -> Features:
+        """Return features and pixels of one concept's photos.
+
+        `hashes` are those of the concept's record, one for each photo, or none for a record of an earlier release.
+        Raises BadInput naming a photo that cannot be read, or that is not the one the concept was learned from.
+        """
         photos = []
-        for uri in images:
+        for uri, known in zip(images, hashes or ("",) * len(images), strict=True):
             try:
-                photos.append(open_photo(fetch(uri, self._limits), max_pixels=self._limits.max_pixels))
+                data = fetch_as_planned(uri, self._limits, known) if known else fetch(uri, self._limits)
+                photos.append(open_photo(data, max_pixels=self._limits.max_pixels))
+            except InputChanged:
+                raise BadInput(
+                    f"photo {uri} is not the one that the concept was learned from; run pipeline.run again, then this"
+                ) from None
             except (BadInput, OSError) as error:
                 raise BadInput(f"photo {uri}: {error}") from error
         return self._describe(photos, keep_pixels=True)
@@ -112,7 +122,7 @@ class Scorer:
         """Return the row with its scores, or with the error of its photos or pictures."""
         known = {name: row[name] for name in RESULT_SCHEMA.names if name in row}
         try:
-            photos = self._photos(tuple(row["images"]))
+            photos = self._photos(tuple(row["images"]), tuple(row["image_hashes"]))
             pictures = drawn[_key(row)] if row["drawn"] else photos
             if isinstance(pictures, str):
                 return known | {"status": "failed", "error": pictures}

@@ -15,6 +15,7 @@ from pipeline.bulk.evaluation import PLAN_SCHEMA, RESULT_SCHEMA, plan_rows
 from pipeline.bulk.protocols import Protocol
 from pipeline.bulk.scorer import Scorer
 from pipeline.config import RunConfig
+from pipeline.inputs.photos import content_md5
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.records import ConceptRecord
 from pipeline.store.storage import RunStore
@@ -143,6 +144,21 @@ def test_one_bad_concept_never_takes_the_others_with_it(config: RunConfig) -> No
     assert f"photo {no_photo.images[1]}" in failed["b", "learned"]
     assert "FileNotFoundError" in failed["c", "learned"]
     assert [row["clip_i"] for row in judged(config, good)] == [r["clip_i"] for r in rows if r["concept_id"] == "a"]
+
+
+def test_photos_that_are_not_those_of_the_record_are_refused(config: RunConfig) -> None:
+    (still, _), (moved, _) = learned(config, "a"), learned(config, "b")
+    hashes = {path: content_md5(Path(path).read_bytes()) for path in (*still.images, *moved.images)}
+    known = [replace(one, inputs={"images": [hashes[path] for path in one.images]}) for one in (still, moved)]
+    write_photo(Path(moved.images[1]), 77)
+    rows = judged(config, *known)
+    assert {row["status"] for row in rows if row["concept_id"] == "a"} == {"ok"}
+    assert {row["error"] for row in rows if row["concept_id"] == "b"} == {
+        f"photo {moved.images[1]} is not the one that the concept was learned from; run pipeline.run again, then this"
+    }
+    plain = judged(config, still, moved)  # records of an earlier release name no hashes
+    assert {row["status"] for row in plain} == {"ok"}
+    assert [row["row_id"] for row in plain] == [row["row_id"] for row in rows]
 
 
 def test_what_concepts_share_is_drawn_once(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
