@@ -28,7 +28,7 @@ _MIN_LAUNCH_SHARE = 0.8
 """Share of a pass's time spent launching kernels from which CUDA graphs are tried: they save that time alone."""
 
 Mode = Literal["plain", "compiled", "graphs"]
-"""Way to run the denoiser: uncompiled, by torch.compile, or so and recorded as CUDA graphs."""
+"""Way to run the denoiser: uncompiled, by torch.compile, or by torch.compile and recorded as CUDA graphs."""
 
 
 @dataclass(frozen=True, slots=True)

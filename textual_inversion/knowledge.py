@@ -36,7 +36,7 @@ class FrozenPrompts:
     ids: Mapping[str, Tensor]
     """Text encoder key -> [prompts, length]."""
     conditioning: Conditioning
-    """[prompts]"""
+    """Conditioning of the prompts without an adapter, [prompts]."""
 
     def __len__(self) -> int:
         """Return the number of prompts."""

@@ -32,7 +32,7 @@ class Batch:
     features: Tensor | None = None
     """Image features of the views, [batch, dim], if they are compared."""
     others: FrozenPrompts | None = None
-    """[batch] prompts without the concept, of knowledge preservation."""
+    """Prompts without the concept, of knowledge preservation, [batch]."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -50,7 +50,7 @@ class Trained:
     class_vector: Mapping[str, Tensor]
     """The mean of the initializer's vectors, [concepts, 1, dim]."""
     is_placeholder_row: Tensor
-    """[concepts, rows] 1 for the placeholder's rows that prompts use, 0 for all others."""
+    """1 for the placeholder's rows that prompts use, 0 for all others, [concepts, rows]."""
     adapters: Sequence[AdapterBatch] = ()
 
 

@@ -37,7 +37,7 @@ class Selection:
     """The command's options that made this selection, for messages."""
 
     retries_below_gate: bool = False
-    """The selected concepts are done, and are to be learned again by `gate.ladder`."""
+    """True if the selected concepts are done and are to be learned again by `gate.ladder`."""
 
     def accepts(self, concept_id: str, num_accepted: int) -> bool:
         """Return whether to learn a concept when `num_accepted` were accepted before it."""

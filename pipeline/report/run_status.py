@@ -62,7 +62,7 @@ class RunStatus:
     stage: str | None = None
     """`learning`, `drawing`, `reporting`, `ended` or `stopped`; None for a run whose run.json names no stage."""
     alive: bool = False
-    """The run has not ended and has written something in the last ten minutes."""
+    """True if the run has not ended and has written something in the last ten minutes."""
     started_at: str | None = None
     last_write_at: str | None = None
     quiet_s: float = 0.0
