@@ -65,7 +65,7 @@ def test_captions_are_found_from_anywhere_and_known_by_content(tmp_path: Path) -
         captions_hash(str(tmp_path / "gone.txt"))
 
 
-def test_the_demo_judge_scores_the_demo_model_only() -> None:
+def test_the_demo_clip_scores_the_demo_model_only() -> None:
     assert configured("m.parquet").extractor == RunConfig().extractor
     assert configured("m.parquet", "--model", locate(RunConfig().model)).extractor == RunConfig().extractor
     assert configured("m.parquet", "--model", "owner/name").extractor == ""

@@ -146,7 +146,7 @@ def test_a_step_of_two_text_encoders_and_flow_reads_nothing(
     assert events[first : first + 22] == ["step"] * 16 + [each for i in (1, 2, 3) for each in ("step", f"arrived {i}")]
 
 
-def test_a_rule_that_may_end_a_concept_is_told_of_its_looks_in_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_that_may_end_a_concept_gets_its_evaluations_in_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = StopConfig(method="dvar", check_every_steps=4)
     events = watched(ToyBackbone(device="meta"), monkeypatch, 8, stop=stop)
     first = events.index("step")
@@ -168,7 +168,7 @@ def test_a_state_to_go_back_to_is_copied_to_the_host_for_a_checkpoint_alone_and_
     assert between[: 8 + copies] == [*["step"] * 4, *["read by cpu"] * copies, *["step"] * 4]
 
 
-def test_who_sits_where_is_told_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slot_indices_go_to_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Tensor] = []
 
     def sending(tensor: Tensor, device: torch.device) -> Tensor:

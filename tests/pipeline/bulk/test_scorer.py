@@ -63,10 +63,10 @@ def learned(config: RunConfig, name: str, photos: int = 2, seed: int = 0) -> tup
     return record, embedding
 
 
-def judged(config: RunConfig, *records: ConceptRecord, judge: Scorer | None = None) -> list[dict[str, Any]]:
+def scored(config: RunConfig, *records: ConceptRecord, scorer: Scorer | None = None) -> list[dict[str, Any]]:
     protocol = Protocol(prompts=PROMPTS, images_per_prompt=3, sampling=config.generation.sampling)
     batch = pa.Table.from_pylist(list(plan_rows(config, protocol, records)), PLAN_SCHEMA)
-    results = (judge or Scorer(config))(batch)
+    results = (scorer or Scorer(config))(batch)
     assert results.schema == RESULT_SCHEMA
     assert results["row_id"].to_pylist() == batch["row_id"].to_pylist()
     return results.to_pylist()
@@ -78,12 +78,12 @@ def cosines(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 def test_scores_by_hand(config: RunConfig, tiny_backbone: Backbone, clip: Path, dino: Path) -> None:
     record, embedding = learned(config, "a")
-    rows = {(row["setup"], row["prompt"]): row for row in judged(config, record)}
+    rows = {(row["setup"], row["prompt"]): row for row in scored(config, record)}
     protocol = Protocol(prompts=PROMPTS, images_per_prompt=3, sampling=config.generation.sampling)
     seeds = next(plan_rows(config, protocol, [record]))["seeds"]
     photos = [Image.open(path) for path in record.images]
-    judge, other = ClipExtractor(str(clip), "cpu"), load_extractor(str(dino), "cpu")
-    text = judge.texts(["a photo of a"])
+    extractor, other = ClipExtractor(str(clip), "cpu"), load_extractor(str(dino), "cpu")
+    text = extractor.texts(["a photo of a"])
 
     for setup, prompt, embeddings in (
         ("learned", "a photo of a <a>", (embedding,)),
@@ -93,14 +93,14 @@ def test_scores_by_hand(config: RunConfig, tiny_backbone: Backbone, clip: Path, 
         requests = [ImageRequest(prompt, seed, embeddings) for seed in seeds]
         pictures = generate(tiny_backbone, requests, config.generation.sampling)
         row = rows[setup, "a photo of a {}"]
-        of_each = cosines(judge.images(pictures), judge.images(photos)).mean(1)
+        of_each = cosines(extractor.images(pictures), extractor.images(photos)).mean(1)
         assert row["clip_i"] == pytest.approx(of_each.mean().item(), abs=1e-5)
         assert row["clip_i_se"] == pytest.approx(of_each.std().item() / 3**0.5, abs=1e-5)
-        assert row["clip_t"] == pytest.approx(cosines(judge.images(pictures), text).mean().item(), abs=1e-5)
+        assert row["clip_t"] == pytest.approx(cosines(extractor.images(pictures), text).mean().item(), abs=1e-5)
         wanted = cosines(other.images(pictures), other.images(photos)).mean().item()
         assert row["dino"] == pytest.approx(wanted, abs=1e-5)
     among = rows["image only", "a photo of a {}"]
-    assert among["clip_i"] == pytest.approx(cosines(*judge.images(photos)[:, None]).item(), abs=1e-5)
+    assert among["clip_i"] == pytest.approx(cosines(*extractor.images(photos)[:, None]).item(), abs=1e-5)
     assert among["num_samples"] == 2
     assert rows["learned", "{}"]["clip_t"] is None  # nothing but the concept: no text to compare with
     assert {row["status"] for row in rows.values()} == {"ok"}
@@ -136,14 +136,14 @@ def test_one_bad_concept_never_takes_the_others_with_it(config: RunConfig) -> No
     (good, _), (no_photo, _), (no_embedding, _) = (learned(config, name, seed=9) for name in ("a", "b", "c"))
     Path(no_photo.images[1]).unlink()
     RunStore(config.output).delete(no_embedding.folder.embedding)
-    rows = judged(config, good, no_photo, no_embedding)
+    rows = scored(config, good, no_photo, no_embedding)
     failed = {(row["concept_id"], row["setup"]): row["error"] for row in rows if row["status"] == "failed"}
     assert set(failed) == {("b", s) for s in ("learned", "initializer", "prompt only", "image only")} | {
         ("c", "learned")
     }
     assert f"photo {no_photo.images[1]}" in failed["b", "learned"]
     assert "FileNotFoundError" in failed["c", "learned"]
-    assert [row["clip_i"] for row in judged(config, good)] == [r["clip_i"] for r in rows if r["concept_id"] == "a"]
+    assert [row["clip_i"] for row in scored(config, good)] == [r["clip_i"] for r in rows if r["concept_id"] == "a"]
 
 
 def test_photos_that_are_not_those_of_the_record_are_refused(config: RunConfig) -> None:
@@ -151,33 +151,33 @@ def test_photos_that_are_not_those_of_the_record_are_refused(config: RunConfig) 
     hashes = {path: content_md5(Path(path).read_bytes()) for path in (*still.images, *moved.images)}
     known = [replace(one, inputs={"images": [hashes[path] for path in one.images]}) for one in (still, moved)]
     write_photo(Path(moved.images[1]), 77)
-    rows = judged(config, *known)
+    rows = scored(config, *known)
     assert {row["status"] for row in rows if row["concept_id"] == "a"} == {"ok"}
     assert {row["error"] for row in rows if row["concept_id"] == "b"} == {
         f"photo {moved.images[1]} is not the one that the concept was learned from; run pipeline.run again, then this"
     }
-    plain = judged(config, still, moved)  # records of an earlier release name no hashes
+    plain = scored(config, still, moved)  # records of an earlier release name no hashes
     assert {row["status"] for row in plain} == {"ok"}
     assert [row["row_id"] for row in plain] == [row["row_id"] for row in rows]
 
 
 def test_what_concepts_share_is_drawn_once(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge, drawn = Scorer(config), []
-    draw = judge._drawer.draw
+    scorer, drawn = Scorer(config), []
+    draw = scorer._drawer.draw
 
     def counting(rows: list[dict[str, Any]], sampling: Any) -> Any:
         drawn.extend((row["prompt"], row["embedding"]) for row in rows)
         return draw(rows, sampling)
 
-    monkeypatch.setattr(judge._drawer, "draw", counting)
-    first = judged(config, learned(config, "a")[0], learned(config, "b", seed=5)[0], judge=judge)
+    monkeypatch.setattr(scorer._drawer, "draw", counting)
+    first = scored(config, learned(config, "a")[0], learned(config, "b", seed=5)[0], scorer=scorer)
     assert len(drawn) == 3 * (2 * 2 + 2 + 1)  # two concepts and prompts; the initializer's two; one without the word
     drawn.clear()
-    again = judged(config, learned(config, "a")[0], learned(config, "b", seed=5)[0], judge=judge)
+    again = scored(config, learned(config, "a")[0], learned(config, "b", seed=5)[0], scorer=scorer)
     assert len(drawn) == 3 * 2 * 2
     assert again == first
 
 
 def test_without_dino_that_score_is_left_out(config: RunConfig) -> None:
     config = replace(config, evaluation=replace(config.evaluation, dino=""))
-    assert {row["dino"] for row in judged(config, learned(config, "a")[0])} == {None}
+    assert {row["dino"] for row in scored(config, learned(config, "a")[0])} == {None}
