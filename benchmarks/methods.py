@@ -36,7 +36,7 @@ from benchmarks.concepts import read_objects
 from benchmarks.setups import CAPTIONS, SETUPS, Setup, find
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
-from pipeline.bulk.evaluation import evaluation_seeds
+from pipeline.bulk.evaluation import PIXEL_SCORES, evaluation_seeds
 from pipeline.bulk.protocols import Protocol, choose_protocol
 from pipeline.bulk.rows import row_id
 from pipeline.config import RunConfig
@@ -52,7 +52,7 @@ from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Outcome
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
-from textual_inversion.fidelity import PIXEL_SCORES, pixel_scores, pixel_scores_between_photos, to_arrays
+from textual_inversion.fidelity import pixel_scores, pixel_scores_between_photos, to_arrays
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
 from textual_inversion.learn import learn_outcomes

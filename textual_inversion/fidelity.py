@@ -15,9 +15,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-PIXEL_SCORES = ("psnr_db", "edge_strength", "edge_ratio")
-"""Names of the scores of `pixel_scores`."""
-
 EDGE_QUANTILE = 0.95
 """Quantile of the gradient over a picture's pixels that is its edge strength: most pixels of a plain picture have no
 edge, and the largest gradient of all is one pixel's."""
@@ -96,7 +93,7 @@ def _scores(pictures: Tensor, photos: Tensor, psnr_db: Tensor, nearest: Tensor) 
     edges = edge_strength(pictures)
     of_nearest = edge_strength(photos)[nearest]
     ratio = torch.where(of_nearest > 0, edges / of_nearest, torch.nan)
-    return dict(zip(PIXEL_SCORES, (psnr_db, edges, ratio), strict=True))
+    return {"psnr_db": psnr_db, "edge_strength": edges, "edge_ratio": ratio}
 
 
 def _squared_errors(picture: Tensor, photos: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from pipeline.inputs.models import extractor_hash, model_hash
 from pipeline.inputs.prompt_table import INITIALIZER, Prompt
 from pipeline.ledger.records import ConceptRecord
 from pipeline.store.storage import RunStore
-from textual_inversion.fidelity import PIXEL_SCORES
 from textual_inversion.prompts import HOLE, without_placeholder
 from textual_inversion.rng import seed_for
 
@@ -31,6 +30,9 @@ INITIAL = "initializer"
 PROMPT_ONLY = "prompt only"
 IMAGE_ONLY = "image only"
 SETUPS = (IMAGE_ONLY, LEARNED, INITIAL, PROMPT_ONLY)
+PIXEL_SCORES = ("psnr_db", "edge_strength", "edge_ratio")
+"""Names of the scores of `fidelity.pixel_scores`; that module needs torch, which a command's `--help` does not load."""
+
 SCORES = ("clip_i", "clip_t", "dino", *PIXEL_SCORES)
 FOLDER = "evaluation"
 PLAN = f"{FOLDER}/plan"

@@ -14,7 +14,7 @@ from benchmarks import setups
 from benchmarks.methods import Job, main, make_jobs, measure, parse, word_of
 from benchmarks.setups import SETUPS, Setup, find
 from pipeline.actor.model_loading import load_model
-from pipeline.bulk.evaluation import evaluation_seeds
+from pipeline.bulk.evaluation import PIXEL_SCORES, evaluation_seeds
 from pipeline.bulk.protocols import choose_protocol
 from pipeline.store.parquet import read_table
 from tests.pipeline.runs import write_manifest
@@ -22,7 +22,7 @@ from tests.tiny_models import tiny_extractor
 from textual_inversion.concept import Concept
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
-from textual_inversion.fidelity import PIXEL_SCORES, pixel_scores, pixel_scores_between_photos, to_arrays
+from textual_inversion.fidelity import pixel_scores, pixel_scores_between_photos, to_arrays
 from textual_inversion.generate import ImageRequest, generate
 
 CONCEPT = Concept(

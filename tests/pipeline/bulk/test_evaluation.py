@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.bulk.evaluation import PARTS, RESULT_SCHEMA, plan_rows, table_path, unscored, write_table
+from pipeline.bulk.evaluation import PARTS, PIXEL_SCORES, RESULT_SCHEMA, plan_rows, table_path, unscored, write_table
 from pipeline.bulk.protocols import Protocol, choose_protocol
 from pipeline.config import RunConfig
 from pipeline.inputs.prompt_table import Prompt
@@ -20,7 +20,6 @@ from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config
 from textual_inversion.config import SamplingConfig
-from textual_inversion.fidelity import PIXEL_SCORES
 
 PROTOCOL = Protocol(
     prompts=(Prompt("a photo of {}"), Prompt("{} on the beach"), Prompt("a {} {initializer} toy", category="object")),

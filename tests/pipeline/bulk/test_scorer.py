@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.bulk.evaluation import PLAN_SCHEMA, RESULT_SCHEMA, plan_rows
+from pipeline.bulk.evaluation import PIXEL_SCORES, PLAN_SCHEMA, RESULT_SCHEMA, plan_rows
 from pipeline.bulk.protocols import Protocol
 from pipeline.bulk.scorer import Scorer
 from pipeline.config import RunConfig
@@ -24,7 +24,7 @@ from tests.tiny_models import DIM, tiny_extractor
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.extractors import ClipExtractor, load_extractor
 from textual_inversion.families.base import Backbone
-from textual_inversion.fidelity import PIXEL_SCORES, pixel_scores, pixel_scores_between_photos, to_arrays
+from textual_inversion.fidelity import pixel_scores, pixel_scores_between_photos, to_arrays
 from textual_inversion.formats import dump_diffusers
 from textual_inversion.generate import ImageRequest, generate
 
