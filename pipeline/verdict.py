@@ -18,6 +18,7 @@ from pipeline.store.errors import (
     InputChanged,
     RunAborted,
     StoreFailed,
+    describe_bug,
     describe_error,
 )
 from textual_inversion.errors import BAD_INPUT, BUG, LOST_WORKER, STORAGE, ErrorKind
@@ -167,8 +168,8 @@ def decide(
         return _lost(error, replace(work, lost_calls=work.lost_calls + 1), max_attempts, STORAGE, Fate.RETRY)
     if isinstance(cause, RunAborted):
         return Verdict(fate=Fate.ABORT, work=work, text=str(cause))
-    text = f"bug in this software, not a fault of the concept: {describe_error(error)}"
-    return Verdict(fate=Fate.FAIL, work=replace(work, lost_calls=work.lost_calls + 1), text=text, kind=BUG)
+    failed = replace(work, lost_calls=work.lost_calls + 1)
+    return Verdict(fate=Fate.FAIL, work=failed, text=describe_bug(error), kind=BUG)
 
 
 def cause_of(error: Exception) -> BaseException:

@@ -17,6 +17,7 @@ from pipeline.store.errors import (
     PhotosUnreachable,
     RunAborted,
     StoreFailed,
+    describe_bug,
     describe_error,
     is_client_error,
 )
@@ -64,7 +65,7 @@ def trace_of(error: BaseException) -> str:
 
 def bug_text(error: Exception) -> str:
     """Return one line for an unforeseen exception: that it is a bug, its type and text, and the line of code."""
-    return f"bug in this software, not a fault of the concept: {describe_error(error)}{_place(error)}"
+    return f"{describe_bug(error)}{_place(error)}"
 
 
 def broken_by(error: BaseException) -> ActorBroken:

@@ -56,3 +56,8 @@ def describe_error(error: BaseException) -> str:
     # Ray puts a remote traceback in the text; its last line is the error itself. Its own errors begin with the reason.
     is_traceback = any(line.startswith("Traceback") or "ray::" in line for line in lines)
     return redact(f"{type(cause).__name__}: {lines[-1] if is_traceback else lines[0]}")
+
+
+def describe_bug(error: BaseException) -> str:
+    """Return one line for an unforeseen exception: that it is a bug, its type and its text."""
+    return f"bug in this software, not a fault of the concept: {describe_error(error)}"
