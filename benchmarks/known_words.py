@@ -51,6 +51,7 @@ from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
 from textual_inversion.learn import learn_outcomes
 from textual_inversion.metrics import clip_i
+from textual_inversion.prompts import name_in_prompt
 from textual_inversion.rng import seed_for
 
 WORDS = ("cat:dog", "apple:lemon", "bus:truck", "car:jeep", "horse:cow", "fish:whale", "hammer:key", "rose:sunflower")
@@ -190,8 +191,9 @@ def measure(
                 models.backbone, cases, inversion, slots=len(cases), seed=seed, extractor=models.extractor
             )
             for known, outcome in zip(words, outcomes, strict=True):
-                token = known.concept.placeholder_token
-                pictures = models.pictures(known.word, token, outcome.embedding, "pictures")
+                assert outcome.embedding is not None
+                text = name_in_prompt(known.concept.placeholder_token, outcome.embedding.class_noun)
+                pictures = models.pictures(known.word, text, outcome.embedding, "pictures")
                 yield row_of(name, known, seed, models.scores(pictures, known.photos)), pictures
 
 

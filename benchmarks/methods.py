@@ -63,7 +63,7 @@ from textual_inversion.metrics import (
     mean_and_standard_error,
 )
 from textual_inversion.photos import open_photo
-from textual_inversion.prompts import HOLE, fill, without_placeholder
+from textual_inversion.prompts import HOLE, class_noun, fill, name_in_prompt, without_placeholder
 
 _ROW_FORMAT = 3
 """Version of the rows, counted up when a row gets new columns; rows of an earlier version are measured again."""
@@ -292,7 +292,7 @@ def pictures(
     """Return prompt -> its pictures, drawn together so that batches are full; none where the photos are scored."""
     if job.setup.drawn == "photos":
         return {}
-    word = word_of(job)
+    word = word_of(job, embedding)
     count = protocol.images_per_prompt
     prompts = prompts_of(job, protocol)
     requests = []
@@ -308,7 +308,7 @@ def pictures(
     return {prompt.text: drawn[i * count : (i + 1) * count] for i, prompt in enumerate(prompts)}
 
 
-def word_of(job: Job) -> str:
+def word_of(job: Job, embedding: LearnedEmbedding | None = None) -> str:
     """Return the word in the prompts; with a class cue it is, as in learning, "S* cat"."""
     concept = job.setup.concept(job.concept)
     if job.setup.drawn == "initializer":
@@ -319,7 +319,8 @@ def word_of(job: Job) -> str:
         if concept.concept_id not in CAPTIONS:
             raise ValueError(f"no caption for {concept.concept_id!r}; add one to benchmarks/setups.py")
         return CAPTIONS[concept.concept_id]
-    return f"{concept.placeholder_token} {concept.initializer if job.config.inversion.class_cue else ''}".strip()
+    noun = embedding.class_noun if embedding else class_noun(concept, class_cue=job.config.inversion.class_cue)
+    return name_in_prompt(concept.placeholder_token, noun)
 
 
 def mean_norm(embedding: LearnedEmbedding) -> float:

@@ -137,7 +137,7 @@ def compare(run: str, features: Features, distance: Distance) -> str:
         pictures = drawn_pictures(run, concept)
         drawn = features(list(pictures.values()))
         likeness = {other: clip_i_per_picture(drawn, real) for other, real in known.items()}
-        resting = _RESTING.format(concept.placeholder_token)
+        resting = _RESTING.format(concept.name_in_prompts)
         row = list(pictures).index(resting)
         others = torch.stack([cosines for other, cosines in likeness.items() if other != name])
         nearest = int((likeness[name] > others.max(0).values).sum())

@@ -48,7 +48,7 @@ def main() -> None:
     for row in results:
         if row["category"] == "object" and row["status"] == "done":
             photos = [Image.open(HERE / "images" / row["concept_id"] / f"{i}.png") for i in (0, 2)]
-            paths = [drawn[row["concept_id"], prompt.format(row["placeholder_token"])] for prompt in PROMPTS]
+            paths = [drawn[row["concept_id"], prompt.format(row["prompt_as"])] for prompt in PROMPTS]
             strips.append(strip(photos, [Image.open(output / path) for path in paths]))
     width, height = strips[0].size
     lines = -(-len(strips) // COLUMNS)

@@ -115,8 +115,8 @@ class GridConfig:
         "a photo of a {} on a red background",
         "a pencil sketch of a {}",
     )
-    """Prompts for objects, one grid row each, with `{}` for the placeholder token. The pictures of the first are
-    compared with the photos."""
+    """Prompts for objects, one grid row each, with `{}` for the concept: its placeholder token, and with
+    `inversion.class_cue` its initializer behind it. The pictures of the first are compared with the photos."""
 
     style_prompts: tuple[str, ...] = (
         "a picture in the style of {}",

@@ -1,10 +1,10 @@
 """`python -m pipeline.evaluate RUN`: draw every learned concept by a protocol's prompts and score the pictures.
 
 RUN is the output of a finished run, or a manifest; a manifest is learned first. CLIP-I compares pictures with the
-concept's photos, CLIP-T with the prompt without its placeholder (Gal et al. 2022, section 5); DINO is CLIP-I with the
-features of another network (Ruiz et al. 2023). PSNR and edge strength compare pixels with the nearest photo, for the
-reconstruction prompts of objects. Three references are scored as well: the photos among themselves ("image
-only"), the prompt without the word ("prompt only") and the prompt with the initializer in the word's place.
+concept's photos, CLIP-T with the prompt without the concept's name (Gal et al. 2022, section 5); DINO is CLIP-I with
+the features of another network (Ruiz et al. 2023). PSNR and edge strength compare pixels with the nearest photo, for
+the reconstruction prompts of objects. Three references are scored as well: the photos among themselves ("image only"),
+the prompt without the word ("prompt only") and the prompt with the initializer in the word's place.
 """
 
 from __future__ import annotations

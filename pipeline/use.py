@@ -7,9 +7,10 @@
     bias WORD CONCEPT --caption ...   the bias of a word, and of the same word learned anew from a diverse set
     edit PICTURE MASK PROMPT...       redraw the white part of the mask (Blended Latent Diffusion)
 
-A concept is named by its id or its placeholder token and looked up in --learned. Every command writes its pictures,
-a labelled sheet (sheet.png) and a list of the pictures with their prompts, seeds, model and concepts (pictures.json)
-to --output.
+A concept is named by its id or its placeholder token and looked up in --learned. Where a command puts a concept into a
+prompt, it names the concept as it was learned: by its placeholder token, and with the class cue by its class noun
+behind the token. To a token in a given PROMPT, nothing is added. Every command writes its pictures, a labelled sheet
+(sheet.png) and a list of the pictures with their prompts, seeds, model and concepts (pictures.json) to --output.
 """
 
 from __future__ import annotations
@@ -155,9 +156,9 @@ def draw(options: argparse.Namespace, config: RunConfig, library: Library) -> No
 def style(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
     """Draw a learned style, alone and on objects (Gal et al. 2022, section 4.3)."""
     concept = library.named(options.concept)
-    words = [library.named(name).placeholder_token if library.knows(name) else name for name in options.objects]
-    prompts = [STYLE_PROMPT.format(concept.placeholder_token)]
-    prompts += [STYLED_OBJECT_PROMPT.format(word, concept.placeholder_token) for word in words]
+    words = [library.named(name).name_in_prompts if library.knows(name) else name for name in options.objects]
+    prompts = [STYLE_PROMPT.format(concept.name_in_prompts)]
+    prompts += [STYLED_OBJECT_PROMPT.format(word, concept.name_in_prompts) for word in words]
     _draw_and_write(_new_sheet(library, prompts, options, [concept]), config, options)
 
 
@@ -167,7 +168,7 @@ def compose(options: argparse.Namespace, config: RunConfig, library: Library) ->
     together = options.prompt or (STYLED_OBJECT_PROMPT if pair[1].category == "style" else COMPOSITION_PROMPT)
     if together.count("{}") != 2:
         raise ValueError(f"--prompt {together!r} must have {{}} twice, for the two concepts")
-    prompts = [together.format(*(concept.placeholder_token for concept in pair)), *map(_default_prompt, pair)]
+    prompts = [together.format(*(concept.name_in_prompts for concept in pair)), *map(_default_prompt, pair)]
     _draw_and_write(_new_sheet(library, prompts, options, pair, photos_each=2), config, options)
 
 
@@ -181,7 +182,7 @@ def bias(options: argparse.Namespace, config: RunConfig, library: Library) -> No
     if options.prompt.count("{}") != 1:
         raise ValueError(f"--prompt {options.prompt!r} must have {{}} once, for the word")
     concept = library.named(options.concept)
-    prompts = [options.prompt.format(word) for word in (options.word, concept.placeholder_token)]
+    prompts = [options.prompt.format(word) for word in (options.word, concept.name_in_prompts)]
     sheet = _new_sheet(library, prompts, options, [concept], title="the set it was learned from")
     config = _choose_model(sheet, config, options)
     extractor = load_extractor(config, options.caption)
@@ -229,7 +230,7 @@ def edit(options: argparse.Namespace, config: RunConfig, library: Library) -> No
 
 
 def _default_prompt(concept: LearnedConcept) -> str:
-    return (STYLE_PROMPT if concept.category == "style" else OBJECT_PROMPT).format(concept.placeholder_token)
+    return (STYLE_PROMPT if concept.category == "style" else OBJECT_PROMPT).format(concept.name_in_prompts)
 
 
 def _seeds(options: argparse.Namespace) -> range:

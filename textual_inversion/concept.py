@@ -107,6 +107,10 @@ class LearnedEmbedding:
     vectors: Mapping[str, Tensor]
     """Text encoder key (`clip_l`, ...) -> float32 CPU tensor [num_vectors, dim]."""
 
+    class_noun: str = ""
+    """Noun that follows the placeholder token in prompts, as it did in learning (`prompts.name_in_prompt`); empty if
+    the concept was learned without the class cue."""
+
     adapter: LearnedAdapter | None = None
     """Adapter to use together with the vectors; None if the concept was learned without one."""
 

@@ -273,7 +273,8 @@ class InversionConfig:
     runaways (measured: see benchmarks/), and for 1 under `sphere`. TextBoost clamps at 1."""
 
     class_cue: bool = False
-    """Name the initializer word after the placeholder in training prompts ("a photo of a <cat-toy> toy")."""
+    """Name the initializer behind the placeholder ("a photo of a <cat-toy> toy"), in training prompts and wherever the
+    concept is drawn."""
 
     progressive: bool = False
     """Gal et al. 2022, "progressive": train the i-th of k vectors only after (i - 1) / k of the steps."""

@@ -19,9 +19,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.prompts import name_in_prompt
 
 ADAPTER_FILE = "adapter.safetensors"
 """Name of the adapter's file, which lies beside the embedding's file and is named in that file's header."""
+
+_PROMPT_AS = "prompt_as"
+"""Header entry with the text that names the concept in prompts, where that is more than the placeholder token."""
 
 _SEVERAL = "text_encoders"
 """Header entry with the keys of several text encoders."""
@@ -38,7 +42,8 @@ def to_diffusers(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[s
         raise ValueError(f"embedding {token!r} has no rows")
     norms = {key: ", ".join(f"{norm:.4f}" for norm in rows.norm(dim=1).tolist()) for key, rows in vectors.items()}
     metadata = {
-        **{name: value for name, value in embedding.metadata.items() if name != "adapter"},
+        **{name: value for name, value in embedding.metadata.items() if name not in ("adapter", _PROMPT_AS)},
+        **({_PROMPT_AS: name_in_prompt(token, embedding.class_noun)} if embedding.class_noun else {}),
         **({"adapter": ADAPTER_FILE} if embedding.adapter else {}),
         "format": "pt",
         "placeholder_token": token,
@@ -70,7 +75,8 @@ def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
             f"found the keys {sorted(tensors)}; a diffusers embedding has exactly one, the placeholder token, or those "
             f"of the text encoders that its header names in {_SEVERAL!r}"
         )
-    return LearnedEmbedding(placeholder_token=token, vectors=vectors, metadata=header)
+    noun = header.get(_PROMPT_AS, "").partition(f"{header.get('placeholder_token', token)} ")[2]
+    return LearnedEmbedding(placeholder_token=token, vectors=vectors, class_noun=noun, metadata=header)
 
 
 def dump_diffusers(embedding: LearnedEmbedding) -> bytes:

@@ -36,9 +36,10 @@ def clip_i_between_photos(photos: Tensor) -> Tensor:
 def clip_t(generated: Tensor, text: Tensor) -> float:
     """Gal et al. 2022, section 5 (editability): mean cosine between each generated picture and the prompt's text.
 
-    `generated`: [n, dim] image features, `text`: [1, dim] of the prompt without its placeholder token
-    (`prompts.without_placeholder`), or [n, dim] with one text for each picture. The paper's released code averages
-    cosines, as this function does; the paper's text takes the cosine of the mean.
+    `generated`: [n, dim] image features, `text`: [1, dim] of the prompt without the concept's name
+    (`prompts.without_placeholder`), or [n, dim] with one text for each picture. Ruiz et al. 2023 and TextBoost's
+    evaluation keep the class noun in the text, as do prompts that name the class themselves. The paper's released code
+    averages cosines, as this function does; the paper's text takes the cosine of the mean.
     """
     return float(clip_t_per_picture(generated, text).mean())
 

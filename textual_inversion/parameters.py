@@ -23,6 +23,7 @@ from textual_inversion.latents import EncodedViews
 from textual_inversion.lora import AdapterBatch, acting_positions, initial_adapter
 from textual_inversion.optim import ParameterGroup, control_norms
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS
+from textual_inversion.prompts import class_noun
 from textual_inversion.rng import generator_for
 
 ADAPTER = "adapter"
@@ -231,6 +232,7 @@ class Layout:
         return LearnedEmbedding(
             placeholder_token=concept.placeholder_token,
             vectors={key: parameters[key][: concept.num_vectors].clone() for key in self.backbone.token_tables},
+            class_noun=class_noun(concept, class_cue=self.config.class_cue),
             adapter=None if self.adapter is None else self.adapter.learned(parameters[ADAPTER]),
             metadata=metadata,
         )

@@ -110,18 +110,42 @@ def fill(template: str, word: str) -> str:
     return template.replace(HOLE, word)
 
 
+def class_noun(concept: Concept, *, class_cue: bool) -> str:
+    """Return the noun that follows a concept's rows in every prompt: with the class cue its initializer, a word or a
+    phrase; empty without the cue, and for a concept without an initializer."""
+    return concept.initializer if class_cue else ""
+
+
+def name_in_prompt(word: str, noun: str) -> str:
+    """Return the text that names a concept in a prompt, when it is learned and when it is drawn: "V*", or "V* cat".
+
+    `word` stands for the concept's rows, however many: its placeholder token, or HOLE. `noun` is its `class_noun`.
+    DreamBooth and TextBoost learn and draw "V* cat"; Textual Inversion learns and draws "V*".
+    """
+    return f"{word} {noun}" if noun else word
+
+
 def without_placeholder(prompt: str, placeholder_token: str) -> str:
-    """Remove the placeholder from a prompt, for CLIP-T ("A photo of on the moon", Gal et al. 2022, section 5)."""
+    """Remove the placeholder from a prompt, for CLIP-T ("A photo of on the moon", Gal et al. 2022, section 5).
+
+    The prompt is given before a class noun is added to it, so that the text names the concept by no word, and CLIP-T
+    compares concepts learned with and without the class cue by the same text. A noun that the prompt itself has stays:
+    "a {} dog in the jungle" of DreamBench becomes "a dog in the jungle", the text of Ruiz et al. 2023 and of
+    TextBoost's evaluation.
+    """
     return " ".join(re.sub(whole_word_pattern(placeholder_token), " ", prompt).split())
 
 
 def training_templates(concept: Concept, *, class_cue: bool) -> tuple[str, ...]:
     """Return the templates a concept is learned from: its captions, the i-th for the i-th photo, or the list of its
-    category, any for any photo. With the class cue, the initializer word follows the hole."""
+    category, any for any photo. With the class cue, the class noun follows the hole."""
     templates = concept.captions or _TEMPLATES[concept.category]
-    if class_cue and concept.initializer:
-        return tuple(fill(template, f"{HOLE} {concept.initializer}") for template in templates)
-    return templates
+    return with_class_noun(templates, class_noun(concept, class_cue=class_cue))
+
+
+def with_class_noun(templates: Sequence[str], noun: str) -> tuple[str, ...]:
+    """Put a class noun behind the hole of each template; an empty one changes nothing."""
+    return tuple(template.replace(HOLE, name_in_prompt(HOLE, noun)) for template in templates)
 
 
 def augmentation_word(name: str) -> str:
@@ -213,13 +237,16 @@ def placeholder_rows(concept: Concept) -> dict[str, range]:
     return {HOLE: range(concept.num_vectors)}
 
 
-def check_sample_prompts(vocabularies: Vocabularies, concept: Concept, templates: Sequence[str]) -> None:
+def check_sample_prompts(
+    vocabularies: Vocabularies, concept: Concept, templates: Sequence[str], *, class_cue: bool = False
+) -> None:
     """Check that templates fit the model with this concept or its initializer in them, before it is learned.
 
     Raises BadInput for the first one that does not.
     """
-    for template in templates:
-        encode_prompt(template, placeholder_rows(concept), vocabularies)
+    drawn = with_class_noun(templates, class_noun(concept, class_cue=class_cue))
+    for template, prompt in zip(templates, drawn, strict=True):
+        encode_prompt(prompt, placeholder_rows(concept), vocabularies)
         if not words_in(template, [HOLE]):
             raise BadInput(f"prompt {template!r} does not have {HOLE} as a word of its own")
         if concept.initializer:

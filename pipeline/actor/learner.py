@@ -270,7 +270,12 @@ class Learner:
         config = self._config
         job.start = self._choose_start(job.task.concept, pictures.photos)
         concept = job.start.concept
-        check_sample_prompts(self._backbone.vocabularies, concept, config.grid.prompts_for(concept.category))
+        check_sample_prompts(
+            self._backbone.vocabularies,
+            concept,
+            config.grid.prompts_for(concept.category),
+            class_cue=config.inversion.class_cue,
+        )
         views = encode_views(
             self._backbone, pictures.photos, config.inversion.augment, concept.concept_id, config.seed, pictures.masks
         )
@@ -288,7 +293,7 @@ class Learner:
             concept, outcome.embedding, grid, self._config.seed, initial=self._extractor is not None
         )
         pictures = await self._with_memory(lambda: asyncio.wrap_future(self._image_batcher.draw(requests)))
-        samples = Samples.from_pictures(pictures, concept.category, grid)
+        samples = Samples.from_pictures(pictures, concept.category, grid, outcome.embedding.class_noun)
         return await self._with_memory(lambda: self._in_pool(lambda: self._put(job, photos, outcome, samples)))
 
     def _put(self, job: Job, photos: list[Image.Image], outcome: Outcome, samples: Samples) -> ConceptRecord:

@@ -15,6 +15,7 @@ from pipeline.store.storage import RunStore
 from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.concept import LearnedEmbedding, whole_word_pattern
 from textual_inversion.formats import parse_diffusers
+from textual_inversion.prompts import name_in_prompt
 
 _SUFFIX = ".safetensors"
 _NAMELESS_KEYS = ("emb_params", "clip_l", "*")
@@ -29,6 +30,8 @@ class LearnedConcept:
     name: str
     """Concept id, or the file's name without its ending."""
     placeholder_token: str
+    prompt_as: str = ""
+    """Text that names it in prompts, the placeholder token and its class noun; empty where that is the token alone."""
     uri: str
     """Address of its embedding."""
     category: str = "object"
@@ -39,6 +42,11 @@ class LearnedConcept:
     """Content hashes of those photos when it was learned; empty where its record keeps none."""
     files: Mapping[str, StoredFile] = field(default_factory=dict, hash=False)
     """Name -> digest of the files that its record names; empty for a file without a record."""
+
+    @property
+    def name_in_prompts(self) -> str:
+        """Text that `{}` stands for in the concept's prompts."""
+        return self.prompt_as or self.placeholder_token
 
     def read(self) -> LearnedEmbedding:
         """Return its embedding under its placeholder token. Raises ValueError as `read_embedding` does."""
@@ -136,6 +144,7 @@ def _of_record(store: RunStore, record: ConceptRecord) -> LearnedConcept:
     return LearnedConcept(
         name=record.concept_id,
         placeholder_token=record.placeholder_token,
+        prompt_as=record.prompt_as,
         uri=store.uri(record.result.embedding),
         category=record.category,
         initializer=record.initializer,
@@ -152,8 +161,11 @@ def _of_file(source: str) -> LearnedConcept:
         path = source
     uri = absolute(path)
     stem = posixpath.basename(uri).removesuffix(_SUFFIX)
-    key = word or read_embedding(uri).placeholder_token
-    return LearnedConcept(name=stem, placeholder_token=stem if key in _NAMELESS_KEYS else key, uri=uri)
+    embedding = read_embedding(uri)
+    key = word or embedding.placeholder_token
+    token = stem if key in _NAMELESS_KEYS else key
+    prompt_as = name_in_prompt(token, embedding.class_noun)
+    return LearnedConcept(name=stem, placeholder_token=token, prompt_as=prompt_as, uri=uri)
 
 
 def _only(name: str, found: Sequence[LearnedConcept]) -> LearnedConcept:

@@ -22,6 +22,7 @@ from pipeline.times import now
 from textual_inversion.adapter_formats import dump_adapter
 from textual_inversion.errors import ErrorKind
 from textual_inversion.formats import dump_diffusers
+from textual_inversion.prompts import name_in_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,6 +98,7 @@ def put_done(
     equality: Equality,
 ) -> ConceptRecord:
     """Put the record of a learned concept, the last of its objects, and return it."""
+    assert outcome.embedding is not None
     assert job.start is not None
     passed = verdict(scores, gate)
     if passed == BELOW and gate.ladder:  # before the record: with that, the concept counts as learned
@@ -105,6 +107,7 @@ def put_done(
         replace(job.task, concept=job.start.concept),
         "done",
         job.attempt,
+        prompt_as=name_in_prompt(outcome.embedding.placeholder_token, outcome.embedding.class_noun),
         start=job.start.reason,
         steps=outcome.steps,
         seconds=outcome.seconds,

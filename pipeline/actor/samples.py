@@ -2,7 +2,8 @@
 
 Gal et al. 2022, section 5.2: CLIP-I compares samples with the concept's photos; CLIP-T compares them with the prompt
 without its placeholder. The initializer word alone, drawn from the same noise, is the score to beat; the photos among
-themselves are the ceiling.
+themselves are the ceiling. A concept with a class noun is drawn with it ("V* cat") and compared with the same words as
+any other: the initializer alone ("cat"), and the prompt that names no concept.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
 from textual_inversion.metrics import clip_i, clip_i_between_photos, clip_t
-from textual_inversion.prompts import HOLE, fill, without_placeholder
+from textual_inversion.prompts import HOLE, fill, with_class_noun, without_placeholder
 from textual_inversion.rng import seed_for
 
 
@@ -30,22 +31,28 @@ class Samples:
     """Sample pictures of a concept, by prompt."""
 
     prompts: tuple[str, ...]
+    """Templates of `GridConfig`, with a hole for the concept."""
     learned: list[list[Image.Image]]
     initial: list[list[Image.Image]]
     """Pictures of the same prompts and noise with the initializer word in the concept's place; empty if the concept has
     no initializer, or they were not asked for."""
+    class_noun: str = ""
+    """Noun that followed the concept in the prompts."""
 
     @classmethod
-    def from_pictures(cls, pictures: Sequence[Image.Image], category: str, config: GridConfig) -> Samples:
+    def from_pictures(
+        cls, pictures: Sequence[Image.Image], category: str, config: GridConfig, class_noun: str = ""
+    ) -> Samples:
         """Group the pictures of `sample_requests`, given in their order, by prompt."""
         prompts = config.prompts_for(category)
         width = config.images_per_prompt
         columns = [list(pictures[i : i + width]) for i in range(0, len(pictures), width)]
-        return cls(prompts=prompts, learned=columns[: len(prompts)], initial=columns[len(prompts) :])
+        learned = columns[: len(prompts)]
+        return cls(prompts=prompts, learned=learned, initial=columns[len(prompts) :], class_noun=class_noun)
 
     def sheet(self, photos: Sequence[Image.Image]) -> Image.Image:
         """Lay out the photos and a row of pictures for each prompt."""
-        return grid(photos, list(zip(self.prompts, self.learned, strict=True)))
+        return grid(photos, list(zip(with_class_noun(self.prompts, self.class_noun), self.learned, strict=True)))
 
 
 def sample_requests(
@@ -58,7 +65,8 @@ def sample_requests(
     prompts = config.prompts_for(concept.category)
     embedding = replace(embedding, placeholder_token=HOLE)  # a prompt may have the placeholder's word elsewhere, too
     seeds = [seed_for(seed, concept.concept_id, "grid", i) for i in range(config.images_per_prompt)]
-    requests = [ImageRequest(prompt, s, (embedding,)) for prompt in prompts for s in seeds]
+    named = with_class_noun(prompts, embedding.class_noun)
+    requests = [ImageRequest(prompt, s, (embedding,)) for prompt in named for s in seeds]
     if concept.initializer and initial:
         requests += [ImageRequest(fill(prompt, concept.initializer), s) for prompt in prompts for s in seeds]
     return requests
@@ -69,7 +77,7 @@ def draw_samples(
 ) -> Samples:
     """Draw the sample grid of one concept."""
     pictures = generate(backbone, sample_requests(concept, embedding, config, seed), config.sampling)
-    return Samples.from_pictures(pictures, concept.category, config)
+    return Samples.from_pictures(pictures, concept.category, config, embedding.class_noun)
 
 
 def score(extractor: ClipExtractor, photos: Sequence[Image.Image], samples: Samples) -> dict[str, float]:

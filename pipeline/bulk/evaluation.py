@@ -151,10 +151,11 @@ def plan_rows(config: RunConfig, protocol: Protocol, records: Iterable[ConceptRe
 def prompt_to_draw(setup: str, record: ConceptRecord, prompt: Prompt, text: str) -> str | None:
     """Return the prompt that a setup draws: empty for the photos' own setup, None where the setup has no meaning.
 
-    `text` is the prompt without its placeholder.
+    `text` is the prompt without its placeholder and without the class noun that a concept was learned with. So setups
+    and concepts have the same text; a class that the prompt itself names, as in `dreambench`, is part of it.
     """
     if setup == LEARNED:
-        return prompt.filled(record.placeholder_token, record.initializer)
+        return prompt.filled(record.placeholder_token, record.initializer, record.name_in_prompts)
     if setup == PROMPT_ONLY:
         return text or None
     if setup == IMAGE_ONLY:

@@ -128,7 +128,7 @@ def plan_rows(
         for prompt in prompts:
             if not prompt.is_for(record.concept_id, record.category):
                 continue
-            text = prompt.filled(record.placeholder_token, record.initializer)
+            text = prompt.filled(record.placeholder_token, record.initializer, record.name_in_prompts)
             for index in range(config.generation.images_per_prompt):
                 if prompt.seed is None:
                     seed = seed_for(config.seed, record.concept_id, f"image\x1f{text}", index)

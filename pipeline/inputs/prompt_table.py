@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,15 @@ import pyarrow as pa
 
 from pipeline.store.addresses import absolute, open_for_reading, read_bytes
 from pipeline.store.parquet import read_table
+from textual_inversion.prompts import HOLE
 
 INITIALIZER = "{initializer}"
 """Hole in a prompt that the concept's initializer fills."""
+
+TOKEN = "{token}"
+"""Hole in a prompt that the placeholder token fills, without the class noun."""
+
+_HOLES = re.compile("|".join(map(re.escape, (HOLE, TOKEN))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +27,9 @@ class Prompt:
     """Prompt with a hole, and the concepts it is drawn for."""
 
     text: str
-    """Text with `{}` in place of the placeholder token, and `{initializer}` in place of the concept's initializer (left
-    out for a concept that has none)."""
+    """Text with `{}` in place of the concept, as it was learned: its placeholder token, and with the class cue its
+    class noun behind it. `{token}` is the token alone, and so is the `{}` of `{} {initializer}`, which names the class
+    itself. `{initializer}` stands for the concept's initializer (left out for a concept that has none)."""
     concept_id: str | None = None
     """Id of the only concept it is drawn for; None for every concept."""
     category: str | None = None
@@ -33,15 +41,21 @@ class Prompt:
     def is_for(self, concept_id: str, category: str) -> bool:
         return self.concept_id in (None, concept_id) and self.category in (None, category)
 
-    def filled(self, word: str, initializer: str) -> str:
-        """Return the prompt with a word in its hole."""
-        return self.template(initializer).replace("{}", word)
+    def filled(self, token: str, initializer: str, prompt_as: str = "") -> str:
+        """Return the prompt with a concept in its holes.
+
+        `prompt_as`: text for `{}`, the concept's name in prompts; where it is empty, that is the token.
+        """
+        text = self.text
+        if INITIALIZER in text:
+            text = text.replace(f"{HOLE} {INITIALIZER}", f"{TOKEN} {INITIALIZER}")
+            text = " ".join(text.replace(INITIALIZER, initializer).split())
+        words = {HOLE: prompt_as or token, TOKEN: token}
+        return _HOLES.sub(lambda hole: words[hole[0]], text)
 
     def template(self, initializer: str) -> str:
-        """Return the prompt with a hole for the placeholder token only."""
-        if INITIALIZER not in self.text:
-            return self.text
-        return " ".join(self.text.replace(INITIALIZER, initializer).split())
+        """Return the prompt with `{}` for the concept and no other hole."""
+        return self.filled(HOLE, initializer)
 
 
 def read_prompts(uri: str) -> list[Prompt]:
@@ -79,7 +93,7 @@ def _read_table(uri: str) -> list[Prompt]:
 
 def _parse(location: str, row: Mapping[str, Any]) -> Prompt:
     text, concept_id, category, seed = (row.get(name) for name in ("prompt", "concept_id", "category", "seed"))
-    if not isinstance(text, str) or "{}" not in text:
+    if not isinstance(text, str) or not _HOLES.search(text):
         raise ValueError(f"{location}: prompt {text!r} must be text with {{}} where the concept goes")
     if category not in (None, "object", "style"):
         raise ValueError(f"{location}: category {category!r} must be 'object' or 'style', or be left out")

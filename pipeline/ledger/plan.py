@@ -76,6 +76,8 @@ def settings_of(
     inversion["init"]["earlier_run"] = earlier_hash
     grid = dataclasses.asdict(config.grid)
     del grid["sampling"]["batch_size"]
+    if config.inversion.class_cue:  # earlier releases drew these concepts without the noun, and all others as now
+        grid["class_cue"] = True
     return {
         "format": FORMAT_VERSION,
         "inversion": inversion,

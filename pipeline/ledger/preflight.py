@@ -24,9 +24,10 @@ from textual_inversion.prompts import (
     Vocabularies,
     Vocabulary,
     check_sample_prompts,
+    class_noun,
     encode_prompt,
-    fill,
     initializer_ids,
+    name_in_prompt,
     placeholder_rows,
     training_templates,
     words_in,
@@ -94,13 +95,15 @@ def text_findings(
     """
     try:
         _check_training(concept, config, vocabularies)
-        check_sample_prompts(vocabularies, concept, config.grid.prompts_for(concept.category))
+        prompts_of_grid = config.grid.prompts_for(concept.category)
+        check_sample_prompts(vocabularies, concept, prompts_of_grid, class_cue=config.inversion.class_cue)
     except BadInput as error:
         yield Finding(concept.concept_id, str(error), is_fatal=True)
     else:
         yield from (Finding(concept.concept_id, remark, is_fatal=False) for remark in _remarks(concept, vocabularies))
     mine = [prompt for prompt in prompts if prompt.is_for(concept.concept_id, concept.category)]
-    yield from _bulk_findings(concept, mine, vocabularies)
+    noun = class_noun(concept, class_cue=config.inversion.class_cue)
+    yield from _bulk_findings(concept, mine, noun, vocabularies)
 
 
 def _check_training(concept: Concept, config: RunConfig, vocabularies: Vocabularies) -> None:
@@ -128,24 +131,26 @@ def _remarks(concept: Concept, vocabularies: Vocabularies) -> Iterator[str]:
         )
 
 
-def _bulk_findings(concept: Concept, prompts: Sequence[Prompt], vocabularies: Vocabularies) -> Iterator[Finding]:
+def _bulk_findings(
+    concept: Concept, prompts: Sequence[Prompt], noun: str, vocabularies: Vocabularies
+) -> Iterator[Finding]:
+    token = concept.placeholder_token
     reasons = []
     num_outside = 0
     for prompt in prompts:
-        template = prompt.template(concept.initializer)
-        text = fill(template, concept.placeholder_token)
+        text = prompt.filled(token, concept.initializer, name_in_prompt(token, noun))
         try:
-            encode_prompt(text, {concept.placeholder_token: placeholder_rows(concept)[HOLE]}, vocabularies)
-            if not words_in(text, [concept.placeholder_token]):
+            encode_prompt(text, {token: placeholder_rows(concept)[HOLE]}, vocabularies)
+            if not words_in(text, [token]):
                 raise BadInput(f"prompt {text!r} does not have the placeholder as a word of its own")
         except BadInput as error:
             reasons.append(str(error))
-        num_outside += concept.placeholder_token in template.split()
+        num_outside += token in prompt.template(concept.initializer).split()
     if reasons:
         text = f"{len(reasons)} of its {len(prompts)} prompts cannot be drawn: {reasons[0]}"
         yield Finding(concept.concept_id, text, is_fatal=True)
     if num_outside:
-        text = f"{num_outside} prompts also have its placeholder {concept.placeholder_token!r} outside the hole"
+        text = f"{num_outside} prompts also have its placeholder {token!r} outside the hole"
         yield Finding(concept.concept_id, text, is_fatal=False)
 
 

@@ -44,6 +44,7 @@ class Try:
     """The entry of `gate.ladder` with the try's settings; empty for the run's own settings."""
     fingerprint: str
     initializer: str = ""
+    prompt_as: str = ""
     start: str = ""
     attempts: int = 1
     steps: int = 0
@@ -69,6 +70,10 @@ class ConceptRecord:
     placeholder_token: str
     initializer: str = ""
     """The manifest's word, or the one that `init.method` 'auto' chose."""
+
+    prompt_as: str = ""
+    """Text that names the concept in prompts as it was learned: the placeholder token, and with the class cue the
+    initializer behind it. Empty in failures and in records of earlier releases, which drew the token alone."""
 
     start: str = ""
     """Start of the learned rows, in words: the method, its choice, and the reason where it fell back to another."""
@@ -130,6 +135,11 @@ class ConceptRecord:
 
     kept: str = ""
     """Fingerprint of the try that is kept, whose files, scores and steps these are; empty if it is the first."""
+
+    @property
+    def name_in_prompts(self) -> str:
+        """Text that `{}` stands for in the concept's prompts."""
+        return self.prompt_as or self.placeholder_token
 
     @property
     def folder(self) -> ConceptFolder:

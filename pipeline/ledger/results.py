@@ -29,6 +29,7 @@ _SCHEMA = pa.schema(
         ("error_kind", pa.string()),
         ("placeholder_token", pa.string()),
         ("initializer", pa.string()),
+        ("prompt_as", pa.string()),
         ("start", pa.string()),
         ("category", pa.string()),
         ("num_vectors", pa.int32()),
@@ -87,6 +88,7 @@ def _row(store: RunStore, record: ConceptRecord) -> dict[str, Any]:
     row = {name: getattr(record, name, None) for name in _SCHEMA.names}
     row["tries"] = max(1, len(record.tries))
     if record.status == "done":
+        row["prompt_as"] = record.name_in_prompts
         row |= {"embedding": redact(store.uri(record.result.embedding)), "grid": redact(store.uri(record.result.grid))}
     row |= {_SCORE + name: value for name, value in record.scores.items()}
     return row | {_CARRIED + name: value for name, value in record.carried.items()}

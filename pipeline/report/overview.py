@@ -105,7 +105,7 @@ class Overview:
         shown = (scores.get("clip_i"), gain, scores.get("clip_t"))
         numbers = [None if value is None else round(value, 3) for value in shown]
         gate = record.gate + (f", {len(record.tries)} tries" if record.tries else "")
-        own = [record.concept_id, record.placeholder_token, record.initializer, *numbers, record.steps]
+        own = [record.concept_id, record.name_in_prompts, record.initializer, *numbers, record.steps]
         carried = [record.carried.get(name) for name in self.carried]
         # A carried column that appears later is empty in this row.
         carried += [None] * (MAX_CARRIED - len(carried))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -313,6 +314,11 @@ def test_what_is_decided_on_a_concept() -> None:
     assert record is not None
     assert (record.gate, record.kept, record.steps, record.scores) == ("passed", "3" * 32, 200, {"clip_i": 0.6})
     assert (record.fingerprint, [each.rung for each in record.tries]) == (first.fingerprint, ["", "seed", "steps*2"])
+
+    cued = replace(passing, prompt_as="<cat> animal")
+    record = decide(first, [better, cued], gate, is_end=False)
+    assert record is not None
+    assert record.name_in_prompts == "<cat> animal", "it is drawn as the try that is kept was learned"
 
     record = decide(first, [better, failed], gate, is_end=True)
     assert record is not None

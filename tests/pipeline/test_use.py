@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,36 @@ def prompts(output: Path | str) -> list[str]:
 def test_what_each_command_draws(command: Command, tmp_path: Path, arguments: list[str], expected: list[str]) -> None:
     assert command(*arguments) == 0
     assert prompts(tmp_path / "out")[: len(expected)] == expected
+
+
+def test_a_concept_is_drawn_with_its_class_noun(run: Path, tmp_path: Path) -> None:
+    """By every command that names it; a token in a given prompt stays as it is."""
+    cued = tmp_path / "run"
+    shutil.copytree(run, cued)
+    for path in cued.glob("concepts/*/*/record.json"):
+        record = json.loads(path.read_text())
+        name = f"{record['placeholder_token']} big cat"
+        path.write_text(json.dumps(record | {"prompt_as": name}))
+    tiger = "<tiger> big cat"
+    ink = "<ink> big cat"
+    taxi = "<taxi> big cat"
+    for arguments, expected in (
+        (["variations", "tiger"], [f"a photo of a {tiger}"]),
+        (["draw", "a <tiger> on the moon"], ["a <tiger> on the moon"]),
+        (
+            ["style", "ink", "cat", "tiger"],
+            [
+                f"a painting in the style of {ink}",
+                f"a picture of a cat in the style of {ink}",
+                f"a picture of a {tiger} in the style of {ink}",
+            ],
+        ),
+        (["compose", "tiger", "taxi", "--prompt", "a {} by a {}"], [f"a {tiger} by a {taxi}", f"a photo of a {tiger}"]),
+    ):
+        output = tmp_path / arguments[0]
+        fixed = ["--learned", str(cued), "--output", str(output), "--count=1", "--set=device=cpu", *FAST]
+        assert use.main([arguments[0], *fixed, *arguments[1:]]) == 0
+        assert prompts(output)[: len(expected)] == expected
 
 
 def test_the_list_says_what_was_drawn_with_what(command: Command, run: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_any_rows_and_any_word_survive(values: list[float], word: str) -> None:
     embedding = an_embedding(torch.tensor([values]), word)
     check_written(dump_diffusers(embedding), embedding)
+
+
+def test_the_file_says_how_the_concept_is_prompted() -> None:
+    plain = an_embedding()
+    assert "prompt_as" not in to_diffusers(plain)[1]
+    assert parse_diffusers(dump_diffusers(plain)).class_noun == ""
+
+    phrase = replace(plain, class_noun="stuffed toy")
+    found = parse_diffusers(dump_diffusers(phrase))
+    assert found.metadata["prompt_as"] == "<cat-toy> stuffed toy"
+    assert found.class_noun == "stuffed toy"
+    again = parse_diffusers(dump_diffusers(replace(found, placeholder_token="<mine>")))
+    assert (again.metadata["prompt_as"], again.class_noun) == ("<mine> stuffed toy", "stuffed toy")
 
 
 def test_equal_embeddings_give_equal_bytes() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from tests.toy_backbone import DIMS, VOCAB_SIZE, VOCABULARY, ToyBackbone, plain_views, toy_ids
-from textual_inversion.concept import Concept
+from textual_inversion.concept import Category, Concept
 from textual_inversion.config import AdapterConfig, AugmentConfig, InversionConfig
 from textual_inversion.lora import initial_adapter
 from textual_inversion.paired_augment import AUGMENTATION_TOKENS
@@ -63,6 +65,16 @@ def test_rows_are_the_concepts_and_then_the_auxiliary(settings: dict[str, object
         key: parameters[key][:2].tolist() for key in DIMS
     }
     assert kept.adapter is None
+
+
+@pytest.mark.parametrize("category", ["object", "style"])
+def test_the_embedding_keeps_the_class_noun_that_it_was_learned_with(category: Category) -> None:
+    concept = dataclasses.replace(CONCEPT, initializer="stuffed toy", category=category)
+    for settings, noun in (({}, ""), ({"class_cue": True}, "stuffed toy")):
+        one = layout(**settings)
+        parameters = one.initial_parameters(concept, 1, seed=0, start=None)
+        assert one.embedding(concept, parameters, {}).class_noun == noun
+    assert layout(class_cue=True).embedding(CONCEPT, parameters, {}).class_noun == ""
 
 
 def test_a_photos_row_is_drawn_from_the_vocabularys_distribution() -> None:

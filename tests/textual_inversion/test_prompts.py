@@ -10,11 +10,14 @@ from textual_inversion.prompts import (
     OBJECT_TEMPLATES,
     STYLE_TEMPLATES,
     check_sample_prompts,
+    class_noun,
     encode_prompt,
     fill,
     initializer_ids,
+    name_in_prompt,
     training_templates,
     with_augmentation_words,
+    with_class_noun,
     without_placeholder,
     words_in,
 )
@@ -113,6 +116,23 @@ def test_training_templates(category: Category, templates: tuple[str, ...]) -> N
 def test_no_class_cue_without_an_initializer() -> None:
     concept = Concept(concept_id="a", placeholder_token="<a>", images=("x",))
     assert training_templates(concept, class_cue=True) == OBJECT_TEMPLATES
+    assert class_noun(concept, class_cue=True) == ""
+    assert name_in_prompt("<a>", "") == "<a>"
+
+
+@pytest.mark.parametrize("num_vectors", [1, 3])
+def test_a_concept_is_drawn_by_the_name_it_was_learned_by(num_vectors: int) -> None:
+    """Filled with the same rows, a template of learning and a prompt of drawing are the same ids."""
+    concept = Concept(
+        concept_id="a", placeholder_token="<a>", images=("x",), initializer="stuffed toy", num_vectors=num_vectors
+    )
+    rows = range(num_vectors)
+    for class_cue, name in ((True, "<a> stuffed toy"), (False, "<a>")):
+        noun = class_noun(concept, class_cue=class_cue)
+        assert name_in_prompt(concept.placeholder_token, noun) == name
+        learned = [encode(each, {HOLE: rows}) for each in training_templates(concept, class_cue=class_cue)]
+        assert [encode(fill(each, name), {"<a>": rows}) for each in OBJECT_TEMPLATES] == learned
+        assert [encode(each, {HOLE: rows}) for each in with_class_noun(OBJECT_TEMPLATES, noun)] == learned
 
 
 def test_captions_take_the_place_of_templates() -> None:
@@ -160,3 +180,11 @@ def test_sample_prompts_are_tried_with_the_rows_and_the_initializer(tiny_backbon
     ):
         with pytest.raises(ValueError, match=message):
             check_sample_prompts(tiny_backbone.vocabularies, concept, [template])
+
+
+def test_sample_prompts_are_tried_with_the_class_noun(tiny_backbone: Backbone) -> None:
+    concept = Concept(concept_id="c", placeholder_token="<c>", images=("a",), initializer="cat", num_vectors=20)
+    check_sample_prompts(tiny_backbone.vocabularies, concept, ["a {}"])
+    check_sample_prompts(tiny_backbone.vocabularies, concept, ["{}"], class_cue=True)
+    with pytest.raises(ValueError, match=r"prompt 'a very {} cat'.*more than the 22"):
+        check_sample_prompts(tiny_backbone.vocabularies, concept, ["a very {}"], class_cue=True)

@@ -40,6 +40,7 @@ from textual_inversion.config import StopConfig
 from textual_inversion.engine import Engine
 from textual_inversion.formats import parse_diffusers
 from textual_inversion.objective import Batch
+from textual_inversion.prompts import name_in_prompt
 from textual_inversion.slot_state import SlotState
 from textual_inversion.training_data import TrainingData
 
@@ -93,6 +94,20 @@ def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[
     (rows,) = load(store.get(one.folder.embedding)).values()
     assert rows.shape == (1, 32)
     assert read_table(tmp_path / "out" / one.folder.curve).num_rows == 6
+
+
+@pytest.mark.parametrize(("class_cue", "name"), [(True, "<toy> cat"), (False, "<toy>")])
+def test_the_record_and_the_file_say_how_the_concept_is_prompted(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, class_cue: bool, name: str
+) -> None:
+    learner = Learner(tiny_config(tiny_model, tmp_path / "out", inversion={"class_cue": class_cue}))
+    (record,) = learn_all(learner, [task("toy", photos)])
+    learner.close()
+    assert record.prompt_as == record.name_in_prompts == name
+    store = RunStore(str(tmp_path / "out"))
+    embedding = parse_diffusers(store.get(record.folder.embedding))
+    assert name_in_prompt(embedding.placeholder_token, embedding.class_noun) == name
+    assert ("prompt_as" in embedding.metadata) is class_cue
 
 
 @pytest.mark.parametrize("scored", [False, True])

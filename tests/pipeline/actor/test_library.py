@@ -52,6 +52,23 @@ def test_concepts_of_a_run_by_id_and_by_word(root: str) -> None:
     assert not library.knows("horse")
 
 
+def test_a_concept_is_named_as_it_was_learned(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    put_learned(store, record("cat", prompt_as="<cat> stuffed toy"))
+    put_learned(store, record("old"))  # of a release that kept no such name
+    library = open_library([str(tmp_path)])
+    assert library.named("cat").name_in_prompts == "<cat> stuffed toy"
+    assert library.named("old").name_in_prompts == "<old>"
+
+    rows = LearnedEmbedding(placeholder_token="<cat>", vectors={"clip_l": torch.ones(1, 8)}, class_noun="stuffed toy")
+    path = tmp_path / "cat.safetensors"
+    path.write_bytes(dump_diffusers(rows))
+    assert open_library([str(path)]).named("cat").name_in_prompts == "<cat> stuffed toy"
+    mine = open_library([f"<mine>={path}"]).named("cat")
+    assert mine.name_in_prompts == "<mine> stuffed toy"
+    assert mine.read().class_noun == "stuffed toy"
+
+
 def test_of_a_concept_learned_twice_the_later_counts(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path))
     put_learned(store, record("cat"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.actor.samples import Samples, draw_samples, score
+from pipeline.actor.samples import Samples, draw_samples, sample_requests, score
 from pipeline.config import GridConfig
 from tests.tiny_models import DIM, RESOLUTION
 from textual_inversion.concept import Concept, LearnedEmbedding
@@ -50,6 +51,25 @@ def test_learned_and_initial_share_prompts_and_noise(tiny_backbone: Backbone) ->
 def test_styles_have_their_own_prompts_and_no_word_no_baseline(tiny_backbone: Backbone) -> None:
     samples = draw_samples(tiny_backbone, concept(category="style", initializer=""), learned(), GRID, seed=0)
     assert (samples.prompts, len(samples.learned), samples.initial) == (GRID.style_prompts, 1, [])
+
+
+def test_a_class_noun_follows_the_concept_and_changes_nothing_else(tiny_backbone: Backbone) -> None:
+    plain = [(one.prompt, one.seed) for one in sample_requests(concept(), learned(), GRID, 0)]
+    with_noun = replace(learned(), class_noun="cat")
+    requests = sample_requests(concept(), with_noun, GRID, 0)
+    num_learned = len(plain) // 2
+    assert [one.prompt for one in requests[:num_learned:2]] == ["a photo of a {} cat", "{} cat snow"]
+    assert [one.prompt for one in requests[num_learned::2]] == ["a photo of a cat", "cat snow"]
+    assert [one.seed for one in requests] == [seed for _, seed in plain]
+
+    bare = draw_samples(tiny_backbone, concept(), learned(), GRID, seed=0)
+    drawn = draw_samples(tiny_backbone, concept(), with_noun, GRID, seed=0)
+    assert drawn.learned[0][0].tobytes() != bare.learned[0][0].tobytes()
+    assert drawn.initial[0][0].tobytes() == bare.initial[0][0].tobytes()
+    assert drawn.sheet([]).tobytes() != replace(drawn, class_noun="").sheet([]).tobytes(), "its labels have the noun"
+    judge = Colours()
+    score(judge, [Image.new("RGB", (4, 4))], drawn)  # type: ignore[arg-type]  # a stand-in for ClipExtractor
+    assert judge.read == ["a photo of a", "snow"], "no text of CLIP-T names the concept"
 
 
 class Colours:

@@ -70,6 +70,19 @@ def test_what_is_drawn_in_every_setup(config: RunConfig) -> None:
     assert rows["learned", "a photo of {}"]["embedding"].endswith("f-a/learned_embeds.safetensors")
 
 
+def test_a_concept_with_a_class_noun_is_drawn_with_it_and_compared_as_any_other(config: RunConfig) -> None:
+    plain = planned(config, record("a"))
+    cued = planned(config, replace(record("a"), prompt_as="<a> cat"))
+    assert [row["drawn"] for row in cued if row["setup"] == "learned"] == [
+        "a photo of <a> cat", "<a> cat on the beach", "a <a> cat toy",
+    ]  # fmt: skip
+    assert [row["text"] for row in cued] == [row["text"] for row in plain]
+    assert [row for row in cued if row["setup"] != "learned"] == [row for row in plain if row["setup"] != "learned"]
+    assert cued[2] == plain[2], "a prompt that names the class itself is the same row"
+    named = planned(config, replace(record("a"), prompt_as="<a>"))
+    assert named == plain, "scores of concepts without the class cue stay as they are"
+
+
 def test_setups_without_a_meaning_are_left_out(config: RunConfig) -> None:
     rows = planned(config, record("a", initializer="", photos=1))
     assert {row["setup"] for row in rows} == {"learned", "prompt only"}

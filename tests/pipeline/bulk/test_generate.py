@@ -82,6 +82,22 @@ def test_prompts_of_one_concept_and_seeds_that_are_given() -> None:
     assert "<a> in the snow" not in {row["prompt"] for row in rows}
 
 
+def test_a_concept_is_drawn_by_the_name_in_its_record() -> None:
+    def rows(named: ConceptRecord, *texts: str) -> list[dict[str, Any]]:
+        return list(plan_rows(tiny_config("m", "out"), [named], [Prompt(text) for text in texts]))
+
+    old = record("a")
+    cued = replace(old, prompt_as="<a> cat", initializer="cat")
+    texts = ("a photo of a {}", "a {} {initializer} in the snow", "a photo of a {token}")
+    assert [row["prompt"] for row in rows(cued, *texts)] == [
+        "a photo of a <a> cat", "a <a> cat in the snow", "a photo of a <a>",
+    ]  # fmt: skip
+    (bare,) = rows(old, "a photo of a {}")
+    assert rows(replace(old, prompt_as="<a>"), "a photo of a {}") == [bare], "pictures drawn before are not drawn again"
+    assert rows(cued, "a photo of a {}")[0]["row_id"] != bare["row_id"]
+    assert rows(cued, "a photo of a {token}") == [bare], "the same text is the same picture"
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_batch_is_drawn_and_described(tiny_model: Path, tmp_path: Path, packed: bool) -> None:
     config = tiny_config(tiny_model, tmp_path, generation={"packed": packed})

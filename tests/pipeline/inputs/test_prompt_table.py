@@ -61,3 +61,22 @@ def test_holes_are_filled() -> None:
     assert prompt.filled("<cat>", "stuffed animal") == "a <cat> stuffed animal in the jungle"
     assert prompt.filled("<cat>", "") == "a <cat> in the jungle"
     assert prompt.template("cat") == "a {} cat in the jungle"
+
+
+def test_a_concept_is_named_with_its_class_noun_once() -> None:
+    def filled(text: str, prompt_as: str = "<cat> stuffed animal") -> str:
+        return Prompt(text).filled("<cat>", "stuffed animal", prompt_as)
+
+    assert filled("a {} on the beach") == "a <cat> stuffed animal on the beach"
+    assert filled("a {} on the beach", "") == "a <cat> on the beach"
+    assert filled("a {} {initializer} in the jungle") == "a <cat> stuffed animal in the jungle"
+    assert filled("a {initializer}, this {}") == "a stuffed animal, this <cat> stuffed animal"
+    assert filled("a {token} on the beach") == "a <cat> on the beach"
+    assert Prompt("a {token} beside a {}").template("cat") == "a {} beside a {}"
+    assert Prompt("a {}").filled("<{token}>", "", "<{token}> cat") == "a <{token}> cat"
+
+
+def test_a_prompt_may_have_the_token_alone(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a photo of {token}\n")
+    assert read_prompts(str(path)) == [Prompt("a photo of {token}")]

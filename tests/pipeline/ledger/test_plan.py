@@ -124,6 +124,17 @@ def test_captions_count_by_content_not_by_address() -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_only_what_has_a_class_cue_is_learned_again_to_be_drawn_with_it() -> None:
+    def grid_of(config: RunConfig) -> dict[str, Any]:
+        settings: dict[str, Any] = settings_of(config, model_hash="m")["grid"]
+        return settings
+
+    declared = dataclasses.asdict(RunConfig().grid)
+    del declared["sampling"]["batch_size"]
+    assert grid_of(RunConfig()) == declared
+    assert grid_of(load_config(overrides=["inversion.class_cue=true"])) == {**declared, "class_cue": True}
+
+
 def record(task: ConceptTask, status: Any = "done") -> ConceptRecord:
     return ConceptRecord(
         concept_id=task.concept.concept_id, fingerprint=task.fingerprint, status=status, placeholder_token="<x>"

@@ -77,6 +77,16 @@ def test_bulk_prompts_are_tried_with_every_concept(config: RunConfig) -> None:
     assert twice[-1] == Finding("it", "1 prompts also have its placeholder 'cat' outside the hole", is_fatal=False)
 
 
+def test_prompts_are_tried_with_the_class_noun(tiny_model: Path, tmp_path: Path) -> None:
+    cued = tiny_config(tiny_model, tmp_path / "out", inversion={"class_cue": True})
+    fits = "a {}" + " the" * 20
+    for config, count in ((tiny_config(tiny_model, tmp_path / "out"), 0), (cued, 1)):
+        found = findings(config, [Prompt(fits)], initializer="cat cat cat")
+        assert [finding.is_fatal for finding in found] == [True] * count
+    assert "prompt 'a <it> cat cat cat the the" in found[0].text
+    assert findings(cued, [Prompt(fits.replace("{}", "{token}"))], initializer="cat cat cat") == []
+
+
 def test_every_text_encoder_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(families.FAMILIES, PIPELINE_CLASS, ROW)
     config = tiny_config(write_model(tmp_path / "model"), tmp_path / "out")

@@ -41,6 +41,12 @@ def test_one_row_a_concept_bad_rows_included(root: str) -> None:
     assert third["error"] == "m.parquet row 3: concept_id None"
 
 
+def test_the_table_says_how_a_concept_is_prompted(root: str) -> None:
+    store = RunStore(root)
+    write_results(store, [make("a", prompt_as="<a> cat"), make("old"), make("b", status="failed")])
+    assert [row["prompt_as"] for row in read(store).to_pylist()] == ["<a> cat", "<old>", ""]
+
+
 def test_an_empty_run_has_an_empty_table(root: str) -> None:
     store = RunStore(root)
     assert write_results(store, []) == 0
