@@ -1,89 +1,67 @@
-"""Compare forms of norm control: each learns the same concepts, and CLIP scores the pictures drawn.
+"""Compare forms of norm control: each learns the same concepts, and every extractor scores the pictures.
 
-    python -m benchmarks.norm_control --concepts 8 --learning-rates 0.005 0.02 --settings none clamp sphere clamp:2
+    python -m benchmarks.norm_control --seeds 0 1 2 --jobs 2
+    python -m benchmarks.norm_control --concepts 8 --learning-rates 0.005 0.02 --settings clamp none sphere clamp:2
 
-A setting is a norm control and its `norm_cap`, 1 where none is given. Prints a markdown table, averaged over concepts:
-CLIP-I (identity), CLIP-T (prompt following), the learned rows' norm and the seconds per concept. `--set` takes any of
-the job's settings.
+A setting is a norm control and its `norm_cap`; where no cap is given, it is the control's default (4 under `clamp`, 1
+under `sphere`). The first setting with the first rate is the baseline of the paired differences. Rows, tables and plot
+are those of `benchmarks.methods`, and so are the other options; the row norms in the last table, over the vocabulary's
+mean norm (which is printed), show which settings end at their cap. Time: that of `benchmarks.methods`, about half a
+minute of one core for each setting, seed and concept.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-import time
-from itertools import islice, product
-from statistics import fmean
+from collections.abc import Sequence
+from itertools import product
 
-from PIL import Image
-
-from benchmarks.concepts import read_objects, read_photos
+from benchmarks.methods import add_options, configure, measure_setups, report
+from benchmarks.setups import Setup, settings_of
+from benchmarks.timing import say
 from pipeline.actor.model_loading import load_model
-from pipeline.actor.samples import draw_samples, score
-from pipeline.config import RunConfig
-from pipeline.config_file import load_config
-from pipeline.inputs.models import locate
-from textual_inversion.concept import Concept, LearnedEmbedding
-from textual_inversion.config import InversionConfig
-from textual_inversion.extractors import ClipExtractor
-from textual_inversion.families.base import Backbone
-from textual_inversion.learn import learn
+from pipeline.store.addresses import absolute
+from pipeline.store.storage import RunStore
 
-SETTINGS = ("none", "clamp", "clamp:2", "clamp:4", "sphere", "sphere:2")
-COLUMNS = ("clip_i", "clip_t", "clip_i_initializer", "clip_t_initializer", "clip_i_photos")
-
-Pair = tuple[Concept, list[Image.Image]]
+SETTINGS = ("clamp", "none", "clamp:1", "clamp:2", "clamp:8", "sphere")
 
 
-def main() -> None:
-    """Learn with every setting in turn, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--manifest", default="manifests/demo.parquet")
-    parser.add_argument("--concepts", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=500)
+def main(arguments: list[str] | None = None) -> int:
+    """Learn with every setting in turn, and print the tables; return 1 if a row failed."""
+    options = parse(arguments)
+    setups = make_setups(options.settings, options.learning_rates)
+    rows, failures = measure_setups(options, setups)
+    if rows:
+        tables = load_model(configure(options)).token_tables
+        norms = ", ".join(f"{table.mean_norm:.3f}" for table in tables.values())
+        say(f"\n{report(RunStore(absolute(options.output)), rows, setups, baseline=next(iter(setups)))}")
+        say(f"\nThe vocabulary's mean norm: {norms}.\n")
+    return 1 if failures else 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.norm_control",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="CONTROL[:CAP]")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[5e-3])
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
-    options = parser.parse_args()
+    add_options(parser, output="output/norm_control")
+    return parser.parse_args(arguments)
 
-    config = load_config("", [*options.set, f"inversion.steps={options.steps}"])
-    backbone = load_model(config)
-    extractor = ClipExtractor(locate(config.extractor), "cpu")
-    concepts = islice(read_objects(options.manifest), options.concepts)
-    pairs = [(concept, read_photos(concept)) for concept in concepts]
-    say = sys.stdout.write
-    say(f"{len(pairs)} concepts, {options.steps} steps of {config.inversion.batch_size}\n\n")
-    say(f"| norm control | learning rate | {' | '.join(COLUMNS)} | row norm | s per concept |\n")
-    say("|---" * (len(COLUMNS) + 4) + "|\n")
-    for setting, rate in product(options.settings, options.learning_rates):
+
+def make_setups(settings: Sequence[str], rates: Sequence[float]) -> dict[str, Setup]:
+    """Return name -> setup of every setting with every rate; a rate is part of the name where there are several."""
+    found = {}
+    for setting, rate in product(settings, rates):
         control, _, cap = setting.partition(":")
-        inversion = dataclasses.replace(
-            config.inversion, norm_control=control, norm_cap=float(cap or 1), learning_rate=rate
-        )
-        figures = measure(backbone, extractor, pairs, inversion, config)
-        say(f"| {setting} | {rate:g} | {' | '.join(f'{figure:.3f}' for figure in figures)} |\n")
-        sys.stdout.flush()
-
-
-def measure(
-    backbone: Backbone, extractor: ClipExtractor, pairs: list[Pair], inversion: InversionConfig, config: RunConfig
-) -> list[float]:
-    """Return `COLUMNS`, then the mean row norm and the seconds of learning a concept, for one setting."""
-    began = time.perf_counter()
-    learned = learn(backbone, pairs, inversion, seed=config.seed)
-    seconds = (time.perf_counter() - began) / len(pairs)
-    scores = [
-        score(extractor, photos, draw_samples(backbone, concept, embedding, config.grid, config.seed))
-        for (concept, photos), embedding in zip(pairs, learned, strict=True)
-    ]
-    return [fmean(each[name] for each in scores) for name in COLUMNS] + [fmean(map(mean_norm, learned)), seconds]
-
-
-def mean_norm(embedding: LearnedEmbedding) -> float:
-    """Return the mean L2 norm of the rows."""
-    return fmean(rows.norm(dim=1).mean().item() for rows in embedding.vectors.values())
+        name = setting.replace(":", "-") + (f"-at-{rate:g}" if len(rates) > 1 else "")
+        pairs = settings_of(f"norm_control={control}", f"norm_cap={float(cap or 0)}", f"learning_rate={rate}")
+        found[name] = Setup(what=f"norm control {setting}, rate {rate:g}", settings=pairs)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

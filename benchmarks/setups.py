@@ -19,20 +19,6 @@ from pipeline.config_file import RECIPES, load_config
 from textual_inversion.concept import Concept
 from textual_inversion.config import InversionConfig
 
-CAPTIONS = {
-    "tiger": "orange cat with black stripes",
-    "koala": "grey bear with round ears",
-    "hamster": "orange and white mouse",
-    "tangerine": "round orange fruit with a green leaf",
-    "tomato": "round red fruit with a green stalk",
-    "taxi": "yellow car with a sign on top",
-    "fire-engine": "red truck with a ladder",
-    "tulip": "pink flower with a green stem",
-    "ladybug": "red beetle with black spots",
-    "blue-book": "blue book",
-}
-"""Descriptions of the demo's concepts as a person might give them: the paper's "human captions", short form."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setup:
@@ -51,8 +37,11 @@ class Setup:
     initializer: str | None = None
     """Initializer in place of the manifest's; empty starts from the vocabulary's mean."""
     drawn: str = "learned"
-    """Word in the prompt: the `learned` one, or, with nothing to learn, the `initializer`, a person's `caption` or none
-    (`prompt`). `photos` draws nothing and scores the photos."""
+    """Text in the prompt: the `learned` word, or, with nothing to learn, the `initializer`, a person's `short_captions`
+    or `long_captions` in turn (`benchmarks/captions.toml`), or none (`prompt`). `photos` draws nothing and scores the
+    photos."""
+    uses_masks: bool = True
+    """False learns from whole photos where the manifest has masks."""
     full_budget: str = ""
     """Name of the setup that differs only in its end: it takes all steps and keeps the last rows."""
 
@@ -64,7 +53,7 @@ class Setup:
             num_vectors=self.num_vectors or concept.num_vectors,
             initializer=concept.initializer if self.initializer is None else self.initializer,
             images=concept.images[:count],
-            masks=concept.masks[:count],
+            masks=concept.masks[:count] if self.uses_masks else (),
             captions=concept.captions[:count],
         )
 
@@ -78,7 +67,8 @@ class Setup:
         return replace(config, steps=min(asked_for, affordable))
 
 
-def _settings(*pairs: str) -> tuple[str, ...]:
+def settings_of(*pairs: str) -> tuple[str, ...]:
+    """Return settings of the section `inversion`."""
     return tuple(f"inversion.{pair}" for pair in pairs)
 
 
@@ -87,7 +77,8 @@ SETUPS: dict[str, Setup] = {
     "image-only": Setup(what="the photos among themselves", drawn="photos"),
     "prompt-only": Setup(what="the prompt without the word", drawn="prompt"),
     "initializer": Setup(what="the initializer in the word's place", drawn="initializer"),
-    "human-captions": Setup(what="a person's words in the word's place", drawn="caption"),
+    "short-captions": Setup(what="a person's few words in the word's place", drawn="short_captions"),
+    "long-captions": Setup(what="a person's longer description in the word's place", drawn="long_captions"),
     "textual-inversion": Setup(what="the project's default: one vector, norm at most 4 x the vocabulary's"),
     # Gal et al. 2022, section 5
     "ti-paper": Setup(what="one vector, as in the paper", recipe="ti-paper"),
@@ -103,23 +94,24 @@ SETUPS: dict[str, Setup] = {
     "textboost-v1": Setup(what="one photo; LoRA, augmentation tokens", recipe="textboost-v1", num_photos=1),
     "textboost-v2": Setup(what="one photo; causal adapter", recipe="textboost-v2", num_photos=1),
     # start, direction, norm
-    "class-cue": Setup(what='"S* cat" in the prompts', settings=_settings("class_cue=true")),
+    "class-cue": Setup(what='"S* cat" in the prompts', settings=settings_of("class_cue=true")),
     "no-initializer": Setup(what="from the vocabulary's mean", initializer=""),
     "cross-init": Setup(what="from the text encoder's output", recipe="cross-init"),
-    "auto-init": Setup(what="from the word nearest to the photos", settings=_settings("init.method=auto")),
-    "amortised": Setup(what="from rows predicted from the photos", settings=_settings("init.method=amortised")),
-    "clamp-1": Setup(what="norm at most the vocabulary's", settings=_settings("norm_cap=1.0")),
-    "no-norm-control": Setup(what="norm left alone", settings=_settings("norm_control=none")),
-    "sphere": Setup(what="norm fixed at the vocabulary's", settings=_settings("norm_control=sphere")),
+    "auto-init": Setup(what="from the word nearest to the photos", settings=settings_of("init.method=auto")),
+    "amortised": Setup(what="from rows predicted from the photos", settings=settings_of("init.method=amortised")),
+    "clamp-1": Setup(what="norm at most the vocabulary's", settings=settings_of("norm_cap=1.0")),
+    "no-norm-control": Setup(what="norm left alone", settings=settings_of("norm_control=none")),
+    "sphere": Setup(what="norm fixed at the vocabulary's", settings=settings_of("norm_control=sphere")),
     "dti": Setup(what="direction alone is learned", recipe="dti"),
     # loss terms, timesteps, end of learning
-    "clip-term": Setup(what="and 0.1 x (1 - cosine) of the scoring CLIP", settings=_settings("penalties.clip=0.1")),
+    "clip-term": Setup(what="and 0.1 x (1 - cosine) of the scoring CLIP", settings=settings_of("penalties.clip=0.1")),
     "range-500-900": Setup(what="timesteps from 500 to 900", recipe="range-500-900"),
-    "snr-timesteps": Setup(what="noisy timesteps more often", settings=_settings("timesteps.sampler=snr")),
+    "snr-timesteps": Setup(what="noisy timesteps more often", settings=settings_of("timesteps.sampler=snr")),
     "min-snr": Setup(what="losses weighted by min-SNR", recipe="min-snr"),
     "dvar": Setup(what="until the loss on a fixed batch settles", recipe="dvar", full_budget="dvar-budget"),
-    "dvar-budget": Setup(what="dvar to the end of the budget", recipe="dvar", settings=_settings("stop.method=budget")),
-    "keep-best": Setup(what="the default; the rows best on a fixed batch", settings=_settings("stop.keep_best=true"),
+    "dvar-budget": Setup(what="dvar to the end of the budget", recipe="dvar",
+                         settings=settings_of("stop.method=budget")),
+    "keep-best": Setup(what="the default; the rows best on a fixed batch", settings=settings_of("stop.keep_best=true"),
                        full_budget="textual-inversion"),
 }  # fmt: skip
 

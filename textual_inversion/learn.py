@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -45,8 +45,12 @@ def learn_outcomes(
     slots: int,
     seed: int,
     extractor: ClipExtractor | None,
+    masks: Mapping[str, Sequence[Image.Image]] | None = None,
 ) -> list[Outcome]:
-    """Do what `learn` does, and return the whole outcome of each concept."""
+    """Do what `learn` does, and return the whole outcome of each concept.
+
+    `masks`: concept id -> the masks of its pictures (`encode_views`), for concepts that have some.
+    """
     outcomes: dict[str, Outcome] = {}
     waiting = iter(concepts)
     choose_start = StartChooser(backbone, config.init, extractor, seed=seed)
@@ -54,7 +58,8 @@ def learn_outcomes(
     def next_assignment(_wait: bool) -> Assignment | None:
         for concept, pictures in waiting:
             start = choose_start(concept, pictures)
-            views = encode_views(backbone, pictures, config.augment, concept.concept_id, seed)
+            shapes = (masks or {}).get(concept.concept_id, ())
+            views = encode_views(backbone, pictures, config.augment, concept.concept_id, seed, shapes)
             return Assignment(start.concept, views, start=start.embedding)
         return None
 

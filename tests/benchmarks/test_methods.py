@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import setups
-from benchmarks.methods import Job, main, make_jobs, measure, parse, word_of
+from benchmarks import methods, setups
+from benchmarks.jobs import Job, chunks, measure_chunk, words_of
+from benchmarks.methods import main, parse
 from benchmarks.setups import SETUPS, Setup, find
 from pipeline.actor.model_loading import load_model
 from pipeline.bulk.evaluation import PIXEL_SCORES, evaluation_seeds
@@ -85,11 +87,21 @@ def arguments(tiny_model: Path, clip: Path, tmp_path: Path) -> list[str]:
     values = [f"model={tiny_model}", f"extractor={clip}", "inversion.batch_size=2", "generation.sampling.batch_size=4"]
     settings = [word for value in values for word in ("--set", value)]
     files = ["--manifest", str(manifest), "--prompts", str(prompts), "--output", str(tmp_path / "out")]
-    return [*files, "--concepts", "2", "--steps", "2", "--samples", "2", *settings]
+    return [*files, "--no-outside", "--concepts", "2", "--steps", "2", "--samples", "2", *settings]
 
 
 def jobs_of(arguments: list[str], *names: str) -> list[Job]:
-    return list(make_jobs(parse([*arguments, "--setups", ",".join(names)])))
+    options = parse([*arguments, "--setups", *names])
+    return methods.jobs_of(options, {name: find(name) for name in names})[0]
+
+
+def measure(arguments: list[str], name: str, output: Path) -> dict[str, Any]:
+    """Measure the first concept in one setup."""
+    options = parse([*arguments, "--setups", name])
+    jobs, scoring = methods.jobs_of(options, {name: find(name)})
+    (row,) = measure_chunk(jobs[:1], str(output), scoring)
+    assert isinstance(row, dict)
+    return row
 
 
 def test_jobs_go_setup_by_setup(arguments: list[str]) -> None:
@@ -105,15 +117,15 @@ def test_jobs_go_setup_by_setup(arguments: list[str]) -> None:
 
 def test_what_stands_in_the_prompts(arguments: list[str]) -> None:
     names = ("textual-inversion", "class-cue", "initializer", "prompt-only")
-    words = [word_of(job) for job in jobs_of(arguments, *names) if job.concept.concept_id == "a"]
-    assert words == ["<a>", "<a> cat", "cat", ""]
+    words = [words_of(job) for job in jobs_of(arguments, *names) if job.concept.concept_id == "a"]
+    assert words == [["<a>"], ["<a> cat"], ["cat"], [""]]
     with pytest.raises(ValueError, match="no caption for 'a'"):
-        word_of(jobs_of(arguments, "human-captions")[0])
+        words_of(jobs_of(arguments, "long-captions")[0])
 
 
 def test_a_row_by_hand(arguments: list[str], tiny_backbone: Backbone, clip: Path, tmp_path: Path) -> None:
     job = jobs_of(arguments, "initializer")[0]
-    row = measure(job, str(tmp_path))
+    row = measure(arguments, "initializer", tmp_path)
     judge, protocol = ClipExtractor(str(clip), "cpu"), choose_protocol(job.config)
     photos = judge.images([Image.open(path) for path in job.concept.images])
 
@@ -136,12 +148,12 @@ def test_a_row_by_hand(arguments: list[str], tiny_backbone: Backbone, clip: Path
         name: pytest.approx(values.mean().item()) for name, values in by_hand.items()
     }
     assert (row["steps"], row["norm"]) == (0, None)
-    assert json.loads((tmp_path / "rows/initializer/a.json").read_text()) == row
+    assert json.loads((tmp_path / "rows/initializer/a-0.json").read_text()) == row
 
 
 def test_photos_are_compared_with_each_other_pixel_by_pixel(arguments: list[str], tmp_path: Path) -> None:
     job = jobs_of(arguments, "image-only")[0]
-    row = measure(job, str(tmp_path))
+    row = measure(arguments, "image-only", tmp_path)
     photos = [Image.open(path) for path in job.concept.images]
     side_px = load_model(job.config).resolution
     by_hand = pixel_scores_between_photos(to_arrays(photos, (side_px, side_px)))
@@ -155,40 +167,73 @@ def test_without_a_prompt_that_names_the_concept_alone_there_are_no_pixel_scores
 ) -> None:
     prompts = tmp_path / "others.txt"
     prompts.write_text("a rendering of a {}\n")
-    job = jobs_of([*arguments, "--prompts", str(prompts)], "initializer")[0]
-    assert {measure(job, str(tmp_path))[name] for name in PIXEL_SCORES} == {None}
+    row = measure([*arguments, "--prompts", str(prompts)], "initializer", tmp_path)
+    assert not set(PIXEL_SCORES) & set(row)
 
 
 def test_learning_from_one_photo_is_scored_against_all(arguments: list[str], tmp_path: Path) -> None:
     job = jobs_of(arguments, "ti-one-photo")[0]
-    row = measure(job, str(tmp_path))
+    row = measure(arguments, "ti-one-photo", tmp_path)
     assert len(job.setup.concept(job.concept).images) == 1
     assert (row["steps"], row["budget"], row["kept_at"]) == (4, 4, 4)  # of two samples: as many as two steps of four
     assert row["norm"] > 0
-    assert (tmp_path / "rows/ti-one-photo/a.png").exists()
+    assert (tmp_path / "rows/ti-one-photo/a-0.png").exists()
 
 
 def test_steps_taken_are_told_from_the_step_whose_rows_are_kept(arguments: list[str], tmp_path: Path) -> None:
     still = ["--set", "inversion.stop.check_every_steps=1", "--set", "inversion.learning_rate=1e-30"]
-    row = measure(jobs_of([*arguments, *still], "keep-best")[0], str(tmp_path))
+    row = measure([*arguments, *still], "keep-best", tmp_path)
     assert (row["steps"], row["budget"], row["kept_at"]) == (4, 4, 1)  # none is better than the first
     assert (len(row["clip_i_pictures"]), len(row["clip_t_pictures"])) == (2, 2)
     assert row["clip_t"] == pytest.approx(sum(row["clip_t_pictures"]) / 2)
+
+
+def test_jobs_of_one_setup_and_seed_are_learned_together(arguments: list[str], tmp_path: Path) -> None:
+    options = parse([*arguments, "--setups", "textual-inversion", "--seeds", "0", "7"])
+    jobs, scoring = methods.jobs_of(options, {"textual-inversion": find("textual-inversion")})
+    work = chunks(jobs, 2)
+    assert [[(job.concept.concept_id, job.seed) for job in chunk] for chunk in work] == [
+        [("a", 0), ("b", 0)], [("a", 7), ("b", 7)]
+    ]  # fmt: skip
+    assert [len(chunk) for chunk in chunks(jobs, 1)] == [1] * 4
+    rows = [row for row in measure_chunk(work[1], str(tmp_path), scoring) if isinstance(row, dict)]
+    alone = measure([*arguments, "--seeds", "7"], "textual-inversion", tmp_path / "alone")
+    assert rows[0]["clip_i"] == pytest.approx(alone["clip_i"], abs=1e-3)
+    assert [row["clip_own"] in (0.0, 0.5, 1.0) for row in rows] == [True, True]  # of two pictures
+    assert {path.name for path in (tmp_path / "rows/textual-inversion").glob("*.json")} == {"a-7.json", "b-7.json"}
+
+
+def test_a_concept_that_cannot_be_learned_does_not_take_the_others_along(arguments: list[str], tmp_path: Path) -> None:
+    options = parse([*arguments, "--setups", "textual-inversion"])
+    jobs, scoring = methods.jobs_of(options, {"textual-inversion": find("textual-inversion")})
+    bad = replace(jobs[1], concept=replace(jobs[1].concept, num_vectors=200))
+    good, error = measure_chunk([jobs[0], bad], str(tmp_path), scoring)
+    assert isinstance(good, dict)
+    assert isinstance(error, str)
+    assert "b" in error
+
+
+def test_further_extractors_score_too(arguments: list[str], clip: Path, tmp_path: Path) -> None:
+    row = measure([*arguments, "--extractors", f"twin={clip}"], "initializer", tmp_path)
+    assert row["twin_i_pictures"] == pytest.approx(row["clip_i_pictures"])
+    assert row["twin_own"] == row["clip_own"]
+    with pytest.raises(ValueError, match="give NAME=PATH"):
+        jobs_of([*arguments, "--extractors", str(clip)], "initializer")
 
 
 @pytest.mark.slow
 def test_the_command_goes_on_where_it_stopped(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [*arguments, "--processes", "2", "--setups", "image-only,textual-inversion"]
+    command = [*arguments, "--jobs", "2", "--setups", "image-only,textual-inversion"]
     assert main(command) == 0
     assert "4 rows, 0 there already, 4 to measure" in capsys.readouterr().out
     assert "| textual-inversion |" in (tmp_path / "out" / "table.md").read_text()
     assert len(read_table(tmp_path / "out" / "rows.parquet")) == 4
 
-    assert main([*command[:-1], "image-only,textual-inversion,keep-best,human-captions"]) == 1
+    assert main([*command[:-1], "image-only,textual-inversion,keep-best,short-captions"]) == 1
     said = capsys.readouterr().out
     assert "8 rows, 4 there already, 4 to measure" in said
-    assert "FAILED human-captions a: ValueError: no caption for 'a'" in said
+    assert "FAILED short-captions a, seed 0: ValueError: no caption for 'a'" in said
     assert len(read_table(tmp_path / "out" / "rows.parquet")) == 6
     assert "keep-best against textual-inversion" in (tmp_path / "out" / "stopping.md").read_text()
