@@ -92,6 +92,8 @@ SETUPS: dict[str, Setup] = {
     # one photo
     "ti-one-photo": Setup(what="the default, from one photo", num_photos=1),
     "textboost-v1": Setup(what="one photo; LoRA, augmentation tokens", recipe="textboost-v1", num_photos=1),
+    "textboost-v1-paper": Setup(what="and noisy timesteps more often", recipe="textboost-v1-paper", num_photos=1),
+    "textboost-v1-late": Setup(what="as its repository had it later", recipe="textboost-v1-late", num_photos=1),
     "textboost-v2": Setup(what="one photo; causal adapter", recipe="textboost-v2", num_photos=1),
     # start, direction, norm
     "class-cue": Setup(what='"S* cat" in the prompts', settings=settings_of("class_cue=true")),

@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from textual_inversion.config import InversionConfig, Precision, SamplingConfig, require
+from textual_inversion.config import InversionConfig, Precision, SamplingConfig
+from textual_inversion.config_checks import require
 
 Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]

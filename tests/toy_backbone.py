@@ -14,6 +14,7 @@ from textual_inversion.errors import BadInput
 from textual_inversion.latents import EncodedViews
 from textual_inversion.lora import AdapterBatch
 from textual_inversion.noise import Epsilon, Noise, VPrediction
+from textual_inversion.paired_augment import Augmentation
 from textual_inversion.prompts import Vocabularies
 from textual_inversion.tokens import TokenTable
 
@@ -124,4 +125,6 @@ class ToyBackbone:
 
 def plain_views(moments: Tensor) -> EncodedViews:
     """Return moments as the encoded views of one photo, without transforms that a prompt would name."""
-    return EncodedViews(moments=moments, photo_indices=(0,) * len(moments), augmentations=((),) * len(moments))
+    return EncodedViews(
+        moments=moments, photo_indices=(0,) * len(moments), augmentations=(Augmentation(),) * len(moments)
+    )

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from textual_inversion.config import AugmentConfig
+from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.paired_augment import AugmentedPhoto, augment_paired
 
 Box = tuple[float, float, float, float]
@@ -41,7 +41,7 @@ def photo_views(
         views.append(_mirror(square, config))
     views += _random_crops(whole_photo, config, resolution, generator)
     views += _changed_colours(square, config, generator)
-    views += [augment_paired(square, config.paired_probability, generator) for _ in range(config.paired)]
+    views += [augment_paired(square, config, generator) for _ in range(config.paired)]
     return views
 
 
@@ -58,11 +58,12 @@ def to_weights(mask: Image.Image) -> Tensor:
 def _random_crops(
     photo: AugmentedPhoto, config: AugmentConfig, resolution: int, generator: torch.Generator
 ) -> Iterator[AugmentedPhoto]:
-    """Yield squares anywhere in the photo, with sides uniform in [min_crop_scale, 1] of its shorter side."""
+    """Yield squares anywhere in the photo, with sides uniform in [min_crop_scale, max_crop_scale] of its shorter
+    side."""
     width, height = photo.picture.size
     for _ in range(config.crops):
         scale, x, y, coin = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-        side = min(width, height) * (config.min_crop_scale + scale * (1 - config.min_crop_scale))
+        side = min(width, height) * (config.min_crop_scale + scale * (config.max_crop_scale - config.min_crop_scale))
         left, top = x * (width - side), y * (height - side)
         crop = _square(photo, (left, top, left + side, top + side), resolution)
         yield _mirror(crop, config) if config.flip and coin < 0.5 else crop
@@ -86,7 +87,7 @@ def _changed_colours(
 
 def _mirror(view: AugmentedPhoto, config: AugmentConfig) -> AugmentedPhoto:
     mirrored = view.map_images(ImageOps.mirror)
-    return mirrored.add_tokens("hflip") if config.paired else mirrored
+    return mirrored.name("hflip") if config.paired else mirrored
 
 
 def _central_square(photo: Image.Image) -> Box:

@@ -22,6 +22,7 @@ from textual_inversion.engine import Assignment, Engine, SlotState
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import EncodedRequest, ImageRequest, draw_pixels, encode_request
 from textual_inversion.latents import EncodedViews
+from textual_inversion.paired_augment import Augmentation
 from textual_inversion.prompt_encoder import PROMPTS_PER_PASS, PromptEncoder
 from textual_inversion.training_data import ImageFeatures
 
@@ -142,7 +143,7 @@ def _made_up_assignment(backbone: Backbone, number: int) -> Assignment:
     mean, deviation = torch.randn(2, *backbone.latent_shape, generator=generator)
     concept = Concept(concept_id=f"{number}", placeholder_token=f"<{number}>", images=("none",))
     moments = torch.stack([mean, deviation.abs() / 10])[None]
-    return Assignment(concept, EncodedViews(moments=moments, photo_indices=(0,), augmentations=((),)))
+    return Assignment(concept, EncodedViews(moments=moments, photo_indices=(0,), augmentations=(Augmentation(),)))
 
 
 def _made_up_request(backbone: Backbone, number: int, adapter: AdapterConfig | None) -> EncodedRequest:

@@ -1,4 +1,4 @@
-"""Every setting of the method on one page: frozen dataclasses, each field with its unit and effect.
+"""The settings of the method: frozen dataclasses, each field with its unit and effect (augmentation: `augment_config`).
 
 Standard library only. Values are checked once, on construction; the rest of the code relies on that.
 """
@@ -6,11 +6,16 @@ Standard library only. Values are checked once, on construction; the rest of the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
+
+from textual_inversion.augment_config import AugmentConfig
+from textual_inversion.config_checks import require, require_choice
 
 NormControl = Literal["none", "clamp", "sphere"]
 InitMethod = Literal["words", "encoder_output", "auto", "amortised"]
 TimestepSampler = Literal["uniform", "range", "snr"]
+TemplateSet = Literal["textual_inversion", "textboost"]
+RateSchedule = Literal["constant", "linear"]
 RowOptimizer = Literal["adamw", "riemannian"]
 AdapterKind = Literal["none", "lora", "causal"]
 StopMethod = Literal["budget", "dvar"]
@@ -21,67 +26,17 @@ ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """Names of the linear layers in a block of a text encoder, as transformers' CLIP spells them."""
 
 
-def require(holds: bool, name: str, value: object, rule: str) -> None:
-    """Raise ValueError, naming the field, its value and the rule, unless the rule holds."""
-    if not holds:
-        raise ValueError(f"{name} = {value!r}: must be {rule}")
-
-
-def require_choice(name: str, value: object, choices: object) -> None:
-    """Raise ValueError, naming the field and its value, unless the value is one of the Literal type `choices`."""
-    *others, last = (repr(choice) for choice in get_args(choices))
-    require(value in get_args(choices), name, value, f"{', '.join(others)} or {last}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AugmentConfig:
-    """Augmentation of photos. Each augmented picture is encoded once, before the first step, and its moments are kept;
-    more pictures per photo mean more encoding."""
-
-    flip: bool = True
-    """Learn the mirror image, too. Turn off for concepts with text or a handed shape."""
-
-    crops: int = 0
-    """Number of random crops added per photo."""
-
-    min_crop_scale: float = 0.75
-    """Side of the smallest crop, as a fraction of the photo's shorter side, in (0, 1]."""
-
-    colours: int = 0
-    """Number of pictures with changed brightness, contrast and saturation added per photo."""
-
-    colour_strength: float = 0.2
-    """Largest change of brightness, contrast and saturation, as a fraction of their value, in (0, 1)."""
-
-    paired: int = 0
-    """TextBoost's paired augmentation: number of transformed pictures added per photo. Their prompts name the
-    transforms by augmentation tokens ("a A* photo of V*"), which are learned with the concept and left out of the
-    prompts that pictures are drawn from."""
-
-    paired_probability: float = 0.8
-    """Probability with which each of the three groups of transforms (geometry, colour, other) acts on such a picture,
-    in (0, 1]."""
-
-    def __post_init__(self) -> None:
-        require(self.crops >= 0, "augment.crops", self.crops, "0 or more")
-        require(0 < self.min_crop_scale <= 1, "augment.min_crop_scale", self.min_crop_scale, "in (0, 1]")
-        require(self.colours >= 0, "augment.colours", self.colours, "0 or more")
-        require(0 < self.colour_strength < 1, "augment.colour_strength", self.colour_strength, "in (0, 1)")
-        require(self.paired >= 0, "augment.paired", self.paired, "0 or more")
-        require(0 < self.paired_probability <= 1, "augment.paired_probability", self.paired_probability, "in (0, 1]")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InitConfig:
     """Initial values of the rows."""
 
     method: InitMethod = "words"
     """Method that sets the rows before the first step. `words`: the mean of the initializer's vectors, or of the whole
-    vocabulary's if there is no initializer. `encoder_output`: the text encoder's output for the initializer
-    (Cross-Initialization, Pang et al. 2024), which is many times longer. `auto`: the vectors of the word whose text
-    features lie nearest to the photos' features; the word becomes the initializer. `amortised`: the initializer's
-    vectors moved towards the photos by a regression fitted on known words; `words` where the regression is
-    unreliable."""
+    vocabulary's if there is no initializer. `encoder_output`: the text encoder's output for the initializer, for each
+    row at its own token (Cross-Initialization, Pang et al. 2024), which is many times longer. `auto`: the vectors of
+    the word whose text features lie nearest to the photos' features; the word becomes the initializer. `amortised`: the
+    initializer's vectors moved towards the photos by a regression fitted on known words; `words` where the regression
+    is unreliable."""
 
     words: tuple[str, ...] = ()
     """Words and phrases that `auto` chooses from and that `amortised` is fitted on. Empty: all single-token words of
@@ -149,8 +104,13 @@ class AdapterConfig:
     """Linear layers of every block of the text encoder that are changed."""
 
     learning_rate: float = 5e-5
-    """Learning rate of the adapter, which AdamW trains under either `optimizer`, without weight decay or norm
-    control."""
+    """Learning rate of the adapter, constant. AdamW trains it under either `optimizer`, without norm control."""
+
+    weight_decay: float = 0.0
+    """Decoupled decay of the adapter toward zero; the rows have their own."""
+
+    max_grad_norm: float = 0.0
+    """Norm that the gradient of a concept's adapter alone is clipped to, as in TextBoost's code; 0 turns it off."""
 
     def __post_init__(self) -> None:
         require_choice("adapter.kind", self.kind, AdapterKind)
@@ -159,6 +119,8 @@ class AdapterConfig:
         is_known = bool(self.targets) and set(self.targets) <= set(ADAPTER_TARGETS)
         require(is_known, "adapter.targets", self.targets, f"some of {', '.join(ADAPTER_TARGETS)}")
         require(self.learning_rate > 0, "adapter.learning_rate", self.learning_rate, "positive")
+        require(self.weight_decay >= 0, "adapter.weight_decay", self.weight_decay, "0 or more")
+        require(self.max_grad_norm >= 0, "adapter.max_grad_norm", self.max_grad_norm, "0 (off) or positive")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,7 +201,11 @@ class InversionConfig:
     """Samples of one concept in one step; the concept's loss is their mean."""
 
     learning_rate: float = 5e-3
-    """Learning rate of the rows, constant. Not scaled by batch size or device count."""
+    """Learning rate of the rows. Not scaled by batch size or device count."""
+
+    learning_rate_schedule: RateSchedule = "constant"
+    """Course of the rows' learning rate over `steps`. `linear`: it falls to zero (TextBoost's release of September
+    2024). The adapter's stays constant."""
 
     optimizer: RowOptimizer = "adamw"
     """Optimizer of the rows. `riemannian` moves rows along the sphere (DTI, Kim et al. 2026) and needs `norm_control`
@@ -262,7 +228,7 @@ class InversionConfig:
     Only with `optimizer` 'riemannian'."""
 
     max_grad_norm: float = 0.0
-    """Norm that each concept's own gradient is clipped to; 0 turns clipping off."""
+    """Norm that each concept's own gradient, of rows and adapter together, is clipped to; 0 turns clipping off."""
 
     norm_control: NormControl = "clamp"
     """Control of the rows' norms after each step. `none`: there is none. `clamp`: norms are at most `norm_cap` times
@@ -271,6 +237,10 @@ class InversionConfig:
     norm_cap: float = 0.0
     """Norm of `norm_control`, in units of the vocabulary's mean norm. 0 stands for 4 under `clamp`, which stops only
     runaways (measured: see benchmarks/), and for 1 under `sphere`. TextBoost clamps at 1."""
+
+    templates: TemplateSet = "textual_inversion"
+    """Training templates of concepts without captions. `textual_inversion`: the paper's 27, for styles its code's 19.
+    `textboost`: the four of TextBoost's release ("photo of a {} with background"), for styles the same 19."""
 
     class_cue: bool = False
     """Name the initializer behind the placeholder ("a photo of a <cat-toy> toy"), in training prompts and wherever the
@@ -294,6 +264,7 @@ class InversionConfig:
         require(self.steps >= 1, "inversion.steps", self.steps, "1 or more")
         require(self.batch_size >= 1, "inversion.batch_size", self.batch_size, "1 or more")
         require(self.learning_rate > 0, "inversion.learning_rate", self.learning_rate, "positive")
+        require_choice("inversion.learning_rate_schedule", self.learning_rate_schedule, RateSchedule)
         require_choice("inversion.optimizer", self.optimizer, RowOptimizer)
         require(0 <= self.adam_beta1 < 1, "inversion.adam_beta1", self.adam_beta1, "in [0, 1)")
         require(0 <= self.adam_beta2 < 1, "inversion.adam_beta2", self.adam_beta2, "in [0, 1)")
@@ -302,6 +273,7 @@ class InversionConfig:
         require(self.direction_prior >= 0, "inversion.direction_prior", self.direction_prior, "0 or more")
         require(self.max_grad_norm >= 0, "inversion.max_grad_norm", self.max_grad_norm, "0 (off) or positive")
         require_choice("inversion.norm_control", self.norm_control, NormControl)
+        require_choice("inversion.templates", self.templates, TemplateSet)
         require(self.norm_cap >= 0, "inversion.norm_cap", self.norm_cap, "positive, or 0 for the control's default")
         self._check_combinations()
 
@@ -320,6 +292,11 @@ class InversionConfig:
                 is_riemannian and self.weight_decay > 0,
                 "weight_decay",
                 "0 with optimizer 'riemannian', which keeps norms",
+            ),
+            (
+                bool(self.max_grad_norm and self.adapter.max_grad_norm),
+                "max_grad_norm",
+                "0 with adapter.max_grad_norm: a gradient is clipped once",
             ),
             (
                 self.progressive and self.stop.needs_eval,

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from textual_inversion.augment import to_pixels, to_weights
-from textual_inversion.config import SamplingConfig, require
+from textual_inversion.config import SamplingConfig
+from textual_inversion.config_checks import require
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import (
     EncodedRequest,

@@ -21,7 +21,7 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors
 from textual_inversion.knowledge import KnowledgePreservation, read_captions
 from textual_inversion.objective import Batch, concatenate_batches, objective, per_concept
-from textual_inversion.optim import adamw_, clip_gradients, gradient_norms, riemannian_sgd_
+from textual_inversion.optim import adamw_, clip_gradients, gradient_norms, rate_factor, riemannian_sgd_
 from textual_inversion.parameters import Layout, num_photos
 from textual_inversion.rng import generator_for
 from textual_inversion.slot_state import SlotState, curve_points, curve_tensor, eval_points, eval_tensor, to_cpu
@@ -151,16 +151,17 @@ class Engine:
             # Clip and step: for all slots at once, each by its own gradient norm and step count.
             grad_norms = gradient_norms(grads)
             is_finite = losses.isfinite() & grad_norms.isfinite()
-            grads = clip_gradients(grads, grad_norms, config.max_grad_norm)
+            grads = self._clip(grads, grad_norms)
             is_placeholder_row = self._is_placeholder_row(self._slots)
-            counts, lr_scales = self._count_step(learning)
+            counts, lr_scales, row_lr_scales = self._count_step(learning)
             for name, group in groups.items():
                 if name in rows and config.optimizer == "riemannian":
                     prior = self._stacks.class_directions(name) * is_placeholder_row[..., None]
-                    riemannian_sgd_(group, grads[name], counts, lr_scales, is_finite, prior, config.direction_prior)
+                    riemannian_sgd_(group, grads[name], counts, row_lr_scales, is_finite, prior, config.direction_prior)
+                elif name in rows:
+                    adamw_(group, grads[name], counts, row_lr_scales, is_finite, config)
                 else:  # an adapter is trained as often as the first row
-                    group_counts = counts if name in rows else counts[:, :1]
-                    adamw_(group, grads[name], group_counts, lr_scales, is_finite, config)
+                    adamw_(group, grads[name], counts[:, :1], lr_scales, is_finite, config)
             row_norms = self._stacks.mean_norms(is_placeholder_row).where(is_finite, torch.nan)
 
             # Evaluate, and start to read back what the step came to; a few steps later it has arrived.
@@ -254,13 +255,28 @@ class Engine:
         active = self._on_device(tuple(slot.data.active_vectors(slot.step) if slot else 0 for slot in slots))
         return (torch.arange(self._layout.max_rows, device=active.device) < active[:, None]).float()
 
-    def _count_step(self, learning: list[Slot]) -> tuple[Tensor, Tensor]:
-        """Count one more step of each concept; return `step_counts` and `lr_scales` as in `optim`."""
+    def _clip(self, grads: Mapping[str, Tensor], norms: Tensor) -> dict[str, Tensor]:
+        """Clip each concept's gradient, as a whole (`norms` [slots]) or its adapter's alone, as configured."""
+        clipped = clip_gradients(grads, norms, self._config.max_grad_norm)
+        adapter = {name: grad for name, grad in clipped.items() if name not in self._stacks.rows}
+        max_norm = self._config.adapter.max_grad_norm
+        if not (adapter and max_norm):
+            return clipped
+        return clipped | clip_gradients(adapter, gradient_norms(adapter), max_norm)
+
+    def _count_step(self, learning: list[Slot]) -> tuple[Tensor, Tensor, Tensor]:
+        """Count one more step of each concept; return `step_counts` and `lr_scales` as in `optim`, the latter for an
+        adapter and for the rows."""
         for slot in learning:
             slot.step += 1
         self.steps_taken += len(learning)
-        lr_scales = [slot.lr_scale if slot else 1.0 for slot in self._slots]
-        return step_counts(self._slots, self._layout.max_rows), torch.tensor(lr_scales, dtype=torch.float64)
+        schedule, steps = self._config.learning_rate_schedule, self._config.steps
+        scales = [
+            (slot.lr_scale, slot.lr_scale * rate_factor(schedule, slot.step, steps)) if slot else (1.0, 1.0)
+            for slot in self._slots
+        ]
+        lr_scales, row_lr_scales = torch.tensor(scales, dtype=torch.float64).T
+        return step_counts(self._slots, self._layout.max_rows), lr_scales, row_lr_scales
 
     @torch.no_grad()
     def _evaluate(self, learning: list[Slot]) -> tuple[dict[Slot, Mapping[str, Tensor]], Tensor]:

@@ -6,7 +6,7 @@ distribution, coordinate by coordinate. `start_choice` decides which embedding i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from torch import Tensor
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
-from textual_inversion.paired_augment import AUGMENTATION_TOKENS
-from textual_inversion.prompts import encode_prompt, initializer_ids
+from textual_inversion.prompts import initializer_ids
 from textual_inversion.rng import generator_for
 from textual_inversion.tokens import TokenTable
 
@@ -59,42 +58,50 @@ def class_vectors(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
 
 
 def encoder_output(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
-    """Cross-Initialization (Pang et al. 2024): return the text encoders' output for the initializer.
+    """Cross-Initialization (Pang et al. 2024): return the text encoders' output for the initializer, a row for each
+    of the concept's vectors.
 
-    Text encoder key -> [dim] float32 on the CPU. The prompt holds the initializer alone; the vector is the mean of the
-    states at the positions of its tokens. Raises BadInput without an initializer, and for an encoder whose states are
-    not as wide as its vectors.
+    Text encoder key -> [num_vectors, dim] float32 on the CPU. The prompt holds the initializer alone, and each row is
+    the state at its own token's position (lyuPang/CrossInitialization 0b1e39a, utils.py:46-69, which demands as many
+    tokens as rows). Here an initializer with fewer tokens than rows is repeated in the prompt, and of one with more,
+    consecutive tokens share a row, the mean of their states. Raises BadInput without an initializer, and for an encoder
+    whose states are not as wide as its vectors.
     """
-    initializer = initializer_ids(concept.initializer, backbone.vocabularies)
+    num_vectors = concept.num_vectors
     if not concept.initializer:
         raise BadInput(
             f"concept {concept.concept_id!r} has no initializer, which init.method 'encoder_output' starts from; give "
             "it one, or set init.method to 'auto'"
         )
-    prompt = encode_prompt(concept.initializer, {}, backbone.vocabularies)
+    tokens = {
+        key: (ids * num_vectors)[: max(len(ids), num_vectors)]
+        for key, ids in initializer_ids(concept.initializer, backbone.vocabularies).items()
+    }
+    prompt = {key: backbone.vocabularies[key].assemble(ids) for key, ids in tokens.items()}
     with torch.no_grad():
         states = backbone.encoder_states({key: torch.tensor([ids]) for key, ids in prompt.items()})
-    vectors = {}
-    for key, ids in initializer.items():
+    rows = {}
+    for key, ids in tokens.items():
         first = prompt[key].index(ids[0])
-        vectors[key] = states[key][0].float().cpu()[first : first + len(ids)].mean(0)
+        own = states[key][0, first : first + len(ids)].float().cpu()
         dim = backbone.token_tables[key].dim
-        if len(vectors[key]) != dim:
+        if own.shape[1] != dim:
             raise BadInput(
-                f"init.method 'encoder_output': the states of text encoder {key!r} are {len(vectors[key])} wide but "
-                f"its vectors {dim}; on this model use another method"
+                f"init.method 'encoder_output': the states of text encoder {key!r} are {own.shape[1]} wide but its "
+                f"vectors {dim}; on this model use another method"
             )
-    return vectors
+        rows[key] = torch.stack([part.mean(0) for part in torch.tensor_split(own, num_vectors)])
+    return rows
 
 
-def augmentation_rows(backbone: Backbone) -> dict[str, Tensor]:
-    """Return the initial rows of the augmentation tokens, in the order of `AUGMENTATION_TOKENS`.
+def augmentation_rows(backbone: Backbone, tokens: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the initial rows of augmentation tokens (name -> initial words, `paired_augment.augmentation_tokens`).
 
-    Text encoder key -> [tokens, dim] float32 on the CPU. Each token has one row, the mean of its initial words;
-    TextBoost's code has a row for each of their sub-tokens. With one row, the number of rows does not depend on the
-    tokenizer, and three tokens fit a prompt even where the tokenizer spells words out.
+    Text encoder key -> [tokens, dim] float32 on the CPU, in the order of `tokens`. Each token has one row, the mean of
+    its initial words; TextBoost's code has a row for each of their sub-tokens. With one row, the number of rows does
+    not depend on the tokenizer, and three tokens fit a prompt even where the tokenizer spells words out.
     """
-    words = list(AUGMENTATION_TOKENS.values())
+    words = list(tokens.values())
     return {key: torch.stack(vectors) for key, vectors in sorted(word_vectors(words, backbone).items())}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from textual_inversion.concept import Concept
 from textual_inversion.conditioning import Conditioning, concatenate
+from textual_inversion.config import TemplateSet
 from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.prompts import encode_cut, fill, training_templates
 from textual_inversion.transfer import to_device
@@ -74,12 +75,12 @@ class KnowledgePreservation:
         self._backbone = backbone
         self._general = freeze(backbone, ["", *captions])
 
-    def class_prompts(self, concept: Concept) -> FrozenPrompts | None:
+    def class_prompts(self, concept: Concept, templates: TemplateSet) -> FrozenPrompts | None:
         """Encode the concept's training templates with its initializer word; None if it has no such word."""
         if not concept.initializer:
             return None
-        templates = training_templates(concept, class_cue=False)
-        return freeze(self._backbone, [fill(template, concept.initializer) for template in templates])
+        texts = training_templates(concept, class_cue=False, templates=templates)
+        return freeze(self._backbone, [fill(text, concept.initializer) for text in texts])
 
     def draw(self, size: int, class_prompts: FrozenPrompts | None, generator: torch.Generator) -> FrozenPrompts:
         """Draw `size` prompts for one concept's next step. The generator gives three draws of that size in any case."""

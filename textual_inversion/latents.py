@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from textual_inversion.augment import photo_views, to_pixels, to_weights
-from textual_inversion.config import AugmentConfig
+from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
+from textual_inversion.paired_augment import Augmentation
 from textual_inversion.rng import generator_for
 
 AUTOENCODER_BATCH_SIZE = 4
@@ -31,8 +32,8 @@ class EncodedViews:
     """Mean and deviation of each view's latents, [views, 2, *latent_shape]."""
     photo_indices: tuple[int, ...]
     """Index of the photo that each view shows, [views]."""
-    augmentations: tuple[tuple[str, ...], ...]
-    """Names of the transforms that each view's prompt has to name, [views]; empty without paired augmentation."""
+    augmentations: tuple[Augmentation, ...]
+    """Transforms that each view's prompt has to name, [views]; none without paired augmentation."""
     masks: Tensor | None = None
     """Weights of the denoising loss, [views, 1, height, width] in [0, 1] at the latents' size; None weighs by 1."""
 

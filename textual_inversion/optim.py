@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from textual_inversion.config import InversionConfig, NormControl
+from textual_inversion.config import InversionConfig, NormControl, RateSchedule
 from textual_inversion.transfer import to_device
 
 
@@ -140,6 +140,15 @@ def control_norms(rows: Tensor, control: NormControl, norm: float) -> Tensor:
         return rows
     scale: Tensor = norm / rows.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
     return rows * (scale.clamp(max=1) if control == "clamp" else scale)
+
+
+def rate_factor(schedule: RateSchedule, step: int, steps: int) -> float:
+    """Return the factor on the rows' learning rate at the step `step` of `steps`, counted from 1.
+
+    `linear` is the decay of TextBoost's release (a806fda, train_textboost.py:1178-1184): 1 at the first step, 1 / steps
+    at the last.
+    """
+    return 1.0 if schedule == "constant" else 1 - (step - 1) / steps
 
 
 def gradient_norms(grads: Mapping[str, Tensor]) -> Tensor:

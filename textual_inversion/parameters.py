@@ -22,7 +22,7 @@ from textual_inversion.initialise import augmentation_rows, initial_rows
 from textual_inversion.latents import EncodedViews
 from textual_inversion.lora import AdapterBatch, acting_positions, initial_adapter
 from textual_inversion.optim import ParameterGroup, control_norms
-from textual_inversion.paired_augment import AUGMENTATION_TOKENS
+from textual_inversion.paired_augment import augmentation_tokens
 from textual_inversion.prompts import class_noun
 from textual_inversion.rng import generator_for
 
@@ -120,7 +120,7 @@ class Layout:
         """Return how many rows of a concept are dropped at the end; they follow its placeholder's rows."""
         if self.config.per_image_tokens:
             return num_photos
-        return len(AUGMENTATION_TOKENS) if self.config.augment.paired else 0
+        return len(augmentation_tokens(self.config.augment))
 
     def groups(self, slots: int) -> dict[str, ParameterGroup]:
         """Make the empty stacks of all slots, by parameter name."""
@@ -140,7 +140,12 @@ class Layout:
         }
         if self.adapter is not None:
             shape = (slots, *self.adapter.shape)
-            groups[ADAPTER] = ParameterGroup.zeros(shape, device, learning_rate=config.adapter.learning_rate)
+            groups[ADAPTER] = ParameterGroup.zeros(
+                shape,
+                device,
+                learning_rate=config.adapter.learning_rate,
+                weight_decay=config.adapter.weight_decay,
+            )
         return groups
 
     def shapes(self, concept: Concept, num_photos: int) -> dict[str, tuple[int, int]]:
@@ -192,7 +197,7 @@ class Layout:
         coordinate (the code of Gal et al. 2022 draws uniformly in [0, 1), far outside it).
         """
         if self.config.augment.paired:
-            return augmentation_rows(self.backbone)
+            return augmentation_rows(self.backbone, augmentation_tokens(self.config.augment))
         if not self.config.per_image_tokens:
             return {}
         generator = generator_for(seed, concept.concept_id, "per-image")

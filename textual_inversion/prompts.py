@@ -10,9 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from textual_inversion.concept import Category, Concept, whole_word_pattern
+from textual_inversion.config import TemplateSet
 from textual_inversion.errors import BadInput
 
 HOLE = "{}"
+
+AFTER_WITHOUT_COMMA = ("left", "right")
+"""Names of the augmentation tokens that stand behind a prompt without a comma."""
 
 
 class Vocabulary(Protocol):
@@ -100,7 +104,18 @@ STYLE_TEMPLATES = (
     "a large painting in the style of {}",
 )
 
-_TEMPLATES: Mapping[Category, tuple[str, ...]] = {"object": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}
+# JMaiGC/textboost a806fda, training/dataset.py:65-76, the default of its `--template`.
+TEXTBOOST_TEMPLATES = (
+    "{} with background",
+    "a {} with background",
+    "the {} with background",
+    "photo of a {} with background",
+)
+
+_TEMPLATES: Mapping[TemplateSet, Mapping[Category, tuple[str, ...]]] = {
+    "textual_inversion": {"object": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES},
+    "textboost": {"object": TEXTBOOST_TEMPLATES, "style": STYLE_TEMPLATES},
+}
 
 
 def fill(template: str, word: str) -> str:
@@ -136,11 +151,13 @@ def without_placeholder(prompt: str, placeholder_token: str) -> str:
     return " ".join(re.sub(whole_word_pattern(placeholder_token), " ", prompt).split())
 
 
-def training_templates(concept: Concept, *, class_cue: bool) -> tuple[str, ...]:
+def training_templates(
+    concept: Concept, *, class_cue: bool, templates: TemplateSet = "textual_inversion"
+) -> tuple[str, ...]:
     """Return the templates a concept is learned from: its captions, the i-th for the i-th photo, or the list of its
-    category, any for any photo. With the class cue, the class noun follows the hole."""
-    templates = concept.captions or _TEMPLATES[concept.category]
-    return with_class_noun(templates, class_noun(concept, class_cue=class_cue))
+    category in the set `templates`, any for any photo. With the class cue, the class noun follows the hole."""
+    texts = concept.captions or _TEMPLATES[templates][concept.category]
+    return with_class_noun(texts, class_noun(concept, class_cue=class_cue))
 
 
 def with_class_noun(templates: Sequence[str], noun: str) -> tuple[str, ...]:
@@ -149,21 +166,16 @@ def with_class_noun(templates: Sequence[str], noun: str) -> tuple[str, ...]:
 
 
 def augmentation_word(name: str) -> str:
-    """Return the placeholder of an augmentation token (`paired_augment.AUGMENTATION_TOKENS`). No user types it."""
+    """Return the placeholder of an augmentation token (`paired_augment.TRANSFORM_SETS`). No user types it."""
     return f"<augmentation:{name}>"
 
 
-def with_augmentation_words(template: str, augmentation: Sequence[str]) -> str:
-    """Put augmentation tokens into a template: TextBoost's "a A* photo of a {}".
-
-    The tokens stand before the word for the medium, or in front of a template (a caption, say) that has none.
-    """
-    if not augmentation:
-        return template
-    words = " ".join(augmentation_word(name) for name in augmentation)
-    medium = re.search(r"\b(photo|rendering|rendition|painting|picture)\b(?=.*\{\})", template)
-    start = medium.start() if medium else 0
-    return f"{template[:start]}{words} {template[start:]}"
+def with_augmentation_words(template: str, before: Sequence[str], after: Sequence[str]) -> str:
+    """Put augmentation tokens in front of a template (TextBoost's "A* photo of a {}") and behind it, where the code
+    writes a comma before each but the two of a shift (`AFTER_WITHOUT_COMMA`)."""
+    words = "".join(f"{augmentation_word(name)} " for name in before)
+    ends = (f"{'' if name in AFTER_WITHOUT_COMMA else ','} {augmentation_word(name)}" for name in after)
+    return f"{words}{template}{''.join(ends)}"
 
 
 def token_ids(text: str, vocabulary: Vocabulary) -> list[int]:

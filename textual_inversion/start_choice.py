@@ -88,7 +88,7 @@ class StartChooser:
         if self._method == "words":
             return ChosenStart(concept, None, "words")
         if self._method == "encoder_output":
-            return _chosen(concept, encoder_output(concept, self._backbone), "encoder_output")
+            return _start(concept, encoder_output(concept, self._backbone), "encoder_output")
         assert self._extractor is not None
         feature = _mean_feature(self._extractor, photos)
         if self._method == "auto":
@@ -142,6 +142,10 @@ def _mean_feature(extractor: ClipExtractor, photos: Sequence[Image.Image]) -> Te
 
 
 def _chosen(concept: Concept, vectors: Mapping[str, Tensor], reason: str) -> ChosenStart:
-    """Return a start with one vector for each text encoder, from which all rows of the concept start."""
-    rows = {key: vector[None] for key, vector in vectors.items()}
+    """Return a start with one vector [dim] for each text encoder, from which all rows of the concept start."""
+    return _start(concept, {key: vector[None] for key, vector in vectors.items()}, reason)
+
+
+def _start(concept: Concept, rows: Mapping[str, Tensor], reason: str) -> ChosenStart:
+    """Return a start with these rows [num_vectors or 1, dim] for each text encoder."""
     return ChosenStart(concept, LearnedEmbedding(placeholder_token=concept.placeholder_token, vectors=rows), reason)

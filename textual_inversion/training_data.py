@@ -14,7 +14,7 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.knowledge import FrozenPrompts, KnowledgePreservation
 from textual_inversion.latents import AUTOENCODER_BATCH_SIZE, EncodedViews, sample_latents
 from textual_inversion.objective import Batch
-from textual_inversion.paired_augment import AUGMENTATION_TOKENS
+from textual_inversion.paired_augment import augmentation_tokens
 from textual_inversion.prompts import (
     HOLE,
     augmentation_word,
@@ -90,7 +90,7 @@ class TrainingData:
             photo_list_index=photo_list_index,
             first_steps=progressive_schedule(config.steps if config.progressive else 0, concept.num_vectors),
             knowledge=knowledge,
-            class_prompts=None if knowledge is None else knowledge.class_prompts(concept),
+            class_prompts=None if knowledge is None else knowledge.class_prompts(concept, config.templates),
         )
 
     def active_vectors(self, step: int) -> int:
@@ -152,7 +152,7 @@ def _prompts(
     concept: Concept, views: EncodedViews, config: InversionConfig, backbone: Backbone
 ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
     """Return `TrainingData.prompts`, `list_index` and `photo_list_index`."""
-    templates = training_templates(concept, class_cue=config.class_cue)
+    templates = training_templates(concept, class_cue=config.class_cue, templates=config.templates)
     lists: dict[tuple[str, ...], int] = {}
 
     def add_list(texts: Sequence[str]) -> int:
@@ -163,13 +163,14 @@ def _prompts(
     photo_list_index = []
     for photo, augmentation in zip(views.photo_indices, views.augmentations, strict=True):
         texts = [templates[photo]] if concept.captions else templates
-        names = augmentation if config.augment.paired else ()
-        list_index.append(add_list([with_augmentation_words(text, names) for text in texts]))
+        if config.augment.paired:
+            texts = [with_augmentation_words(text, augmentation.before, augmentation.after) for text in texts]
+        list_index.append(add_list(texts))
         if config.per_image_tokens:
             photo_list_index.append(add_list([f"{text} with {photo_word(photo)}" for text in texts]))
 
     words = [photo_word(photo) for photo in range(max(views.photo_indices) + 1)] if config.per_image_tokens else []
-    words += [augmentation_word(name) for name in AUGMENTATION_TOKENS] if config.augment.paired else []
+    words += [augmentation_word(name) for name in augmentation_tokens(config.augment)]
     placeholders = {word: range(row, row + 1) for row, word in enumerate(words, concept.num_vectors)}
 
     def encode(num_active: int) -> list[list[dict[str, list[int]]]]:

@@ -13,6 +13,7 @@ from textual_inversion.config import InitConfig, InversionConfig, StopConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.families.base import Backbone
 from textual_inversion.latents import EncodedViews
+from textual_inversion.paired_augment import Augmentation
 from textual_inversion.training_data import ImageFeatures
 
 MIN_GAIN = 1.05
@@ -51,7 +52,9 @@ def samples_per_second(
     """
     config = replace(config, steps=2 * _STEPS, progressive=False, init=InitConfig(), stop=StopConfig())
     engine = Engine(backbone, config, slots=slots, seed=0, image_features=image_features)
-    views = EncodedViews(moments=torch.ones(1, 2, *backbone.latent_shape), photo_indices=(0,), augmentations=((),))
+    views = EncodedViews(
+        moments=torch.ones(1, 2, *backbone.latent_shape), photo_indices=(0,), augmentations=(Augmentation(),)
+    )
     waiting = [
         Assignment(Concept(concept_id=f"{i}", placeholder_token=f"<{i}>", images=("none",)), views)
         for i in range(slots)

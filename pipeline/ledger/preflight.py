@@ -112,7 +112,9 @@ def _check_training(concept: Concept, config: RunConfig, vocabularies: Vocabular
         initializer_ids(concept.initializer, vocabularies)
     if method == "encoder_output" and not concept.initializer:
         raise BadInput("the row has no initializer, but init.method 'encoder_output' starts from it; give it one")
-    for template in training_templates(concept, class_cue=config.inversion.class_cue):
+    for template in training_templates(
+        concept, class_cue=config.inversion.class_cue, templates=config.inversion.templates
+    ):
         text = f"{template} with <photo>" if config.inversion.per_image_tokens else template
         encode_prompt(text, {**placeholder_rows(concept), "<photo>": [concept.num_vectors]}, vocabularies)
 

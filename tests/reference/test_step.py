@@ -25,7 +25,7 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import initial_rows
 from textual_inversion.knowledge import KnowledgePreservation, read_captions
 from textual_inversion.lora import initial_adapter
-from textual_inversion.prompts import OBJECT_TEMPLATES
+from textual_inversion.prompts import OBJECT_TEMPLATES, TEXTBOOST_TEMPLATES
 from textual_inversion.rng import generator_for
 
 STEPS, BATCH, SEED = 3, 2, 11
@@ -123,9 +123,13 @@ def test_steps_equal_a_plain_reference(tmp_path: Path, num_vectors: int, predict
         torch.testing.assert_close(learned, expected, rtol=0, atol=2e-5)
 
 
+CLIPPED_AT = 1e-4  # far below the gradients' norm
 TEXTBOOST = InversionConfig(
-    steps=STEPS, batch_size=BATCH, learning_rate=0.01, max_grad_norm=1.0, class_cue=True, norm_control="none",
-    adapter=AdapterConfig(kind="lora", rank=2, alpha=3.0, learning_rate=5e-3),
+    steps=STEPS, batch_size=BATCH, learning_rate=0.01, learning_rate_schedule="linear", weight_decay=0.1,
+    templates="textboost", class_cue=True, norm_control="none",
+    adapter=AdapterConfig(
+        kind="lora", rank=2, alpha=3.0, learning_rate=5e-3, weight_decay=0.1, max_grad_norm=CLIPPED_AT
+    ),
     penalties=PenaltyConfig(knowledge=0.1), timesteps=TimestepConfig(sampler="snr"),
 )  # fmt: skip
 
@@ -133,7 +137,11 @@ TEXTBOOST = InversionConfig(
 def textboost(
     model: Path, backbone: Backbone, start: Tensor
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], list[float]]:
-    """TextBoost v1 of a concept of one vector: its row, its low-rank tensors and the losses."""
+    """TextBoost v1 of a concept of one vector, as released: its row, its low-rank tensors and the losses.
+
+    The release's ways (JMaiGC/textboost a806fda): AdamW decays rows and adapter, the rows' rate falls linearly, the
+    adapter's gradient alone is clipped, and prompts are its four templates; and the paper's timesteps.
+    """
     pipeline, table, word_ids, word = with_words(model, 1, start)
     frozen_encoder = copy.deepcopy(pipeline.text_encoder)
     settings = LoraConfig(r=2, lora_alpha=3, target_modules=list(TEXTBOOST.adapter.targets))
@@ -147,12 +155,12 @@ def textboost(
         low_rank[name] = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
     halves = [half for pair in low_rank.values() for half in pair]
     groups = [{"params": [table], "lr": 0.01}, {"params": halves, "lr": 5e-3}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     log_snr = (scheduler.alphas_cumprod.double() / (1 - scheduler.alphas_cumprod.double())).log()
     cumulative = (log_snr.max() - log_snr).cumsum(0)
     knowledge = KnowledgePreservation(backbone, read_captions(""))
-    of_class, losses = knowledge.class_prompts(concept(1)), []
+    of_class, losses = knowledge.class_prompts(concept(1), "textboost"), []
 
     for step in range(STEPS):
         generator = generator_for(SEED, "k1", "step", step)
@@ -161,11 +169,11 @@ def textboost(
         noise = torch.randn(BATCH, *LATENT_SHAPE, generator=generator)
         u = torch.rand(BATCH, generator=generator, dtype=torch.float64)
         t = torch.searchsorted(cumulative / cumulative[-1], u, right=True)
-        template = torch.randint(27, (BATCH,), generator=generator)
+        template = torch.randint(4, (BATCH,), generator=generator)
         others = knowledge.draw(BATCH, of_class, generator).ids["clip_l"]
 
         latents = moments()[view, 0] + moments()[view, 1] * eps
-        prompts = [OBJECT_TEMPLATES[i].format(f"{word} cat") for i in template]
+        prompts = [TEXTBOOST_TEMPLATES[i].format(f"{word} cat") for i in template]
         ids = pipeline.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         prediction = pipeline.unet(scheduler.add_noise(latents, noise, t), t, encoder(ids)[0]).sample
         loss = F.mse_loss(prediction, noise)
@@ -173,9 +181,12 @@ def textboost(
         optimizer.zero_grad()
         loss.backward()
         known = [i for i in range(len(table)) if i not in word_ids]
-        table.grad[known] = 0  # other words are not trained, and do not count when clipping
-        torch.nn.utils.clip_grad_norm_([table, *halves], 1.0)
+        table.grad[known] = 0
+        assert torch.nn.utils.clip_grad_norm_(halves, CLIPPED_AT) > 10 * CLIPPED_AT
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / STEPS)
+        before = table.detach().clone()
         optimizer.step()
+        table.data[known] = before[known]  # which the weight decay has touched
         losses.append(loss.item())
     return table.detach()[word_ids], low_rank, losses
 

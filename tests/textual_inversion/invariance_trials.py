@@ -21,6 +21,7 @@ from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, draw_pixels, encode_request, generate
 from textual_inversion.latents import EncodedViews
+from textual_inversion.paired_augment import Augmentation
 from textual_inversion.prompt_encoder import PromptEncoder
 
 STEPS = 2
@@ -72,7 +73,7 @@ def assignment(backbone: Backbone, number: int) -> Assignment:
     generator = torch.Generator().manual_seed(100 + number)
     concept = Concept(concept_id=str(number), placeholder_token="<c>", images=("x",), num_vectors=1 + number % 3)
     moments = torch.rand(2, 2, *backbone.latent_shape, generator=generator)
-    return Assignment(concept, EncodedViews(moments=moments, photo_indices=(0, 1), augmentations=((), ())))
+    return Assignment(concept, EncodedViews(moments=moments, photo_indices=(0, 1), augmentations=(Augmentation(),) * 2))
 
 
 def try_drawing(backbone: Backbone, batch_size: int) -> dict[str, Any]:

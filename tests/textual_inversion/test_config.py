@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.config import (
     AdapterConfig,
-    AugmentConfig,
     InitConfig,
     InversionConfig,
     PenaltyConfig,

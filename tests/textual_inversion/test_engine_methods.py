@@ -12,23 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.toy_backbone import ALPHAS_CUMPROD, DIMS, MAX_LENGTH, ToyBackbone
+from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.concept import Concept, LearnedEmbedding
-from textual_inversion.config import (
-    AdapterConfig,
-    AugmentConfig,
-    InversionConfig,
-    PenaltyConfig,
-    StopConfig,
-    TimestepConfig,
-)
+from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, StopConfig, TimestepConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.initialise import augmentation_rows, initial_rows
 from textual_inversion.latents import EncodedViews
 from textual_inversion.lora import initial_adapter
-from textual_inversion.paired_augment import AUGMENTATION_TOKENS
+from textual_inversion.paired_augment import TRANSFORM_SETS, Augmentation
 from textual_inversion.rng import generator_for
 
 BACKBONE = ToyBackbone()
+TOKENS = TRANSFORM_SETS["release"].tokens
 STEPS, SEED = 7, 5
 PIXELS = (3, BACKBONE.resolution, BACKBONE.resolution)
 
@@ -40,6 +35,10 @@ METHODS: dict[str, dict[str, object]] = {
     "causal adapter with class cue": {"adapter": dataclasses.replace(LORA, kind="causal"), "class_cue": True},
     "progressive": {"progressive": True, "weight_decay": 0.1},
     "per-image tokens": {"per_image_tokens": True},
+    "textboost as released": {
+        "learning_rate_schedule": "linear", "templates": "textboost", "max_grad_norm": 0.0,
+        "adapter": dataclasses.replace(LORA, weight_decay=0.1, max_grad_norm=0.01),
+    },
     "paired augmentation": {"augment": AugmentConfig(paired=2), "adapter": LORA},
     "riemannian": {"optimizer": "riemannian", "norm_control": "sphere", "direction_prior": 0.1, "norm_cap": 2.0},
     "progressive riemannian": {"optimizer": "riemannian", "norm_control": "sphere", "progressive": True},
@@ -49,7 +48,7 @@ METHODS: dict[str, dict[str, object]] = {
     "range of timesteps": {"timesteps": TimestepConfig(sampler="range", low=50, high=90)},
     "dvar": {"stop": StopConfig(method="dvar", check_every_steps=1, window=2, variance_ratio=0.5)},
     "best of the frozen losses": {"stop": StopConfig(keep_best=True, check_every_steps=2), "adapter": LORA},
-}
+}  # fmt: skip
 
 
 def config(name: str, **changes: object) -> InversionConfig:
@@ -71,11 +70,14 @@ def assignment(number: int, state: SlotState | None = None, start: LearnedEmbedd
         captions=tuple(f"a {{}} on sofa {i}" for i in range(photos)) if number == 3 else (),
     )
     generator = torch.Generator().manual_seed(number)
-    names = sorted(AUGMENTATION_TOKENS)
+    names = sorted(TOKENS)
     views = EncodedViews(
         moments=torch.rand(2 * photos, 2, *BACKBONE.latent_shape, generator=generator),
         photo_indices=tuple(i // 2 for i in range(2 * photos)),
-        augmentations=tuple((names[i % 12], names[(5 * i + 1) % 12])[: i % 3] for i in range(2 * photos)),
+        augmentations=tuple(
+            Augmentation(before=(names[i % 12],)[: i % 3], after=(names[(5 * i + 1) % 12],)[: i % 3 // 2])
+            for i in range(2 * photos)
+        ),
         masks=torch.rand(2 * photos, 1, *BACKBONE.latent_shape[1:], generator=generator) if number == 1 else None,
     )
     return Assignment(concept, views, state, start)
@@ -187,12 +189,12 @@ def test_each_photos_row_moves_once_it_has_been_named() -> None:
 
 def test_augmentation_rows_start_at_their_words_and_only_those_in_prompts_move() -> None:
     *_, after = states("paired augmentation", 1, steps=30)
-    expected = augmentation_rows(BACKBONE)
-    used = {name for names in assignment(1).views.augmentations for name in names}
+    expected = augmentation_rows(BACKBONE, TOKENS)
+    used = {name for augmentation in assignment(1).views.augmentations for name in augmentation.names}
     for key in DIMS:
         assert torch.equal(after.start[key][2:], expected[key])
         moved = (after.exp_avg[key][2:].abs().sum(1) > 0).tolist()
-        assert moved == [name in used for name in AUGMENTATION_TOKENS]
+        assert moved == [name in used for name in TOKENS]
 
 
 def test_progressive_vectors_join_in_turn() -> None:
@@ -277,7 +279,7 @@ def plain_step(settings: InversionConfig) -> tuple[dict[str, Tensor], dict[str, 
         weight_decay=0.0,
     )
     knowledge = KnowledgePreservation(BACKBONE, read_captions(""))
-    of_class, losses = knowledge.class_prompts(concept), []
+    of_class, losses = knowledge.class_prompts(concept, "textual_inversion"), []
     for step in range(settings.steps):
         generator = generator_for(SEED, "c1", "step", step)
         view = torch.randint(len(views), (2,), generator=generator)

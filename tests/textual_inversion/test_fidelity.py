@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from textual_inversion.augment import photo_views
-from textual_inversion.config import AugmentConfig
+from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.fidelity import (
     edge_strength,
     pixel_scores,

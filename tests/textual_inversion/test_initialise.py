@@ -120,10 +120,32 @@ def test_encoder_output_is_the_encoders_state_at_the_words_place(tiny_backbone: 
     ids = stack_prompts([encode_prompt("dog toy", {}, tiny_backbone.vocabularies)])
     hidden = tiny_backbone.encode_prompts(ids, {}).hidden[0]
     vector = encoder_output(CONCEPT, tiny_backbone)["clip_l"]
-    torch.testing.assert_close(vector, hidden[start + 1 : end].mean(0))
+    torch.testing.assert_close(vector, hidden[start + 1 : end].mean(0, keepdim=True))
     chosen = StartChooser(tiny_backbone, InitConfig(method="encoder_output"))(CONCEPT, [])
     assert chosen.embedding is not None
-    assert torch.equal(chosen.embedding.vectors["clip_l"], vector[None])
+    assert torch.equal(chosen.embedding.vectors["clip_l"], vector)
+
+
+@pytest.mark.parametrize(
+    ("initializer", "num_vectors", "prompt", "positions"),
+    [
+        ("dog toy", 2, "dog toy", [[1], [2]]),  # the paper's code: as many tokens as rows
+        ("dog", 3, "dog dog dog", [[1], [2], [3]]),
+        ("dog toy", 3, "dog toy dog", [[1], [2], [3]]),
+        ("cat dog toy", 2, "cat dog toy", [[1, 2], [3]]),
+    ],
+)
+def test_encoder_output_is_for_each_row_the_state_at_its_own_token(
+    tiny_backbone: Backbone, initializer: str, num_vectors: int, prompt: str, positions: list[list[int]]
+) -> None:
+    concept = replace(CONCEPT, initializer=initializer, num_vectors=num_vectors)
+    ids = stack_prompts([encode_prompt(prompt, {}, tiny_backbone.vocabularies)])
+    hidden = tiny_backbone.encode_prompts(ids, {}).hidden[0]
+    expected = torch.stack([hidden[each].mean(0) for each in positions])
+    torch.testing.assert_close(encoder_output(concept, tiny_backbone)["clip_l"], expected)
+    started = StartChooser(tiny_backbone, InitConfig(method="encoder_output"))(concept, []).embedding
+    first = initial_rows(concept, tiny_backbone, noise=0.0, seed=0, start=started)["clip_l"]
+    torch.testing.assert_close(first, expected)  # without noise: the rows differ by themselves
 
 
 def test_encoder_output_needs_a_word_and_states_as_wide_as_vectors(tiny_backbone: Backbone) -> None:

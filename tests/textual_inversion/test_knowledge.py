@@ -63,7 +63,7 @@ def test_the_distance_is_the_papers() -> None:
 def test_the_distance_is_zero_at_the_start_and_grows_with_the_change(
     tiny_backbone: Backbone, knowledge: KnowledgePreservation
 ) -> None:
-    drawn = knowledge.draw(16, knowledge.class_prompts(A_DOG), generator())
+    drawn = knowledge.draw(16, knowledge.class_prompts(A_DOG, "textual_inversion"), generator())
     distances = [
         tiny_backbone.encode_prompts(drawn.ids, {}, [an_adapter_everywhere(tiny_backbone, 16, up)]).cosine_distance(
             drawn.conditioning
@@ -91,7 +91,7 @@ def test_a_step_down_the_gradient_brings_the_encoder_back(
 def test_a_tenth_is_empty_and_a_tenth_names_the_class(
     tiny_backbone: Backbone, knowledge: KnowledgePreservation
 ) -> None:
-    of_class = knowledge.class_prompts(A_DOG)
+    of_class = knowledge.class_prompts(A_DOG, "textual_inversion")
     assert of_class is not None
     assert len(of_class) == 27
     drawn = knowledge.draw(4000, of_class, generator())
@@ -107,13 +107,18 @@ def test_a_tenth_is_empty_and_a_tenth_names_the_class(
 
 
 def test_a_concept_without_a_class_word_has_no_class_prompts(knowledge: KnowledgePreservation) -> None:
-    assert knowledge.class_prompts(Concept(concept_id="x", placeholder_token="<x>", images=("a.png",))) is None
+    assert (
+        knowledge.class_prompts(
+            Concept(concept_id="x", placeholder_token="<x>", images=("a.png",)), "textual_inversion"
+        )
+        is None
+    )
     drawn = knowledge.draw(500, None, generator())
     assert len({tuple(ids) for ids in drawn.ids["clip_l"].tolist()}) == 1 + len(CAPTIONS)
 
 
 def test_draws_come_from_the_generator_alone(knowledge: KnowledgePreservation) -> None:
-    of_class = knowledge.class_prompts(A_DOG)
+    of_class = knowledge.class_prompts(A_DOG, "textual_inversion")
     first = knowledge.draw(8, of_class, generator(3))
     torch.rand(5)
     knowledge.draw(3, None, generator(4))

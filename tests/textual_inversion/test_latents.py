@@ -7,7 +7,8 @@ from PIL import Image
 
 from tests.toy_backbone import ToyBackbone
 from textual_inversion import latents
-from textual_inversion.config import AugmentConfig
+from textual_inversion.augment_config import AugmentConfig
+from textual_inversion.paired_augment import Augmentation
 
 BACKBONE = ToyBackbone()
 
@@ -72,8 +73,8 @@ def test_views_without_the_concept_are_left_out() -> None:
 def test_paired_views_bring_their_names() -> None:
     views = latents.encode_views(BACKBONE, pictures(2), AugmentConfig(flip=False, paired=3), "cat", 0)
     assert views.photo_indices == (0, 0, 0, 0, 1, 1, 1, 1)
-    assert views.augmentations[0] == views.augmentations[4] == ()
-    assert any(views.augmentations)
+    assert views.augmentations[0] == views.augmentations[4] == Augmentation()
+    assert any(augmentation.names for augmentation in views.augmentations)
 
 
 def test_sample_has_the_moments() -> None:

@@ -14,6 +14,7 @@ from textual_inversion.optim import (
     clip_gradients,
     control_norms,
     gradient_norms,
+    rate_factor,
     riemannian_sgd_,
 )
 
@@ -189,3 +190,10 @@ def test_empty_rows_stay_zero(control: NormControl) -> None:
 def test_clamp_leaves_smaller_rows_bit_for_bit() -> None:
     rows = torch.randn(5, DIM) * 0.01
     assert torch.equal(control_norms(rows, "clamp", 1.0), rows)
+
+
+def test_the_rows_rate_falls_as_in_the_released_code() -> None:
+    """JMaiGC/textboost a806fda, train_textboost.py:1177-1184: after step s of 250, ratio (250 - s - 1) / 250."""
+    released = [1.0, *((250 - step - 1) / 250 for step in range(249))]
+    assert [rate_factor("linear", step, 250) for step in range(1, 251)] == pytest.approx(released)
+    assert {rate_factor("constant", step, 250) for step in range(1, 251)} == {1.0}

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tests.toy_backbone import DIMS, VOCAB_SIZE, VOCABULARY, ToyBackbone, plain_views, toy_ids
+from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.concept import Category, Concept
-from textual_inversion.config import AdapterConfig, AugmentConfig, InversionConfig
+from textual_inversion.config import AdapterConfig, InversionConfig
 from textual_inversion.lora import initial_adapter
-from textual_inversion.paired_augment import AUGMENTATION_TOKENS
+from textual_inversion.paired_augment import TRANSFORM_SETS
 from textual_inversion.parameters import ADAPTER, AdapterLayout, Layout, num_photos
 
 BACKBONE = ToyBackbone()
@@ -52,7 +53,12 @@ def test_an_adapter_of_another_shape() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "auxiliary"),
-    [({}, 0), ({"per_image_tokens": True}, 5), ({"augment": AugmentConfig(paired=1)}, len(AUGMENTATION_TOKENS))],
+    [
+        ({}, 0),
+        ({"per_image_tokens": True}, 5),
+        ({"augment": AugmentConfig(paired=1)}, len(TRANSFORM_SETS["release"].tokens)),
+        ({"augment": AugmentConfig(paired=1, paired_set="late")}, len(TRANSFORM_SETS["late"].tokens)),
+    ],
 )
 def test_rows_are_the_concepts_and_then_the_auxiliary(settings: dict[str, object], auxiliary: int) -> None:
     one = layout(**settings)

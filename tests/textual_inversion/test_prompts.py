@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tests.toy_backbone import END, MAX_LENGTH, START, VOCAB_SIZE, VOCABULARY
@@ -143,17 +145,32 @@ def test_captions_take_the_place_of_templates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "prompt"),
+    ("before", "after", "prompt"),
     [
-        ("a photo of a {}", "a <augmentation:crop> <augmentation:dimmed> photo of a {}"),
-        ("a cropped photo of the {}", "a cropped <augmentation:crop> <augmentation:dimmed> photo of the {}"),
-        ("a painting in the style of {}", "a <augmentation:crop> <augmentation:dimmed> painting in the style of {}"),
-        ("{} beside a photo", "<augmentation:crop> <augmentation:dimmed> {} beside a photo"),
+        (("crop", "dimmed"), (), "<augmentation:crop> <augmentation:dimmed> photo of a {}"),
+        ((), ("crop", "dimmed"), "photo of a {}, <augmentation:crop>, <augmentation:dimmed>"),
+        (("grid",), ("left",), "<augmentation:grid> photo of a {} <augmentation:left>"),
+        ((), (), "photo of a {}"),
     ],
 )
-def test_augmentation_tokens_stand_before_the_medium(template: str, prompt: str) -> None:
-    assert with_augmentation_words(template, ("crop", "dimmed")) == prompt
-    assert with_augmentation_words(template, ()) == template
+def test_augmentation_tokens_stand_in_front_of_a_prompt_and_behind_it(
+    before: tuple[str, ...], after: tuple[str, ...], prompt: str
+) -> None:
+    """As in a806fda, paired_augmentation.py: a shift's tokens follow without a comma (lines 106-113)."""
+    assert with_augmentation_words("photo of a {}", before, after) == prompt
+
+
+def test_the_textboost_templates_are_its_releases() -> None:
+    concept = Concept(concept_id="a", placeholder_token="<a>", images=("x",), initializer="cat")
+    cued = training_templates(concept, class_cue=True, templates="textboost")
+    assert cued == (
+        "{} cat with background",
+        "a {} cat with background",
+        "the {} cat with background",
+        "photo of a {} cat with background",
+    )
+    style = dataclasses.replace(concept, category="style")
+    assert training_templates(style, class_cue=False, templates="textboost") == STYLE_TEMPLATES
 
 
 def test_an_initializer_must_be_something_to_the_tokenizer(tiny_backbone: Backbone) -> None:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from tests.toy_backbone import VOCAB_SIZE, VOCABULARY, ToyBackbone
+from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.concept import Concept
-from textual_inversion.config import AugmentConfig, InversionConfig
+from textual_inversion.config import InversionConfig
 from textual_inversion.latents import EncodedViews
 from textual_inversion.objective import Batch
-from textual_inversion.paired_augment import AUGMENTATION_TOKENS
+from textual_inversion.paired_augment import TRANSFORM_SETS, Augmentation
 from textual_inversion.prompts import OBJECT_TEMPLATES
 from textual_inversion.timesteps import uniform
 from textual_inversion.training_data import TrainingData, progressive_schedule
@@ -22,7 +23,12 @@ ROWS = [VOCAB_SIZE, VOCAB_SIZE + 1]
 VIEWS = EncodedViews(
     moments=torch.randn(4, 2, *BACKBONE.latent_shape, generator=torch.Generator().manual_seed(0)),
     photo_indices=(0, 0, 1, 1),
-    augmentations=((), ("hflip",), (), ("zoom-in", "grayscale")),
+    augmentations=(
+        Augmentation(),
+        Augmentation(before=("hflip",)),
+        Augmentation(),
+        Augmentation(before=("zoom-in",), after=("left",)),
+    ),
 )
 SIZE = 400
 
@@ -74,14 +80,15 @@ def test_a_caption_goes_with_its_photo() -> None:
 
 
 def test_a_view_is_told_by_its_augmentation_tokens() -> None:
-    """One row each, after the concept's two, and before the word for the medium."""
+    """One row each, after the concept's two, where the prompt names them."""
     concept = dataclasses.replace(CONCEPT, captions=("a photo of a {}",) * 2)
-    names = list(AUGMENTATION_TOKENS)
+    names = list(TRANSFORM_SETS["release"].tokens)
     row = {name: VOCAB_SIZE + 2 + names.index(name) for name in names}
     told = TrainingData.from_views(concept, VIEWS, InversionConfig(augment=AugmentConfig(paired=1)), BACKBONE)
-    before = [[], [row["hflip"]], [], [row["zoom-in"], row["grayscale"]]]
+    before, after = [[], [row["hflip"]], [], [row["zoom-in"]]], [[], [], [], [row["left"]]]
     drawn = draw(told)
-    assert drawn.ids["long"].tolist() == [ids_of("a", *before[view], "photo of a", *ROWS) for view in views_of(drawn)]
+    expected = [ids_of(*before[view], "a photo of a", *ROWS, *after[view]) for view in views_of(drawn)]
+    assert drawn.ids["long"].tolist() == expected
 
 
 def test_a_quarter_of_the_prompts_names_the_photo() -> None:

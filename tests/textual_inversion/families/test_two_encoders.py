@@ -17,18 +17,12 @@ from torch import Tensor
 from tests.toy_family import END, LENGTHS, PIPELINE_CLASS, ROW, VOCAB_SIZES, WIDTHS, ToyFamily, load, write_model
 from textual_inversion import families
 from textual_inversion.adapter_formats import dump_adapter, with_adapter
+from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.batch_invariance import choose_sampling, choose_slots_per_pass
 from textual_inversion.compile_trial import Pass, compile_checked
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.conditioning import Conditioning
-from textual_inversion.config import (
-    AdapterConfig,
-    AugmentConfig,
-    InversionConfig,
-    PenaltyConfig,
-    SamplingConfig,
-    TimestepConfig,
-)
+from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, SamplingConfig, TimestepConfig
 from textual_inversion.edit import edit
 from textual_inversion.engine import Assignment, Engine, Outcome
 from textual_inversion.families import load_backbone
@@ -295,10 +289,10 @@ def test_an_embedding_of_one_encoder_is_refused(backbone: Any) -> None:
 
 def test_a_start_can_be_each_encoders_own_output(backbone: Any) -> None:
     vectors = encoder_output(concept(0), backbone)
-    assert {key: len(vector) for key, vector in vectors.items()} == WIDTHS
+    assert {key: rows.shape[1] for key, rows in vectors.items()} == WIDTHS
     states = backbone.encoder_states(stack_prompts([encode_prompt("red cat", {}, backbone.vocabularies)]))
-    torch.testing.assert_close(vectors["words"], states["words"][0, 1:3].mean(0))
-    torch.testing.assert_close(vectors["letters"], states["letters"][0, :6].mean(0))
+    torch.testing.assert_close(vectors["words"], states["words"][0, 1:3].mean(0, keepdim=True))
+    torch.testing.assert_close(vectors["letters"], states["letters"][0, :6].mean(0, keepdim=True))
 
 
 def test_a_family_that_is_not_in_the_table_is_told_with_those_that_are(model: Path) -> None:
