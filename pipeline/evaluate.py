@@ -2,9 +2,10 @@
 
 RUN is the output of a finished run, or a manifest; a manifest is learned first. CLIP-I compares pictures with the
 concept's photos, CLIP-T with the prompt without the concept's name (Gal et al. 2022, section 5); DINO is CLIP-I with
-the features of another network (Ruiz et al. 2023). PSNR and edge strength compare pixels with the nearest photo, for
-the reconstruction prompts of objects. Three references are scored as well: the photos among themselves ("image only"),
-the prompt without the word ("prompt only") and the prompt with the initializer in the word's place.
+the features of another network (Ruiz et al. 2023), and the mirror margin is its likeness to the photos minus that to
+their mirror images. PSNR and edge strength compare pixels with the nearest photo, for the reconstruction prompts of
+objects. Three references are scored as well: the photos among themselves ("image only"), the prompt without the word
+("prompt only") and the prompt with the initializer in the word's place.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from statistics import fmean, stdev
 
 from pipeline import run
 from pipeline.bulk.evaluation import (
+    DINO_SCORES,
     PARTS,
     PLAN,
     PLAN_SCHEMA,
@@ -71,6 +73,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN", help="the output of a run, or a manifest; any fsspec URI")
     parser.add_argument("--protocol", help="quick (default), paper or dreambench: see pipeline/bulk/protocols.py")
     parser.add_argument("--prompts", metavar="URI", help="prompts in place of the protocol's: text or Parquet")
+    parser.add_argument("--dino", metavar="MODEL", help="second feature extractor, a DINO or DINOv2 (evaluation.dino)")
     parser.add_argument("--output", metavar="URI", help="output of a manifest's run (default: output/<manifest name>)")
     parser.add_argument("--model", help="model of a manifest's run (default: the demo model)")
     parser.add_argument("--config", metavar="TOML", help="a file of settings, or a recipe's name (pipeline/recipes)")
@@ -85,6 +88,8 @@ def prepare(options: argparse.Namespace) -> tuple[RunConfig, int]:
         overrides.append(f"evaluation.protocol={json.dumps(options.protocol)}")
     if options.prompts:
         overrides.append(f"evaluation.prompts={json.dumps(options.prompts)}")
+    if options.dino:
+        overrides.append(f"evaluation.dino={json.dumps(options.dino)}")
     store = RunStore(absolute(options.run))
     is_run = store.exists("run.json")
     if is_run:
@@ -176,7 +181,7 @@ def conclude(
     sampling = protocol.sampling
     say(f"{config.evaluation.protocol}: {num_scored} rows scored, {num_before} scored before; features of {extractors}")
     say(f"; {protocol.images_per_prompt} pictures a prompt, {sampling.steps} {sampling.solver} steps\n")
-    shown = [score for score in SCORES if score != "dino" or config.evaluation.dino]
+    shown = [score for score in SCORES if score not in DINO_SCORES or config.evaluation.dino]
     say(f"| setup | concepts | {' | '.join(shown)} |\n{'|---' * (len(shown) + 2)}|\n")
     for setup, of_concept in totals.items():
         if of_concept:

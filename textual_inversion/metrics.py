@@ -33,6 +33,26 @@ def clip_i_between_photos(photos: Tensor) -> Tensor:
     return torch.cat([clip_i_per_picture(photos[i : i + 1], rest) for i, rest in enumerate(others)])
 
 
+def mirror_margin(generated: Tensor, photos: Tensor, mirrored: Tensor) -> Tensor:
+    """Return each picture's mean cosine to the photos minus its mean cosine to the mirrored photos, [n].
+
+    `generated`: [n, dim], `photos` and `mirrored`: [m, dim] features of the photos and of their mirror images. Above 0
+    for a picture that faces the photos' way, below 0 for one that faces the other way, near 0 for a symmetric concept
+    or for features that are blind to mirroring.
+    """
+    return clip_i_per_picture(generated, photos) - clip_i_per_picture(generated, mirrored)
+
+
+def mirror_margin_between_photos(photos: Tensor, mirrored: Tensor) -> Tensor:
+    """Return `mirror_margin` of each photo against the other photos, [n]. `photos`, `mirrored`: [n, dim], in one order.
+
+    Raises ValueError for fewer than two photos.
+    """
+    own = clip_i_between_photos(photos)
+    others = [torch.cat([mirrored[:i], mirrored[i + 1 :]]) for i in range(len(photos))]
+    return own - torch.cat([clip_i_per_picture(photos[i : i + 1], rest) for i, rest in enumerate(others)])
+
+
 def clip_t(generated: Tensor, text: Tensor) -> float:
     """Gal et al. 2022, section 5 (editability): mean cosine between each generated picture and the prompt's text.
 

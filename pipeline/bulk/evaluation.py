@@ -33,7 +33,9 @@ SETUPS = (IMAGE_ONLY, LEARNED, INITIAL, PROMPT_ONLY)
 PIXEL_SCORES = ("psnr_db", "edge_strength", "edge_ratio")
 """Names of the scores of `fidelity.pixel_scores`; that module needs torch, which a command's `--help` does not load."""
 
-SCORES = ("clip_i", "clip_t", "dino", *PIXEL_SCORES)
+DINO_SCORES = ("dino", "mirror_margin")
+"""Names of the scores that the second feature extractor gives, if one is named."""
+SCORES = ("clip_i", "clip_t", *DINO_SCORES, *PIXEL_SCORES)
 FOLDER = "evaluation"
 PLAN = f"{FOLDER}/plan"
 PARTS = f"{FOLDER}/parts"

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipeline.actor.failures import logged_as_bug
@@ -25,6 +25,8 @@ from textual_inversion.metrics import (
     clip_i_per_picture,
     clip_t_per_picture,
     mean_and_standard_error,
+    mirror_margin,
+    mirror_margin_between_photos,
 )
 from textual_inversion.photos import open_photo
 
@@ -36,7 +38,8 @@ kilobytes for a row of 64 pictures."""
 
 Features = dict[str, Tensor]
 """`clip` and `dino` -> the features of the same n pictures, [n, dim]; `pixels`, where they are compared -> the pictures
-themselves, [n, height, width, 3] uint8."""
+themselves, [n, height, width, 3] uint8; for photos, `mirrored` -> the `dino` features of their mirror images,
+[n, dim]."""
 
 
 class Scorer:
@@ -116,7 +119,10 @@ class Scorer:
                 ) from None
             except (BadInput, OSError) as error:
                 raise BadInput(f"photo {uri}: {error}") from error
-        return self._describe(photos, keep_pixels=True)
+        features = self._describe(photos, keep_pixels=True)
+        if "dino" in self._extractors:
+            features["mirrored"] = self._extractors["dino"].images([ImageOps.mirror(photo) for photo in photos])
+        return features
 
     def _score(self, row: Mapping[str, Any], drawn: Mapping[str, Features | str]) -> dict[str, Any]:
         """Return the row with its scores, or with the error of its photos or pictures."""
@@ -145,6 +151,11 @@ class Scorer:
         values = {"clip_i": likeness("clip")}
         if "dino" in pictures:
             values["dino"] = likeness("dino")
+            values["mirror_margin"] = (
+                mirror_margin(pictures["dino"], photos["dino"], photos["mirrored"])
+                if row["drawn"]
+                else mirror_margin_between_photos(photos["dino"], photos["mirrored"])
+            )
         if row["text"]:
             values["clip_t"] = clip_t_per_picture(pictures["clip"], self._clip.texts([row["text"]]))
         if row["are_pixels_compared"]:

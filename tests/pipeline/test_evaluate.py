@@ -18,7 +18,7 @@ from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest
 def test_a_finished_run_brings_its_own_settings(tmp_path: Path) -> None:
     made = tiny_config("demo/model", tmp_path / "elsewhere", seed=7, extractor="owner/clip")
     RunStore(str(tmp_path / "out")).put("run.json", json.dumps({"config": to_tree(made)}).encode())
-    command = [str(tmp_path / "out"), "--protocol", "paper", "--set", "evaluation.dino=owner/dino"]
+    command = [str(tmp_path / "out"), "--protocol", "paper", "--dino", "owner/dino"]
     config, code = prepare(parse(command))
     assert (config.seed, config.extractor, config.inversion.steps) == (7, "owner/clip", made.inversion.steps)
     assert (config.evaluation.protocol, config.evaluation.dino) == ("paper", "owner/dino")

@@ -13,6 +13,8 @@ from textual_inversion.metrics import (
     clip_t,
     clip_t_per_picture,
     mean_and_standard_error,
+    mirror_margin,
+    mirror_margin_between_photos,
 )
 
 
@@ -43,6 +45,18 @@ def test_photos_among_themselves_leave_out_the_pair_with_itself() -> None:
     assert clip_i_between_photos(photos).tolist() == pytest.approx([0.5, 0.0, 0.5])
     with pytest.raises(ValueError, match="1 photos cannot be compared"):
         clip_i_between_photos(photos[:1])
+
+
+def test_mirror_margin_is_positive_for_the_photos_own_side() -> None:
+    left, right = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    photos, mirrored = left.expand(3, 2), right.expand(3, 2)
+    turned = torch.cat([left, right, left + right])
+    assert mirror_margin(turned, photos, mirrored).tolist() == pytest.approx([1, -1, 0])
+    assert mirror_margin_between_photos(photos, mirrored).tolist() == pytest.approx([1, 1, 1])
+    facing = torch.cat([left, left, right])  # the third photo is the second's mirror image
+    assert mirror_margin_between_photos(facing, facing.flip(1)).tolist() == pytest.approx([0, 0, -1])
+    with pytest.raises(ValueError, match="1 photos cannot be compared"):
+        mirror_margin_between_photos(left, right)
 
 
 def test_mean_and_standard_error() -> None:

@@ -195,10 +195,10 @@ def test_the_table_holds_what_is_asked_for_now(config: RunConfig) -> None:
     assert unscored(store, wanted) == {"b": "no such photo", "c": "not scored"}
 
 
-def test_parts_from_before_there_were_pixel_scores_are_kept(config: RunConfig) -> None:
+def test_parts_from_before_there_were_pixel_scores_and_mirror_margins_are_kept(config: RunConfig) -> None:
     store = RunStore(config.output)
     rows = [scored("1", "a", "a photo of {}", 0.9, 0.1)]
-    columns = [name for name in RESULT_SCHEMA.names if not name.startswith(PIXEL_SCORES)]
+    columns = [name for name in RESULT_SCHEMA.names if not name.startswith((*PIXEL_SCORES, "mirror"))]
     old_schema = pa.schema([RESULT_SCHEMA.field(name) for name in columns])
     folder = Path(config.output) / PARTS
     folder.mkdir(parents=True)

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from pipeline.bulk.evaluation import PIXEL_SCORES, PLAN_SCHEMA, RESULT_SCHEMA, plan_rows
+from pipeline.bulk.evaluation import DINO_SCORES, PIXEL_SCORES, PLAN_SCHEMA, RESULT_SCHEMA, plan_rows
 from pipeline.bulk.protocols import Protocol
 from pipeline.bulk.scorer import Scorer
 from pipeline.config import RunConfig
@@ -99,9 +99,15 @@ def test_scores_by_hand(config: RunConfig, tiny_backbone: Backbone, clip: Path, 
         assert row["clip_t"] == pytest.approx(cosines(extractor.images(pictures), text).mean().item(), abs=1e-5)
         wanted = cosines(other.images(pictures), other.images(photos)).mean().item()
         assert row["dino"] == pytest.approx(wanted, abs=1e-5)
+        turned = cosines(other.images(pictures), other.images([ImageOps.mirror(photo) for photo in photos])).mean()
+        assert row["mirror_margin"] == pytest.approx(wanted - turned.item(), abs=1e-5)
     among = rows["image only", "a photo of a {}"]
     assert among["clip_i"] == pytest.approx(cosines(*extractor.images(photos)[:, None]).item(), abs=1e-5)
     assert among["num_samples"] == 2
+    first, second = photos
+    both_ways = [(first, second), (second, first)]
+    turned = [cosines(*other.images([one, ImageOps.mirror(another)])[:, None]).item() for one, another in both_ways]
+    assert among["mirror_margin"] == pytest.approx(among["dino"] - sum(turned) / 2, abs=1e-5)
     assert rows["learned", "{}"]["clip_t"] is None  # nothing but the concept: no text to compare with
     assert {row["status"] for row in rows.values()} == {"ok"}
 
@@ -180,4 +186,5 @@ def test_what_concepts_share_is_drawn_once(config: RunConfig, monkeypatch: pytes
 
 def test_without_dino_that_score_is_left_out(config: RunConfig) -> None:
     config = replace(config, evaluation=replace(config.evaluation, dino=""))
-    assert {row["dino"] for row in scored(config, learned(config, "a")[0])} == {None}
+    rows = scored(config, learned(config, "a")[0])
+    assert {row[name] for row in rows for name in DINO_SCORES} == {None}
