@@ -32,7 +32,7 @@ from pipeline.bulk.protocols import Protocol, choose_protocol
 from pipeline.bulk.rows import row_id
 from pipeline.config import RunConfig
 from pipeline.inputs.content_hash import content_hashes
-from pipeline.inputs.models import extractor_hash, model_hash
+from pipeline.inputs.models import extractor_hash, model_hash, with_captions
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.store.errors import describe_error
 from pipeline.store.storage import RunStore
@@ -112,7 +112,7 @@ def make_jobs(
     protocol = choose_protocol(base)
     shared = row_id(asdict(protocol), model_hash(base.model), extractor_hash(base.extractor), scoring.key())
     for name, setup in setups.items():
-        config = replace(base, inversion=setup.inversion(steps, overrides))
+        config = with_captions(replace(base, inversion=setup.inversion(steps, overrides)))
         for seed in seeds:
             for concept in concepts:
                 yield Job(name=name, setup=setup, concept=concept, config=replace(config, seed=seed), shared=shared)

@@ -143,8 +143,8 @@ class PenaltyConfig:
     (TextBoost: 0.1)."""
 
     captions: str = ""
-    """Path of the file with those captions, one a line, on a disk that every machine sees. Empty: the list that comes
-    with the package."""
+    """Path of the file with those captions, one a line, on a disk that every machine sees. Empty: `captions.txt` in the
+    model's directory if there is one, else the package's general captions. (TextBoost: InstructPix2Pix's 1,400.)"""
 
     def __post_init__(self) -> None:
         for name in ("class_distance", "start_distance", "clip", "knowledge"):

@@ -32,7 +32,7 @@ from pipeline.actor.tuning import PassSharing, compile_where_wanted, default_slo
 from pipeline.actor.vitals import Vitals, held_bytes
 from pipeline.actor.warm_start import load_examples
 from pipeline.config import RunConfig
-from pipeline.inputs.models import locate
+from pipeline.inputs.models import locate, with_captions
 from pipeline.inputs.photos import open_pictures
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, from_json
@@ -69,6 +69,7 @@ class Learner:
 
         Raises ValueError for settings, models or files that cannot be used.
         """
+        config = with_captions(config)
         self._config = config
         self._store = RunStore(config.output)
         self._loaded_settings = LoadedSettings(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from textual_inversion.prompts import Vocabularies
 
 ROOT = Path(__file__).resolve().parents[2]
+
+CAPTIONS_FILE = "captions.txt"
+"""Name of the file in a model's directory with captions of what the model was taught, one a line."""
 
 
 def locate(model: str) -> str:
@@ -42,6 +46,17 @@ def extractor_hash(model: str) -> str:
     """Return a digest of the files of the CLIP that scores pictures, or the name itself if it is a hub id or empty."""
     directory = locate(model)
     return folder_hash(directory) if model and Path(directory).is_dir() else model
+
+
+def with_captions(config: RunConfig) -> RunConfig:
+    """Return the configuration with the captions of knowledge preservation named: where the setting is empty, the file
+    in the model's directory if there is one. Otherwise the setting stays empty, for the package's general captions."""
+    penalties = config.inversion.penalties
+    path = Path(locate(config.model)) / CAPTIONS_FILE
+    if not penalties.knowledge or penalties.captions or not path.is_file():
+        return config
+    penalties = replace(penalties, captions=str(path))
+    return replace(config, inversion=replace(config.inversion, penalties=penalties))
 
 
 def load_model_vocabularies(config: RunConfig) -> Vocabularies:

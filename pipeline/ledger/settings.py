@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.inputs.content_hash import content_hashes
-from pipeline.inputs.models import extractor_hash, model_hash
+from pipeline.inputs.models import extractor_hash, model_hash, with_captions
 from pipeline.ledger.plan import earlier_hash, settings_of
 
 
@@ -16,7 +16,7 @@ def current_settings(config: RunConfig) -> dict[str, Any]:
         config,
         model_hash=model_hash(config.model),
         extractor_hash=extractor_hash(config.extractor),
-        captions_hash=captions_hash(config.inversion.penalties.captions),
+        captions_hash=captions_hash(with_captions(config).inversion.penalties.captions),
         earlier_hash=earlier_hash(config.inversion.init.earlier_run),
     )
 

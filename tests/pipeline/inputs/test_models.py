@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config
+from pipeline.inputs.models import CAPTIONS_FILE, ROOT, with_captions
+from pipeline.ledger.settings import captions_hash, current_settings
+
+PRESERVED = ["inversion.adapter.kind=lora", "inversion.penalties.knowledge=0.1"]
+
+
+def captions(config: RunConfig) -> str:
+    return with_captions(config).inversion.penalties.captions
+
+
+def test_the_demo_models_captions_are_those_of_its_world() -> None:
+    assert captions(load_config(overrides=PRESERVED)) == str(ROOT / "demo/model" / CAPTIONS_FILE)
+    elsewhere = load_config(overrides=[*PRESERVED, f"model={ROOT / 'demo/model'}"])
+    assert captions(elsewhere) == captions(load_config(overrides=PRESERVED))
+
+
+def test_without_knowledge_preservation_there_are_none() -> None:
+    assert with_captions(RunConfig()) == RunConfig()
+
+
+def test_a_model_without_captions_leaves_the_package_its_own(tmp_path: Path) -> None:
+    assert captions(load_config(overrides=[*PRESERVED, f"model={tmp_path}"])) == ""
+    assert captions(load_config(overrides=[*PRESERVED, "model=owner/name"])) == ""
+
+
+def test_captions_that_are_named_go_first() -> None:
+    config = load_config(overrides=[*PRESERVED, "inversion.penalties.captions=mine.txt"])
+    assert captions(config) == "mine.txt"
+
+
+def test_the_models_captions_count_by_content_where_they_are_used(tmp_path: Path, tiny_model: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    given = [f"model={model}", "extractor="]
+    plain, preserved = load_config(overrides=given), load_config(overrides=[*given, *PRESERVED])
+    before = current_settings(plain)
+    assert current_settings(preserved)["inversion"]["penalties"]["captions"] == ""
+    path = model / CAPTIONS_FILE
+    hashes = []
+    for text in ("a cat\n", "a dog\n"):
+        path.write_text(text)
+        hashes.append(current_settings(preserved)["inversion"]["penalties"]["captions"])
+        assert hashes[-1] == captions_hash(str(path))
+    assert len({"", *hashes}) == 3
+    assert current_settings(plain) == before
