@@ -95,6 +95,9 @@ SETUPS: dict[str, Setup] = {
     "textboost-v1-paper": Setup(what="and noisy timesteps more often", recipe="textboost-v1-paper", num_photos=1),
     "textboost-v1-late": Setup(what="as its repository had it later", recipe="textboost-v1-late", num_photos=1),
     "textboost-v2": Setup(what="one photo; causal adapter", recipe="textboost-v2", num_photos=1),
+    "textboost-plusplus": Setup(
+        what="one photo; causal adapter, also of cross-attention", recipe="textboost-plusplus", num_photos=1
+    ),
     # start, direction, norm
     "class-cue": Setup(what='"S* cat" in the prompts', settings=settings_of("class_cue=true")),
     "no-initializer": Setup(what="from the vocabulary's mean", initializer=""),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from textual_inversion.conditioning import Conditioning
+from textual_inversion.cross_attention import layer_changes
 from textual_inversion.errors import BadInput
 from textual_inversion.latents import EncodedViews
 from textual_inversion.lora import AdapterBatch
@@ -22,6 +23,7 @@ START, END = 0, 1
 VOCAB_SIZE = 97
 MAX_LENGTH = 24
 DIMS = {"long": 24, "short": 16}
+CROSS_LAYERS = ("denoiser.0.cross_attention", "denoiser.1.cross_attention")
 ALPHAS_CUMPROD = (1 - torch.linspace(0.001, 0.02, 100)).cumprod(0)
 
 
@@ -52,8 +54,8 @@ def toy_ids(prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 
 
 class ToyBackbone:
-    """A backbone with fixed random weights. Words are hashed to ids; the denoiser is one layer of picture, t and
-    text."""
+    """A backbone with fixed random weights. Words are hashed to ids; the denoiser is one layer of picture, t and the
+    text, which it reads twice."""
 
     def __init__(self, prediction_type: str = "epsilon", seed: int = 0, device: str = "cpu") -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -72,7 +74,8 @@ class ToyBackbone:
         self.token_tables: Mapping[str, TokenTable] = {
             key: TokenTable(weight(VOCAB_SIZE, dim)) for key, dim in DIMS.items()
         }
-        self.adapter_layers: Mapping[str, tuple[int, int]] = {f"{key}.fc2": (dim, 32) for key, dim in DIMS.items()}
+        linear_layers = {f"{key}.fc2": (dim, 32) for key, dim in DIMS.items()}
+        self.adapter_layers: Mapping[str, tuple[int, int]] = {**linear_layers, **dict.fromkeys(CROSS_LAYERS, (32, 32))}
         self._position = weight(MAX_LENGTH, 1)
         self._mix = {key: weight(32, dim) for key, dim in DIMS.items()}
         self._see = weight(32, 32)
@@ -84,8 +87,8 @@ class ToyBackbone:
     def encode_prompts(
         self, ids: Mapping[str, Tensor], rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
     ) -> Conditioning:
-        hidden = sum(self._states(ids, rows, adapters).values(), torch.zeros((), device=self.device))
-        return Conditioning(hidden=hidden.tanh())
+        hidden = sum(self._states(ids, rows, adapters).values(), torch.zeros((), device=self.device)).tanh()
+        return Conditioning(hidden=hidden, changes=layer_changes(CROSS_LAYERS, hidden, adapters, "long"))
 
     def encoder_states(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self._states(ids, {}, ())
@@ -108,7 +111,11 @@ class ToyBackbone:
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         seen = noisy_latents.flatten(1) @ self._see.T + timesteps[:, None] / 100
-        text = (conditioning.hidden * self._position.cumsum(0)).sum(1)
+        text = torch.zeros((), device=self.device)
+        for layer, weights in enumerate((self._position.cumsum(0), self._position)):
+            changes = conditioning.changes
+            states = changes.states(conditioning.hidden, layer) if changes else conditioning.hidden
+            text = text + (states * weights).sum(1)
         return (seen + text).view_as(noisy_latents)
 
     def compile(self, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False) -> None:

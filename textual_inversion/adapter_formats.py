@@ -2,10 +2,13 @@
 bytes, no paths.
 
 The file (`adapter.safetensors`) lies beside `learned_embeds.safetensors`, with the keys of PEFT in diffusers:
-`text_encoder.text_model.<layer>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
+`text_encoder.text_model.<layer>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank]. What TextBoost++ changes in
+the denoiser's cross-attention has keys of its own: `unet.<block>.cross_attention.down.weight` [rank, dim] and
+`.up.weight` [dim, rank], where `<block>` is the path of the transformer block in diffusers' U-Net.
 
-A `lora` adapter (TextBoost v1) is a plain LoRA. A `causal` one (v2) is not: it acts only from the placeholder token on,
-which plain loaders do not support. The header of its file has an entry that makes diffusers refuse the file.
+A `lora` adapter (TextBoost v1) is a plain LoRA. A `causal` one (v2, ++) is not: it acts only from the placeholder token
+on, which plain loaders do not support. The header of its file has an entry that makes diffusers refuse the file;
+`diffusers_pipeline.load_into_pipeline` lets a pipeline of diffusers draw with it.
 """
 
 from __future__ import annotations
@@ -19,12 +22,17 @@ from typing import Any, Literal, cast, get_args
 from torch import Tensor
 
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
+from textual_inversion.config import CROSS_ATTENTION
 from textual_inversion.formats import ADAPTER_FILE, FLOATS, from_bytes, to_bytes
-from textual_inversion.lora import layer_name
+from textual_inversion.lora import last_part, layer_name
 
 Kind = Literal["lora", "causal"]
 
 _ENCODER = "text_encoder."
+_DENOISER = "unet."
+_LORA_HALVES = ("lora_A", "lora_B")
+_HALVES = ("down", "up")
+"""Last parts of the keys of a layer's two tensors, before `.weight`: down, up."""
 _MODULE = "text_model."
 """Attribute of CLIPTextModel that holds the layers in older transformers; diffusers leaves it out with newer ones."""
 _PEFT_KEY = "lora_adapter_metadata"
@@ -45,12 +53,13 @@ def to_peft(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, s
         raise ValueError(f"embedding {embedding.placeholder_token!r} was learned without an adapter")
     _check_adapter(adapter)
     tensors = {}
-    for name, (down, up) in adapter.tensors.items():
-        tensors[f"{_ENCODER}{_MODULE}{name}.lora_A.weight"] = down.detach().cpu().float().contiguous()
-        tensors[f"{_ENCODER}{_MODULE}{name}.lora_B.weight"] = up.detach().cpu().float().contiguous()
+    for name, pair in adapter.tensors.items():
+        for key, tensor in zip(_keys_of(name), pair, strict=True):
+            tensors[key] = tensor.detach().cpu().float().contiguous()
     rank = len(next(iter(adapter.tensors.values()))[0])
     # PEFT matches target modules by the end of a layer's name, so these hold with and without the outer module
-    peft = {"r": rank, "lora_alpha": adapter.scale * rank, "target_modules": sorted(adapter.tensors)}
+    linear_layers = sorted(name for name in adapter.tensors if last_part(name) != CROSS_ATTENTION)
+    peft = {"r": rank, "lora_alpha": adapter.scale * rank, "target_modules": linear_layers}
     if adapter.kind == "causal":
         peft["causal_mask_needed"] = True  # LoraConfig knows no such field, so diffusers raises an error
     metadata = {
@@ -77,20 +86,41 @@ def from_peft(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
         raise ValueError(f"the adapter's header says kind {kind!r}; known are {', '.join(map(repr, get_args(Kind)))}")
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        path, _, half = key.removesuffix(".weight").rpartition(".")
-        if not key.startswith(_ENCODER) or half not in ("lora_A", "lora_B"):
-            raise ValueError(f"the key {key!r} is not one of a text encoder's LoRA ('{_ENCODER}<layer>.lora_A.weight')")
-        halves.setdefault(layer_name(path.removeprefix(_ENCODER)), {})[half] = tensor
+        name, half = _layer_of(key)
+        halves.setdefault(name, {})[half] = tensor
     for name, pair in halves.items():
         if len(pair) < 2:
             raise ValueError(f"layer {name!r} has only {next(iter(pair))}; the file is not whole")
     adapter = LearnedAdapter(
         kind=cast(Kind, kind),
         scale=_scale(header),
-        tensors={name: (pair["lora_A"], pair["lora_B"]) for name, pair in halves.items()},
+        tensors={name: (pair[down], pair[up]) for name, pair in halves.items() for down, up in [sorted(pair)]},
     )
     _check_adapter(adapter)
     return replace(adapter, tensors={name: (down.float(), up.float()) for name, (down, up) in adapter.tensors.items()})
+
+
+def _keys_of(name: str) -> tuple[str, str]:
+    """Return the keys of a layer's tensors, down and up."""
+    is_linear = last_part(name) != CROSS_ATTENTION
+    path, (down, up) = (f"{_ENCODER}{_MODULE}{name}", _LORA_HALVES) if is_linear else (name, _HALVES)
+    return f"{path}.{down}.weight", f"{path}.{up}.weight"
+
+
+def _layer_of(key: str) -> tuple[str, str]:
+    """Return the layer that a file's key belongs to, and which of its tensors it is ("lora_A", "down", ...).
+
+    Names of halves are in alphabetic order, down before up. Raises ValueError for any other key.
+    """
+    path, _, half = key.removesuffix(".weight").rpartition(".")
+    if key.startswith(_ENCODER) and half in _LORA_HALVES:
+        return layer_name(path.removeprefix(_ENCODER)), half
+    if key.startswith(_DENOISER) and last_part(path) == CROSS_ATTENTION and half in _HALVES:
+        return path, half
+    raise ValueError(
+        f"the key {key!r} is not one of a text encoder's LoRA ('{_ENCODER}<layer>.lora_A.weight') or of "
+        f"cross-attention ('{_DENOISER}<block>.{CROSS_ATTENTION}.down.weight')"
+    )
 
 
 def dump_adapter(embedding: LearnedEmbedding) -> bytes:

@@ -16,12 +16,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from textual_inversion.concept import Concept, LearnedAdapter, LearnedEmbedding
+from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import AdapterConfig, InitConfig, InversionConfig, SamplingConfig, StopConfig
 from textual_inversion.engine import Assignment, Engine, SlotState
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import EncodedRequest, ImageRequest, draw_pixels, encode_request
 from textual_inversion.latents import EncodedViews
+from textual_inversion.lora import made_up_adapter
 from textual_inversion.paired_augment import Augmentation
 from textual_inversion.prompt_encoder import PROMPTS_PER_PASS, PromptEncoder
 from textual_inversion.training_data import ImageFeatures
@@ -154,20 +155,8 @@ def _made_up_request(backbone: Backbone, number: int, adapter: AdapterConfig | N
             key: _ROW_STD * torch.randn(1, table.dim, generator=generator)
             for key, table in backbone.token_tables.items()
         },
-        adapter=_made_up_adapter(backbone, adapter, generator) if adapter else None,
+        adapter=(
+            made_up_adapter(backbone.adapter_layers, adapter, generator) if adapter and adapter.kind != "none" else None
+        ),
     )
     return encode_request(backbone, ImageRequest("a photo of a <a>", number, (embedding,)))
-
-
-def _made_up_adapter(backbone: Backbone, config: AdapterConfig, generator: torch.Generator) -> LearnedAdapter | None:
-    if config.kind == "none":
-        return None
-    tensors = {
-        name: (
-            torch.randn(config.rank, inputs, generator=generator) / inputs**0.5,
-            _ROW_STD * torch.randn(outputs, config.rank, generator=generator),
-        )
-        for name, (inputs, outputs) in backbone.adapter_layers.items()
-        if name.rpartition(".")[2] in config.targets
-    }
-    return LearnedAdapter(kind=config.kind, scale=config.alpha / config.rank, tensors=tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from textual_inversion.conditioning import Conditioning
+from textual_inversion.config import AdapterConfig
 from textual_inversion.families.base import Backbone, stack_prompts
+from textual_inversion.lora import AdapterBatch, group_adapters, made_up_adapter
 from textual_inversion.prompts import encode_prompt
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,9 @@ Mode = Literal["plain", "compiled", "graphs"]
 """Way to run the denoiser: uncompiled, by torch.compile, or by torch.compile and recorded as CUDA graphs."""
 
 
+NO_ADAPTER = AdapterConfig()
+
+
 @dataclass(frozen=True, slots=True)
 class Pass:
     """Shape of a pass through the denoiser."""
@@ -38,6 +43,8 @@ class Pass:
     samples: int
     gradients: bool
     """True for a pass with a backward pass to the text."""
+    adapter: AdapterConfig = NO_ADAPTER
+    """Settings of the adapters of its concepts; one of cross-attention gives the denoiser further inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +155,26 @@ _Inputs = tuple[Tensor, Tensor, Conditioning]
 
 @torch.no_grad()
 def _inputs(backbone: Backbone, one: Pass) -> _Inputs:
-    """Make up a pass's inputs: random latents, all noise levels, and the empty prompt."""
+    """Make up a pass's inputs: random latents, all noise levels, and the empty prompt, changed by an adapter that acts
+    at every position if the pass has adapters."""
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(one.samples, *backbone.latent_shape, generator=generator).to(backbone.device)
     timesteps = torch.linspace(0, backbone.noise.num_timesteps - 1, one.samples).long().to(backbone.device)
     ids = stack_prompts([encode_prompt("", {}, backbone.vocabularies)])
-    conditioning = backbone.encode_prompts({key: each.to(backbone.device) for key, each in ids.items()}, {})
+    ids = {key: each.to(backbone.device) for key, each in ids.items()}
+    conditioning = backbone.encode_prompts(ids, {}, *_made_up_adapters(backbone, one.adapter, ids))
     return latents, backbone.noise.model_timesteps(timesteps), conditioning.repeat(one.samples)
+
+
+def _made_up_adapters(
+    backbone: Backbone, config: AdapterConfig, ids: Mapping[str, Tensor]
+) -> list[Sequence[AdapterBatch]]:
+    """Return the adapters argument of `encode_prompts` for one prompt, as a list of one; empty without an adapter."""
+    if config.kind == "none":
+        return []
+    adapter = made_up_adapter(backbone.adapter_layers, config, torch.Generator().manual_seed(0))
+    everywhere = {key: torch.ones(each.shape[1], dtype=torch.bool) for key, each in ids.items()}
+    return [group_adapters([[(adapter, everywhere)]], backbone.device)]
 
 
 def _results(backbone: Backbone, one: Pass, inputs: _Inputs) -> list[Tensor]:

@@ -85,7 +85,8 @@ class Concept:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LearnedAdapter:
-    """A low-rank change of the text encoder that was learned with a concept (TextBoost). Compared by identity."""
+    """A low-rank change of the text encoder, and of what cross-attention takes from it, that was learned with a concept
+    (TextBoost). Compared by identity."""
 
     kind: Literal["lora", "causal"]
     """Positions that are changed. `lora`: all. `causal`: those from the concept's first token on, padding excepted."""
@@ -94,7 +95,7 @@ class LearnedAdapter:
     """Factor of the change, alpha / rank."""
 
     tensors: Mapping[str, tuple[Tensor, Tensor]]
-    """Name of a linear layer within the text encoder -> (down [rank, in], up [out, rank]), float32 on the CPU."""
+    """Name of a layer, as in `Backbone.adapter_layers` -> (down [rank, in], up [out, rank]), float32 on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -3,11 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LayerChanges:
+    """Changes that give each cross-attention layer of the denoiser text states of its own (TextBoost++).
+
+    The states of layer l are H_l = H + the sum over i of weights[:, i, l, :, None] * directions[:, i, l, None, :]: a
+    change of low rank, kept as its two factors. Both tensors are in the denoiser's dtype.
+    """
+
+    weights: Tensor
+    """[batch, rank, layers, length]; 0 at positions that are not changed."""
+    directions: Tensor
+    """[batch, rank, layers, dim]; all 0 for a prompt without changes."""
+
+    def states(self, hidden: Tensor, layer: int) -> Tensor:
+        """Return the states [batch, length, dim] of one layer, given those that all layers share.
+
+        Positions of weight 0 keep their values. Terms are added one by one, so further terms of weight 0, which other
+        prompts of the batch may need, change nothing.
+        """
+        for weights, directions in zip(self.weights.unbind(1), self.directions.unbind(1), strict=True):
+            hidden = torch.addcmul(hidden, weights[:, layer, :, None], directions[:, layer, None, :])
+        return hidden
+
+    def to(self, dtype: torch.dtype) -> LayerChanges:
+        """Return the same changes in another precision."""
+        return LayerChanges(weights=self.weights.to(dtype), directions=self.directions.to(dtype))
+
+    def of_rank(self, rank: int) -> LayerChanges:
+        """Return the same changes with further terms of weight 0, `rank` terms in all."""
+        more = rank - self.weights.shape[1]
+        if not more:
+            return self
+        weights, directions = (
+            torch.cat([tensor, tensor.new_zeros(len(tensor), more, *tensor.shape[2:])], dim=1)
+            for tensor in (self.weights, self.directions)
+        )
+        return LayerChanges(weights=weights, directions=directions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -21,6 +60,8 @@ class Conditioning:
     """One vector for each whole prompt, [batch, pooled_dim]; None for families without."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     """Further inputs that go with each prompt (time ids, attention masks), name -> [batch, ...]."""
+    changes: LayerChanges | None = None
+    """Changes of `hidden` for each cross-attention layer; None where all layers take `hidden` as it is."""
 
     def __len__(self) -> int:
         """Return the number of prompts."""
@@ -62,8 +103,10 @@ class Conditioning:
         return distance + 1 - F.cosine_similarity(self.pooled.float(), other.pooled.float(), dim=-1)
 
     def encodings(self) -> list[Tensor]:
-        """Return the parts through which gradients reach the text: states, and pooled vectors if there are any."""
-        return [self.hidden] if self.pooled is None else [self.hidden, self.pooled]
+        """Return the parts through which gradients reach the text: states, and the pooled vectors and the changes of
+        layers if there are any."""
+        pooled = [] if self.pooled is None else [self.pooled]
+        return [self.hidden, *pooled, *([self.changes.weights, self.changes.directions] if self.changes else [])]
 
     def tensors(self) -> list[Tensor]:
         """Return every part, [batch, ...] each, in an order that is fixed for a family."""
@@ -74,13 +117,33 @@ class Conditioning:
         parts = iter(tensors)
         hidden = next(parts)
         pooled = None if self.pooled is None else next(parts)
-        return Conditioning(hidden=hidden, pooled=pooled, extras={name: next(parts) for name in sorted(self.extras)})
+        changes = LayerChanges(weights=next(parts), directions=next(parts)) if self.changes else None
+        extras = {name: next(parts) for name in sorted(self.extras)}
+        return Conditioning(hidden=hidden, pooled=pooled, extras=extras, changes=changes)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
         return self._unflatten([change(tensor) for tensor in self.tensors()])
 
 
 def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-    """Concatenate one family's conditionings along the batch."""
+    """Concatenate one family's conditionings along the batch. Prompts without changes of layers, and with changes of
+    lower rank, get terms of weight 0."""
+    parts = _alike(parts)
     tensors = zip(*(part.tensors() for part in parts), strict=True)
     return parts[0]._unflatten([torch.cat(each) for each in tensors])
+
+
+def _alike(parts: Sequence[Conditioning]) -> Sequence[Conditioning]:
+    """Return the same conditionings with changes of one rank, or as they are if none has any."""
+    found = [part.changes for part in parts if part.changes]
+    if not found:
+        return parts
+    rank = max(each.weights.shape[1] for each in found)
+
+    def changes(part: Conditioning) -> LayerChanges:
+        if part.changes:
+            return part.changes.of_rank(rank)
+        none = (tensor.new_zeros(len(part), 0, *tensor.shape[2:]) for tensor in (found[0].weights, found[0].directions))
+        return LayerChanges(weights=next(none), directions=next(none)).of_rank(rank)
+
+    return [replace(part, changes=changes(part)) for part in parts]

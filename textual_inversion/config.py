@@ -25,6 +25,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """Names of the linear layers in a block of a text encoder, as transformers' CLIP spells them."""
 
+CROSS_ATTENTION = "cross_attention"
+"""Name of the text states given to a cross-attention layer of the denoiser, among the targets of an adapter."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InitConfig:
@@ -87,7 +90,8 @@ class TimestepConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterConfig:
-    """TextBoost: a low-rank change of the text encoder, one for each concept, learned with the concept's rows."""
+    """TextBoost: a low-rank change of the text encoder, and of what cross-attention takes from it, one for each
+    concept, learned with the concept's rows."""
 
     kind: AdapterKind = "none"
     """Positions that the adapter changes. `none`: there is no adapter. `lora`: every position (v1). `causal`: those
@@ -101,7 +105,9 @@ class AdapterConfig:
     """Numerator of the change's scale, which is alpha / rank."""
 
     targets: tuple[str, ...] = ADAPTER_TARGETS
-    """Linear layers of every block of the text encoder that are changed."""
+    """Linear layers of every block of the text encoder that are changed, and `cross_attention` for the text states that
+    each cross-attention layer of the denoiser is given (TextBoost++). That one needs kind 'causal' and a denoiser with
+    such layers."""
 
     learning_rate: float = 5e-5
     """Learning rate of the adapter, constant. AdamW trains it under either `optimizer`, without norm control."""
@@ -116,8 +122,11 @@ class AdapterConfig:
         require_choice("adapter.kind", self.kind, AdapterKind)
         require(self.rank >= 1, "adapter.rank", self.rank, "1 or more; for no adapter set adapter.kind to 'none'")
         require(self.alpha > 0, "adapter.alpha", self.alpha, "positive")
-        is_known = bool(self.targets) and set(self.targets) <= set(ADAPTER_TARGETS)
-        require(is_known, "adapter.targets", self.targets, f"some of {', '.join(ADAPTER_TARGETS)}")
+        known = (*ADAPTER_TARGETS, CROSS_ATTENTION)
+        is_known = bool(self.targets) and set(self.targets) <= set(known)
+        require(is_known, "adapter.targets", self.targets, f"some of {', '.join(known)}")
+        clashes = self.kind == "lora" and CROSS_ATTENTION in self.targets
+        require(not clashes, "adapter.kind", self.kind, f"'causal' with {CROSS_ATTENTION!r} among adapter.targets")
         require(self.learning_rate > 0, "adapter.learning_rate", self.learning_rate, "positive")
         require(self.weight_decay >= 0, "adapter.weight_decay", self.weight_decay, "0 or more")
         require(self.max_grad_norm >= 0, "adapter.max_grad_norm", self.max_grad_norm, "0 (off) or positive")

@@ -92,8 +92,8 @@ def check_fits(embedding: LearnedEmbedding, backbone: Backbone) -> None:
         if backbone.adapter_layers.get(name) != (down.shape[1], up.shape[0]):
             raise BadInput(
                 f"the adapter of embedding {embedding.placeholder_token!r} changes a layer {name!r} with "
-                f"{down.shape[1]} inputs and {up.shape[0]} outputs, which the model's text encoder does not have; it "
-                "was learned for another model"
+                f"{down.shape[1]} inputs and {up.shape[0]} outputs, which the model does not have; it was learned for "
+                "another model"
             )
 
 

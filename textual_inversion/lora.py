@@ -17,9 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from textual_inversion.concept import LearnedAdapter
+from textual_inversion.config import ADAPTER_TARGETS, CROSS_ATTENTION, AdapterConfig
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+TARGETS = ADAPTER_TARGETS
 """Last parts of the names of a CLIP block's linear layers."""
+
+_MADE_UP_STD = 0.02
+"""Standard deviation of the up tensors of made-up adapters."""
 
 _WRAPPER = "text_model."
 """Prefix of the names of CLIPTextModel's layers up to transformers 4; version 5 has dropped it."""
@@ -72,7 +76,7 @@ class AdaptableLayers:
         self.layers: dict[str, tuple[int, int]] = {}
         """Layer name -> (inputs, outputs)."""
         for path, module in text_encoder.named_modules():
-            if isinstance(module, nn.Linear) and path.rpartition(".")[2] in TARGETS:
+            if isinstance(module, nn.Linear) and last_part(path) in TARGETS:
                 name = prefix + layer_name(path)
                 self.layers[name] = (module.in_features, module.out_features)
                 module.register_forward_hook(partial(self._change, name))
@@ -81,10 +85,11 @@ class AdaptableLayers:
     def using(self, adapters: Sequence[AdapterBatch]) -> Iterator[None]:
         """Let the layers add these changes, one after the other, within the block and on this thread.
 
-        Raises ValueError if there are changes for a layer that the text encoder does not have.
+        Changes of the denoiser's cross-attention are left to it. Raises ValueError if there are changes for another
+        layer that the text encoder does not have.
         """
         named = {name for batch in adapters for name in batch.tensors if name.startswith(self._prefix)}
-        unknown = sorted(named - self.layers.keys())
+        unknown = sorted(name for name in named - self.layers.keys() if last_part(name) != CROSS_ATTENTION)
         if unknown:
             raise ValueError(f"the adapter changes {unknown[0]!r}, which this text encoder does not have")
         self._in_use.adapters = adapters
@@ -118,6 +123,11 @@ def acting_positions(kind: Literal["lora", "causal"], ids: Tensor, is_concept: T
     is_end = ids == end_of_text
     is_padding = is_end.cumsum(-1) - is_end.int() > 0
     return has_begun & ~is_padding
+
+
+def last_part(name: str) -> str:
+    """Return the last part of a layer's name, which is the word that `adapter.targets` has for it."""
+    return name.rpartition(".")[2]
 
 
 ActingAdapter = tuple[LearnedAdapter, Mapping[str, Tensor]]
@@ -175,8 +185,24 @@ def initial_adapter(
     return {
         name: (torch.randn(rank, inputs, generator=generator) / rank, torch.zeros(outputs, rank))
         for name, (inputs, outputs) in layers.items()
-        if name.rpartition(".")[2] in targets
+        if last_part(name) in targets
     }
+
+
+def made_up_adapter(
+    layers: Mapping[str, tuple[int, int]], config: AdapterConfig, generator: torch.Generator
+) -> LearnedAdapter:
+    """Draw an adapter of these settings, of a kind other than 'none', that changes something, to try a model with."""
+    assert config.kind != "none"
+    tensors = {
+        name: (
+            torch.randn(config.rank, inputs, generator=generator) / inputs**0.5,
+            _MADE_UP_STD * torch.randn(outputs, config.rank, generator=generator),
+        )
+        for name, (inputs, outputs) in layers.items()
+        if last_part(name) in config.targets
+    }
+    return LearnedAdapter(kind=config.kind, scale=config.alpha / config.rank, tensors=tensors)
 
 
 def merged_state_dict(state: Mapping[str, Tensor], adapter: LearnedAdapter) -> dict[str, Tensor]:

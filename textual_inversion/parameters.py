@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textual_inversion.concept import Concept, LearnedAdapter, LearnedEmbedding
-from textual_inversion.config import AdapterConfig, InversionConfig
+from textual_inversion.config import CROSS_ATTENTION, AdapterConfig, InversionConfig
 from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import augmentation_rows, initial_rows
 from textual_inversion.latents import EncodedViews
-from textual_inversion.lora import AdapterBatch, acting_positions, initial_adapter
+from textual_inversion.lora import AdapterBatch, acting_positions, initial_adapter, last_part
 from textual_inversion.optim import ParameterGroup, control_norms
 from textual_inversion.paired_augment import augmentation_tokens
 from textual_inversion.prompts import class_noun
@@ -44,8 +44,15 @@ class AdapterLayout:
     """
 
     def __init__(self, backbone: Backbone, config: AdapterConfig) -> None:
-        """Compute the layout. Raises ValueError if the model has none of the layers."""
+        """Compute the layout. Raises ValueError if the model has none of the layers, or none of cross-attention where
+        that is wanted."""
         first = initial_adapter(backbone.adapter_layers, config.targets, config.rank, torch.Generator())
+        if CROSS_ATTENTION in config.targets and not any(last_part(name) == CROSS_ATTENTION for name in first):
+            raise ValueError(
+                f"adapter.targets = {config.targets!r}: this model's denoiser has no cross-attention layers that take "
+                f"text states; leave {CROSS_ATTENTION!r} out (TextBoost v2), or use a model with a U-Net, such as "
+                "Stable Diffusion 1.x or 2.x"
+            )
         if not first:
             raise ValueError(f"adapter.targets = {config.targets!r}: this model's text encoder has no such layers")
         self.kind: Literal["lora", "causal"] = "causal" if config.kind == "causal" else "lora"

@@ -9,8 +9,8 @@ import torch
 from pipeline.config import RunConfig
 from pipeline.ledger.records import Equality
 from textual_inversion.batch_invariance import choose_sampling, choose_slots_per_pass
-from textual_inversion.compile_trial import Pass, compile_checked, compile_fastest
-from textual_inversion.config import InversionConfig, SamplingConfig
+from textual_inversion.compile_trial import NO_ADAPTER, Pass, compile_checked, compile_fastest
+from textual_inversion.config import CROSS_ATTENTION, AdapterConfig, InversionConfig, SamplingConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import guidance_scale
 from textual_inversion.training_data import ImageFeatures
@@ -67,14 +67,24 @@ def passes_to_learn(backbone: Backbone, config: RunConfig, slots: int) -> list[P
     """Return the kinds of pass of an actor with so many slots: learning, drawing sample pictures, and the evaluation
     steps if there are any."""
     size = config.inversion.batch_size
-    passes = [Pass(slots * size, gradients=True), drawing_pass(backbone, config.grid.sampling)]
-    return [*passes, Pass(size, gradients=False)] if config.inversion.stop.needs_eval else passes
+    adapter = config.inversion.adapter
+    passes = [
+        Pass(slots * size, gradients=True, adapter=adapter),
+        *drawing_passes(backbone, config.grid.sampling, adapter),
+    ]
+    return [*passes, Pass(size, gradients=False, adapter=adapter)] if config.inversion.stop.needs_eval else passes
 
 
-def drawing_pass(backbone: Backbone, config: SamplingConfig) -> Pass:
-    """Return the kind of pass that draws a batch of pictures; guidance doubles its samples."""
+def drawing_passes(backbone: Backbone, config: SamplingConfig, adapter: AdapterConfig) -> list[Pass]:
+    """Return the kinds of pass that draw a batch of pictures; guidance doubles its samples.
+
+    `adapter`: settings of the adapters that concepts are learned with. Where they change cross-attention, a batch of
+    other prompts alone is a kind of its own.
+    """
     guided = guidance_scale(backbone, config) > 1
-    return Pass((1 + guided) * config.batch_size, gradients=False)
+    size = (1 + guided) * config.batch_size
+    kinds = [adapter, NO_ADAPTER] if CROSS_ATTENTION in adapter.targets else [adapter]
+    return [Pass(size, gradients=False, adapter=each) for each in kinds]
 
 
 class PassSharing:

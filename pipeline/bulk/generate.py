@@ -23,7 +23,7 @@ from PIL import Image
 from pipeline.actor.failures import logged_as_bug
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
-from pipeline.actor.tuning import compile_where_wanted, drawing_pass
+from pipeline.actor.tuning import compile_where_wanted, drawing_passes
 from pipeline.bulk.rows import done_row_ids, first_errors, plan_missing, row_id
 from pipeline.bulk.stage import Stage, run_stage
 from pipeline.config import RunConfig
@@ -151,7 +151,8 @@ class Drawer:
         self._config = config
         self._store = RunStore(config.output)
         self._backbone = load_model(config)
-        compile_where_wanted(self._backbone, config, [drawing_pass(self._backbone, config.generation.sampling)])
+        passes = drawing_passes(self._backbone, config.generation.sampling, config.inversion.adapter)
+        compile_where_wanted(self._backbone, config, passes)
         self._passes = lru_cache(self._choose_passes)
         self._embedding = lru_cache(_EMBEDDINGS_KEPT)(self._load)
         self._pool = ThreadPoolExecutor(_STORE_THREADS)

@@ -22,12 +22,25 @@ LOSSES: dict[str, list[float]] = {
     "epsilon": [1.378411, 1.627387, 1.351656, 1.409791, 1.512095, 1.388659, 1.371521, 1.397922, 1.32478, 1.335959],
     "v_prediction": [0.96346, 1.223741, 0.865834, 1.165375, 1.332156, 1.055909, 1.231445, 1.052518, 0.971482, 1.116893],
     "adapter": [1.405784, 1.611211, 1.294283, 1.273198, 1.294257, 1.140631, 1.226843, 1.123949, 1.098677, 1.164229],
+    "cross-attention": [
+        1.378411,
+        1.559569,
+        1.273815,
+        1.220269,
+        1.209189,
+        1.077848,
+        1.118393,
+        1.014865,
+        0.939992,
+        1.072448,
+    ],
     "riemannian": [1.368919, 1.519582, 1.36152, 1.413659, 1.435544, 1.389795, 1.390533, 1.442192, 1.443134, 1.353556],
 }
 COORDINATES: dict[str, list[float]] = {
     "epsilon": [-0.29313, -0.15809, -0.05661, -0.0584],
     "v_prediction": [-0.14889, -0.18903, -0.0172, -0.10122],
     "adapter": [-0.32185, -0.09807, 0.1369, 0.06143],
+    "cross-attention": [-0.18076, -0.15503, 0.07891, 0.04577],
     "riemannian": [-0.31042, -0.15429, 0.12346, 0.05572],
 }
 """The first four of the second row."""
@@ -38,6 +51,9 @@ METHODS: dict[str, dict[str, object]] = {
         "adapter": AdapterConfig(kind="causal", rank=2, learning_rate=0.01),
         "timesteps": TimestepConfig(sampler="snr", min_snr_gamma=5.0),
         "penalties": PenaltyConfig(class_distance=0.1, start_distance=0.01),
+    },
+    "cross-attention": {
+        "adapter": AdapterConfig(kind="causal", rank=1, targets=("fc2", "cross_attention"), learning_rate=0.01),
     },
     "riemannian": {
         "optimizer": "riemannian", "norm_control": "sphere", "direction_prior": 0.01, "per_image_tokens": True,

@@ -54,6 +54,17 @@ PINNED: dict[str, dict[str, object]] = {
         "adapter.kind": "causal", "adapter.rank": 1, "adapter.alpha": 1.0, "adapter.learning_rate": 1e-4,
         "adapter.weight_decay": 0.01, "adapter.max_grad_norm": 1.0, "adapter.targets": ("fc2",),
     },
+    # nahyeonkaty/textboost 9a00c9c with --expand; the paper's steps
+    "textboost-plusplus": {
+        "steps": 80, "batch_size": 8, "learning_rate": 1e-3, "learning_rate_schedule": "constant",
+        "weight_decay": 0.01, "max_grad_norm": 0.0, "norm_control": "clamp", "norm_cap": 1.0,
+        "templates": "textual_inversion", "class_cue": True, "timesteps.sampler": "uniform",
+        "penalties.knowledge": 0.0, "augment.flip": True, "augment.paired": 0,
+        "augment.min_crop_scale": pytest.approx(0.8**0.5 / 1.2, abs=1e-3),
+        "augment.max_crop_scale": pytest.approx(1 / 1.2, abs=1e-3),
+        "adapter.kind": "causal", "adapter.rank": 1, "adapter.alpha": 1.0, "adapter.learning_rate": 1e-4,
+        "adapter.weight_decay": 0.01, "adapter.max_grad_norm": 1.0, "adapter.targets": ("fc2", "cross_attention"),
+    },
     # lyuPang/CrossInitialization 0b1e39a
     "cross-init": {
         "steps": 320, "batch_size": 8, "learning_rate": 6.25e-4 * 8, "weight_decay": 0.01, "norm_control": "none",
@@ -96,7 +107,7 @@ def test_dvars_window_is_the_papers_310_steps() -> None:
 
 def test_there_are_recipes_for_the_papers_setups() -> None:
     assert {"ti-paper", "progressive", "regularised", "per-image", "high-lr", "low-lr", "cross-init", "dti"} <= {*NAMES}
-    assert {"textboost-v1", "textboost-v2", "dvar", "range-500-900", "min-snr"} <= {*NAMES}
+    assert {"textboost-v1", "textboost-v2", "textboost-plusplus", "dvar", "range-500-900", "min-snr"} <= {*NAMES}
 
 
 def test_the_manual_lists_every_recipe() -> None:

@@ -17,13 +17,15 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from PIL import Image
 
 from tests.tiny_models import DIM, MAX_LENGTH, tiny_stable_diffusion
+from textual_inversion import adapter_formats
 from textual_inversion.adapter_formats import dump_adapter
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.config import SamplingConfig, Solver
+from textual_inversion.diffusers_pipeline import load_into_pipeline
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone, stack_prompts
-from textual_inversion.formats import dump_diffusers
+from textual_inversion.formats import ADAPTER_FILE, dump_diffusers, parse_diffusers
 from textual_inversion.generate import ImageRequest, generate, initial_noise
 from textual_inversion.lora import TARGETS, initial_adapter, merged_state_dict
 from textual_inversion.prompts import encode_prompt
@@ -61,10 +63,12 @@ def load_into(pipeline: Any, embedding: LearnedEmbedding, folder: Path) -> None:
     pipeline.load_textual_inversion(str(folder))
 
 
-def with_adapter(embedding: LearnedEmbedding, backbone: Backbone, kind: Any = "lora") -> LearnedEmbedding:
-    """With an adapter of rank 3 whose scale is neither 1 nor its rank."""
-    generator = torch.Generator().manual_seed(1)
-    start = initial_adapter(backbone.adapter_layers, TARGETS, 3, generator)
+def with_adapter(
+    embedding: LearnedEmbedding, backbone: Backbone, kind: Any = "lora", targets: Any = TARGETS, rank: int = 3
+) -> LearnedEmbedding:
+    """With an adapter whose scale is neither 1 nor its rank."""
+    generator = torch.Generator().manual_seed(4 - rank)
+    start = initial_adapter(backbone.adapter_layers, targets, rank, generator)
     tensors = {name: (down, 0.3 * torch.randn(up.shape, generator=generator)) for name, (down, up) in start.items()}
     return replace(embedding, adapter=LearnedAdapter(kind=kind, scale=0.7, tensors=tensors))
 
@@ -160,12 +164,59 @@ def test_an_adapter_we_write_draws_the_same_picture_in_diffusers(
     assert_same_picture(ours, drawn_by_diffusers(pipeline, backbone, request, config))
 
 
-def test_a_causal_adapter_is_refused_by_a_plain_loader(backbone: Backbone, pipeline: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", [TARGETS, ("fc2", "cross_attention"), ("cross_attention",)])
+def test_a_causal_adapter_is_refused_by_a_plain_loader(
+    backbone: Backbone, pipeline: Any, tmp_path: Path, targets: tuple[str, ...]
+) -> None:
     """It would change the whole prompt, in silence."""
-    embedding = with_adapter(an_embedding(1), backbone, "causal")
+    embedding = with_adapter(an_embedding(1), backbone, "causal", targets)
     (tmp_path / "adapter.safetensors").write_bytes(dump_adapter(embedding))
-    with pytest.raises(TypeError, match="LoraConfig"):
+    expected = (ValueError, "Invalid LoRA checkpoint") if "cross_attention" in targets else (TypeError, "LoraConfig")
+    with pytest.raises(expected[0], match=expected[1]):
         pipeline.load_lora_weights(str(tmp_path), weight_name="adapter.safetensors")
+
+
+@pytest.mark.parametrize("targets", [("fc2",), ("fc2", "cross_attention"), ("cross_attention",)])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_causal_adapters_loaded_into_a_pipeline_draw_our_pictures(
+    backbone: Backbone, pipeline: Any, targets: tuple[str, ...], guidance_scale: float
+) -> None:
+    """TextBoost v2 and ++: one concept, two in one prompt, several pictures of a prompt, and none."""
+    first = with_adapter(an_embedding(2), backbone, "causal", targets)
+    second = with_adapter(an_embedding(1, 5, "<dog>"), backbone, "causal", targets, rank=1)
+    written = dump_diffusers(first), dump_adapter(first)
+    read = adapter_formats.with_adapter(parse_diffusers(written[0]), {ADAPTER_FILE: written[1]}.__getitem__)
+    config = SamplingConfig(solver="ddim", steps=4, guidance_scale=guidance_scale, batch_size=4)
+    requests = [
+        ImageRequest(PROMPTS[0], 0, (first,)),
+        ImageRequest(f"a <dog> and a {WORD} on the beach", 1, (first, second)),
+        ImageRequest("a photo of a cat", 2),
+        ImageRequest(PROMPTS[0], 3, (first,)),
+    ]
+    ours = generate(backbone, requests, config)
+    plain = generate(backbone, [replace(requests[0], embeddings=(replace(first, adapter=None),))], config)
+    assert (np.asarray(ours[0]) != np.asarray(plain[0])).mean() > 0.5
+
+    with_solver(pipeline, "ddim")
+    load_into_pipeline(pipeline, [read, second])
+    for request, picture in zip(requests, ours, strict=True):
+        assert_same_picture(picture, drawn_by_diffusers(pipeline, backbone, request, config))
+    noises = torch.stack([initial_noise(backbone, seed) for seed in (0, 3)])
+    two = pipeline(
+        PROMPTS[0], num_images_per_prompt=2, latents=noises, num_inference_steps=4, guidance_scale=guidance_scale
+    ).images
+    for picture, theirs in zip((ours[0], ours[3]), two, strict=True):
+        assert_same_picture(picture, theirs)
+    with pytest.raises(ValueError, match="clip_skip"):
+        pipeline(PROMPTS[0], clip_skip=1)
+
+
+def test_what_a_pipeline_cannot_take_is_refused(backbone: Backbone, pipeline: Any) -> None:
+    with pytest.raises(ValueError, match="of kind 'lora'; load its embedding by load_textual_inversion"):
+        load_into_pipeline(pipeline, [with_adapter(an_embedding(1), backbone)])
+    foreign = LearnedAdapter(kind="causal", scale=1.0, tensors={"unet.x.cross_attention": (torch.ones(1, 9),) * 2})
+    with pytest.raises(ValueError, match=r"'unet.x.cross_attention' with 9 inputs, which the pipeline does not have"):
+        load_into_pipeline(pipeline, [replace(an_embedding(1), adapter=foreign)])
 
 
 @pytest.mark.parametrize("num_vectors", [1, 2, 4])

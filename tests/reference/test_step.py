@@ -191,6 +191,91 @@ def textboost(
     return table.detach()[word_ids], low_rank, losses
 
 
+PLUS_PLUS = InversionConfig(
+    steps=STEPS, batch_size=BATCH, learning_rate=0.01, max_grad_norm=1.0, class_cue=True, norm_control="none",
+    adapter=AdapterConfig(
+        kind="causal", rank=1, alpha=1.0, targets=("fc2", "cross_attention"), learning_rate=5e-3
+    ),
+)  # fmt: skip
+
+
+def from_first_word(ids: Tensor, word_id: int) -> Tensor:
+    """1 from the word on, up to the first of the tokens that pad the prompt (it ends the text); [batch, length, 1]."""
+    masks = torch.zeros(*ids.shape, 1)
+    for prompt, mask in zip(ids.tolist(), masks, strict=True):
+        mask[prompt.index(word_id) : prompt.index(max(x for x in prompt if x != word_id)) + 1] = 1
+    return masks
+
+
+def textboost_plus_plus(
+    model: Path, backbone: Backbone, start: Tensor
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], list[float]]:
+    """TextBoost++ of a concept of one vector, by hooks in diffusers' modules: its row, low-rank tensors and losses."""
+    pipeline, table, word_ids, word = with_words(model, 1, start)
+    generator = generator_for(SEED, "k1", "adapter")
+    first = initial_adapter(backbone.adapter_layers, PLUS_PLUS.adapter.targets, 1, generator)
+    low_rank = {name: (down.requires_grad_(), up.requires_grad_()) for name, (down, up) in first.items()}
+    masks = [torch.empty(0)]
+
+    def change(inputs: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        return masks[-1] * (inputs @ down.T) @ up.T
+
+    for name, (down, up) in low_rank.items():
+        if name.endswith("fc2"):
+            layer = next(m for path, m in pipeline.text_encoder.named_modules() if path.endswith(name))
+            layer.register_forward_hook(lambda _, args, out, d=down, u=up: out + change(args[0], d, u))
+        else:
+            attention = pipeline.unet.get_submodule(name.removeprefix("unet.").replace("cross_attention", "attn2"))
+            for projection in (attention.to_k, attention.to_v):
+                projection.register_forward_pre_hook(lambda _, args, d=down, u=up: args[0] + change(args[0], d, u))
+    halves = [half for pair in low_rank.values() for half in pair]
+    groups = [{"params": [table], "lr": 0.01}, {"params": halves, "lr": 5e-3}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    losses = []
+    for step in range(STEPS):
+        generator = generator_for(SEED, "k1", "step", step)
+        view = torch.randint(3, (BATCH,), generator=generator)
+        eps = torch.randn(BATCH, *LATENT_SHAPE, generator=generator)
+        noise = torch.randn(BATCH, *LATENT_SHAPE, generator=generator)
+        t = torch.randint(1000, (BATCH,), generator=generator)
+        template = torch.randint(27, (BATCH,), generator=generator)
+
+        latents = moments()[view, 0] + moments()[view, 1] * eps
+        prompts = [OBJECT_TEMPLATES[i].format(f"{word} cat") for i in template]
+        ids = pipeline.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        masks.append(from_first_word(ids, word_ids[0]))
+        hidden = pipeline.text_encoder(ids)[0]
+        loss = F.mse_loss(pipeline.unet(scheduler.add_noise(latents, noise, t), t, hidden).sample, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        table.grad[[i for i in range(len(table)) if i not in word_ids]] = 0
+        torch.nn.utils.clip_grad_norm_([table, *halves], 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return table.detach()[word_ids], low_rank, losses
+
+
+def test_textboost_plus_plus_steps_equal_plain_hooks(tmp_path: Path) -> None:
+    model = tiny_stable_diffusion(tmp_path / "model")
+    backbone = load_backbone(str(model), device="cpu", precision="float32")
+    start = initial_rows(concept(1), backbone, noise=0.0, seed=SEED)["clip_l"]
+    row, low_rank, losses = textboost_plus_plus(model, backbone, start)
+
+    for slots_per_pass in (1, 2):
+        outcome = engines_own(model, 1, slots_per_pass=slots_per_pass, config=PLUS_PLUS)
+        assert outcome.embedding is not None
+        assert outcome.embedding.adapter is not None
+        torch.testing.assert_close(outcome.curve[:, 1], torch.tensor(losses), rtol=1e-5, atol=0)
+        torch.testing.assert_close(outcome.embedding.vectors["clip_l"], row, rtol=0, atol=5e-5)
+        assert outcome.embedding.adapter.tensors.keys() == low_rank.keys()
+        assert sum(name.endswith("cross_attention") for name in low_rank) == 4
+        for name, (down, up) in outcome.embedding.adapter.tensors.items():
+            assert up.abs().max() > 0.005  # it did move: three steps of 5e-3
+            torch.testing.assert_close(down, low_rank[name][0].detach(), rtol=0, atol=5e-5)
+            torch.testing.assert_close(up, low_rank[name][1].detach(), rtol=0, atol=5e-5)
+
+
 def test_textboost_steps_equal_pefts(tmp_path: Path) -> None:
     model = tiny_stable_diffusion(tmp_path / "model")
     backbone = load_backbone(str(model), device="cpu", precision="float32")

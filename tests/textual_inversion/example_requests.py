@@ -29,7 +29,8 @@ def an_adapter(
 
 
 def adapted_requests(backbone: Backbone) -> list[ImageRequest]:
-    """Adapted and plain ones: both kinds, several ranks and targets, and two adapted concepts in one prompt."""
+    """Adapted and plain ones: both kinds, several ranks and targets, cross-attention among them, and two adapted
+    concepts in one prompt."""
     embeddings = [
         replace(an_embedding(1), adapter=an_adapter(backbone, 1)),
         replace(an_embedding(2, num_vectors=2), adapter=an_adapter(backbone, 2, "causal", 1, ("fc2",))),
@@ -37,6 +38,9 @@ def adapted_requests(backbone: Backbone) -> list[ImageRequest]:
         replace(an_embedding(4, "<d>"), adapter=an_adapter(backbone, 4, "causal")),
     ]
     one, causal, of_rank_5, causal_of_rank_2 = embeddings
+    targets = ("fc2", "cross_attention")
+    plus_plus = replace(an_embedding(5), adapter=an_adapter(backbone, 5, "causal", 1, targets))
+    of_rank_3 = replace(an_embedding(6, "<d>"), adapter=an_adapter(backbone, 6, "causal", 3, targets))
     return [
         ImageRequest("a photo of a <c>", 0, (one,)),
         ImageRequest("a photo of a <c>", 0, (replace(one, adapter=None),)),
@@ -46,4 +50,6 @@ def adapted_requests(backbone: Backbone) -> list[ImageRequest]:
         ImageRequest("a <d> and a <c>", 3, (one, causal_of_rank_2)),
         ImageRequest("a photo of a cat", 4),
         ImageRequest("a photo of a <d>", 5, (of_rank_5,)),
+        ImageRequest("a <c> on the moon", 6, (plus_plus,)),
+        ImageRequest("a <d> and a <c>", 7, (plus_plus, of_rank_3)),
     ]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from textual_inversion.adapter_formats import dump_adapter, from_peft, parse_adapter, to_peft, with_adapter
@@ -18,6 +18,7 @@ from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.formats import ADAPTER_FILE, dump_diffusers, parse_diffusers
 
 Q, FC2 = "encoder.layers.0.self_attn.q_proj", "encoder.layers.0.mlp.fc2"
+CROSS = "unet.mid_block.attentions.0.transformer_blocks.0.cross_attention"
 A, B = f"text_encoder.text_model.{FC2}.lora_A.weight", f"text_encoder.text_model.{FC2}.lora_B.weight"
 
 
@@ -34,6 +35,22 @@ def an_embedding(kind: Any = "lora", scale: float = 0.3, **changes: tuple[Tensor
         adapter=LearnedAdapter(kind=kind, scale=scale, tensors=tensors),
         metadata={"step": "250"},
     )
+
+
+def test_cross_attention_has_keys_of_its_own() -> None:
+    """TextBoost++, with and without layers of the text encoder."""
+    generator = torch.Generator().manual_seed(1)
+    own = {CROSS: (torch.randn(2, 4, generator=generator), torch.randn(4, 2, generator=generator))}
+    both = an_embedding("causal", **own)
+    assert both.adapter is not None
+    alone = replace(both, adapter=replace(both.adapter, tensors=own))
+    for embedding, names in ((both, {Q, FC2, CROSS}), (alone, {CROSS})):
+        data = dump_adapter(embedding)
+        assert {f"{CROSS}.down.weight", f"{CROSS}.up.weight"} <= load(data).keys()
+        found = parse_adapter(data)
+        assert (found.kind, found.scale, found.tensors.keys()) == ("causal", 0.3, names)
+        assert torch.equal(found.tensors[CROSS][0], own[CROSS][0])
+        assert torch.equal(found.tensors[CROSS][1], own[CROSS][1])
 
 
 @pytest.mark.parametrize("kind", ["lora", "causal"])
@@ -91,6 +108,8 @@ def test_a_file_that_diffusers_saved_is_read() -> None:
         ({A: torch.ones(1, 8).int(), B: torch.ones(4, 1)}, {}, "dtype torch.int32"),
         ({A: torch.full((1, 8), torch.inf), B: torch.ones(4, 1)}, {}, "not finite"),
         ({"unet.down.lora_A.weight": torch.ones(1, 8)}, {}, r"'unet.down.lora_A.weight' is not one of a text encoder"),
+        ({f"{CROSS}.up.weight": torch.ones(8, 1)}, {}, r"cross_attention' has only up; the file is not whole"),
+        ({f"{CROSS}.lora_A.weight": torch.ones(1, 8)}, {}, r"cross_attention.lora_A.weight' is not one of a text enc"),
         ({"text_encoder.x.alpha": torch.ones(1)}, {}, r"'text_encoder.x.alpha' is not one"),
         ({A: torch.ones(1, 8), B: torch.ones(4, 1)}, {"kind": "hypernet"}, "kind 'hypernet'; known are 'lora', 'causa"),
         ({A: torch.ones(1, 8), B: torch.ones(4, 1)}, {"scale": "much"}, "no readable scale"),

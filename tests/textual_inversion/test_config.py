@@ -39,6 +39,17 @@ def test_refused(settings: dict[str, object], message: str) -> None:
         InversionConfig(**settings)
 
 
+def test_cross_attention_goes_with_a_causal_adapter_or_none() -> None:
+    targets = ("fc2", "cross_attention")
+    with pytest.raises(ValueError, match=r"adapter.kind = 'lora': must be 'causal' with 'cross_attention' among"):
+        AdapterConfig(kind="lora", targets=targets)
+    with pytest.raises(
+        ValueError, match=r"adapter.targets = \('attn2',\): must be some of q_proj, .*, cross_attention"
+    ):
+        AdapterConfig(kind="causal", targets=("attn2",))
+    assert [AdapterConfig(kind=kind, targets=targets).kind for kind in ("causal", "none")] == ["causal", "none"]
+
+
 def test_refused_within_a_section() -> None:
     with pytest.raises(ValueError, match=r"timesteps.low, high = \(500, 900\): must be left alone unless"):
         TimestepConfig(low=500, high=900)

@@ -29,10 +29,13 @@ PIXELS = (3, BACKBONE.resolution, BACKBONE.resolution)
 
 LORA = AdapterConfig(kind="lora", rank=2, targets=("fc2",), learning_rate=0.01)
 
+CROSS_ATTENTION = dataclasses.replace(LORA, kind="causal", targets=("fc2", "cross_attention"))
+
 METHODS: dict[str, dict[str, object]] = {
     "plain": {},
     "lora with knowledge preservation": {"adapter": LORA, "penalties": PenaltyConfig(knowledge=0.1)},
     "causal adapter with class cue": {"adapter": dataclasses.replace(LORA, kind="causal"), "class_cue": True},
+    "cross-attention adapter": {"adapter": CROSS_ATTENTION},
     "progressive": {"progressive": True, "weight_decay": 0.1},
     "per-image tokens": {"per_image_tokens": True},
     "textboost as released": {

@@ -38,7 +38,9 @@ class Backbone(Protocol):
     token_tables: Mapping[str, TokenTable]
     """Text encoder key -> its token table, with as many vectors as the vocabulary has ids."""
     adapter_layers: Mapping[str, tuple[int, int]]
-    """Name of each linear layer that can be adapted -> (inputs, outputs). Names of different text encoders differ."""
+    """Name of each layer that can be adapted -> (inputs, outputs): linear layers of the text encoders, and the
+    denoiser's cross-attention layers, if it has any, in order of execution. The last part of a name is a word of
+    `adapter.targets`; names of different text encoders differ."""
 
     def single_token_words(self) -> list[str]:
         """Return words of three lower-case letters a-z or more that are one token each, in alphabetic order; rare ends
@@ -52,8 +54,9 @@ class Backbone(Protocol):
 
         `ids`: text encoder key -> [batch, length] on the device, the length that the key's vocabulary assembles. Id
         `size + i` reads `rows[key][i]` ([num_rows, dim] float32). The changes of all `adapters` are added to the linear
-        layers, prompt by prompt: one for each concept of a prompt, and for each rank in the batch. Gradients reach rows
-        and adapters and nothing else; those of a row depend on its own text encoder's ids.
+        layers, prompt by prompt: one for each concept of a prompt, and for each rank in the batch. Changes of
+        cross-attention layers become part of the conditioning. Gradients reach rows and adapters and nothing else;
+        those of a row depend on its own text encoder's ids.
         """
         ...
 

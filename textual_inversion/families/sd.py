@@ -18,6 +18,7 @@ from transformers import CLIPTextModel
 from textual_inversion import model_files
 from textual_inversion.compiled import Compiled
 from textual_inversion.conditioning import Conditioning
+from textual_inversion.cross_attention import CrossAttentionLayers
 from textual_inversion.lora import AdaptableLayers, AdapterBatch
 from textual_inversion.noise import Noise, from_scheduler_config
 from textual_inversion.prompts import Vocabularies
@@ -46,7 +47,7 @@ class StableDiffusion:
         digest: str,
     ) -> None:
         """Freeze the modules, which come on their device and in their precision; replace the text encoder's vocabulary
-        by a token table, and let its linear layers take adapters."""
+        by a token table, and let its linear layers and the U-Net's cross-attention take adapters."""
         for module in (text_encoder, unet, vae):
             module.requires_grad_(False).eval()
         if unet.device.type == "cuda":  # convolutions are fastest in this layout; on a CPU they choose their own
@@ -65,7 +66,9 @@ class StableDiffusion:
         self._tokenizer = Tokenizer(tokenizer, positions, self._table.vocab_size)
         self.vocabularies: Vocabularies = {TEXT_ENCODER_KEY: self._tokenizer}
         self._adaptable = AdaptableLayers(text_encoder, TEXT_ENCODER_KEY)
-        self.adapter_layers: Mapping[str, tuple[int, int]] = self._adaptable.layers
+        self._cross_attention = CrossAttentionLayers(unet)
+        layers = {**self._adaptable.layers, **self._cross_attention.layers}
+        self.adapter_layers: Mapping[str, tuple[int, int]] = layers
 
         self.device: torch.device = unet.device
         self.dtype: torch.dtype = unet.dtype
@@ -89,7 +92,8 @@ class StableDiffusion:
         rows_in_use = None if rows_in_use is None else rows_in_use.to(self.device)
         with self._table.reading(rows_in_use), self._adaptable.using(adapters), self._products():
             hidden = self._text_encoder(ids[TEXT_ENCODER_KEY].to(self.device)).last_hidden_state
-        return Conditioning(hidden=hidden.to(self.dtype))
+        changes = self._cross_attention.changes(hidden, adapters, TEXT_ENCODER_KEY)
+        return Conditioning(hidden=hidden.to(self.dtype), changes=changes and changes.to(self.dtype))
 
     def encoder_states(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the text encoder's states for prompts without rows: key -> [batch, length, dim]."""
@@ -113,7 +117,11 @@ class StableDiffusion:
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the U-Net's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
         output: Tensor = self._denoiser(
-            noisy_latents.to(self.dtype), timesteps, encoder_hidden_states=conditioning.hidden, return_dict=False
+            noisy_latents.to(self.dtype),
+            timesteps,
+            encoder_hidden_states=conditioning.hidden,
+            return_dict=False,
+            **self._cross_attention.keywords(conditioning.changes),
         )[0]
         return output.float()
 

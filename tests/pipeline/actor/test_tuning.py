@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from pipeline.actor import tuning
-from pipeline.actor.tuning import Pass, PassSharing, compile_where_wanted, default_slots, drawing_pass, passes_to_learn
+from pipeline.actor.tuning import (
+    Pass,
+    PassSharing,
+    compile_where_wanted,
+    default_slots,
+    drawing_passes,
+    passes_to_learn,
+)
 from tests.pipeline.runs import tiny_config
 from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.families.base import Backbone
@@ -26,7 +33,9 @@ def test_all_kinds_of_passes_that_an_actor_makes_are_named(tiny_backbone: Backbo
         grid={"sampling": {"batch_size": 5}},
     )  # fmt: skip
     assert passes_to_learn(tiny_backbone, looking, slots=2) == [*learning, Pass(3, gradients=False)]
-    assert drawing_pass(tiny_backbone, SamplingConfig(batch_size=5, guidance_scale=1)) == Pass(5, gradients=False)
+    unguided = SamplingConfig(batch_size=5, guidance_scale=1)
+    drawing = drawing_passes(tiny_backbone, unguided, config.inversion.adapter)
+    assert drawing == [Pass(5, gradients=False)]
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(1, 8), (2, 4), (3, 2), (4, 2), (16, 1)])

@@ -265,6 +265,14 @@ def test_a_denoiser_is_compiled_and_checked_with_all_it_reads(backbone: Any) -> 
         backbone.uncompile()
 
 
+def test_cross_attention_that_the_denoiser_does_not_have_is_refused(backbone: Any) -> None:
+    adapter = AdapterConfig(kind="causal", targets=("fc2", "cross_attention"))
+    with pytest.raises(
+        ValueError, match=r"this model's denoiser has no cross-attention layers .* leave 'cross_attention'"
+    ):
+        Engine(backbone, InversionConfig(adapter=adapter), slots=1, seed=0)
+
+
 def test_embedding_and_adapter_survive_their_files(backbone: Any) -> None:
     for embedding in learned(backbone, "causal"):
         files = {"adapter.safetensors": dump_adapter(embedding)}
