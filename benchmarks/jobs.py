@@ -195,7 +195,9 @@ def measure(jobs: Sequence[Job], output: str, scoring: Scoring) -> Iterator[dict
     learned."""
     backbone, scorer = models(replace(jobs[0].config, inversion=InversionConfig(), seed=0), scoring)
     began = time.perf_counter()
-    outcomes = learn_together(jobs, backbone, scorer) if jobs[0].setup.drawn == "learned" else [None] * len(jobs)
+    outcomes = (
+        learn_together(jobs, backbone, scorer) if jobs[0].setup.drawn.startswith("learned") else [None] * len(jobs)
+    )
     seconds = (time.perf_counter() - began) / len(jobs)
     protocol = choose_protocol(jobs[0].config)
     store = RunStore(output)
@@ -283,6 +285,7 @@ def words_of(job: Job, embedding: LearnedEmbedding | None = None) -> list[str]:
             raise ValueError(f"no caption for {concept.concept_id!r}; add some to benchmarks/captions.toml")
         return list(written[length])
     noun = embedding.class_noun if embedding else class_noun(concept, class_cue=job.config.inversion.class_cue)
+    noun = {"learned_without_noun": "", "learned_with_noun": concept.initializer}.get(job.setup.drawn, noun)
     return [name_in_prompt(concept.placeholder_token, noun)]
 
 

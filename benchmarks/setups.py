@@ -37,7 +37,8 @@ class Setup:
     initializer: str | None = None
     """Initializer in place of the manifest's; empty starts from the vocabulary's mean."""
     drawn: str = "learned"
-    """Text in the prompt: the `learned` word, or, with nothing to learn, the `initializer`, a person's `short_captions`
+    """Text in the prompt: the word as `learned`, the word `learned_without_noun` or `learned_with_noun` behind it,
+    whichever way the recipe learns it; or, with nothing to learn, the `initializer`, a person's `short_captions`
     or `long_captions` in turn (`benchmarks/captions.toml`), or none (`prompt`). `photos` draws nothing and scores the
     photos."""
     uses_masks: bool = True
@@ -91,10 +92,14 @@ SETUPS: dict[str, Setup] = {
     "per-image": Setup(what="a further vector for every photo", recipe="per-image"),
     # one photo
     "ti-one-photo": Setup(what="the default, from one photo", num_photos=1),
+    "ti-one-photo-noun": Setup(what='and drawn as "S* cat"', num_photos=1, drawn="learned_with_noun"),
     "textboost-v1": Setup(what="one photo; LoRA, augmentation tokens", recipe="textboost-v1", num_photos=1),
+    "textboost-v1-bare": Setup(what='drawn as "S*"', recipe="textboost-v1", num_photos=1,
+                               drawn="learned_without_noun"),
     "textboost-v1-paper": Setup(what="and noisy timesteps more often", recipe="textboost-v1-paper", num_photos=1),
     "textboost-v1-late": Setup(what="as its repository had it later", recipe="textboost-v1-late", num_photos=1),
     "textboost-v2": Setup(what="one photo; causal adapter", recipe="textboost-v2", num_photos=1),
+    "textboost-v2-bare": Setup(what='drawn as "S*"', recipe="textboost-v2", num_photos=1, drawn="learned_without_noun"),
     "textboost-plusplus": Setup(
         what="one photo; causal adapter, also of cross-attention", recipe="textboost-plusplus", num_photos=1
     ),

@@ -19,7 +19,7 @@ from pipeline.bulk.rows import done_row_ids, read_results, row_id
 from pipeline.config import RunConfig
 from pipeline.config_file import to_tree
 from pipeline.inputs.models import extractor_hash, model_hash
-from pipeline.inputs.prompt_table import INITIALIZER, Prompt
+from pipeline.inputs.prompt_table import INITIALIZER, TOKEN, Prompt
 from pipeline.ledger.records import ConceptRecord
 from pipeline.store.storage import RunStore
 from textual_inversion.prompts import HOLE, without_placeholder
@@ -85,7 +85,7 @@ class Totals:
 
     def add(self, row: Mapping[str, Any], protocol: Protocol) -> None:
         """Add the scores of one result row."""
-        kind = self.reconstruction if row["prompt"] in protocol.reconstruction else self.editing
+        kind = self.reconstruction if protocol.is_reconstruction(row["prompt"]) else self.editing
         for score in SCORES:
             if row.get(score) is not None:  # parts written before a score existed have no such column
                 kind[score].append(row[score])
@@ -173,14 +173,15 @@ def are_pixels_compared(setup: str, prompt: Prompt, record: ConceptRecord, proto
     A style has no pixels in common with its photos. The pictures of the initializer and of the prompt alone are shared
     by concepts and kept as features only, so they have no pixels to compare.
     """
-    return setup in (LEARNED, IMAGE_ONLY) and record.category != "style" and prompt.text in protocol.reconstruction
+    return setup in (LEARNED, IMAGE_ONLY) and record.category != "style" and protocol.is_reconstruction(prompt.text)
 
 
 def evaluation_seeds(prompt: Prompt, count: int, seed: int) -> list[int]:
-    """Return the seeds of a prompt's pictures; `seed` is the run's."""
+    """Return the seeds of a prompt's pictures; `seed` is the run's. A prompt has the same with `{}` and with
+    `{token}`."""
     if prompt.seed is not None:
         return [prompt.seed + i for i in range(count)]
-    return [seed_for(seed, "", f"evaluation\x1f{prompt.text}", i) for i in range(count)]
+    return [seed_for(seed, "", f"evaluation\x1f{prompt.text.replace(TOKEN, HOLE)}", i) for i in range(count)]
 
 
 def write_table(

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import EvaluationConfig, RunConfig
 from pipeline.inputs.models import ROOT
-from pipeline.inputs.prompt_table import Prompt, read_prompts
+from pipeline.inputs.prompt_table import TOKEN, Prompt, read_prompts
 from textual_inversion.config import SamplingConfig
+from textual_inversion.prompts import HOLE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +23,10 @@ class Protocol:
     reconstruction: tuple[str, ...] = ()
     """Prompts that name the concept and nothing else: the summary takes CLIP-I from them and CLIP-T from all others,
     like Gal et al. 2022. With no such prompts it takes both from all prompts, like Ruiz et al. 2023."""
+
+    def is_reconstruction(self, prompt: str) -> bool:
+        """Return True for a prompt of `reconstruction`, with `{}` or with `{token}` in it."""
+        return prompt.replace(TOKEN, HOLE) in self.reconstruction
 
 
 PROTOCOLS = {

@@ -119,6 +119,9 @@ def test_what_stands_in_the_prompts(arguments: list[str]) -> None:
     names = ("textual-inversion", "class-cue", "initializer", "prompt-only")
     words = [words_of(job) for job in jobs_of(arguments, *names) if job.concept.concept_id == "a"]
     assert words == [["<a>"], ["<a> cat"], ["cat"], [""]]
+    one_photo = ("ti-one-photo", "ti-one-photo-noun", "textboost-v2", "textboost-v2-bare")
+    words = [words_of(job) for job in jobs_of(arguments, *one_photo) if job.concept.concept_id == "a"]
+    assert words == [["<a>"], ["<a> cat"], ["<a> cat"], ["<a>"]]
     with pytest.raises(ValueError, match="no caption for 'a'"):
         words_of(jobs_of(arguments, "long-captions")[0])
 

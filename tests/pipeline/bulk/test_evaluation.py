@@ -83,6 +83,17 @@ def test_a_concept_with_a_class_noun_is_drawn_with_it_and_compared_as_any_other(
     assert named == plain, "scores of concepts without the class cue stay as they are"
 
 
+def test_the_placeholder_alone_is_drawn_from_the_same_noise(config: RunConfig) -> None:
+    bare = replace(PROTOCOL, prompts=(Prompt("a photo of {token}"), Prompt("{token} on the beach")))
+    named = record("a")
+    cued = replace(named, prompt_as="<a> cat")
+    rows = planned(config, cued, protocol=bare)
+    for row, other in zip(rows[:2], planned(config, named)[:2], strict=True):
+        same = ("setup", "drawn", "text", "seeds", "num_samples", "are_pixels_compared")
+        assert [row[name] for name in same] == [other[name] for name in same]
+    assert [row["are_pixels_compared"] for row in rows[:2]] == [True, False]
+
+
 def test_setups_without_a_meaning_are_left_out(config: RunConfig) -> None:
     rows = planned(config, record("a", initializer="", photos=1))
     assert {row["setup"] for row in rows} == {"learned", "prompt only"}
