@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 from zlib import crc32
 
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.comparison import Figure, against, by_setup
+from benchmarks.intervals import by_setup
 from demo.art import load_atlas
 from demo.make_manifests import HERE, concept_scenes
 from demo.objects import CORE
@@ -227,13 +227,21 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     means = mean_over_seeds(rows)
     mirrored, not_mirrored = SETUPS
     lines = [f"| | {' | '.join(SCORES.values())} |", "|---" * (len(SCORES) + 1) + "|"]
-    for setup, of_setup in by_setup(means).items():
-        cells = [str(Figure.of(row[score] for row in of_setup)) for score in SCORES]
+    setups = {setup: {row["concept_id"]: row for row in of_setup} for setup, of_setup in by_setup(means).items()}
+    for setup, words in setups.items():
+        cells = [mean_and_error([row[score] for row in words.values()]) for score in SCORES]
         lines.append(f"| {setup} | {' | '.join(cells)} |")
     for setup, base in ((mirrored, ITSELF), (not_mirrored, ITSELF), (not_mirrored, mirrored)):
-        cells = [f"{against(means, score, base)[setup] or '-':+}" for score in SCORES]
+        pairs = [(row, setups[base][word]) for word, row in setups[setup].items()]
+        cells = [mean_and_error([row[score] - other[score] for row, other in pairs], sign="+") for score in SCORES]
         lines.append(f"| {setup} less {base} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def mean_and_error(values: Sequence[float], *, sign: str = "") -> str:
+    """Return mean and standard error as text; with `sign` "+", means that are not negative get a plus sign."""
+    error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+    return f"{fmean(values):{sign}.3f}{error}"
 
 
 def say(text: str) -> None:
