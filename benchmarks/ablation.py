@@ -8,12 +8,12 @@ setups are the whole recipe, the recipe without each part, the recipe with each 
 (its learning rates and budget are left), and the project's default (`textual-inversion`) from the same photos. After
 the tables of `benchmarks.methods`, with the bare recipe as the baseline, `ablation.md` has two lines for each part: the
 recipe less the recipe without it, and the part alone less the bare recipe, concept by concept with 95 % intervals
-(knowledge preservation and cross-attention adapters alone: with the adapter, less the adapter alone). A part that adds
-nothing in either line is idle; one whose two lines differ acts through the others.
+(knowledge preservation, clipping and cross-attention adapters alone: with the adapter, less the adapter alone). A part
+that adds nothing in either line is idle; one whose two lines differ acts through the others.
 
 Every setup of a recipe with a class cue is drawn as it learned: with the noun where the cue is on, without where it is
 off. Time: as `benchmarks.methods`, about half a minute of one core for each setup, seed and concept of the demo model;
-18 setups of the first recipe.
+19 setups of the first recipe.
 """
 
 from __future__ import annotations
@@ -56,14 +56,16 @@ PARTS = {
         ("adapter.kind=none", "penalties.knowledge=0.0"),
     ),
     "norm-control": Part("bound on the row's norm", ("norm_control=none", "norm_cap=0.0")),
-    "clipping": Part("clipped gradients", ("max_grad_norm=0.0",)),
-    "weight-decay": Part("weight decay of the row", ("weight_decay=0.0",)),
+    "clipping": Part("clipped gradients of the adapter", ("max_grad_norm=0.0", "adapter.max_grad_norm=0.0")),
+    "weight-decay": Part("weight decay", ("weight_decay=0.0", "adapter.weight_decay=0.0")),
+    "rate-decay": Part("falling rate of the row", ("learning_rate_schedule=constant",)),
+    "templates": Part("templates of its own", ("templates=textual_inversion",)),
 }
 """Name -> part."""
 CROSS_ATTENTION = "cross-attention"
 """Part of the recipes whose adapter has the target `cross_attention`; without it, the other targets stay."""
 ADAPTER = "adapter"
-WITHIN_ADAPTER = ("knowledge", CROSS_ATTENTION)
+WITHIN_ADAPTER = ("knowledge", "clipping", CROSS_ATTENTION)
 """Parts that need the adapter; alone, they are compared with the adapter alone."""
 
 

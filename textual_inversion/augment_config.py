@@ -35,7 +35,7 @@ class AugmentConfig:
 
     paired: int = 0
     """TextBoost's paired augmentation: number of transformed pictures added per photo. Their prompts name the
-    transforms by augmentation tokens ("a A* photo of V*"), which are learned with the concept and left out of the
+    transforms by augmentation tokens ("A* photo of V*"), which are learned with the concept and left out of the
     prompts that pictures are drawn from."""
 
     paired_probability: float = 0.8
