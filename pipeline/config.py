@@ -219,7 +219,8 @@ class EvaluationConfig:
     """Pictures per concept and prompt that replace the protocol's number; 0 keeps it."""
 
     dino: str = ""
-    """Directory or hub id of the DINO or DINOv2 model for the DINO score; empty leaves that score out."""
+    """Directory or hub id of the second feature extractor, a DINO, a DINOv2 or another, for the DINO score and the
+    mirror margin; empty leaves them out."""
 
     references: bool = True
     """Scores of references to compare a concept with: its photos, the prompt without the word, and the initializer

@@ -73,7 +73,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN", help="the output of a run, or a manifest; any fsspec URI")
     parser.add_argument("--protocol", help="quick (default), paper or dreambench: see pipeline/bulk/protocols.py")
     parser.add_argument("--prompts", metavar="URI", help="prompts in place of the protocol's: text or Parquet")
-    parser.add_argument("--dino", metavar="MODEL", help="second feature extractor, a DINO or DINOv2 (evaluation.dino)")
+    parser.add_argument(
+        "--dino", metavar="MODEL", help="second feature extractor, as a DINO or DINOv2 (evaluation.dino)"
+    )
     parser.add_argument("--output", metavar="URI", help="output of a manifest's run (default: output/<manifest name>)")
     parser.add_argument("--model", help="model of a manifest's run (default: the demo model)")
     parser.add_argument("--config", metavar="TOML", help="a file of settings, or a recipe's name (pipeline/recipes)")

@@ -73,6 +73,9 @@ def tiny_extractor(kind: str, directory: Path, seed: int = 0) -> Path:
         "vit": lambda: t.ViTModel(t.ViTConfig(**_VISION), add_pooling_layer=False),
         "dinov2": lambda: t.Dinov2Model(t.Dinov2Config(**_VISION)),
         "dinov2_with_registers": lambda: t.Dinov2WithRegistersModel(t.Dinov2WithRegistersConfig(**_VISION)),
+        "resnet": lambda: t.ResNetModel(
+            t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+        ),
     }[kind]()
     _fill(model, seed)
     model.save_pretrained(directory)

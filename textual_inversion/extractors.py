@@ -1,4 +1,4 @@
-"""Features of pictures and texts, computed by a frozen feature extractor: CLIP, SigLIP, DINO or DINOv2.
+"""Features of pictures and texts, computed by a frozen feature extractor: CLIP, SigLIP, DINO, DINOv2 or a ResNet.
 
 The model's config.json says which kind a directory or hub id holds, its preprocessor_config.json how pictures are
 prepared. The scores computed from features are in `metrics`.
@@ -30,6 +30,8 @@ _BILINEAR = 2
 _BICUBIC = 3
 _CLIP_COLOURS = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
 _HALF_COLOURS = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+_DEFAULT_SIDE_PX = 224
+"""Side of the pixels of a model whose configuration names none, as a convolutional network's."""
 _UNUSED = [r"^(classifier|pooler)\."]
 """Heads behind the class token of a ViT or DINOv2 checkpoint; features are read before them."""
 
@@ -75,6 +77,11 @@ def _class_token(model: Any, pixels: Tensor) -> Tensor:
     return model(pixel_values=pixels).last_hidden_state[:, 0]  # type: ignore[no-any-return]
 
 
+def _pooled_map(model: Any, pixels: Tensor) -> Tensor:
+    """Return the mean of the last feature map: the feature of a ResNet in MoCo (He et al. 2020) and in DINO."""
+    return model(pixel_values=pixels).pooler_output.flatten(1)  # type: ignore[no-any-return]
+
+
 _DINOV2 = _ModelKind(
     image_features=_class_token,
     load_options={},
@@ -100,11 +107,17 @@ _MODEL_KINDS: Mapping[str, _ModelKind] = {
     ),
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
+    "resnet": _ModelKind(
+        image_features=_pooled_map,
+        load_options={},
+        preprocessing={"resample": _BICUBIC, "do_center_crop": False, "crop_pct": 0.875, **_HALF_COLOURS},
+    ),
 }
 
 
 class ImageExtractor:
-    """Image features of a CLIP (Radford et al. 2021), SigLIP, DINO or DINOv2 in transformers layout, in float32.
+    """Image features of a CLIP (Radford et al. 2021), SigLIP, DINO, DINOv2 or ResNet in transformers layout, in
+    float32.
 
     Threads may share one extractor.
     """
@@ -129,7 +142,7 @@ class ImageExtractor:
         self._model = network.requires_grad_(False).eval().to(device)
         self._device = torch.device(device)
         stated = _read_json(model, "preprocessor_config.json") or {}
-        image_size = getattr(network.config, "vision_config", network.config).image_size
+        image_size = getattr(getattr(network.config, "vision_config", network.config), "image_size", _DEFAULT_SIDE_PX)
         self._preprocessing = Preprocessing.from_settings({**self._kind.preprocessing, **stated}, image_size)
 
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+_UNCROPPED_SIDE_PX = 384
+"""Side from which ConvNextImageProcessor resizes the whole picture in place of cropping it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
@@ -32,6 +35,8 @@ class Preprocessing:
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], image_size: int) -> Preprocessing:
         """Read the entries of a preprocessor_config.json; `image_size` (px) stands in for sizes that are not given."""
+        if "crop_pct" in settings:
+            settings = {**settings, **_cropped_share(settings, image_size)}
         has_crop = bool(settings["do_center_crop"])
         size = settings.get("size") or image_size
         if isinstance(size, int):  # the old form: the shorter edge for models with a crop, a square for the others
@@ -82,6 +87,16 @@ class Preprocessing:
         edge, shorter = self.size[0], min(width, height)
         width, height = (edge if side == shorter else edge * side // shorter for side in (width, height))
         return width, height
+
+
+def _cropped_share(settings: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """Return size and crop of settings that name the share of a picture to keep, as ConvNextImageProcessor has them."""
+    size = settings.get("size") or image_size
+    side = int(size if isinstance(size, int) else size["shortest_edge"])
+    if side >= _UNCROPPED_SIDE_PX:
+        return {"size": {"height": side, "width": side}, "do_center_crop": False}
+    resized = {"shortest_edge": int(side / settings["crop_pct"])}
+    return {"size": resized, "do_center_crop": True, "crop_size": side}
 
 
 def _height_width(size: int | Mapping[str, int]) -> tuple[int, int]:

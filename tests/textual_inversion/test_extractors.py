@@ -17,7 +17,10 @@ from tests.tiny_models import tiny_extractor, tiny_tokenizer
 from textual_inversion.extractors import ClipExtractor, ImageExtractor, load_extractor
 
 TEXTS = ["a photo of a cat", "", "a painting in the style of " * 9]
-PROCESSORS = {"clip": "CLIP", "siglip": "Siglip", "vit": "ViT", "dinov2": "Bit", "dinov2_with_registers": "Bit"}
+PROCESSORS = {
+    "clip": "CLIP", "siglip": "Siglip", "vit": "ViT", "dinov2": "Bit", "dinov2_with_registers": "Bit",
+    "resnet": "ConvNext",
+}  # fmt: skip
 KINDS = list(PROCESSORS)
 
 
@@ -25,7 +28,9 @@ def processor(kind: str, **options: Any) -> Any:
     """transformers' PIL image processor of a kind, under the name this version has for it."""
     name = PROCESSORS[kind]
     cls = getattr(transformers, f"{name}ImageProcessorPil", None) or getattr(transformers, f"{name}ImageProcessor")
-    if kind in ("clip", "dinov2", "dinov2_with_registers"):
+    if kind == "resnet":
+        options = {"size": {"shortest_edge": 224}, **options}
+    elif kind in ("clip", "dinov2", "dinov2_with_registers"):
         options = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}, **options}
     else:
         options = {"size": {"height": SIDE, "width": SIDE}, **options}
@@ -58,7 +63,7 @@ def their_image_features(kind: str, directory: Path, pixels: torch.Tensor) -> to
             return model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).image_embeds
         output = model(pixel_values=pixels)
     feature = output.last_hidden_state[:, 0] if kind == "vit" else output.pooler_output
-    return torch.nn.functional.normalize(feature, dim=1)
+    return torch.nn.functional.normalize(feature.flatten(1), dim=1)
 
 
 def test_image_features_equal_transformers_own(model: tuple[str, Path], pictures: list[Image.Image]) -> None:
@@ -77,7 +82,7 @@ def test_image_features_equal_transformers_own(model: tuple[str, Path], pictures
 def test_the_directorys_own_image_settings_are_used(model: tuple[str, Path], pictures: list[Image.Image]) -> None:
     kind, directory = model
     default = load_extractor(str(directory), device="cpu").images(pictures)
-    size = {"size": {"shortest_edge": SIDE + 9}} if kind in ("clip", "dinov2", "dinov2_with_registers") else {}
+    size = {"size": {"shortest_edge": SIDE + 9}} if kind not in ("siglip", "vit") else {}
     settings = processor(kind, image_mean=[0.4] * 3, image_std=[0.3] * 3, resample=0, **size)
     settings.save_pretrained(directory)
     try:
@@ -87,6 +92,19 @@ def test_the_directorys_own_image_settings_are_used(model: tuple[str, Path], pic
     theirs = their_image_features(kind, directory, settings(pictures, return_tensors="pt")["pixel_values"])
     torch.testing.assert_close(extractor.images(pictures), theirs, rtol=0, atol=1e-5)
     assert not torch.allclose(default, theirs, atol=1e-3)
+
+
+@pytest.mark.parametrize(("side", "share"), [(48, 1.0), (100, 0.5), (384, 0.875)])
+def test_a_share_of_the_picture_is_kept_as_transformers_does(
+    side: int, share: float, tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    tiny_extractor("resnet", tmp_path)
+    settings = processor("resnet", size={"shortest_edge": side}, crop_pct=share)
+    settings.save_pretrained(tmp_path)
+    pictures = pictures if side >= 384 else [picture.resize((90, 60)) for picture in pictures]
+    theirs = their_image_features("resnet", tmp_path, settings(pictures, return_tensors="pt")["pixel_values"])
+    ours = load_extractor(str(tmp_path), device="cpu").images(pictures)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -141,7 +159,7 @@ def test_a_tokenizer_that_is_missing(tmp_path: Path) -> None:
 
 
 def test_pixel_features_are_those_of_the_picture_and_can_be_differentiated(model: tuple[str, Path]) -> None:
-    _, directory = model
+    kind, directory = model
     extractor = ImageExtractor(str(directory), "cpu")
     ramp = np.linspace(0, 255, 48)
     picture = Image.fromarray(np.stack(np.broadcast_arrays(ramp, ramp[:, None], 128), 2).astype(np.uint8))
@@ -151,4 +169,5 @@ def test_pixel_features_are_those_of_the_picture_and_can_be_differentiated(model
     assert torch.cosine_similarity(features, extractor.images([picture])).item() > 0.995
     (grad,) = torch.autograd.grad(features.square().sum(), pixels)
     assert grad.isfinite().all()
-    assert (grad.abs().sum((0, 1)) > 0).all()
+    border = 4 if kind == "resnet" else 0  # of which the central crop leaves nothing
+    assert (grad.abs().sum((0, 1))[border : 48 - border, border : 48 - border] > 0).all()
