@@ -30,6 +30,7 @@ from benchmarks.setups import Setup, settings_of
 from benchmarks.timing import say, table
 from pipeline.store.addresses import absolute
 from pipeline.store.storage import RunStore
+from textual_inversion.config import CROSS_ATTENTION
 
 WHOLE = "whole"
 BARE = "bare"
@@ -62,10 +63,10 @@ PARTS = {
     "templates": Part("templates of its own", ("templates=textual_inversion",)),
 }
 """Name -> part."""
-CROSS_ATTENTION = "cross-attention"
+CROSS_ATTENTION_PART = "cross-attention"
 """Part of the recipes whose adapter has the target `cross_attention`; without it, the other targets stay."""
 ADAPTER = "adapter"
-WITHIN_ADAPTER = ("knowledge", "clipping", CROSS_ATTENTION)
+WITHIN_ADAPTER = ("knowledge", "clipping", CROSS_ATTENTION_PART)
 """Parts that need the adapter; alone, they are compared with the adapter alone."""
 
 
@@ -100,10 +101,10 @@ def used_parts(recipe: str) -> dict[str, Part]:
     """Return the parts that switching off changes in this recipe."""
     whole = Setup(what="", recipe=recipe).inversion(1000, ())
     parts = dict(PARTS)
-    others = [target for target in whole.adapter.targets if target != "cross_attention"]
-    if len(others) < len(whole.adapter.targets):
+    others = [target for target in whole.adapter.targets if target != CROSS_ATTENTION]
+    if others and len(others) < len(whole.adapter.targets):
         kept = "[" + ", ".join(f'"{target}"' for target in others) + "]"
-        parts[CROSS_ATTENTION] = Part("adapters in the cross-attention", (f"adapter.targets={kept}",))
+        parts[CROSS_ATTENTION_PART] = Part("adapters in the cross-attention", (f"adapter.targets={kept}",))
     return {
         name: part
         for name, part in parts.items()

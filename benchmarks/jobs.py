@@ -27,6 +27,7 @@ from benchmarks.setups import Setup
 from benchmarks.timing import say
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
+from pipeline.actor.samples import draw_samples, score
 from pipeline.bulk.evaluation import evaluation_seeds
 from pipeline.bulk.protocols import Protocol, choose_protocol
 from pipeline.bulk.rows import row_id
@@ -59,11 +60,14 @@ class Scoring:
     """Names and directories of further extractors."""
     outside: bool = False
     """True adds the outside models of `demo/perceptual.py`."""
+    gate: bool = False
+    """True adds `gate`: the scores that the quality gate sees, of the sample grid's own pictures and noise, and
+    `clip_i_others`, the highest CLIP-I of the same pictures to another concept's photos."""
 
     def key(self) -> str:
         photos = {each.concept_id: [str(h) for h in content_hashes(each.images).values()] for each in self.concepts}
         hashes = {name: extractor_hash(path) for name, path in self.extractors}
-        return row_id(photos, hashes, self.outside)
+        return row_id(photos, hashes, self.outside, *(["gate"] if self.gate else []))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,6 +221,8 @@ def measure(jobs: Sequence[Job], output: str, scoring: Scoring) -> Iterator[dict
             "norm": mean_norm(embedding) if embedding else None,
             **scorer.score(job.concept.concept_id, shown, prompts, protocol.reconstruction),
         }
+        if scoring.gate and embedding:
+            row["gate"] = gate_scores(job, embedding, backbone, scorer)
         if shown:
             store.put(f"{job.path}.png", to_png(grid(read_photos(job.concept), list(shown.items()))))
         store.put(f"{job.path}.json", json.dumps(row, indent=1).encode())
@@ -241,6 +247,14 @@ def learn_together(jobs: Sequence[Job], backbone: Backbone, scorer: PictureScore
     return learn_outcomes(
         backbone, cases, config.inversion, slots=len(cases), seed=config.seed, extractor=scorer.clip, masks=masks
     )
+
+
+def gate_scores(job: Job, embedding: LearnedEmbedding, backbone: Backbone, scorer: PictureScorer) -> dict[str, float]:
+    """Return the scores that the quality gate sees, and the highest CLIP-I to another concept's photos."""
+    concept = job.setup.concept(job.concept)
+    samples = draw_samples(backbone, concept, embedding, job.config.grid, job.seed)
+    found = score(scorer.clip, read_photos(job.concept), samples)
+    return found | {"clip_i_others": scorer.nearest_other(concept.concept_id, samples.learned[0])}
 
 
 def prompts_of(job: Job, protocol: Protocol) -> list[Prompt]:

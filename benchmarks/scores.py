@@ -25,7 +25,7 @@ from pipeline.config import RunConfig
 from pipeline.inputs.models import locate
 from textual_inversion.extractors import ClipExtractor, load_extractor
 from textual_inversion.fidelity import pixel_scores, pixel_scores_between_photos, to_arrays
-from textual_inversion.metrics import clip_i_between_photos, clip_i_per_picture, clip_t_per_picture
+from textual_inversion.metrics import clip_i, clip_i_between_photos, clip_i_per_picture, clip_t_per_picture
 from textual_inversion.prompts import HOLE, without_placeholder
 
 TITLES = {
@@ -123,6 +123,11 @@ class PictureScorer:
         real = self._real["clip"][concept_id]
         both = clip_i_per_picture(self.clip.images(everything), real) if shown else clip_i_between_photos(real)
         return found | {"clip_i_all": float(both.mean())}
+
+    def nearest_other(self, concept_id: str, pictures: Pictures) -> float:
+        """Return the highest CLIP-I of pictures to another concept's photos. Raises ValueError if there is none."""
+        seen = self.clip.images(pictures)
+        return max(clip_i(seen, real) for other, real in self._real["clip"].items() if other != concept_id)
 
     def _cosines(self, name: str, concept_id: str, pictures: Pictures) -> dict[str, Tensor]:
         """Return each picture's mean cosine to its own photos, and 1 where these are the nearest photos of all."""

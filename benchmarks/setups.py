@@ -41,6 +41,8 @@ class Setup:
     whichever way the recipe learns it; or, with nothing to learn, the `initializer`, a person's `short_captions`
     or `long_captions` in turn (`benchmarks/captions.toml`), or none (`prompt`). `photos` draws nothing and scores the
     photos."""
+    steps: int = 0
+    """Number of steps whatever the budget; 0 takes as many as the budget allows."""
     uses_masks: bool = True
     """False learns from whole photos where the manifest has masks."""
     full_budget: str = ""
@@ -60,12 +62,12 @@ class Setup:
 
     def inversion(self, steps: int, overrides: Iterable[str]) -> InversionConfig:
         """Return the settings of learning: the recipe's, then `overrides`, then the setup's own, with as many samples
-        as `steps` of the default batch have."""
+        as `steps` of the default batch have unless the setup has a number of its own."""
         toml = (RECIPES / f"{self.recipe}.toml").read_text() if self.recipe else ""
         config = load_config(toml, [*overrides, *self.settings]).inversion
         affordable = max(1, round(steps * InversionConfig().batch_size / config.batch_size))
         asked_for = tomllib.loads(toml).get("inversion", {}).get("steps", affordable)
-        return replace(config, steps=min(asked_for, affordable))
+        return replace(config, steps=self.steps or min(asked_for, affordable))
 
 
 def settings_of(*pairs: str) -> tuple[str, ...]:

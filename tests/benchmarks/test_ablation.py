@@ -11,7 +11,7 @@ from benchmarks.ablation import BARE, PLAIN, WHOLE, make_setups, show_parts, use
 from textual_inversion.config import InversionConfig
 
 
-@pytest.mark.parametrize("recipe", ["textboost-v1", "textboost-v2"])
+@pytest.mark.parametrize("recipe", ["textboost-v1", "textboost-v1-paper", "textboost-v2", "textboost-plusplus"])
 def test_every_part_is_off_once_and_alone_once(recipe: str) -> None:
     parts = used_parts(recipe)
     setups = make_setups(recipe, parts, 1)
@@ -33,6 +33,15 @@ def test_every_part_is_off_once_and_alone_once(recipe: str) -> None:
 def test_parts_that_a_recipe_lacks_are_left_out() -> None:
     assert {"paired-augmentation", "knowledge"} <= set(used_parts("textboost-v1"))
     assert not {"paired-augmentation", "knowledge", "snr-timesteps"} & set(used_parts("textboost-v2"))
+    assert {"crops", "cross-attention"} <= set(used_parts("textboost-plusplus"))
+
+
+def test_the_adapter_stays_where_those_of_the_cross_attention_are_off() -> None:
+    parts = used_parts("textboost-plusplus")
+    setups = make_setups("textboost-plusplus", parts, 1)
+    targets = {name: setup.inversion(300, ()).adapter.targets for name, setup in setups.items() if name != PLAIN}
+    assert (targets[WHOLE], targets["without-cross-attention"]) == (("fc2", "cross_attention"), ("fc2",))
+    assert setups["only-cross-attention"].inversion(300, ()).adapter.kind == "causal"
 
 
 def test_knowledge_preservation_alone_keeps_its_adapter() -> None:
