@@ -29,7 +29,6 @@ from textual_inversion.lora import last_part, layer_name
 Kind = Literal["lora", "causal"]
 
 _ENCODER = "text_encoder."
-_DENOISER = "unet."
 _LORA_HALVES = ("lora_A", "lora_B")
 _HALVES = ("down", "up")
 """Last parts of the keys of a layer's two tensors, before `.weight`: down, up."""
@@ -115,11 +114,11 @@ def _layer_of(key: str) -> tuple[str, str]:
     path, _, half = key.removesuffix(".weight").rpartition(".")
     if key.startswith(_ENCODER) and half in _LORA_HALVES:
         return layer_name(path.removeprefix(_ENCODER)), half
-    if key.startswith(_DENOISER) and last_part(path) == CROSS_ATTENTION and half in _HALVES:
+    if last_part(path) == CROSS_ATTENTION and half in _HALVES:
         return path, half
     raise ValueError(
         f"the key {key!r} is not one of a text encoder's LoRA ('{_ENCODER}<layer>.lora_A.weight') or of "
-        f"cross-attention ('{_DENOISER}<block>.{CROSS_ATTENTION}.down.weight')"
+        f"cross-attention ('<block>.{CROSS_ATTENTION}.down.weight')"
     )
 
 

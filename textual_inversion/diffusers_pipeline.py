@@ -30,9 +30,11 @@ def load_into_pipeline(pipeline: Any, embeddings: Sequence[LearnedEmbedding]) ->
         picture = pipeline("a photo of a <cat-toy> toy on the beach").images[0]
 
     Prompts that name none of the concepts, the empty one included, give what they gave before. All concepts are loaded
-    in one call. Raises ValueError for an adapter of kind 'lora', which `pipeline.load_lora_weights` loads, and for one
-    of another model.
+    in one call. Raises ValueError for a second call, for an adapter of kind 'lora', which `pipeline.load_lora_weights`
+    loads, and for one of another model.
     """
+    if isinstance(getattr(pipeline.text_encoder.forward, "__self__", None), _Hooks):
+        raise ValueError("the pipeline has concepts with adapters already; load all of them in one call")
     for embedding in embeddings:
         if embedding.adapter and embedding.adapter.kind != "causal":
             raise ValueError(

@@ -75,7 +75,8 @@ def test_pictures_of_every_concept(tiny_model: Path, tmp_path: Path, capsys: pyt
     too_long = "a photo of a very " + "clean " * 40 + "{}"
     prompts.write_text(f"a photo of a {{}}\n\n# not a prompt\na rendering of a {{}}\n{too_long}\n")
     config = tmp_path / "job.toml"
-    inversion = {"steps": 6, "batch_size": 2, "adapter": {"kind": "causal", "rank": 1, "learning_rate": 0.1}}
+    adapter = {"kind": "causal", "rank": 1, "learning_rate": 0.1, "targets": ["fc2", "cross_attention"]}
+    inversion = {"steps": 6, "batch_size": 2, "adapter": adapter}
     config.write_text(tiny_toml(tiny_model, actors={"count": 1}, inversion=inversion))
     command = [str(manifest), "--config", str(config), "--output", str(output), "--prompts", str(prompts)]
 

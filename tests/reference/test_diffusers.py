@@ -209,6 +209,8 @@ def test_causal_adapters_loaded_into_a_pipeline_draw_our_pictures(
         assert_same_picture(picture, theirs)
     with pytest.raises(ValueError, match="clip_skip"):
         pipeline(PROMPTS[0], clip_skip=1)
+    with pytest.raises(ValueError, match="load all of them in one call"):
+        load_into_pipeline(pipeline, [second])
 
 
 def test_what_a_pipeline_cannot_take_is_refused(backbone: Backbone, pipeline: Any) -> None:

@@ -147,11 +147,14 @@ def test_looks_at_the_frozen_batch_are_in_the_published_curve(
     assert record.steps == 6
 
 
-@pytest.mark.parametrize("kind", ["lora", "causal"])
+@pytest.mark.parametrize(
+    ("kind", "targets"), [("lora", ["fc1"]), ("causal", ["fc2"]), ("causal", ["fc2", "cross_attention"])]
+)
 def test_an_adapter_is_published_with_its_concept(
-    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, kind: str
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, kind: str, targets: list[str]
 ) -> None:
-    inversion = {"steps": 4, "batch_size": 2, "adapter": {"kind": kind, "learning_rate": 0.01, "rank": 2, "alpha": 1.0}}
+    adapter = {"kind": kind, "targets": targets, "learning_rate": 0.01, "rank": 2, "alpha": 1.0}
+    inversion = {"steps": 4, "batch_size": 2, "adapter": adapter}
     learner = Learner(tiny_config(tiny_model, tmp_path, inversion=inversion))
     one = task("toy", photos)
     (record,) = learn_all(learner, [one])
@@ -166,6 +169,7 @@ def test_an_adapter_is_published_with_its_concept(
     assert found.adapter is not None
     assert (found.adapter.kind, found.adapter.scale) == (kind, 0.5)
     assert found.metadata["fingerprint"] == one.fingerprint
+    assert {name.rpartition(".")[2] for name in found.adapter.tensors} == set(targets)
     assert all(up.any() for _, up in found.adapter.tensors.values())
 
 

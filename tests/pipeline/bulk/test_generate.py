@@ -45,9 +45,11 @@ def learned(store: RunStore, name: str, seed: int) -> ConceptRecord:
     return record(name)
 
 
-def with_adapter(backbone: Backbone, embedding: LearnedEmbedding, kind: Any) -> LearnedEmbedding:
+def with_adapter(
+    backbone: Backbone, embedding: LearnedEmbedding, kind: Any, targets: tuple[str, ...]
+) -> LearnedEmbedding:
     generator = torch.Generator().manual_seed(9)
-    start = initial_adapter(backbone.adapter_layers, ("fc2", "v_proj"), 2, generator)
+    start = initial_adapter(backbone.adapter_layers, targets, 2, generator)
     tensors = {name: (down, 0.3 * torch.randn(up.shape, generator=generator)) for name, (down, up) in start.items()}
     return replace(embedding, adapter=LearnedAdapter(kind=kind, scale=0.5, tensors=tensors))
 
@@ -187,13 +189,15 @@ def test_a_calls_embeddings_are_fetched_side_by_side_and_once_each(
     assert wrong == ["gone"] * len(PROMPTS)
 
 
-@pytest.mark.parametrize("kind", ["lora", "causal"])
+@pytest.mark.parametrize(
+    ("kind", "targets"), [("lora", ("fc2", "v_proj")), ("causal", ("fc2",)), ("causal", ("fc2", "cross_attention"))]
+)
 def test_a_concept_is_drawn_with_its_adapter(
-    tiny_backbone: Backbone, tiny_model: Path, tmp_path: Path, kind: Any
+    tiny_backbone: Backbone, tiny_model: Path, tmp_path: Path, kind: Any, targets: tuple[str, ...]
 ) -> None:
     config, store = tiny_config(tiny_model, tmp_path), RunStore(str(tmp_path))
     plain, adapted, lost = record("plain"), record("adapted"), record("lost")
-    embeddings = [an_embedding("plain", 1), with_adapter(tiny_backbone, an_embedding("adapted", 1), kind)]
+    embeddings = [an_embedding("plain", 1), with_adapter(tiny_backbone, an_embedding("adapted", 1), kind, targets)]
     for one, embedding in ((plain, embeddings[0]), (adapted, embeddings[1]), (lost, embeddings[1])):
         store.put(one.folder.embedding, dump_diffusers(embedding))
     store.put(adapted.folder.adapter, dump_adapter(embeddings[1]))
