@@ -150,7 +150,9 @@ def variations(options: argparse.Namespace, config: RunConfig, library: Library)
 
 def draw(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
     """Draw prompts with learned concepts in them (Gal et al. 2022, section 4.2)."""
-    _draw_and_write(_new_sheet(library, options.prompts, options), config, options)
+    sheet = _new_sheet(library, options.prompts, options)
+    _note_bare_tokens(sheet)
+    _draw_and_write(sheet, config, options)
 
 
 def style(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
@@ -206,6 +208,7 @@ def edit(options: argparse.Namespace, config: RunConfig, library: Library) -> No
     sheet = ContactSheet.for_prompts(
         library, options.prompts, _seeds(options), title="picture and mask", given=[picture, mask]
     )
+    _note_bare_tokens(sheet)
     config = _choose_model(sheet, config, options)
 
     def redraw(backbone: Backbone, requests: list[ImageRequest], sampling: SamplingConfig) -> list[Image.Image]:
@@ -227,6 +230,14 @@ def edit(options: argparse.Namespace, config: RunConfig, library: Library) -> No
 
     edit_facts = {name: getattr(options, name) for name in ("picture", "mask", "strength", "redecode", "crop")}
     _write(sheet, _draw_rows(sheet, config, redraw), config, edit=edit_facts)
+
+
+def _note_bare_tokens(sheet: ContactSheet) -> None:
+    """Say which given prompts name a concept otherwise than it was learned. They are drawn as they are."""
+    for prompt, concepts in zip(sheet.prompts, sheet.concepts, strict=True):
+        for concept in concepts:
+            if concept.name_in_prompts not in prompt:
+                sys.stderr.write(f"note: {prompt!r}: the concept was learned as {concept.name_in_prompts!r}\n")
 
 
 def _default_prompt(concept: LearnedConcept) -> str:

@@ -114,7 +114,7 @@ def test_what_each_command_draws(command: Command, tmp_path: Path, arguments: li
     assert prompts(tmp_path / "out")[: len(expected)] == expected
 
 
-def test_a_concept_is_drawn_with_its_class_noun(run: Path, tmp_path: Path) -> None:
+def test_a_concept_is_drawn_with_its_class_noun(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By every command that names it; a token in a given prompt stays as it is."""
     cued = tmp_path / "run"
     shutil.copytree(run, cued)
@@ -142,6 +142,8 @@ def test_a_concept_is_drawn_with_its_class_noun(run: Path, tmp_path: Path) -> No
         fixed = ["--learned", str(cued), "--output", str(output), "--count=1", "--set=device=cpu", *FAST]
         assert use.main([arguments[0], *fixed, *arguments[1:]]) == 0
         assert prompts(output)[: len(expected)] == expected
+        bare = "note: 'a <tiger> on the moon': the concept was learned as '<tiger> big cat'\n"
+        assert capsys.readouterr().err == (bare if arguments[0] == "draw" else "")
 
 
 def test_the_list_says_what_was_drawn_with_what(command: Command, run: Path, tiny_model: Path, tmp_path: Path) -> None:
