@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -14,8 +16,14 @@ from pipeline.actor.samples import Samples, draw_samples, sample_requests, score
 from pipeline.config import GridConfig
 from tests.tiny_models import DIM, RESOLUTION
 from textual_inversion.concept import Concept, LearnedEmbedding
-from textual_inversion.config import SamplingConfig
+from textual_inversion.config import InversionConfig, SamplingConfig
+from textual_inversion.extractors import ClipExtractor
+from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
+from textual_inversion.learn import learn
+from textual_inversion.photos import open_photo
+
+ROOT = Path(__file__).parents[3]
 
 GRID = GridConfig(
     prompts=("a photo of a {}", "{} snow"),
@@ -70,6 +78,27 @@ def test_a_class_noun_follows_the_concept_and_changes_nothing_else(tiny_backbone
     judge = Colours()
     score(judge, [Image.new("RGB", (4, 4))], drawn)  # type: ignore[arg-type]  # a stand-in for ClipExtractor
     assert judge.read == ["a photo of a", "snow"], "no text of CLIP-T names the concept"
+
+
+@pytest.mark.slow
+def test_on_the_demo_model_concepts_are_more_like_their_photos_by_the_name_they_were_learned_by() -> None:
+    backbone = load_backbone(str(ROOT / "demo/model"), device="cpu", precision="float32")
+    judge = ClipExtractor(str(ROOT / "demo/clip"), "cpu")
+    cases = []
+    for name, word in (("tiger", "cat"), ("koala", "bear")):
+        photos = [open_photo(path.read_bytes()) for path in sorted((ROOT / "demo/images" / name).glob("*.png"))]
+        cases.append((concept(concept_id=name, placeholder_token=f"<{name}>", initializer=word), photos))
+    embeddings = learn(backbone, cases, InversionConfig(steps=100, class_cue=True), slots=2)
+    grid = GridConfig(prompts=("a photo of a {}",), images_per_prompt=4, sampling=SamplingConfig(steps=12))
+
+    def mean_likeness(embeddings: Sequence[LearnedEmbedding]) -> float:
+        return fmean(
+            score(judge, photos, draw_samples(backbone, one, embedding, grid, seed=0))["clip_i"]
+            for (one, photos), embedding in zip(cases, embeddings, strict=True)
+        )
+
+    bare = [replace(embedding, class_noun="") for embedding in embeddings]
+    assert mean_likeness(embeddings) > mean_likeness(bare)
 
 
 class Colours:
