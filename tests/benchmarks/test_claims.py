@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from benchmarks.claims import BASE, ORDER, QUESTIONS, parse, show_order
+import pytest
+
+from benchmarks.claims import BASE, ORDER, QUESTIONS, main, parse, show_order
 from benchmarks.setups import find
 
 
@@ -36,3 +39,20 @@ def test_claims_are_answered_by_their_intervals() -> None:
 def test_every_claim_is_of_a_setup() -> None:
     assert {find(setup).what for _, setup, _, _ in ORDER}
     assert parse([]).only == list(QUESTIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a photo of a {}\na photo of a {} on the beach\n")
+    small = ["grid.sampling.steps=2", "grid.images_per_prompt=1", "grid.prompts=['a photo of a {}']"]
+    questions = ["composition", "bias", "style", "mask"]
+    options = ["--concepts", "2", "--steps", "2", "--samples", "1", "--bias-pictures", "2", "--objects", "cat",
+               "--no-outside", "--prompts", str(prompts), "--output", str(tmp_path / "out")]  # fmt: skip
+    assert main(["--only", *questions, *options, *(f"--set={each}" for each in small)]) == 0
+    said = capsys.readouterr().out
+    for words in ("two learned concepts", "| car | learned anew | 0 |", "learned line-art", "| masked less unmasked |"):
+        assert words in said
+    assert {path.stem for path in (tmp_path / "out").glob("*.json")} == set(questions)
