@@ -234,8 +234,7 @@ def ask_bias(claims: Claims) -> str:
 def ask_style(claims: Claims) -> str:
     """Draw known objects in learned styles; return the shares in which style and object are named."""
     rows: list[dict[str, Any]] = []
-    path = locate(configure(claims.options).extractor)
-    classifier = CaptionClassifier(load_pretrained(CLIPModel, path).eval(), CLIPTokenizer.from_pretrained(path))
+    classifier = load_classifier(locate(configure(claims.options).extractor))
     for seed in claims.seeds:
         styles = [each for each in claims.learned(claims.options.learned, seed).concepts if each.category == "style"]
         if not styles:
@@ -252,6 +251,11 @@ def ask_style(claims: Claims) -> str:
         )
     claims.keep("style", rows)
     return show_styles(rows)
+
+
+def load_classifier(path: str) -> CaptionClassifier:
+    """Load the classifier of `demo.evaluate`."""
+    return CaptionClassifier(load_pretrained(CLIPModel, path).eval(), CLIPTokenizer.from_pretrained(path))
 
 
 def ask_mask(claims: Claims) -> str:

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from benchmarks.claims import BASE, ORDER, QUESTIONS, main, parse, show_order
+from benchmarks.claims import (
+    BASE,
+    ORDER,
+    QUESTIONS,
+    Claims,
+    ask_bias,
+    ask_composition,
+    ask_style,
+    main,
+    parse,
+    show_order,
+)
 from benchmarks.setups import find
+from pipeline.actor.library import LearnedConcept, Library
+from tests.pipeline.runs import write_photo
+from tests.tiny_models import DIM, tiny_extractor
+from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.formats import dump_diffusers
 
 
 def rows(setup: str, clip_i: tuple[float, float, float], clip_t: float) -> list[dict[str, Any]]:
@@ -39,6 +59,67 @@ def test_claims_are_answered_by_their_intervals() -> None:
 def test_every_claim_is_of_a_setup() -> None:
     assert {find(setup).what for _, setup, _, _ in ORDER}
     assert parse([]).only == list(QUESTIONS)
+
+
+@pytest.fixture
+def claims(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Claims:
+    """Claims on a tiny model, whose concepts were learned elsewhere: three objects and a style."""
+    clip = tiny_extractor("clip", tmp_path / "clip")
+    library = Library(
+        LearnedConcept(
+            name=name, placeholder_token=f"<{name}>", uri=write_embedding(tmp_path, name, seed), category=category,
+            initializer=word, images=tuple(write_photo(tmp_path / f"{name}-{i}.png", 10 * seed + i) for i in range(2)),
+        )
+        for seed, (name, category, word) in enumerate(
+            [("a", "object", "cat"), ("b", "object", "dog"), ("c", "object", "toy"), ("line", "style", "art")]
+        )
+    )  # fmt: skip
+    monkeypatch.setattr(Claims, "learned", lambda _self, _manifest, _seed: library)
+    monkeypatch.setattr("demo.captions.STYLE_TEMPLATES", {"oil": ("a rendering of a {}",)})
+    monkeypatch.setattr("demo.captions.STYLE_NAMES", {"oil": "snow"})
+    settings = [f"model={tiny_model}", f"extractor={clip}", "generation.sampling.batch_size=4"]
+    command = ["--samples", "2", "--bias-pictures", "3", "--diverse", "a:cat", "--objects", "cat", "dog",
+               "--output", str(tmp_path / "out"), *(f"--set={each}" for each in settings)]  # fmt: skip
+    return Claims(parse(command))
+
+
+def write_embedding(folder: Path, name: str, seed: int) -> str:
+    rows = 0.3 * torch.randn(1, DIM, generator=torch.Generator().manual_seed(seed))
+    path = folder / f"{name}.safetensors"
+    path.write_bytes(dump_diffusers(LearnedEmbedding(placeholder_token=f"<{name}>", vectors={"clip_l": rows})))
+    return str(path)
+
+
+def test_pairs_are_drawn_of_learned_concepts_and_of_known_words(claims: Claims) -> None:
+    said = ask_composition(claims)
+    rows = json.loads(claims.store.get("composition.json"))
+    assert len(rows) == 2 * 3 * 2  # learned and known, three pairs, two prompts
+    assert {row["concept_id"] for row in rows} == {"a + b", "b + c", "c + a", "cat + dog", "dog + toy", "toy + cat"}
+    assert all(row["halves"] in (0, 0.5, 1) and row["candidates"] == 3 for row in rows)
+    assert "(0.333)" in said
+
+
+def test_colours_of_photos_and_of_a_word_before_and_after(claims: Claims) -> None:
+    said = ask_bias(claims)
+    rows = json.loads(claims.store.get("bias.json"))
+    assert [(row["setup"], row["pictures"]) for row in rows] == [("photos", 2), ("the word", 3), ("learned anew", 3)]
+    assert "| cat | learned anew | 0 |" in said
+
+
+def test_objects_are_drawn_in_learned_and_in_named_styles(claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        def choose(self, pictures: list[Image.Image], options: list[list[str]]) -> np.ndarray:
+            return np.array([options[0].index("a photo of a cat")] * len(pictures))
+
+    monkeypatch.setattr("benchmarks.claims.load_classifier", lambda _path: Fake())
+    ask_style(claims)
+    rows = json.loads(claims.store.get("style.json"))
+    assert [(row["setup"], row["concept_id"], row["object_named"]) for row in rows] == [
+        (setup, thing, float(thing == "cat"))
+        for thing in ("cat", "dog")
+        for setup in ("learned line", "initializer of line", "oil, by name")
+    ]
+    assert {row["styles"] for row in rows} == {2}
 
 
 @pytest.mark.slow
