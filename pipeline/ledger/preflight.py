@@ -147,7 +147,7 @@ def _bulk_findings(
                 raise BadInput(f"prompt {text!r} does not have the placeholder as a word of its own")
         except BadInput as error:
             reasons.append(str(error))
-        num_outside += token in prompt.template(concept.initializer).split()
+        num_outside += token in prompt.filled(HOLE, concept.initializer, name_in_prompt(HOLE, noun)).split()
     if reasons:
         text = f"{len(reasons)} of its {len(prompts)} prompts cannot be drawn: {reasons[0]}"
         yield Finding(concept.concept_id, text, is_fatal=True)

@@ -85,6 +85,8 @@ def test_prompts_are_tried_with_the_class_noun(tiny_model: Path, tmp_path: Path)
         assert [finding.is_fatal for finding in found] == [True] * count
     assert "prompt 'a <it> cat cat cat the the" in found[0].text
     assert findings(cued, [Prompt(fits.replace("{}", "{token}"))], initializer="cat cat cat") == []
+    twice = findings(cued, [Prompt("a photo of a {}")], placeholder_token="cat")
+    assert twice[-1].text == "1 prompts also have its placeholder 'cat' outside the hole", "the noun is the placeholder"
 
 
 def test_every_text_encoder_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
