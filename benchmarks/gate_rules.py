@@ -37,17 +37,17 @@ def margin(scores: Scores) -> float:
     return scores["clip_i"] - scores["clip_i_others"]
 
 
-def share_of_room(scores: Scores) -> float:
-    """Return the gain as a share of what the photos themselves would gain; 1 where they gain nothing."""
-    room = scores["clip_i_photos"] - scores["clip_i_initializer"]
-    return gain(scores) / room if room > 0 else 1.0
+def above_midpoint(scores: Scores) -> float:
+    """Return CLIP-I less the middle between the initializer word's pictures and the photos: at 0 a concept has half of
+    what there is to gain. It needs no division by a gain that may be nothing."""
+    return scores["clip_i"] - (scores["clip_i_initializer"] + scores["clip_i_photos"]) / 2
 
 
 RULES = (
     Rule("CLIP-I", lambda scores: scores["clip_i"]),
     Rule("gain over the initializer word's pictures (the default)", gain, 0.0),
     Rule("CLIP-I over that of the photos", lambda scores: scores["clip_i"] / scores["clip_i_photos"]),
-    Rule("gain as a share of the photos' gain", share_of_room, 0.5),
+    Rule("CLIP-I above the middle of word and photos", above_midpoint, 0.0),
     Rule("margin to the nearest other concept", margin, 0.0),
     Rule("the smaller of gain and margin", lambda scores: min(gain(scores), margin(scores)), 0.0),
 )
