@@ -11,8 +11,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from tests.tiny_models import DIM, MAX_LENGTH
+from textual_inversion.compile_trial import Pass, compile_checked
 from textual_inversion.conditioning import Conditioning, LayerChanges, concatenate
+from textual_inversion.config import AdapterConfig
 from textual_inversion.cross_attention import layer_changes
+from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.lora import AdapterBatch, acting_positions, initial_adapter
 
@@ -243,20 +246,33 @@ def test_prompts_of_different_rank_share_a_conditioning() -> None:
     assert torch.equal(again.weights, joined.changes.weights[[2, 0]])
 
 
-@pytest.mark.slow
-def test_a_compiled_denoiser_takes_the_changes(tiny_model: Path) -> None:
-    from textual_inversion.compile_trial import Pass, compile_checked
-    from textual_inversion.config import AdapterConfig
-    from textual_inversion.families import load_backbone
-
-    backbone = load_backbone(str(tiny_model), device="cpu", precision="float32")
+def passes_with_changes() -> list[Pass]:
     adapter = AdapterConfig(kind="causal", rank=2, targets=PLUS_PLUS)
-    passes = [
+    return [
         Pass(2, gradients=True, adapter=adapter),
         Pass(3, gradients=False, adapter=adapter),
         Pass(3, gradients=False),
     ]
-    assert compile_checked(backbone, passes)
+
+
+@pytest.mark.slow
+def test_a_compiler_that_loses_the_gradient_to_the_changes_is_found(tiny_model: Path) -> None:
+    backbone = load_backbone(str(tiny_model), device="cpu", precision="float32")
+    assert compile_checked(backbone, passes_with_changes(), backend="eager")
+
+    def forgetful(module: Any, _inputs: list[Tensor]) -> Any:
+        def is_of_the_changes(x: object) -> bool:
+            return isinstance(x, Tensor) and x.shape == (2, 2, len(LAYERS), DIM)
+
+        return lambda *inputs: module(*(x.detach() if is_of_the_changes(x) else x for x in inputs))
+
+    assert not compile_checked(backbone, passes_with_changes(), backend=forgetful, or_plain=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_takes_the_changes(tiny_model: Path) -> None:
+    backbone = load_backbone(str(tiny_model), device="cpu", precision="float32")
+    assert compile_checked(backbone, passes_with_changes())
 
 
 def test_the_length_is_the_text_encoders(tiny_backbone: Backbone) -> None:
