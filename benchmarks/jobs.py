@@ -67,7 +67,8 @@ class Scoring:
     def key(self) -> str:
         photos = {each.concept_id: [str(h) for h in content_hashes(each.images).values()] for each in self.concepts}
         hashes = {name: extractor_hash(path) for name, path in self.extractors}
-        return row_id(photos, hashes, self.outside, *(["gate"] if self.gate else []))
+        further = [name for name, is_used in (("mirror", self.extractors), ("gate", self.gate)) if is_used]
+        return row_id(photos, hashes, self.outside, *further)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

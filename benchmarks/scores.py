@@ -2,10 +2,10 @@
 
 The run's own CLIP gives CLIP-I and CLIP-T as in Gal et al. 2022, section 5: CLIP-I on the prompts that name nothing but
 the concept, CLIP-T on all others, against the prompt without its placeholder. Further extractors, named by the user,
-give the cosine to the photos as CLIP-I does. PSNR and edge strength compare pixels with the nearest photo
-(`textual_inversion/fidelity.py`). The outside models of `demo/perceptual.py` are used where their packages are
-installed. For every extractor `_own` says which pictures are nearer to their own concept's photos than to the photos of
-any other concept; a picture that is not shows another thing.
+give the cosine to the photos as CLIP-I does, and `_mirror`, its lead over the cosine to the mirrored photos. PSNR and
+edge strength compare pixels with the nearest photo (`textual_inversion/fidelity.py`). The outside models of
+`demo/perceptual.py` are used where their packages are installed. For every extractor `_own` says which pictures are
+nearer to their own concept's photos than to the photos of any other concept; a picture that is not shows another thing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from demo import perceptual
@@ -25,7 +25,14 @@ from pipeline.config import RunConfig
 from pipeline.inputs.models import locate
 from textual_inversion.extractors import ClipExtractor, load_extractor
 from textual_inversion.fidelity import pixel_scores, pixel_scores_between_photos, to_arrays
-from textual_inversion.metrics import clip_i, clip_i_between_photos, clip_i_per_picture, clip_t_per_picture
+from textual_inversion.metrics import (
+    clip_i,
+    clip_i_between_photos,
+    clip_i_per_picture,
+    clip_t_per_picture,
+    mirror_margin,
+    mirror_margin_between_photos,
+)
 from textual_inversion.prompts import HOLE, without_placeholder
 
 TITLES = {
@@ -60,6 +67,8 @@ def score_names(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _title(name: str) -> str:
+    if name.endswith("_mirror"):
+        return f"mirror margin, {name.removesuffix('_mirror')}"
     if name.endswith("_own"):
         return f"own photos nearest, {name.removesuffix('_own')}"
     return f"{name.removesuffix('_i')} cosine"
@@ -89,6 +98,12 @@ class PictureScorer:
             self._features[name] = load_extractor(locate(path), config.device).images
         if outside:
             self._features["efficientnet"] = perceptual.efficientnet()
+        self._mirrored = {
+            name: {
+                concept: self._features[name](list(map(ImageOps.mirror, known))) for concept, known in photos.items()
+            }
+            for name in extractors
+        }
         self._distance = perceptual.shift_tolerant_lpips() if outside else None
         self._photos = photos
         self._size = (side_px, side_px)
@@ -110,6 +125,8 @@ class PictureScorer:
         values: dict[str, Tensor] = {}
         for name in self._features:
             values |= self._cosines(name, concept_id, identity or everything)
+        for name, mirrored in self._mirrored.items():
+            values |= self._mirror_margin(name, concept_id, identity or everything, mirrored[concept_id])
         values["clip_t"] = self._prompt_following(concept_id, shown, [t for t in prompts if t not in reconstruction])
         if reconstruction_is_shown := bool(identity or not shown):
             values |= self._pixels(concept_id, identity)
@@ -141,6 +158,13 @@ class PictureScorer:
         if cosines:
             found[f"{name}_own"] = (own > torch.stack(list(cosines.values())).max(0).values).float()
         return found
+
+    def _mirror_margin(self, name: str, concept_id: str, pictures: Pictures, mirrored: Tensor) -> dict[str, Tensor]:
+        """Return each picture's margin between the photos and their mirror images, positive if it faces their way."""
+        real = self._real[name][concept_id]
+        if pictures:
+            return {f"{name}_mirror": mirror_margin(self._features[name](pictures), real, mirrored)}
+        return {f"{name}_mirror": mirror_margin_between_photos(real, mirrored)}
 
     def _prompt_following(self, concept_id: str, shown: Mapping[str, Pictures], prompts: Sequence[str]) -> Tensor:
         """Return CLIP-T of each picture of the prompts that say something besides the concept."""

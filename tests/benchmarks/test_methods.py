@@ -220,6 +220,8 @@ def test_further_extractors_score_too(arguments: list[str], clip: Path, tmp_path
     row = measure([*arguments, "--extractors", f"twin={clip}"], "initializer", tmp_path)
     assert row["twin_i_pictures"] == pytest.approx(row["clip_i_pictures"])
     assert row["twin_own"] == row["clip_own"]
+    assert len(row["twin_mirror_pictures"]) == len(row["twin_i_pictures"])
+    assert abs(row["twin_mirror"]) < 0.5
     with pytest.raises(ValueError, match="give NAME=PATH"):
         jobs_of([*arguments, "--extractors", str(clip)], "initializer")
 
