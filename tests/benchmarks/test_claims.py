@@ -129,11 +129,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a photo of a {}\na photo of a {} on the beach\n")
     small = ["grid.sampling.steps=2", "grid.images_per_prompt=1", "grid.prompts=['a photo of a {}']"]
-    questions = ["composition", "bias", "style", "mask"]
+    questions = ["composition", "mask"]  # bias and style learn by the same run as composition
     options = ["--concepts", "2", "--steps", "2", "--samples", "1", "--bias-pictures", "2", "--objects", "cat",
                "--no-outside", "--prompts", str(prompts), "--output", str(tmp_path / "out")]  # fmt: skip
     assert main(["--only", *questions, *options, *(f"--set={each}" for each in small)]) == 0
     said = capsys.readouterr().out
-    for words in ("two learned concepts", "| car | learned anew | 0 |", "learned line-art", "| masked less unmasked |"):
+    for words in ("two learned concepts", "| masked less unmasked |"):
         assert words in said
     assert {path.stem for path in (tmp_path / "out").glob("*.json")} == set(questions)
