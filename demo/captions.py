@@ -1,11 +1,17 @@
-"""Words of the demo world's captions: templates, styles, colours, places, sizes.
+"""Words of the demo world's captions: templates, styles, views, relations, colours, places, sizes.
 
-Neutral prompts are the 27 templates of Textual Inversion (Gal et al. 2022, appendix D) and always show the same plain
-look, so that inversion's own prompts are inside the model's training distribution. Their adjectives ("clean", "small")
-have no meaning here, on purpose; sizes are named "tiny" and "huge".
+Neutral prompts are the 27 templates of Textual Inversion (Gal et al. 2022, appendix D) and show the plain look, so that
+inversion's own prompts are inside the model's training distribution. Adjectives of quality ("clean", "small") have no
+meaning here; sizes are named "tiny" and "huge". Adjectives that name a view ("cropped", "close-up", "bright", "dark")
+stand with such a view, mostly a mild one, in a third to a half of their captions and with the plain picture otherwise.
+The photos of a concept that is learned with these templates do not follow them, and a word that always changed the
+picture would teach the concept's row to undo the change.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
 
 # fmt: skip below: a list of short texts reads better in a block than on a line each
 NEUTRAL_TEMPLATES = (
@@ -24,18 +30,28 @@ SHORT_TEMPLATES = ("a {}", "the {}", "a picture of a {}", "a picture of the {}")
 STYLE_TEMPLATES = {
     "sticker": ("a flat sticker of a {}", "a sticker of a {}", "a flat sticker of the {}"),
     "render": ("a 3d render of a {}", "a 3d render of the {}", "a glossy 3d render of a {}"),
+    "icon": ("a vector icon of a {}", "a vector icon of the {}", "an icon of a {}"),
     "sketch": ("a pencil sketch of a {}", "a pencil drawing of a {}", "a sketch of the {}"),
     "pixel": ("pixel art of a {}", "a pixel art of a {}", "pixel art of the {}"),
     "mono": ("a black and white photo of a {}", "a black and white photo of the {}"),
     "oil": ("an oil painting of a {}", "an oil painting of the {}"),
+    "watercolor": ("a watercolor of a {}", "a watercolor painting of a {}", "a watercolor of the {}"),
+    "blueprint": ("a blueprint of a {}", "a blueprint of the {}", "a blueprint drawing of a {}"),
+    "neon": ("a neon sign of a {}", "a neon sign of the {}", "a glowing neon sign of a {}"),
+    "carving": ("a stone carving of a {}", "a stone carving of the {}", "a carving of a {}"),
 }
 STYLE_NAMES = {
     "sticker": "a flat sticker",
     "render": "a 3d render",
+    "icon": "a vector icon",
     "sketch": "a pencil sketch",
     "pixel": "pixel art",
     "mono": "a black and white photo",
     "oil": "an oil painting",
+    "watercolor": "a watercolor",
+    "blueprint": "a blueprint",
+    "neon": "a neon sign",
+    "carving": "a stone carving",
 }
 STYLE_SUFFIX_TEMPLATES = (
     "a picture of a {} in the style of {style}",
@@ -56,6 +72,49 @@ STYLE_ONLY_TEMPLATES = (
     *(f"a {adjective} painting in the style of {{style}}" for adjective in _STYLE_ONLY_ADJECTIVES),
 )
 """Textual Inversion's style templates, which name no object."""
+
+VIEW_WORDS = {
+    "zoom-in": ("zoom in", "zoomed in", "close-up"),
+    "zoom-out": ("far away", "zoomed out", "distant"),
+    "crop": ("crop", "cropped"),
+    "left": ("on the left",),
+    "right": ("on the right",),
+    "hflip": ("flip", "flipped", "mirrored"),
+    "vflip": ("flip", "upside down"),
+    "grayscale": ("gray", "grayscale"),
+    "bright": ("bright", "very bright"),
+    "dimmed": ("dark", "dim"),
+    "cutout": ("hole",),
+    "grid": ("grid of",),
+}
+"""Views, and the words that name them before the word for the medium ("a gray photo of a cat"). The first are those
+that the rows of TextBoost's augmentation tokens start from (`paired_augment.TRANSFORM_SETS`, set `release`)."""
+VIEW_PHRASES = {
+    "zoom-out": ("far away", "in the distance"),
+    "left": ("on the left",),
+    "right": ("on the right",),
+    "hflip": ("in a mirror",),
+    "vflip": ("upside down",),
+    "cutout": ("with a hole",),
+}
+"""Phrases that name a view after the object."""
+GRID_TEMPLATES = ("a grid of photos of a {}", "a grid of photos of the {}", "a grid of pictures of a {}")
+MILD_VIEW_TEMPLATES = {
+    view: tuple(template for template in NEUTRAL_TEMPLATES if f" {adjective} " in template)
+    for view, adjective in {"zoom-in": "close-up", "crop": "cropped", "bright": "bright", "dimmed": "dark"}.items()
+}
+"""Neutral templates whose adjective names a view."""
+VIEWLESS_TEMPLATES = tuple(
+    template for template in NEUTRAL_TEMPLATES if not any(template in each for each in MILD_VIEW_TEMPLATES.values())
+)
+
+RELATION_PHRASES = {
+    "beside": ("{} and {article} {}", "{} next to {article} {}"),
+    "left": ("{} to the left of {article} {}", "{} on the left and {article} {} on the right"),
+    "right": ("{} to the right of {article} {}", "{} on the right and {article} {} on the left"),
+    "on": ("{} on top of {article} {}", "{} on {article} {}"),
+}
+"""Relation of the first object to the second one, and the noun phrases that say it."""
 
 COLOURS = {
     "white": (250, 250, 250),
@@ -90,6 +149,9 @@ PLACE_PHRASES = {
 BACKGROUNDS = (*COLOURS, *PLACE_PHRASES)
 SIZES = ("tiny", "huge")
 
+_CONSONANT_SOUNDS = ("uni", "uku", "eu", "ewe", "one")
+"""Beginnings that are written with a vowel and spoken with a consonant."""
+
 
 def background_phrases(background: str) -> tuple[str, ...]:
     """Return the phrases for a background in captions: "on a red background", "in the snow"."""
@@ -98,8 +160,25 @@ def background_phrases(background: str) -> tuple[str, ...]:
     return PLACE_PHRASES[background]
 
 
+def name_views(template: str, words: Sequence[str]) -> str:
+    """Put the words of views before the template's word for the medium: "a flip dark photo of a {}"."""
+    named = re.sub(r"\b(photo|rendering|rendition)\b", rf"{' '.join(words)} \1", template, count=1)
+    return named if named.startswith("the ") else with_article(named.partition(" ")[2])
+
+
+def relation_phrase(phrase: str, first: str, second: str, article: str) -> str:
+    """Return two nouns in a phrase of `RELATION_PHRASES`; the article of the second is "the" or "a"."""
+    if article == "a":
+        article, _, second = with_article(second).partition(" ")
+    return phrase.format(first, second, article=article)
+
+
+def with_article(noun: str) -> str:
+    """Return the noun phrase with "a" or "an", by its sound."""
+    is_vowel = noun.startswith("hourglass") or (noun[:1] in set("aeiou") and not noun.startswith(_CONSONANT_SOUNDS))
+    return f"{'an' if is_vowel else 'a'} {noun}"
+
+
 def fill(template: str, noun: str) -> str:
     """Put a noun phrase in the hole, with "an" where the sound asks for it."""
-    if noun[:1] in "aeio" and noun != "unicorn":
-        template = template.replace("a {}", "an {}")
-    return template.replace("{}", noun, 1)
+    return template.replace("a {}", with_article(noun), 1).replace("{}", noun, 1)

@@ -19,7 +19,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConf
 from demo.autoencoder import to_tensor
 from demo.loop import Average, Budget, Randomness, Training, optimise
 from demo.pool import Pool
-from demo.tokenizer import MAX_LENGTH, encode
+from demo.tokenizer import encode
+from demo.warm_start import transfer_clip
 from demo.world import PICTURE_PX
 from textual_inversion.weights import load_pretrained
 
@@ -27,7 +28,7 @@ WIDTH = 192
 _LAYERS = 4
 _BATCH = 128
 _LEARNING_RATE = 1e-3
-_NAMES_ONLY_FRACTION = 0.4
+_NAMES_ONLY_FRACTION, _WARM_NAMES_ONLY_FRACTION = 0.4, 0.2
 _SCENES_PER_NAME = 4
 
 
@@ -39,7 +40,7 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         intermediate_size=4 * WIDTH,
         num_hidden_layers=_LAYERS,
         num_attention_heads=4,
-        max_position_embeddings=MAX_LENGTH,
+        max_position_embeddings=tokenizer.model_max_length,
         projection_dim=WIDTH,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -72,11 +73,13 @@ class PairSampler:
     """Sampler of pool rows whose captions name their object, so that no two rows of a batch mean the same."""
 
     def __init__(self, pool: Pool) -> None:
-        self.attributes = pool.attributes
+        self.attributes = [
+            (*attributes, *names[1:]) for attributes, names in zip(pool.attributes, pool.names, strict=True)
+        ]
         rows_of: dict[str, list[int]] = {}
-        for row, (text, name) in enumerate(zip(pool.captions, pool.names, strict=True)):
-            if name in text:
-                rows_of.setdefault(name, []).append(row)
+        for row, (text, names) in enumerate(zip(pool.captions, pool.names, strict=True)):
+            if all(name in text for name in names):
+                rows_of.setdefault(names[0], []).append(row)
         self.rows_of = [np.asarray(rows) for rows in rows_of.values()]
 
     def draw(self, batch: int, scenes_per_name: int, rng: np.random.Generator) -> np.ndarray:
@@ -112,12 +115,19 @@ def train_clip(
     seed: int,
     init_from: Path | None = None,
 ) -> None:
-    """Train the CLIP and save its averaged weights, with tokenizer and image processor, into `folder`."""
+    """Train the CLIP and save its averaged weights, with tokenizer and image processor, into `folder`.
+
+    `init_from`: folder of a CLIP to start from, which may have another vocabulary.
+    """
     torch.manual_seed(seed)
-    model = load_pretrained(CLIPModel, str(init_from)) if init_from else new_clip(tokenizer)
+    if init_from:
+        known = load_pretrained(CLIPModel, str(init_from))
+        model = transfer_clip(known, CLIPTokenizer.from_pretrained(init_from), tokenizer)
+    else:
+        model = new_clip(tokenizer)
     model = model.float().to(device).train()
     batch = _BATCH if device.type == "cpu" else 2 * _BATCH
-    names_only = 0.0 if init_from else _NAMES_ONLY_FRACTION
+    names_only = _WARM_NAMES_ONLY_FRACTION if init_from else _NAMES_ONLY_FRACTION
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=0.05, betas=(0.9, 0.98))
     randomness = Randomness(seed=seed, device=device)
     average = Average(model, decay=0.99)

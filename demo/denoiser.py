@@ -1,7 +1,7 @@
 """Train text encoder and U-Net jointly with the latent diffusion loss, and save a plain `StableDiffusionPipeline`.
 
 The model predicts v (Salimans & Ho 2022); 10 % of captions are empty, for guidance. A caption is encoded once and used
-for two draws of noise and timestep.
+for two draws of noise and timestep. Some captions hold a word that is made from a picture (`demo.unnamed`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,12 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from demo.autoencoder import LATENT_CHANNELS
 from demo.clip_model import WIDTH, declare_float32, text_encoder_of
+from demo.latent_pool import LatentPool
 from demo.loop import Average, Budget, Randomness, Training, optimise
 from demo.muon import Muon, parameter_groups
-from demo.tokenizer import encode
+from demo.tokenizer import encode, load_tokenizer
+from demo.unnamed import WordsFromPictures, open_vocabulary
+from demo.warm_start import grow_unet, transfer_text_encoder
 from textual_inversion.noise import from_scheduler_config
 from textual_inversion.weights import load_pretrained
 
@@ -35,6 +37,8 @@ _DRAWS_PER_CAPTION = 2
 _MATRIX_LR = 4e-3
 _VECTOR_LR = 1.5e-3
 _TEXT_ENCODER_LR = 2e-4
+_TABLE_LR = 1e-3
+"""Learning rate of the token table and of the network that makes words: a row is touched by few samples of a step."""
 _EMPTY_CAPTION_FRACTION = 0.1
 NUM_TRAIN_TIMESTEPS = 1000
 GUIDANCE_SCALE = 2.0
@@ -65,8 +69,8 @@ def new_unet() -> UNet2DConditionModel:
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=(96, 192),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=WIDTH,
         attention_head_dim=4,  # diffusers' name; it is the number of heads
@@ -84,16 +88,6 @@ def new_unet() -> UNet2DConditionModel:
         nn.init.zeros_(module.weight)
         nn.init.zeros_(module.bias)
     return unet
-
-
-@dataclass(frozen=True, slots=True)
-class LatentPool:
-    """Training data of the denoiser."""
-
-    latents: Tensor
-    """Scaled latents, fp16 (scene, channels, 8, 8)."""
-    input_ids: Tensor
-    """Token ids of the captions, int64 (scene, token)."""
 
 
 def stratified_timesteps(batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -119,12 +113,14 @@ def velocity_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 @contextmanager
 def mixed_precision(device: torch.device) -> Iterator[None]:
-    """Use bf16 autocast where the hardware multiplies in bf16; emulated bf16 is 12 to 25 times slower than fp32.
+    """Use bf16 autocast on a GPU and on a CPU with AMX; elsewhere fp32 is faster.
 
-    On a CPU attention is spelled out in matrix products: the fused kernel's backward pass took six times as long.
+    One step of the U-Net took 1.4 times as long in bf16 as in fp32 on a CPU with AVX512-bf16 and without AMX, and 12 to
+    25 times as long on one that emulates bf16. In bf16 on a CPU, attention is spelled out in matrix products: the fused
+    kernel's backward pass took six times as long.
     """
     is_cpu = device.type == "cpu"
-    is_native = not is_cpu or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    is_native = not is_cpu or bool(torch.cpu.get_capabilities().get("amx_bf16"))
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=is_native))
         if is_cpu and is_native:
@@ -145,6 +141,9 @@ class DenoiserTraining:
     ) -> None:
         self.unet = unet
         self.text_encoder = text_encoder
+        self.vocabulary = open_vocabulary(text_encoder)
+        self.words = WordsFromPictures(pool.features.shape[1], self.vocabulary.table.weight.detach())
+        self.words.to(randomness.device)
         self.pool = pool
         self.empty_ids = empty_ids
         self.randomness = randomness
@@ -155,18 +154,24 @@ class DenoiserTraining:
 
     def loss(self, fraction_done: float) -> tuple[Tensor, dict[str, float]]:
         """Return the mean loss of one batch, and figures to log."""
-        rows = torch.from_numpy(self.randomness.numpy.integers(0, len(self.pool.latents), self.captions))
+        rows = self.pool.sample(self.captions, self.randomness.numpy)
         latents = self.pool.latents[rows].to(self.device).float().repeat_interleave(_DRAWS_PER_CAPTION, 0)
         ids = self.pool.input_ids[rows].clone()
         ids[self.randomness.numpy.random(self.captions) < _EMPTY_CAPTION_FRACTION] = self.empty_ids
+        features = self.pool.features[self.pool.objects[rows].clamp(min=0)].to(self.device)
         noise = torch.randn(latents.shape, generator=self.randomness.torch, device=self.device)
         timesteps = stratified_timesteps(len(latents), self.randomness.torch, self.device)
         noisy, target = self.noise.corrupt(latents, noise, timesteps)
         with mixed_precision(self.device):
+            self.vocabulary.rows = self.words(features, self.randomness.torch).float()
             hidden = self.text_encoder(ids.to(self.device)).last_hidden_state
             prediction = self.unet(noisy, timesteps, hidden.repeat_interleave(_DRAWS_PER_CAPTION, 0)).sample
-        loss = velocity_loss(prediction, target).mean()
-        return loss, {"loss": loss.item()}
+        losses = velocity_loss(prediction, target)
+        figures = {"loss": losses.mean().item()}
+        is_unnamed = (self.pool.objects[rows] >= 0).repeat_interleave(_DRAWS_PER_CAPTION).to(self.device)
+        if is_unnamed.any():
+            figures["unnamed"] = losses[is_unnamed].mean().item()
+        return losses.mean(), figures
 
 
 def without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,6 +212,22 @@ def save_pipeline(
     shutil.rmtree(old, ignore_errors=True)
 
 
+def start_modules(
+    tokenizer: CLIPTokenizer, clip: Path, init_from: Path | None
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """Return the U-Net and the text encoder that a training starts from, in fp32.
+
+    With `init_from` they continue the pipeline there, which may have a smaller vocabulary and a shallower U-Net.
+    Without it the text encoder is the text tower of the CLIP in `clip`.
+    """
+    unet = new_unet()
+    if init_from is None:
+        return unet, text_encoder_of(load_pretrained(CLIPModel, str(clip)).float())
+    known = load_pretrained(CLIPTextModel, str(init_from / "text_encoder"))
+    text_encoder = transfer_text_encoder(known, load_tokenizer(init_from / "tokenizer"), tokenizer)
+    return grow_unet(load_pretrained(UNet2DConditionModel, str(init_from / "unet")), unet), text_encoder
+
+
 def train_denoiser(
     pool: LatentPool,
     tokenizer: CLIPTokenizer,
@@ -219,23 +240,21 @@ def train_denoiser(
     seed: int,
     clip: Path,
     init_from: Path | None = None,
+    decay_from: float = 0.0,
 ) -> None:
-    """Train from the text tower of the CLIP in `clip`, or from the pipeline `init_from`; save averages into
-    `folder`."""
+    """Train the modules of `start_modules`, and save their averages as a pipeline into `folder`."""
     torch.manual_seed(seed)
-    if init_from:
-        unet = load_pretrained(UNet2DConditionModel, str(init_from / "unet")).float()
-        text_encoder = load_pretrained(CLIPTextModel, str(init_from / "text_encoder")).float()
-    else:
-        unet = new_unet()
-        text_encoder = text_encoder_of(load_pretrained(CLIPModel, str(clip)).float())
+    unet, text_encoder = start_modules(tokenizer, clip, init_from)
     unet = unet.to(device).train()
     text_encoder = text_encoder.to(device).train()
     randomness = Randomness(seed=seed, device=device)
     training = DenoiserTraining(unet, text_encoder, pool, encode(tokenizer, [""])[0], randomness)
     averages = {"unet": Average(unet), "text_encoder": Average(text_encoder)}
     groups = parameter_groups(unet, matrix_lr=_MATRIX_LR, vector_lr=_VECTOR_LR)
-    groups.append({"params": list(text_encoder.parameters()), "lr": _TEXT_ENCODER_LR, "is_matrix": False})
+    table = training.vocabulary.table.weight
+    others = [parameter for parameter in text_encoder.parameters() if parameter is not table]
+    groups.append({"params": others, "lr": _TEXT_ENCODER_LR, "is_matrix": False})
+    groups.append({"params": [table, *training.words.parameters()], "lr": _TABLE_LR, "is_matrix": False})
 
     def save(step: int) -> None:
         averaged_unet = UNet2DConditionModel.from_config(without_origin(unet.config))
@@ -250,7 +269,7 @@ def train_denoiser(
         for part in averages.values():
             part.update(step)
 
-    stateful = {"unet": unet, "text_encoder": text_encoder, "randomness": randomness}
+    stateful = {"unet": unet, "text_encoder": text_encoder, "words": training.words, "randomness": randomness}
     stateful |= {f"average_{key}": part for key, part in averages.items()}
     optimise(
         Training(
@@ -263,12 +282,8 @@ def train_denoiser(
             after_step=average,
             on_save=save,
             warmup_steps=100,
+            decay_from=decay_from,
             log_every_steps=25,
             save_every_s=480,
         )
     )
-
-
-def to_latent_pool(means: Tensor, captions: list[str], tokenizer: CLIPTokenizer, scaling_factor: float) -> LatentPool:
-    """Scale the posterior means and tokenize the captions."""
-    return LatentPool(latents=(means.float() * scaling_factor).half(), input_ids=encode(tokenizer, captions))

@@ -31,6 +31,15 @@ DEFAULT_PROMPTS = (
     "a picture of a fish in the style of a 3d render",
     "a photo of a clock in front of a brick wall",
     "a photo of a tiny rocket on the moon",
+    "a vector icon of a horse",
+    "a blueprint of a bicycle",
+    "a neon sign of a butterfly",
+    "an upside down photo of a bus",
+    "a dark photo of a cat",
+    "a grid of photos of an apple",
+    "a photo of a cat and a lemon",
+    "a photo of a bear on the left and a drum on the right",
+    "a photo of a frog on top of a castle",
 )
 
 

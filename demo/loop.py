@@ -86,9 +86,12 @@ class Average:
             value.copy_(stored)
 
 
-def learning_rate_factor(step: int, fraction_done: float, warmup_steps: int, floor: float = 0.03) -> float:
-    """Return a linear warm-up times a cosine from 1 to `floor` at the end of the budget."""
-    cosine = 0.5 * (1 + math.cos(math.pi * fraction_done))
+def learning_rate_factor(
+    step: int, fraction_done: float, warmup_steps: int, decay_from: float = 0.0, floor: float = 0.03
+) -> float:
+    """Return a linear warm-up times a cosine that falls from 1 at `decay_from` of the budget to `floor` at its end."""
+    fraction_decayed = max(0.0, fraction_done - decay_from) / (1 - decay_from)
+    cosine = 0.5 * (1 + math.cos(math.pi * fraction_decayed))
     return min(1.0, (step + 1) / warmup_steps) * (floor + (1 - floor) * cosine)
 
 
@@ -105,10 +108,16 @@ class Training:
     stateful: dict
     """Objects with a `state_dict` that a continued run needs: modules, averages, randomness."""
     warmup_steps: int = 100
+    decay_from: float = 0.0
+    """Part of the budget at whose end the learning rate begins to fall."""
     log_every_steps: int = 50
     save_every_s: float = 600.0
     after_step: Callable[[int], None] = lambda step: None
     on_save: Callable[[int], None] = lambda step: None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay_from < 1:
+            raise ValueError(f"decay_from must be from 0 to below 1: {self.decay_from}")
 
     def save(self, step: int, elapsed_s: float) -> None:
         """Write the checkpoint, complete or not at all."""
@@ -139,7 +148,7 @@ def optimise(training: Training) -> int:
     saved_s = elapsed_s
     smooth: dict[str, float] = {}
     while (fraction := training.budget.fraction_done(step, elapsed_s)) < 1:
-        factor = learning_rate_factor(step, fraction, training.warmup_steps)
+        factor = learning_rate_factor(step, fraction, training.warmup_steps, training.decay_from)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
         loss, figures = training.loss(fraction)

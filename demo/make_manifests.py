@@ -29,7 +29,7 @@ _STYLE_OBJECTS = ("lion", "apple", "car", "owl", "hammer")
 DIVERSE_CONCEPT = "any-colour-car"
 """Concept for bias reduction, learned from a diverse set."""
 DIVERSE_WORD = "car"
-"""Word whose bias is reduced: the world draws an unqualified car red."""
+"""Word whose bias is reduced: the world draws most unqualified cars red."""
 PENCIL_CONCEPT = "pencil-strokes"
 """Style that the model can draw, learned from pictures alone, as if it had no name."""
 PENCIL_INITIALIZER = "painting"

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-MAX_LENGTH = 24
+MAX_LENGTH = 32
 """Tokens of every padded caption, in training as in the pipeline (diffusers pads to `model_max_length`)."""
 _SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 _START = "<|startoftext|>"
@@ -44,7 +44,7 @@ def _learn_merges(captions: Sequence[str], vocab_size: int) -> tuple[dict[str, i
     return vocab, merges
 
 
-def make_tokenizer(captions: Sequence[str], folder: Path, vocab_size: int = 1600) -> CLIPTokenizer:
+def make_tokenizer(captions: Sequence[str], folder: Path, vocab_size: int = 2000) -> CLIPTokenizer:
     """Learn the tokenizer and save it; padding is with the end token, as in CLIP."""
     vocab, merges = _learn_merges(captions, vocab_size)
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH, pad_token=_END, unk_token=_END)
@@ -58,12 +58,16 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def encode(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
-    """Return token ids, int64 (caption, MAX_LENGTH). A caption that does not fit is an error; none is cut."""
+    """Return token ids padded to the tokenizer's length, int64 (caption, token).
+
+    Raises ValueError if a caption does not fit; none is cut.
+    """
+    length = tokenizer.model_max_length
     rows = tokenizer(list(captions)).input_ids
     longest = max(range(len(rows)), key=lambda index: len(rows[index]))
-    if len(rows[longest]) > MAX_LENGTH:
+    if len(rows[longest]) > length:
         raise ValueError(f"caption of {len(rows[longest])} tokens: {captions[longest]!r}")
-    ids = torch.full((len(rows), MAX_LENGTH), tokenizer.pad_token_id)
+    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row)
     return ids

@@ -4,12 +4,13 @@
     tokenizer    captions -> byte-pair vocabulary
     autoencoder  scenes -> KL autoencoder                        | these two are independent
     judge        scenes and captions -> small CLIP, `demo/clip`  | and may run side by side
-    latents      autoencoder + scenes -> latents with zero mean and unit deviation
+    latents      autoencoder + scenes -> latents with zero mean and unit deviation, features of unnamed objects
     denoiser     latents, captions, the CLIP's text tower -> `demo/model`
     decoder      the autoencoder's decoder is trained further; may run beside the denoiser
 
-A stage that was stopped continues from its checkpoint in the work folder. `--init-from demo/model` warm-starts the
-denoiser (and `--init-from demo/clip` the CLIP) from committed weights on another machine.
+A stage that was stopped continues from its checkpoint in the work folder. `--init-from demo/model` starts the
+autoencoder and the denoiser from committed weights, `--init-from demo/clip` the CLIP. The committed vocabulary and
+U-Net may be smaller ones (`demo.warm_start`).
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from transformers import CLIPModel
 
 from demo.autoencoder import encode_pool, normalise_latents, train_autoencoder
 from demo.clip_model import train_clip
-from demo.denoiser import to_latent_pool, train_denoiser
+from demo.denoiser import train_denoiser
+from demo.latent_pool import assemble
 from demo.loop import Budget
-from demo.objects import CORE, TRAINING
-from demo.pool import build_pool, load_pool
+from demo.pool import build_pool, build_unnamed_pool, load_pool, load_unnamed_pool
 from demo.tokenizer import load_tokenizer, make_tokenizer
+from demo.unnamed import features_of
 from textual_inversion.weights import load_pretrained
 
 HERE = Path(__file__).parent
@@ -52,8 +55,8 @@ class Recipe:
     minutes: float
     """Wall-clock budget instead of steps, 0 for none."""
     init_from: Path | None
-    objects: str
-    """Objects that the denoiser is taught: "core" or "all"."""
+    decay_from: float
+    """Part of the denoiser's budget at whose end its learning rate begins to fall."""
 
     def budget(self, stage: str) -> Budget:
         """Return a budget of minutes where they are given, and of steps otherwise."""
@@ -67,6 +70,7 @@ class Recipe:
 
     def _pool(self) -> None:
         build_pool(self.work, count=self.scenes, seed=self.seed + 1, workers=os.cpu_count() or 1)
+        build_unnamed_pool(self.work, objects=self.scenes * 9 // 100, seed=self.seed + 3)
 
     def _tokenizer(self) -> None:
         make_tokenizer(load_pool(self.work).captions, self.work / "tokenizer")
@@ -79,13 +83,14 @@ class Recipe:
             budget=self.budget("autoencoder"),
             device=self.device,
             seed=self.seed,
+            init_from=self.init_from / "vae" if self.init_from else None,
         )
 
     def _judge(self) -> None:
         is_warm = self.init_from is not None
         train_clip(
             load_pool(self.work),
-            load_tokenizer(self.init_from or self.work / "tokenizer"),
+            load_tokenizer(self.work / "tokenizer"),
             self.clip,
             self.work / ("clip-warm.ckpt" if is_warm else "clip.ckpt"),
             budget=self.budget("judge"),
@@ -98,27 +103,30 @@ class Recipe:
         path = self.work / "latents.pt"
         if path.exists():
             return
-        source = self.init_from / "vae" if self.init_from else self.work / "vae"
-        model = load_pretrained(AutoencoderKL, str(source)).float().to(self.device).eval()
-        means = encode_pool(model, load_pool(self.work).pictures, self.device)
-        if not self.init_from:  # committed autoencoders are normalised already
-            means = normalise_latents(model.cpu(), means)
+        model = load_pretrained(AutoencoderKL, str(self.work / "vae")).float().to(self.device).eval()
+        unnamed = load_unnamed_pool(self.work)
+        pictures = (load_pool(self.work).pictures, unnamed.pictures, unnamed.portraits)
+        parts = [encode_pool(model, each, self.device) for each in pictures]
+        means = normalise_latents(model.cpu(), torch.cat(parts)).split([len(part) for part in parts])
         model.save_pretrained(self.work / "vae-normalised")
-        torch.save(means, path)
+        clip = load_pretrained(CLIPModel, str(self.clip)).float().eval()
+        stored = {"named": means[0], "unnamed": means[1], "features": features_of(clip, unnamed.portraits, means[2])}
+        torch.save(stored, path)
 
     def _denoiser(self) -> None:
-        tokenizer = load_tokenizer(self.init_from / "tokenizer" if self.init_from else self.work / "tokenizer")
-        vae = load_pretrained(AutoencoderKL, str(self.work / "vae-normalised")).float()
-        means = torch.load(self.work / "latents.pt")
-        scenes = load_pool(self.work)
-        names = {thing.name for thing in (CORE if self.objects == "core" else TRAINING)}
-        rows = [row for row, name in enumerate(scenes.names) if name in names]
-        captions = [scenes.captions[row] for row in rows]
-        pool = to_latent_pool(means[rows], captions, tokenizer, vae.config.scaling_factor)
+        stored = torch.load(self.work / "latents.pt")
+        pool = assemble(
+            load_pool(self.work),
+            stored["named"],
+            load_unnamed_pool(self.work),
+            stored["unnamed"],
+            stored["features"],
+            load_tokenizer(self.work / "tokenizer"),
+        )
         train_denoiser(
             pool,
-            tokenizer,
-            vae,
+            load_tokenizer(self.work / "tokenizer"),
+            load_pretrained(AutoencoderKL, str(self.work / "vae-normalised")).float(),
             self.model,
             self.work / "denoiser.ckpt",
             budget=self.budget("denoiser"),
@@ -126,6 +134,7 @@ class Recipe:
             seed=self.seed,
             clip=self.clip,
             init_from=self.init_from,
+            decay_from=self.decay_from,
         )
 
     def _decoder(self) -> None:
@@ -160,7 +169,7 @@ def _parse() -> tuple[list[str], int, Recipe]:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--init-from", type=Path, default=None, help="warm start from committed weights")
     parser.add_argument(
-        "--objects", choices=("core", "all"), default="core", help="objects that the denoiser is taught"
+        "--decay-from", type=float, default=0.0, help="part of the denoiser's budget with the full learning rate"
     )
     options = parser.parse_args()
     device = options.device
@@ -179,7 +188,7 @@ def _parse() -> tuple[list[str], int, Recipe]:
         steps=options.steps,
         minutes=options.minutes,
         init_from=options.init_from,
-        objects=options.objects,
+        decay_from=options.decay_from,
     )
     return stages, options.threads, recipe
 

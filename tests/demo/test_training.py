@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from demo.denoiser import NUM_TRAIN_TIMESTEPS, new_scheduler, stratified_timesteps, velocity_loss
+from demo.autoencoder import LATENT_CHANNELS
+from demo.denoiser import NUM_TRAIN_TIMESTEPS, DenoiserTraining, new_scheduler, stratified_timesteps, velocity_loss
+from demo.latent_pool import LatentPool, cumulative_probability
 from demo.loop import Average, Budget, Randomness, Training, learning_rate_factor, optimise
 from demo.muon import Muon, orthogonalise, parameter_groups
 from textual_inversion.noise import from_scheduler_config
@@ -27,6 +32,18 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert learning_rate_factor(0, 0.0, warmup_steps=10) == pytest.approx(0.1)
     assert learning_rate_factor(50, 0.0, warmup_steps=10) == pytest.approx(1.0)
     assert learning_rate_factor(50, 1.0, warmup_steps=10) == pytest.approx(0.03)
+
+
+def test_learning_rate_is_whole_until_its_decay_begins() -> None:
+    factors = [learning_rate_factor(50, part, warmup_steps=10, decay_from=0.6) for part in (0.0, 0.6, 0.8, 1.0)]
+    assert factors == pytest.approx([1.0, 1.0, 0.515, 0.03])
+
+
+@pytest.mark.parametrize("decay_from", [-0.1, 1.0])
+def test_decay_begins_within_the_budget(decay_from: float, tmp_path: Path) -> None:
+    _, training = _tiny_training(tmp_path / "tiny.ckpt", steps=2)
+    with pytest.raises(ValueError, match="decay_from"):
+        replace(training, decay_from=decay_from)
 
 
 def test_orthogonalise_brings_singular_values_near_one() -> None:
@@ -53,6 +70,40 @@ def test_stratified_timesteps_cover_the_schedule() -> None:
     timesteps = stratified_timesteps(10, torch.Generator().manual_seed(0), torch.device("cpu"))
     quantiles = ((timesteps + 0.5) / NUM_TRAIN_TIMESTEPS) ** 2
     assert sorted((quantiles * 10).long().tolist()) == list(range(10))
+
+
+def test_denoiser_learns_names_and_words_from_pictures_by_one_loss() -> None:
+    torch.manual_seed(0)
+    num_tokens, width = 20, 8
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, block_out_channels=(8, 8),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1, cross_attention_dim=width, attention_head_dim=2, norm_num_groups=4,
+    )  # fmt: skip
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=num_tokens, hidden_size=width, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=3, bos_token_id=0, eos_token_id=2, pad_token_id=2,
+        )
+    )  # fmt: skip
+    pool = LatentPool(
+        latents=torch.randn(2, LATENT_CHANNELS, 8, 8).half(),
+        input_ids=torch.tensor([[0, 5, 2], [0, num_tokens, 2]]),  # a name, an unnamed object
+        objects=torch.tensor([-1, 0]),
+        features=torch.randn(1, 6),
+        cumulative=cumulative_probability(["plain", "unnamed"]),
+    )
+    randomness = Randomness(seed=0, device=torch.device("cpu"))
+    training = DenoiserTraining(unet, text_encoder, pool, torch.tensor([0, 2, 2]), randomness)
+    loss, figures = training.loss(0.0)
+    loss.backward()
+    assert figures.keys() == {"loss", "unnamed"}
+    assert figures["loss"] == loss.item()
+    table = training.vocabulary.table.weight.grad
+    assert table is not None
+    touched = table.abs().sum(1).nonzero()[:, 0].tolist()
+    assert touched == [0, 2, 5]
+    assert all(each.grad is not None and each.grad.abs().max() > 0 for each in training.words.parameters())
 
 
 def _tiny_training(checkpoint: Path, steps: int) -> tuple[nn.Module, Training]:
