@@ -35,7 +35,7 @@ from benchmarks.methods import split
 from benchmarks.timing import say, table, table_line
 from demo.art import load_atlas
 from demo.make_manifests import HERE, concept_scenes
-from demo.objects import CORE
+from demo.objects import TRAINING
 from demo.world import draw
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
@@ -176,9 +176,9 @@ def known_word(models: Models, word: str, initializer: str, options: argparse.Na
 
 def render_photos(word: str, work: Path) -> list[Image.Image]:
     """Draw the photos of a taught object like those of the demo's concepts; `work` holds the art."""
-    things = [thing for thing in CORE if thing.name == word]
+    things = [thing for thing in TRAINING if thing.name == word]
     if not things:
-        raise ValueError(f"{word!r} is no core object of the demo world (demo/objects.py); --photos drawn needs none")
+        raise ValueError(f"{word!r} is no taught object of the demo world (demo/objects.py); --photos drawn needs none")
     atlas = load_atlas(work)
     seed = crc32(word.encode())
     scenes = concept_scenes(things[0])

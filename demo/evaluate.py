@@ -1,9 +1,10 @@
 """Measure the demo model on fresh scenes of known objects: `python -m demo.evaluate`.
 
 Scenes come from a seed that no training used. Accuracy on real scenes shows how good the CLIP is, which bounds the
-other figures; accuracy on drawn pictures shows how well the diffusion model follows the name, the place and the style
-of a prompt, as the CLIP classifies them. Results go to `demo/figures.json`, with the command, the versions and the
-time.
+other figures; accuracy on drawn pictures shows how well the diffusion model follows the name, the place, the style and
+the view of a prompt, as the CLIP classifies them. A pair counts as named if each object is named among 100 on its own
+half of the picture, so the CLIP need not understand texts about two. For nouns whose colour varies unsaid the figure is
+the entropy of their colours. Results go to `demo/figures.json`, with the command, the versions and the time.
 """
 
 from __future__ import annotations
@@ -26,20 +27,33 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from demo import captions
 from demo.art import Atlas, load_atlas
 from demo.autoencoder import to_tensor
 from demo.clip_model import features
 from demo.denoiser import GUIDANCE_SCALE
 from demo.grid import load_pipeline
-from demo.objects import CORE, TRAINING, WorldObject
+from demo.objects import TRAINING
+from demo.questions import (
+    ColourQuestion,
+    PairQuestion,
+    Question,
+    colour_questions,
+    mean_entropy_bits,
+    name_questions,
+    pair_questions,
+    place_questions,
+    style_questions,
+    view_questions,
+)
 from demo.tokenizer import encode
+from demo.views import VIEWS
 from demo.world import PICTURE_PX, STYLES, Scene, draw, sample_scene
 from textual_inversion.weights import load_pretrained
 
 HERE = Path(__file__).parent
 _SEED = 20_261_121
 _NUM_NAMES = 100
+AnyQuestion = Question | PairQuestion | ColourQuestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,70 +84,6 @@ class CaptionClassifier:
         return scores.gather(1, columns).argmax(1).numpy()
 
 
-def name_question(things: Sequence[WorldObject]) -> list[str]:
-    """Return one neutral caption for each name."""
-    return [captions.fill("a photo of a {}", thing.name) for thing in things]
-
-
-def place_question(thing: WorldObject) -> list[str]:
-    """Return captions of the same object in every place."""
-    return [
-        captions.fill("a photo of a {}", thing.name) + f" {phrases[0]}" for phrases in captions.PLACE_PHRASES.values()
-    ]
-
-
-def style_question(thing: WorldObject) -> list[str]:
-    """Return captions of the same object in every style, the plain look first."""
-    templates = ["a photo of a {}", *(options[0] for options in captions.STYLE_TEMPLATES.values())]
-    return [captions.fill(template, thing.name) for template in templates]
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Pictures to make (prompts for the model, scenes for the world) with the captions to choose from and the right
-    ones."""
-
-    prompts: list[str]
-    scenes: list[Scene]
-    options: list[list[str]]
-    answers: np.ndarray
-
-
-def name_questions(things: Sequence[WorldObject], repeats: int) -> Question:
-    """Make questions about the name."""
-    question = name_question(things)
-    indices = np.tile(np.arange(len(things)), repeats)
-    return Question(
-        prompts=[question[index] for index in indices],
-        scenes=[Scene(things[index]) for index in indices],
-        options=[question] * len(indices),
-        answers=indices,
-    )
-
-
-def place_questions(things: Sequence[WorldObject], per_place: int) -> Question:
-    """Make questions about the place, with the name given."""
-    places = list(captions.PLACE_PHRASES)
-    pairs = [(place, things[i * len(places) + place]) for i in range(per_place) for place in range(len(places))]
-    return Question(
-        prompts=[place_question(thing)[place] for place, thing in pairs],
-        scenes=[Scene(thing, background=places[place]) for place, thing in pairs],
-        options=[place_question(thing) for _, thing in pairs],
-        answers=np.asarray([place for place, _ in pairs]),
-    )
-
-
-def style_questions(things: Sequence[WorldObject], per_style: int) -> Question:
-    """Make questions about the style, with the name given."""
-    pairs = [(style, things[i * len(STYLES) + style]) for i in range(per_style) for style in range(len(STYLES))]
-    return Question(
-        prompts=[style_question(thing)[style] for style, thing in pairs],
-        scenes=[Scene(thing, style=STYLES[style]) for style, thing in pairs],
-        options=[style_question(thing) for _, thing in pairs],
-        answers=np.asarray([style for style, _ in pairs]),
-    )
-
-
 def real_pictures(scenes: Sequence[Scene], atlas: Atlas) -> list[Image.Image]:
     """Return the world's own drawings of the scenes."""
     return [draw(scene, atlas, np.random.default_rng((_SEED, index))) for index, scene in enumerate(scenes)]
@@ -162,7 +112,8 @@ def autoencoder_psnr(pipeline: StableDiffusionPipeline, atlas: Atlas, count: int
     errors = []
     for start in range(count):
         rng = np.random.default_rng((_SEED, 1, start))
-        picture = to_tensor(np.asarray(draw(sample_scene(TRAINING, rng), atlas, rng))[None], torch.device("cpu"))
+        scene = sample_scene(TRAINING, rng)
+        picture = to_tensor(np.asarray(draw(scene, atlas, rng))[None], torch.device("cpu"))
         decoded = pipeline.vae.decode(pipeline.vae.encode(picture).latent_dist.mean).sample.clamp(-1, 1)
         errors.append((decoded - picture).pow(2).mean().item())
     per_picture = 10 * np.log10(4 / np.asarray(errors))
@@ -174,27 +125,66 @@ def accuracy(classifier: CaptionClassifier, pictures: Sequence[Image.Image], que
     return float((classifier.choose(pictures, question.options) == question.answers).mean())
 
 
+def halves(picture: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """Return the middle square of the left half and of the right half, at the picture's size."""
+    side, height = picture.width // 2, picture.height
+    boxes = ((left, (height - side) / 2, left + side, (height + side) / 2) for left in (0, side))
+    left, right = (picture.resize(picture.size, Image.Resampling.BICUBIC, box=box) for box in boxes)
+    return left, right
+
+
+def pair_accuracy(
+    classifier: CaptionClassifier, pictures: Sequence[Image.Image], question: PairQuestion
+) -> dict[str, float]:
+    """Return the share of pictures in which CLIP names both objects rightly, each on a half of its own, and the share
+    in which they are also on the sides that the prompt says, among prompts that say them."""
+    cut = [half for picture in pictures for half in halves(picture)]
+    named = classifier.choose(cut, [question.options] * len(cut)).reshape(-1, 2)
+    are_named = (np.sort(named, 1) == np.sort(question.answers, 1)).all(1)
+    are_in_place = (named == question.answers).all(1)[question.is_ordered]
+    return {"both_named": float(are_named.mean()), "both_in_place": float(are_in_place.mean())}
+
+
+def colour_entropy(classifier: CaptionClassifier, pictures: Sequence[Image.Image], question: ColourQuestion) -> float:
+    """Return the entropy in bits of the colours that CLIP sees in pictures of one noun, averaged over nouns."""
+    return mean_entropy_bits(classifier.choose(pictures, question.options), question.nouns)
+
+
+def _measure(classifier: CaptionClassifier, pictures: Sequence[Image.Image], question: AnyQuestion) -> float | dict:
+    if isinstance(question, PairQuestion):
+        return pair_accuracy(classifier, pictures, question)
+    if isinstance(question, ColourQuestion):
+        return colour_entropy(classifier, pictures, question)
+    return accuracy(classifier, pictures, question)
+
+
+def all_questions(repeats: int) -> dict[str, AnyQuestion]:
+    """Return the questions by the name of their figure."""
+    order = np.random.default_rng(_SEED).permutation(len(TRAINING))
+    things = [TRAINING[index] for index in order]
+    return {
+        f"name_of_{_NUM_NAMES}": name_questions(things[:_NUM_NAMES], repeats),
+        "place_of_8": place_questions(things, 6 * repeats),
+        f"style_of_{len(STYLES)}": style_questions(things, 7 * repeats),
+        f"view_of_{1 + len(VIEWS)}": view_questions(things, 6 * repeats),
+        f"pair_of_{_NUM_NAMES}_each": pair_questions(things[:_NUM_NAMES], 50 * repeats),
+        "colour_entropy_bits": colour_questions(things, 8 * repeats, _SEED),
+    }
+
+
 def evaluate(options: argparse.Namespace) -> dict:
     """Compute all figures."""
     atlas = load_atlas(options.work)
     pipeline = load_pipeline(options.model)
     pipeline.set_progress_bar_config(disable=True)
     clip = load_pretrained(CLIPModel, str(options.clip)).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(options.clip)
-    classifier = CaptionClassifier(clip, tokenizer)
-    order = np.random.default_rng(_SEED).permutation(len(CORE))
-    things = [CORE[index] for index in order]
-    questions = {
-        "name_of_100": name_questions(things[:_NUM_NAMES], options.repeats),
-        "place_of_8": place_questions(things, 6 * options.repeats),
-        "style_of_7": style_questions(things, 7 * options.repeats),
-    }
+    classifier = CaptionClassifier(clip, CLIPTokenizer.from_pretrained(options.clip))
     figures: dict = {"autoencoder_psnr": autoencoder_psnr(pipeline, atlas, 400), "real": {}, "drawn": {}}
-    for key, question in questions.items():
-        figures["real"][key] = accuracy(classifier, real_pictures(question.scenes, atlas), question)
+    for key, question in all_questions(options.repeats).items():
+        figures["real"][key] = _measure(classifier, real_pictures(question.scenes, atlas), question)
         if not options.is_real_only:
             pictures = drawn_pictures(pipeline, question.prompts, steps=options.steps, guidance=options.guidance)
-            figures["drawn"][key] = accuracy(classifier, pictures, question)
+            figures["drawn"][key] = _measure(classifier, pictures, question)
         figures[f"num_{key}"] = len(question.prompts)
         print(json.dumps(figures), flush=True)
     figures["sampler"] = {"scheduler": "DDIM", "steps": options.steps, "guidance": options.guidance}
@@ -210,7 +200,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "figures.json")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=GUIDANCE_SCALE)
-    parser.add_argument("--repeats", type=int, default=2, help="pictures of every name; places and styles in step")
+    parser.add_argument("--repeats", type=int, default=2, help="pictures of every name; other questions in step")
     parser.add_argument(
         "--real-only", dest="is_real_only", action="store_true", help="only real scenes and the autoencoder"
     )

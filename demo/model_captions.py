@@ -2,8 +2,8 @@
 
     python -m demo.model_captions
 
-They are captions of random scenes of the objects that the denoiser was taught; no picture is drawn. To be run
-again whenever the world's captions change.
+They are captions of random scenes of the taught objects; no picture is drawn. To be run again with every new model: the
+captions must be of the version of the world that the model was trained in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demo.objects import CORE
+from demo.objects import TRAINING
 from demo.world import caption, sample_scene
 
 FILE = Path(__file__).resolve().parent / "model" / "captions.txt"
@@ -25,7 +25,7 @@ def sample_captions(count: int, seed: int) -> tuple[str, ...]:
     rng = np.random.default_rng(seed)
     found: dict[str, None] = {}
     while len(found) < count:
-        text = caption(sample_scene(CORE, rng), rng)
+        text = caption(sample_scene(TRAINING, rng), rng)
         if len(text.split()) > 1:
             found[text] = None
     return tuple(found)

@@ -115,8 +115,6 @@ def _parse_held_out(entry: str) -> HeldOutObject:
 
 
 TRAINING: tuple[WorldObject, ...] = tuple(_parse(entry) for entry in _TRAINING.split())
-CORE = TRAINING
-"""Objects taught to the denoiser: all."""
 HELD_OUT: tuple[HeldOutObject, ...] = tuple(_parse_held_out(entry) for entry in _HELD_OUT.split())
 
 UNTINTED = frozenset({"red book", "green book", "orange book"})

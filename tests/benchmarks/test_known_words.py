@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.known_words import ITSELF, WORDS, by_word, main, render_photos, summary
-from demo.objects import CORE
+from demo.make_manifests import HERE
+from demo.objects import TRAINING
+from demo.tokenizer import load_tokenizer
 from textual_inversion.config import SamplingConfig
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
@@ -50,12 +52,14 @@ def test_differences_are_taken_word_by_word() -> None:
 
 
 def test_words_are_taught_to_the_demo_model() -> None:
-    names = {thing.name for thing in CORE}
+    names = {thing.name for thing in TRAINING}
     assert [each for each in WORDS if not {*each.split(":")} <= names] == []
+    vocabulary = load_tokenizer(HERE / "model/tokenizer").get_vocab()
+    assert [word for each in WORDS for word in each.split(":") if f"{word}</w>" not in vocabulary] == []
 
 
 def test_an_unknown_word_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'violin' is no core object"):
+    with pytest.raises(ValueError, match="'violin' is no taught object"):
         render_photos("violin", tmp_path)
 
 
