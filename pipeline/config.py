@@ -264,7 +264,7 @@ class RunConfig:
     """Folder or URI under which everything is written."""
 
     model: str = "demo/model"
-    """Directory or hub id of a Stable Diffusion checkpoint in diffusers layout."""
+    """Directory or hub id of a text-to-image checkpoint in diffusers layout."""
 
     extractor: str = "demo/clip"
     """Directory or hub id of the CLIP that scores the sample pictures; empty turns scores off."""

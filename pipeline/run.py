@@ -19,7 +19,7 @@ from pipeline.config_file import load_config, recipe
 from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
 from pipeline.gate_retries import concepts_to_retry, retry_rules
 from pipeline.inputs.manifest import read_by_priority
-from pipeline.inputs.models import load_model_vocabularies, locate
+from pipeline.inputs.models import check_model, load_model_vocabularies, locate
 from pipeline.inputs.prompt_table import read_prompts
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.ledger.preflight import examine
@@ -158,6 +158,7 @@ def run(config: RunConfig, selection: Selection = ALL_CONCEPTS, *, until: float 
     `until` is the moment after which no concept is begun, in seconds since 1970. `prune` deletes at the end what the
     manifest no longer accounts for. Raises ValueError for what is wrong before anything has begun.
     """
+    check_model(config)  # here and not in every actor
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     stages = Run(config, selection, until)
     stats = stages.stats

@@ -10,9 +10,17 @@ from typing import Any
 
 import torch
 import transformers
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    LDMTextToImagePipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    VQModel,
+)
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from textual_inversion.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
@@ -60,6 +68,37 @@ def tiny_stable_diffusion(directory: Path | str, prediction_type: str = "epsilon
     return Path(directory)
 
 
+def tiny_latent_diffusion(directory: Path | str, autoencoder: str = "vq", seed: int = 0) -> Path:
+    """Save a random LDMTextToImagePipeline with a "vq" or "kl" autoencoder, whose pictures have the sides of
+    `tiny_stable_diffusion`'s; returns its directory."""
+    tokenizer = tiny_wordpiece()
+    text_encoder = LDMBertModel(
+        LDMBertConfig(
+            vocab_size=len(tokenizer), d_model=DIM, encoder_layers=2, encoder_ffn_dim=2 * DIM,
+            encoder_attention_heads=2, head_dim=8,
+        )
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=4, in_channels=4, out_channels=4, block_out_channels=(32, 32), layers_per_block=1,
+        norm_num_groups=8, attention_head_dim=2, cross_attention_dim=DIM,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    blocks: dict[str, Any] = {  # the pipeline takes it that latents have an eighth of the picture's sides
+        "block_out_channels": (8, 8, 16, 16), "latent_channels": 4, "norm_num_groups": 4, "sample_size": RESOLUTION,
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }  # fmt: skip
+    vae = VQModel(num_vq_embeddings=64, **blocks) if autoencoder == "vq" else AutoencoderKL(**blocks)
+    for offset, module in enumerate((text_encoder, unet, vae)):
+        _fill(module, seed * 3 + offset)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    )  # as in ldm-text2im-large-256: the first timestep is 0
+    LDMTextToImagePipeline(
+        vqvae=vae, bert=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+    ).save_pretrained(directory, safe_serialization=True)
+    return Path(directory)
+
+
 def tiny_extractor(kind: str, directory: Path, seed: int = 0) -> Path:
     """Save a random model of one of the kinds that `extractors` knows; returns its directory."""
     tokenizer = tiny_tokenizer()
@@ -93,6 +132,16 @@ def tiny_tokenizer() -> CLIPTokenizer:
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH, pad_token="<|endoftext|>")
+
+
+def tiny_wordpiece() -> BertTokenizer:
+    """Make a BERT tokenizer in which every word of the templates is a token, and that spells out other words of
+    letters a-z."""
+    templates = " ".join(OBJECT_TEMPLATES + STYLE_TEMPLATES).replace("{}", "").replace("-", " ")
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    words = sorted({*templates.split(), *NOUNS} - set(letters))
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"!',-.:<>*", *letters, *(f"##{each}" for each in letters)]
+    return BertTokenizer(vocab={token: i for i, token in enumerate(tokens + words)}, do_lower_case=True)
 
 
 def _byte_letters() -> list[int]:

@@ -32,7 +32,7 @@ class HashedWords:
 
     def __init__(self, size: int = VOCAB_SIZE, max_length: int = MAX_LENGTH) -> None:
         self.size, self.max_length = size, max_length
-        self.end_of_text = END
+        self.end_of_text = self.unknown = END
         self.max_tokens = max_length - 2
 
     def tokenize(self, text: str) -> list[int]:
@@ -68,7 +68,7 @@ class ToyBackbone:
         self.resolution = 8
         self.latent_shape = (2, 4, 4)
         processes: dict[str, type[Epsilon] | type[VPrediction]] = {"epsilon": Epsilon, "v_prediction": VPrediction}
-        self.noise: Noise = processes[prediction_type](ALPHAS_CUMPROD.to(device), {})
+        self.noise: Noise = processes[prediction_type](ALPHAS_CUMPROD.to(device), {"steps_offset": 1})
         self.guidance_scale = 5.0
         self.vocabularies: Vocabularies = dict.fromkeys(DIMS, VOCABULARY)
         self.token_tables: Mapping[str, TokenTable] = {

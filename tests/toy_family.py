@@ -75,7 +75,7 @@ def write_model(directory: Path, seed: int = 0, **scheduler: Any) -> Path:
 class Words:
     """Hashed words between a start and an end, padded with the end: ids of whole words up to the vocabulary's size."""
 
-    size, end_of_text, max_tokens = VOCAB_SIZES["words"], END, LENGTHS["words"] - 2
+    size, end_of_text, unknown, max_tokens = VOCAB_SIZES["words"], END, END, LENGTHS["words"] - 2
 
     def tokenize(self, text: str) -> list[int]:
         return [3 + zlib.crc32(word.encode()) % (self.size - 3) for word in text.split()]
@@ -89,7 +89,7 @@ class Words:
 class Letters:
     """Letters without a start, padded with a word of its own, as T5 has it."""
 
-    size, end_of_text, max_tokens = VOCAB_SIZES["letters"], END, LENGTHS["letters"] - 1
+    size, end_of_text, unknown, max_tokens = VOCAB_SIZES["letters"], END, END, LENGTHS["letters"] - 1
 
     def tokenize(self, text: str) -> list[int]:
         return [3 + ord(letter) % (self.size - 3) for letter in text.replace(" ", "")]

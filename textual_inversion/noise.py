@@ -125,14 +125,14 @@ class _DiscreteTime(ABC):
         return timesteps
 
     def begin(self, solver: str, steps: int) -> SolverRun:
-        """Begin a run of `ddim` or `dpm++` (DPM-Solver++(2M)) on the checkpoint's own schedule.
+        """Begin a run of `ddim` (with eta 0) or `dpm++` (DPM-Solver++(2M)) on the checkpoint's own schedule.
 
-        Latents are not bounded by 1, so samples are not clipped, and the first timestep is not 0: the two settings
-        that StableDiffusionPipeline corrects in old checkpoints. Raises ValueError for another solver.
+        Samples are never clipped to [-1, 1], whatever the schedule's settings say: latents are not bounded by 1. Raises
+        ValueError for another solver.
         """
         from diffusers import DDIMScheduler, DPMSolverMultistepScheduler  # takes seconds
 
-        config = {**self._scheduler_config, "clip_sample": False, "steps_offset": 1}
+        config = {**self._scheduler_config, "clip_sample": False}
         if solver == "ddim":
             scheduler = DDIMScheduler.from_config(config)
         elif solver == "dpm++":
@@ -271,6 +271,11 @@ def from_scheduler_config(config: Mapping[str, Any], device: torch.device) -> No
             if config.get(name):
                 raise ValueError(f"{name} = {config[name]!r} in the scheduler's config is not supported")
         return RectifiedFlow(config.get("num_train_timesteps", 1000), config.get("shift", 1.0), device=device)
+    if str(config.get("_class_name")).startswith("FlowMatch") or config.get("use_flow_sigmas"):
+        raise ValueError(
+            f"the scheduler {config.get('_class_name')} is not supported; of rectified flow, "
+            "FlowMatchEulerDiscreteScheduler is"
+        )
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in _DISCRETE:
         raise ValueError(

@@ -33,6 +33,11 @@ class Vocabulary(Protocol):
         ...
 
     @property
+    def unknown(self) -> int:
+        """Id that stands for a part of a text that the tokenizer has no token for; it may be the end of the text."""
+        ...
+
+    @property
     def max_tokens(self) -> int:
         """Largest number of ids that `assemble` can take."""
         ...
@@ -181,11 +186,11 @@ def with_augmentation_words(template: str, before: Sequence[str], after: Sequenc
 def token_ids(text: str, vocabulary: Vocabulary) -> list[int]:
     """Tokenize a text. Raises BadInput if the tokenizer has no token for a part of it.
 
-    A tokenizer writes the token that ends a prompt for such a part, and the encoder would ignore all ids behind it.
-    The same token can be written out in the text.
+    CLIP's tokenizer writes the token that ends a prompt for such a part, and the encoder would ignore all ids behind
+    it; others have a token that says nothing. The same tokens can be written out in the text.
     """
     ids = vocabulary.tokenize(text)
-    if vocabulary.end_of_text in ids:
+    if not {vocabulary.end_of_text, vocabulary.unknown}.isdisjoint(ids):
         raise BadInput(f"the model's tokenizer has no token for something in {text.strip()!r}; leave it out")
     return ids
 

@@ -38,6 +38,7 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self.size = size
         self.end_of_text: int = tokenizer.eos_token_id
+        self.unknown = self.end_of_text  # CLIP has no token of its own for what is not in its vocabulary
         self.max_length: int = min(tokenizer.model_max_length, max_positions)
         """Number of ids in an assembled prompt, start, end and padding included."""
         self.max_tokens = self.max_length - 2
@@ -59,12 +60,17 @@ class Tokenizer:
         """Add start, end and padding: `max_length` ids. Raises BadInput if they do not fit."""
         padding = self.max_tokens - len(ids)
         if padding < 0:
-            raise BadInput(
-                f"{len(ids)} tokens are {-padding} more than the {self.max_tokens} that fit; shorten the prompt "
-                "or use fewer vectors"
-            )
+            raise BadInput(too_long(len(ids), self.max_tokens))
         tokenizer = self._tokenizer
         return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] + [tokenizer.pad_token_id] * padding
+
+
+def too_long(num_tokens: int, max_tokens: int) -> str:
+    """Return the message that a prompt does not fit."""
+    return (
+        f"{num_tokens} tokens are {num_tokens - max_tokens} more than the {max_tokens} that fit; shorten the prompt or "
+        "use fewer vectors"
+    )
 
 
 def read_tokenizer(directory: Path | str) -> Any:

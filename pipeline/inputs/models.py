@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import RunConfig
 from pipeline.inputs.content_hash import folder_hash
-from textual_inversion import model_files
-from textual_inversion.families import load_vocabularies
+from textual_inversion import families, model_files
 
 if TYPE_CHECKING:
     from textual_inversion.prompts import Vocabularies
@@ -60,5 +59,11 @@ def with_captions(config: RunConfig) -> RunConfig:
 
 
 def load_model_vocabularies(config: RunConfig) -> Vocabularies:
-    """Read the model's vocabularies alone, without torch. Raises ValueError if they cannot be read."""
-    return load_vocabularies(locate(config.model))
+    """Check the model (see `check_model`) and read its vocabularies. Raises ValueError if they cannot be read."""
+    return families.load_vocabularies(locate(config.model))
+
+
+def check_model(config: RunConfig) -> None:
+    """Check the model's configurations and the headers of its weights, without torch. Raises ValueError for a model
+    that no actor could load."""
+    families.check_model(locate(config.model))

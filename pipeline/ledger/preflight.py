@@ -126,11 +126,16 @@ def _remarks(concept: Concept, vocabularies: Vocabularies) -> Iterator[str]:
             f"initializer {concept.initializer!r} is not in the model's vocabulary: it is spelled out in {num_tokens} "
             "tokens, whose mean is a poor start; use a plainer word"
         )
-    if any(len(each.tokenize(concept.placeholder_token)) == 1 for each in vocabularies.values()):
+    if any(_is_word(concept.placeholder_token, each) for each in vocabularies.values()):
         yield (
             f"placeholder {concept.placeholder_token!r} is a word of the model's own vocabulary: here it stands for "
             "the concept in every prompt, and diffusers refuses to load a file under it; '<...>' would be safe"
         )
+
+
+def _is_word(text: str, vocabulary: Vocabulary) -> bool:
+    ids = vocabulary.tokenize(text)
+    return len(ids) == 1 and ids != [vocabulary.unknown]
 
 
 def _bulk_findings(
@@ -162,6 +167,7 @@ class _CachedVocabulary:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.size = vocabulary.size
         self.end_of_text = vocabulary.end_of_text
+        self.unknown = vocabulary.unknown
         self.max_tokens = vocabulary.max_tokens
         self.assemble = vocabulary.assemble
         self._ids = lru_cache(4096)(lambda text: tuple(vocabulary.tokenize(text)))

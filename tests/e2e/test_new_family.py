@@ -1,9 +1,10 @@
-"""A model of a new family through the whole command on real Ray."""
+"""Models of other families through the whole command on real Ray."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,21 +12,36 @@ from PIL import Image
 
 from pipeline.actor.library import read_embedding
 from tests.pipeline.runs import tiny_toml, write_manifest
+from tests.tiny_models import DIM, tiny_latent_diffusion
 from tests.toy_family import WIDTHS, write_model
 
 ROOT = Path(__file__).parents[2]
 
 
+TOY = ("tests.e2e.run_toy_family", WIDTHS, {f"{key}.{layer}" for key in WIDTHS for layer in ("fc1", "fc2")})
+BERT = (
+    "pipeline.run",
+    {"bert": DIM},
+    {f"model.layers.{block}.{layer}" for block in (0, 1) for layer in ("fc1", "fc2")},
+)
+
+
 @pytest.mark.own_cluster
 @pytest.mark.slow
-def test_a_family_of_two_text_encoders(tmp_path: Path) -> None:
-    model, output = write_model(tmp_path / "model"), tmp_path / "out"
+@pytest.mark.parametrize(
+    ("write", "module", "widths", "layers"),
+    [pytest.param(write_model, *TOY, id="two text encoders"), pytest.param(tiny_latent_diffusion, *BERT, id="BERT")],
+)
+def test_a_family_through_the_whole_command(
+    tmp_path: Path, write: Callable[[Path], Path], module: str, widths: dict[str, int], layers: set[str]
+) -> None:
+    model, output = write(tmp_path / "model"), tmp_path / "out"
     manifest, prompts = write_manifest(tmp_path, ["a", "b", "c"]), tmp_path / "prompts.txt"
     prompts.write_text("a photo of a {}\nthe photo of a {}\n")
     inversion = {"steps": 6, "batch_size": 2, "adapter": {"kind": "lora", "rank": 1, "targets": ["fc1", "fc2"]}}
     config = tmp_path / "job.toml"
     config.write_text(tiny_toml(model, actors={"count": 1}, inversion=inversion))
-    command = [sys.executable, "-m", "tests.e2e.run_toy_family", str(manifest), "--config", str(config)]
+    command = [sys.executable, "-m", module, str(manifest), "--config", str(config)]
     command += ["--output", str(output), "--prompts", str(prompts)]
 
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
@@ -36,10 +52,10 @@ def test_a_family_of_two_text_encoders(tmp_path: Path) -> None:
         (found,) = output.glob(f"concepts/{name}/*/learned_embeds.safetensors")
         embedding = read_embedding(str(found))
         assert {key: tuple(rows.shape) for key, rows in embedding.vectors.items()} == {
-            key: (1, width) for key, width in WIDTHS.items()
+            key: (1, width) for key, width in widths.items()
         }
         assert embedding.adapter is not None
-        assert embedding.adapter.tensors.keys() == {f"{key}.{layer}" for key in WIDTHS for layer in ("fc1", "fc2")}
+        assert embedding.adapter.tensors.keys() == layers
         with Image.open(found.parent / "grid.png") as grid:
             assert grid.width > 200
 

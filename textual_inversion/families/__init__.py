@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from textual_inversion import model_files
+from textual_inversion.model_checks import UNetLayout
 
 if TYPE_CHECKING:
     from textual_inversion.families.base import Backbone
@@ -26,6 +27,9 @@ class Family:
     """Import path of a module with `load(files, *, device, precision) -> Backbone`."""
     vocabularies: str
     """Import path of a module, free of torch, with `load_vocabularies(directory) -> Vocabularies`."""
+    layout: UNetLayout | None = None
+    """Folders that a model must have, whose `check(files)` refuses without torch what `load` could not use; None for a
+    family that checks nothing beforehand."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -33,6 +37,28 @@ FAMILIES: dict[str, Family] = {
         description="Stable Diffusion 1.x and 2.x",
         module="textual_inversion.families.sd",
         vocabularies="textual_inversion.tokenizer",
+        layout=UNetLayout(
+            text_encoder="text_encoder",
+            text_encoder_classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
+            token_table="token_embedding.weight",
+            width="hidden_size",
+            autoencoder="vae",
+            autoencoder_classes=("AutoencoderKL",),
+        ),
+    ),
+    "LDMTextToImagePipeline": Family(
+        description="latent diffusion with a BERT text encoder",
+        module="textual_inversion.families.ldm",
+        vocabularies="textual_inversion.wordpiece",
+        layout=UNetLayout(
+            text_encoder="bert",
+            text_encoder_classes=("LDMBertModel",),
+            token_table="embed_tokens.weight",
+            width="d_model",
+            min_positions=77,  # the length of every prompt
+            autoencoder="vqvae",
+            autoencoder_classes=("AutoencoderKL", "VQModel"),
+        ),
     ),
 }
 """Diffusers pipeline class, as `model_index.json` names it -> the family that serves it."""
@@ -44,18 +70,36 @@ def load_backbone(model: str, *, device: str = "auto", precision: str = "auto") 
     `device`: a torch device; `auto` is CUDA where there is one. `precision`: `float32`, `bfloat16` or `float16` of
     the denoiser; `auto` is bfloat16 on CUDA, float32 elsewhere. Raises ValueError for a model it cannot serve.
     """
-    files = model_files.find_model_files(model)
-    module = import_module(_family(model, files).module)
+    files, family = _checked(model)
+    module = import_module(family.module)
     backbone: Backbone = module.load(files, device=device, precision=precision)
     return backbone
 
 
 def load_vocabularies(model: str) -> Vocabularies:
-    """Read the vocabularies of a model alone, without torch. Raises ValueError if they cannot be read."""
-    files = model_files.find_model_files(model)
-    module = import_module(_family(model, files).vocabularies)
+    """Check a model by its configurations and the headers of its weights, and read its vocabularies, without torch.
+
+    Raises ValueError for a model that `load_backbone` would refuse by these files, and if they cannot be read.
+    """
+    files, family = _checked(model)
+    module = import_module(family.vocabularies)
     vocabularies: Vocabularies = module.load_vocabularies(files.directory)
     return vocabularies
+
+
+def check_model(model: str) -> None:
+    """Check a model by its configurations and the headers of its weights, without torch, as `load_backbone` does first.
+    Raises ValueError for one that it would refuse."""
+    _checked(model)
+
+
+def _checked(model: str) -> tuple[model_files.ModelFiles, Family]:
+    """Find a model's files and its family, and check that the family can serve it. Raises ValueError if not."""
+    files = model_files.find_model_files(model)
+    family = _family(model, files)
+    if family.layout:
+        family.layout.check(files)
+    return files, family
 
 
 def _family(model: str, files: model_files.ModelFiles) -> Family:

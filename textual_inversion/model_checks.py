@@ -1,0 +1,172 @@
+"""Checks of a model's directory before it is loaded, from JSON and the headers of weight files alone, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from textual_inversion.model_files import ModelFiles
+
+_PREDICTIONS = ("epsilon", "v_prediction")
+_MAX_HEADER_BYTES = 100_000_000
+"""Largest header that the safetensors library reads."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UNetLayout:
+    """Folders of a diffusers pipeline with one text encoder, a U-Net with cross-attention and an autoencoder."""
+
+    text_encoder: str
+    """Folder of the text encoder."""
+    text_encoder_classes: tuple[str, ...]
+    """Classes of text encoders that can be loaded, by the names in `model_index.json`."""
+    token_table: str
+    """End of the name of the token table's weights."""
+    width: str
+    """Setting of the text encoder's config with the width of its states."""
+    min_positions: int = 0
+    """Smallest number of positions that a text encoder must have."""
+    autoencoder: str
+    """Folder of the autoencoder."""
+    autoencoder_classes: tuple[str, ...]
+    """Classes of autoencoders that can be loaded."""
+
+    def check(self, files: ModelFiles) -> None:
+        """Raise ValueError, with a remedy, for a model that cannot be loaded or is no plain text-to-image model."""
+        check_class(files.directory, self.text_encoder, self.text_encoder_classes)
+        check_class(files.directory, self.autoencoder, self.autoencoder_classes)
+        check_class(files.directory, "unet", ("UNet2DConditionModel",))
+        text = read_config(files.directory, self.text_encoder)
+        unet = read_config(files.directory, "unet")
+        _check_unet(files, unet, read_config(files.directory, self.autoencoder))
+        _check_schedule(files, read_config(files.directory, "scheduler"))
+        width, states = text.get(self.width), unet.get("cross_attention_dim")
+        if isinstance(width, int) and isinstance(states, int) and width != states:
+            raise _refusal(
+                files, f"the U-Net reads text states of width {states} but the text encoder makes {width}; "
+                "the folders belong to different models"
+            )  # fmt: skip
+        positions = text.get("max_position_embeddings", self.min_positions)
+        if positions < self.min_positions:
+            raise _refusal(files, f"the text encoder has {positions} positions; prompts have {self.min_positions} ids")
+        for component in (self.text_encoder, "unet", self.autoencoder):
+            shapes = weight_shapes(files, component)
+            if component == self.text_encoder:
+                _check_shape(files, component, shapes, self.token_table, [text.get("vocab_size"), width])
+            elif component == "unet":
+                _check_shape(files, component, shapes, "conv_in.weight", [None, unet.get("in_channels")])
+
+
+def read_config(directory: Path, component: str) -> dict[str, Any]:
+    """Read a component's configuration. Raises ValueError, naming the file, if it is not there or no JSON object."""
+    path = directory / component / ("scheduler_config.json" if component == "scheduler" else "config.json")
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model {directory}: {component}/{path.name} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"model {directory}: {component}/{path.name} is no JSON object")
+    return content
+
+
+def component_class(directory: Path, component: str) -> str:
+    """Return the class of a component, as `model_index.json` names it; empty if it names none."""
+    entry = json.loads((directory / "model_index.json").read_text()).get(component)
+    return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 and entry[1] else ""
+
+
+def check_class(directory: Path, component: str, known: Sequence[str]) -> None:
+    """Raise ValueError unless the model has this component, of one of these classes."""
+    found = component_class(directory, component)
+    if found not in known:
+        raise ValueError(
+            f"model {directory}: model_index.json names {found or 'nothing'} as {component!r}; "
+            f"{' or '.join(known)} is needed"
+        )
+
+
+def weight_shapes(files: ModelFiles, component: str) -> dict[str, list[int]]:
+    """Read the headers of a component's weight files: name of each tensor -> its shape.
+
+    Raises ValueError if there are no such files, or one was cut short or is no safetensors file.
+    """
+    names = [name for name in files.names if name.startswith(f"{component}/") and name.endswith(".safetensors")]
+    if not names:
+        raise _refusal(files, f"folder {component!r} has no .safetensors weights")
+    shapes: dict[str, list[int]] = {}
+    for name in names:
+        header, end = _header(files.directory / name)
+        tensors = {key: value for key, value in header.items() if key != "__metadata__"}
+        size = (files.directory / name).stat().st_size
+        if end + max((value["data_offsets"][1] for value in tensors.values()), default=0) != size:
+            raise _refusal(files, f"{name} was cut short or is no safetensors file; copy or download it again")
+        shapes |= {key: list(value["shape"]) for key, value in tensors.items()}
+    return shapes
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Read a safetensors file's header, and the place where its tensors begin; an empty header if it is no such
+    file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            content = json.loads(file.read(length)) if length <= _MAX_HEADER_BYTES else {}
+        except ValueError:
+            content = {}
+    return content, 8 + length
+
+
+def _check_unet(files: ModelFiles, unet: dict[str, Any], autoencoder: dict[str, Any]) -> None:
+    """Raise ValueError for a U-Net that does not fit the autoencoder, or draws pictures that are not square."""
+    # what diffusers' classes take where a config is silent: 4, and 3 for a VQ model
+    silent = 3 if autoencoder.get("_class_name") == "VQModel" else 4
+    latent = autoencoder.get("vq_embed_dim") or autoencoder.get("latent_channels", silent)
+    taken = unet.get("in_channels", 4)
+    if taken != latent:
+        raise _refusal(
+            files, f"the U-Net takes {taken} channels but the autoencoder has {latent} (an inpainting or depth "
+            "model?); a plain text-to-image checkpoint is needed"
+        )  # fmt: skip
+    side = unet.get("sample_size") or 1
+    if not isinstance(side, int):
+        raise _refusal(files, f"the U-Net's sample_size {side!r} is not one number; only square pictures are supported")
+
+
+def _check_schedule(files: ModelFiles, scheduler: dict[str, Any]) -> None:
+    """Raise ValueError for a noise process that a U-Net of these families is not trained for."""
+    name, prediction = str(scheduler.get("_class_name", "")), scheduler.get("prediction_type", "epsilon")
+    if name.startswith("FlowMatch") or scheduler.get("use_flow_sigmas"):
+        raise _refusal(
+            files, f"its scheduler {name} is one of rectified flow, for which these U-Nets are not trained; put the "
+            "scheduler that the model was trained with into its folder"
+        )  # fmt: skip
+    if prediction not in _PREDICTIONS:
+        raise _refusal(
+            files, f"prediction_type {prediction!r} in the scheduler's config: 'epsilon' and 'v_prediction' are "
+            "supported"
+        )  # fmt: skip
+
+
+def _check_shape(
+    files: ModelFiles, component: str, shapes: dict[str, list[int]], ending: str, expected: Sequence[Any]
+) -> None:
+    """Raise ValueError unless the weights have a tensor of this name whose first sizes are as expected; None fits."""
+    name = next((name for name in sorted(shapes) if name == ending or name.endswith(f".{ending}")), None)
+    if name is None:
+        raise _refusal(
+            files, f"the weights in {component!r} have no {ending!r}; they are another model's, or saved by another "
+            "library: without it the model would be partly random"
+        )  # fmt: skip
+    found = shapes[name][: len(expected)]
+    if any(want is not None and want != have for want, have in zip(expected, found, strict=True)):
+        raise _refusal(
+            files, f"{name!r} in {component!r} has shape {shapes[name]}, which is not what its config.json says "
+            f"({list(expected)}); the two files belong to different models"
+        )  # fmt: skip
+
+
+def _refusal(files: ModelFiles, problem: str) -> ValueError:
+    return ValueError(f"model {files.directory}: {problem}")
