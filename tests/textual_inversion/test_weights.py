@@ -26,7 +26,8 @@ def change(folder: Path, edit: Callable[[Weights], None]) -> None:
 
 
 def first(weights: Weights) -> str:
-    return min(name for name, tensor in weights.items() if tensor.ndim > 1)
+    # a U-Net's conv_in is looked at before the rest, in the header alone
+    return min(name for name, tensor in weights.items() if tensor.ndim > 1 and not name.startswith("conv_in."))
 
 
 def rename_all(weights: Weights) -> None:
@@ -58,6 +59,23 @@ CHANGES: list[tuple[Callable[[Weights], None], str]] = [
     (reshape_one, r"{name}"),
     (add_one, r": 'odd\.weight' unknown;"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [(None, "have no 'conv_in.weight'"), ((3, 2), "'conv_in.weight' in 'unet' has shape")]
+)
+def test_a_u_net_whose_first_layer_is_anothers_is_refused(
+    tiny_model: Path, tmp_path: Path, shape: tuple[int, int] | None, message: str
+) -> None:
+    def edit(weights: Weights) -> None:
+        del weights["conv_in.weight"]
+        if shape:
+            weights["conv_in.weight"] = torch.zeros(shape)
+
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    change(model / "unet", edit)
+    with pytest.raises(ValueError, match=message):
+        load_backbone(str(model), device="cpu", precision="float32")
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "unet", "vae"])
