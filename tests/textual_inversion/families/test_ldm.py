@@ -171,7 +171,7 @@ def test_photos_are_encoded_as_the_autoencoder_does_it(backbone: Backbone, pipel
 def test_pictures_equal_the_pipelines_with_the_rows_in_its_encoder(
     backbone: Backbone, model: Path, guidance_scale: float
 ) -> None:
-    """Two rows; two pictures that may differ by the rounding to 256 levels, and are seen not to differ at all."""
+    """Two rows; two pictures that may differ by the rounding to 256 levels."""
     embedding = learned(backbone)
     sampling = replace(SAMPLING, guidance_scale=guidance_scale)
     (ours,) = generate(backbone, [ImageRequest("a photo of a <C1> on the beach", 3, (embedding,))], sampling)
@@ -224,7 +224,7 @@ def test_concepts_learn_together_and_resumed_what_they_learn_alone(backbone: Bac
         assert all(up.any() for _, up in alone.embedding.adapter.tensors.values())
 
 
-def test_a_causal_adapter_leaves_other_prompts_alone(backbone: Backbone) -> None:
+def test_a_causal_adapter_changes_its_concepts_picture(backbone: Backbone) -> None:
     embedding = learned(backbone, **METHODS["causal"])
     plain = replace(embedding, adapter=None)
     pictures = [generate(backbone, [ImageRequest("a <C1>", 0, (each,))], SAMPLING)[0] for each in (embedding, plain)]
