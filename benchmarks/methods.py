@@ -4,7 +4,7 @@
     python -m benchmarks.methods --setups textual-inversion textboost-v2 --seeds 0 1 2 --baseline textual-inversion
     python -m benchmarks.methods --setups high-lr low-lr --concepts 16 --steps 300 --output output/rates
     python -m benchmarks.methods --setups dvar dvar-budget textual-inversion keep-best --output output/stopping
-    python -m benchmarks.methods --extractors mirror=demo/mirror selfsup=demo/dino --recipes fast ti-paper
+    python -m benchmarks.methods --extractors moco=demo/moco --recipes fast ti-paper
 
 Setups are those of `benchmarks/setups.py` and the recipes. As soon as a concept is done in a setup and seed, its row
 and its pictures are in `rows/` of the output; at the end come all rows (`rows.parquet`: every score, its value for

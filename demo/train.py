@@ -4,6 +4,7 @@
     tokenizer    captions -> byte-pair vocabulary
     autoencoder  scenes -> KL autoencoder                        | these two are independent
     judge        scenes and captions -> small CLIP, `demo/clip`  | and may run side by side
+    moco         scenes alone -> small ResNet, `demo/moco`; may run beside all others
     latents      autoencoder + scenes -> latents with zero mean and unit deviation, features of unnamed objects
     denoiser     latents, captions, the CLIP's text tower -> `demo/model`
     decoder      the autoencoder's decoder is trained further; may run beside the denoiser
@@ -31,13 +32,14 @@ from demo.denoiser import train_denoiser
 from demo.latent_pool import assemble
 from demo.loop import Budget
 from demo.pool import build_pool, build_unnamed_pool, load_pool, load_unnamed_pool
+from demo.self_supervised import train_self_supervised
 from demo.tokenizer import load_tokenizer, make_tokenizer
 from demo.unnamed import features_of
 from textual_inversion.weights import load_pretrained
 
 HERE = Path(__file__).parent
-STAGES = ("pool", "tokenizer", "autoencoder", "judge", "latents", "denoiser", "decoder")
-DEFAULT_STEPS = {"autoencoder": 2000, "judge": 1200, "denoiser": 3000, "decoder": 1000}
+STAGES = ("pool", "tokenizer", "autoencoder", "judge", "moco", "latents", "denoiser", "decoder")
+DEFAULT_STEPS = {"autoencoder": 2000, "judge": 1200, "moco": 600, "denoiser": 3000, "decoder": 1000}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +49,7 @@ class Recipe:
     work: Path
     model: Path
     clip: Path
+    moco: Path
     device: torch.device
     scenes: int
     seed: int
@@ -97,6 +100,16 @@ class Recipe:
             device=self.device,
             seed=self.seed + is_warm,
             init_from=self.init_from,
+        )
+
+    def _moco(self) -> None:
+        train_self_supervised(
+            load_pool(self.work).pictures,
+            self.moco,
+            self.work / "moco.ckpt",
+            budget=self.budget("moco"),
+            device=self.device,
+            seed=self.seed,
         )
 
     def _latents(self) -> None:
@@ -161,6 +174,7 @@ def _parse() -> tuple[list[str], int, Recipe]:
     )
     parser.add_argument("--model", type=Path, default=HERE / "model", help="folder for the pipeline")
     parser.add_argument("--clip", type=Path, default=HERE / "clip", help="folder for the CLIP")
+    parser.add_argument("--moco", type=Path, default=HERE / "moco", help="folder for the self-supervised ResNet")
     parser.add_argument("--steps", type=int, default=0, help="steps of each chosen training; 0: its default")
     parser.add_argument("--minutes", type=float, default=0.0, help="wall-clock budget of each training, not steps")
     parser.add_argument("--scenes", type=int, default=48_000, help="size of the pool")
@@ -182,6 +196,7 @@ def _parse() -> tuple[list[str], int, Recipe]:
         work=options.work,
         model=options.model,
         clip=options.clip,
+        moco=options.moco,
         device=torch.device(device),
         scenes=options.scenes,
         seed=options.seed,
