@@ -20,6 +20,7 @@ from torch import Tensor
 from benchmarks.drawing import Artist, Subject
 from benchmarks.intervals import Interval, Row, against, over_concepts, signed
 from benchmarks.timing import table
+from demo.evaluate import halves
 from textual_inversion.metrics import clip_i_per_picture
 
 PROMPTS = ("a photo of a {} next to a {}", "a photo of a {} and a {}")
@@ -28,14 +29,6 @@ KNOWN = "two known words"
 ALONE = "a photo of a {}"
 
 Features = Callable[[Sequence[Image.Image]], Tensor]
-
-
-def halves(picture: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """Return the middle square of the left half and of the right half, at the picture's size."""
-    side, height = picture.width // 2, picture.height
-    boxes = [(left, (height - side) // 2, left + side, (height + side) // 2) for left in (0, picture.width - side)]
-    left, right = (picture.crop(box).resize(picture.size, Image.Resampling.BICUBIC) for box in boxes)
-    return left, right
 
 
 def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:

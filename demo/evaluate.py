@@ -128,8 +128,9 @@ def accuracy(classifier: CaptionClassifier, pictures: Sequence[Image.Image], que
 def halves(picture: Image.Image) -> tuple[Image.Image, Image.Image]:
     """Return the middle square of the left half and of the right half, at the picture's size."""
     side, height = picture.width // 2, picture.height
-    boxes = ((left, (height - side) / 2, left + side, (height + side) / 2) for left in (0, side))
-    left, right = (picture.resize(picture.size, Image.Resampling.BICUBIC, box=box) for box in boxes)
+    boxes = [(left, (height - side) // 2, left + side, (height + side) // 2) for left in (0, picture.width - side)]
+    # cut out first: resizing a box of the whole picture reads a pixel of the other half
+    left, right = (picture.crop(box).resize(picture.size, Image.Resampling.BICUBIC) for box in boxes)
     return left, right
 
 

@@ -5,8 +5,9 @@ The same question is put to the world's own pictures of the scenes and to the mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -66,39 +67,40 @@ def name_questions(things: Sequence[WorldObject], repeats: int) -> Question:
     )
 
 
-def place_questions(things: Sequence[WorldObject], per_place: int) -> Question:
-    """Make questions about the place, with the name given."""
-    places = list(captions.PLACE_PHRASES)
-    answers, asked = _spread(things, len(places), per_place)
+def _attribute_questions(
+    things: Sequence[WorldObject],
+    per_kind: int,
+    options_of: Callable[[WorldObject], list[str]],
+    kinds: Sequence[Mapping[str, Any]],
+) -> Question:
+    """Make questions about one attribute, with the name given.
+
+    `options_of`: captions of an object, one for each kind. `kinds`: the fields of `Scene` that make each kind.
+    """
+    answers, asked = _spread(things, len(kinds), per_kind)
     return Question(
-        prompts=[place_options(thing)[place] for place, thing in zip(answers, asked, strict=True)],
-        scenes=[Scene(thing, background=places[place]) for place, thing in zip(answers, asked, strict=True)],
-        options=[place_options(thing) for thing in asked],
+        prompts=[options_of(thing)[kind] for kind, thing in zip(answers, asked, strict=True)],
+        scenes=[Scene(thing, **kinds[kind]) for kind, thing in zip(answers, asked, strict=True)],
+        options=[options_of(thing) for thing in asked],
         answers=answers,
     )
+
+
+def place_questions(things: Sequence[WorldObject], per_place: int) -> Question:
+    """Make questions about the place, with the name given."""
+    kinds = [{"background": place} for place in captions.PLACE_PHRASES]
+    return _attribute_questions(things, per_place, place_options, kinds)
 
 
 def style_questions(things: Sequence[WorldObject], per_style: int) -> Question:
     """Make questions about the style, with the name given."""
-    answers, asked = _spread(things, len(STYLES), per_style)
-    return Question(
-        prompts=[style_options(thing)[style] for style, thing in zip(answers, asked, strict=True)],
-        scenes=[Scene(thing, style=STYLES[style]) for style, thing in zip(answers, asked, strict=True)],
-        options=[style_options(thing) for thing in asked],
-        answers=answers,
-    )
+    return _attribute_questions(things, per_style, style_options, [{"style": style} for style in STYLES])
 
 
 def view_questions(things: Sequence[WorldObject], per_view: int) -> Question:
     """Make questions about the view, with the name given."""
-    views: list[tuple[str, ...]] = [(), *((view,) for view in VIEWS)]
-    answers, asked = _spread(things, len(views), per_view)
-    return Question(
-        prompts=[view_options(thing)[view] for view, thing in zip(answers, asked, strict=True)],
-        scenes=[Scene(thing, views=views[view]) for view, thing in zip(answers, asked, strict=True)],
-        options=[view_options(thing) for thing in asked],
-        answers=answers,
-    )
+    kinds: list[dict[str, Any]] = [{"views": ()}, *({"views": (view,)} for view in VIEWS)]
+    return _attribute_questions(things, per_view, view_options, kinds)
 
 
 @dataclass(frozen=True, slots=True)

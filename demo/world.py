@@ -110,10 +110,19 @@ def _pick(options: Sequence[_Option], rng: np.random.Generator) -> _Option:
     return options[rng.integers(len(options))]
 
 
-def _sample_background(rng: np.random.Generator, options: Sequence[str]) -> tuple[str, bool]:
-    """Draw a background and whether the caption names it."""
+def _is_colourless(style: str, views: Sequence[str]) -> bool:
+    """Return True if the picture keeps neither the colour of a flat background nor a tint."""
+    return style in _COLOURLESS_STYLES or "grayscale" in views
+
+
+def _sample_background(rng: np.random.Generator, views: Sequence[str], *, is_colourless: bool) -> tuple[str, bool]:
+    """Draw a background that fits the views, and whether the caption names it."""
+    options = ("white", *captions.PLACE_PHRASES) if is_colourless else captions.BACKGROUNDS
+    if BORDER_VIEWS & set(views):
+        options = ("white",) if is_colourless else tuple(captions.COLOURS)
     is_named = bool(rng.random() < 0.5)
-    return (_pick(options, rng) if is_named or rng.random() < 0.1 else "white"), is_named
+    background = _pick(options, rng) if is_named or rng.random() < 0.1 else "white"
+    return background, is_named and not (is_colourless and background == "white")
 
 
 def _sample_tint(thing: WorldObject, rng: np.random.Generator) -> tuple[str, bool]:
@@ -150,13 +159,8 @@ def sample_scene(things: Sequence[WorldObject], rng: np.random.Generator) -> Sce
     style = "plain"
     if not views and not (second and rng.random() < _PLAIN_PAIR_SHARE):
         style = str(rng.choice(list(_STYLE_WEIGHTS), p=list(_STYLE_WEIGHTS.values())))
-    is_colourless = style in _COLOURLESS_STYLES or "grayscale" in views
-    options = ("white", *captions.PLACE_PHRASES) if is_colourless else captions.BACKGROUNDS
-    if BORDER_VIEWS & set(views):
-        options = ("white",) if is_colourless else tuple(captions.COLOURS)
-    background, is_background_named = _sample_background(rng, options)
-    if is_colourless and background == "white":
-        is_background_named = False
+    is_colourless = _is_colourless(style, views)
+    background, is_background_named = _sample_background(rng, views, is_colourless=is_colourless)
     tint, is_tint_named = ("", True) if is_colourless else _sample_tint(thing, rng)
     size = _pick(captions.SIZES, rng) if not views and second is None and rng.random() < 0.06 else ""
     return Scene(
@@ -169,13 +173,7 @@ def sample_unnamed_scene(thing: WorldObject, noun: str, hue_degrees: float, rng:
     kind = rng.random()
     views = _sample_views(rng) if kind < 0.08 else ()
     style = _pick(tuple(FILTERS), rng) if kind > 0.85 else "plain"
-    is_colourless = style in _COLOURLESS_STYLES or "grayscale" in views
-    options = ("white", *captions.PLACE_PHRASES) if is_colourless else captions.BACKGROUNDS
-    if BORDER_VIEWS & set(views):
-        options = ("white",) if is_colourless else tuple(captions.COLOURS)
-    background, is_named = _sample_background(rng, options)
-    if is_colourless and background == "white":
-        is_named = False
+    background, is_named = _sample_background(rng, views, is_colourless=_is_colourless(style, views))
     return Scene(thing, style, background, is_named, views=views, noun=noun, hue_degrees=hue_degrees)
 
 

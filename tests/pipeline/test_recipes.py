@@ -23,6 +23,18 @@ def test_a_recipe_is_a_valid_configuration_other_than_the_default(name: str) -> 
     assert to_tree(load_config(text)) != to_tree(RunConfig())
 
 
+# nahyeonkaty/textboost 9a00c9c; crops of 1 / 1.2 of the side, of an area of 0.8 to 1
+TEXTBOOST_V2: dict[str, object] = {
+    "steps": 100, "batch_size": 8, "learning_rate": 1e-3, "learning_rate_schedule": "constant",
+    "weight_decay": 0.01, "max_grad_norm": 0.0, "norm_control": "clamp", "norm_cap": 1.0,
+    "templates": "textual_inversion", "class_cue": True, "timesteps.sampler": "uniform",
+    "penalties.knowledge": 0.0, "augment.flip": True, "augment.paired": 0,
+    "augment.min_crop_scale": pytest.approx(0.8**0.5 / 1.2, abs=1e-3),
+    "augment.max_crop_scale": pytest.approx(1 / 1.2, abs=1e-3),
+    "adapter.kind": "causal", "adapter.rank": 1, "adapter.alpha": 1.0, "adapter.learning_rate": 1e-4,
+    "adapter.weight_decay": 0.01, "adapter.max_grad_norm": 1.0, "adapter.targets": ("fc2",),
+}  # fmt: skip
+
 PINNED: dict[str, dict[str, object]] = {
     # JMaiGC/textboost a806fda
     "textboost-v1": {
@@ -43,28 +55,9 @@ PINNED: dict[str, dict[str, object]] = {
         "adapter.learning_rate": 1e-4, "adapter.weight_decay": 0.01, "adapter.max_grad_norm": 1.0,
         "adapter.targets": ("q_proj", "k_proj", "v_proj"),
     },
-    # nahyeonkaty/textboost 9a00c9c; crops of 1 / 1.2 of the side, of an area of 0.8 to 1
-    "textboost-v2": {
-        "steps": 100, "batch_size": 8, "learning_rate": 1e-3, "learning_rate_schedule": "constant",
-        "weight_decay": 0.01, "max_grad_norm": 0.0, "norm_control": "clamp", "norm_cap": 1.0,
-        "templates": "textual_inversion", "class_cue": True, "timesteps.sampler": "uniform",
-        "penalties.knowledge": 0.0, "augment.flip": True, "augment.paired": 0,
-        "augment.min_crop_scale": pytest.approx(0.8**0.5 / 1.2, abs=1e-3),
-        "augment.max_crop_scale": pytest.approx(1 / 1.2, abs=1e-3),
-        "adapter.kind": "causal", "adapter.rank": 1, "adapter.alpha": 1.0, "adapter.learning_rate": 1e-4,
-        "adapter.weight_decay": 0.01, "adapter.max_grad_norm": 1.0, "adapter.targets": ("fc2",),
-    },
+    "textboost-v2": TEXTBOOST_V2,
     # nahyeonkaty/textboost 9a00c9c with --expand; the paper's steps
-    "textboost-plusplus": {
-        "steps": 80, "batch_size": 8, "learning_rate": 1e-3, "learning_rate_schedule": "constant",
-        "weight_decay": 0.01, "max_grad_norm": 0.0, "norm_control": "clamp", "norm_cap": 1.0,
-        "templates": "textual_inversion", "class_cue": True, "timesteps.sampler": "uniform",
-        "penalties.knowledge": 0.0, "augment.flip": True, "augment.paired": 0,
-        "augment.min_crop_scale": pytest.approx(0.8**0.5 / 1.2, abs=1e-3),
-        "augment.max_crop_scale": pytest.approx(1 / 1.2, abs=1e-3),
-        "adapter.kind": "causal", "adapter.rank": 1, "adapter.alpha": 1.0, "adapter.learning_rate": 1e-4,
-        "adapter.weight_decay": 0.01, "adapter.max_grad_norm": 1.0, "adapter.targets": ("fc2", "cross_attention"),
-    },
+    "textboost-plusplus": {**TEXTBOOST_V2, "steps": 80, "adapter.targets": ("fc2", "cross_attention")},
     # lyuPang/CrossInitialization 0b1e39a
     "cross-init": {
         "steps": 320, "batch_size": 8, "learning_rate": 6.25e-4 * 8, "weight_decay": 0.01, "norm_control": "none",

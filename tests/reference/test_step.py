@@ -5,6 +5,7 @@ done so, with peft's LoRA."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -256,24 +257,33 @@ def textboost_plus_plus(
     return table.detach()[word_ids], low_rank, losses
 
 
-def test_textboost_plus_plus_steps_equal_plain_hooks(tmp_path: Path) -> None:
-    model = tiny_stable_diffusion(tmp_path / "model")
-    backbone = load_backbone(str(model), device="cpu", precision="float32")
-    start = initial_rows(concept(1), backbone, noise=0.0, seed=SEED)["clip_l"]
-    row, low_rank, losses = textboost_plus_plus(model, backbone, start)
-
+def assert_engine_steps_equal(
+    model: Path,
+    config: InversionConfig,
+    row: Tensor,
+    low_rank: Mapping[str, tuple[Tensor, Tensor]],
+    losses: list[float],
+) -> None:
     for slots_per_pass in (1, 2):
-        outcome = engines_own(model, 1, slots_per_pass=slots_per_pass, config=PLUS_PLUS)
+        outcome = engines_own(model, 1, slots_per_pass=slots_per_pass, config=config)
         assert outcome.embedding is not None
         assert outcome.embedding.adapter is not None
         torch.testing.assert_close(outcome.curve[:, 1], torch.tensor(losses), rtol=1e-5, atol=0)
         torch.testing.assert_close(outcome.embedding.vectors["clip_l"], row, rtol=0, atol=5e-5)
         assert outcome.embedding.adapter.tensors.keys() == low_rank.keys()
-        assert sum(name.endswith("cross_attention") for name in low_rank) == 4
         for name, (down, up) in outcome.embedding.adapter.tensors.items():
             assert up.abs().max() > 0.005  # it did move: three steps of 5e-3
             torch.testing.assert_close(down, low_rank[name][0].detach(), rtol=0, atol=5e-5)
             torch.testing.assert_close(up, low_rank[name][1].detach(), rtol=0, atol=5e-5)
+
+
+def test_textboost_plus_plus_steps_equal_plain_hooks(tmp_path: Path) -> None:
+    model = tiny_stable_diffusion(tmp_path / "model")
+    backbone = load_backbone(str(model), device="cpu", precision="float32")
+    start = initial_rows(concept(1), backbone, noise=0.0, seed=SEED)["clip_l"]
+    row, low_rank, losses = textboost_plus_plus(model, backbone, start)
+    assert sum(name.endswith("cross_attention") for name in low_rank) == 4
+    assert_engine_steps_equal(model, PLUS_PLUS, row, low_rank, losses)
 
 
 def test_textboost_steps_equal_pefts(tmp_path: Path) -> None:
@@ -281,15 +291,4 @@ def test_textboost_steps_equal_pefts(tmp_path: Path) -> None:
     backbone = load_backbone(str(model), device="cpu", precision="float32")
     start = initial_rows(concept(1), backbone, noise=0.0, seed=SEED)["clip_l"]
     row, low_rank, losses = textboost(model, backbone, start)
-
-    for slots_per_pass in (1, 2):
-        outcome = engines_own(model, 1, slots_per_pass=slots_per_pass, config=TEXTBOOST)
-        assert outcome.embedding is not None
-        assert outcome.embedding.adapter is not None
-        torch.testing.assert_close(outcome.curve[:, 1], torch.tensor(losses), rtol=1e-5, atol=0)
-        torch.testing.assert_close(outcome.embedding.vectors["clip_l"], row, rtol=0, atol=5e-5)
-        assert outcome.embedding.adapter.tensors.keys() == low_rank.keys()
-        for name, (down, up) in outcome.embedding.adapter.tensors.items():
-            assert up.abs().max() > 0.005  # it did move: three steps of 5e-3
-            torch.testing.assert_close(down, low_rank[name][0].detach(), rtol=0, atol=5e-5)
-            torch.testing.assert_close(up, low_rank[name][1].detach(), rtol=0, atol=5e-5)
+    assert_engine_steps_equal(model, TEXTBOOST, row, low_rank, losses)
