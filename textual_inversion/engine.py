@@ -133,6 +133,7 @@ class Engine:
         """
         config = self._config
         groups = self._stacks.groups
+        learned = self._stacks.learned
         rows = self._stacks.rows
         is_stopped = self._stop_requested.is_set()
         while not is_stopped and self._refill(next_assignment, on_outcome):
@@ -144,9 +145,9 @@ class Engine:
                 batch = self._draw_batch(members)
                 values = self._stacks.leaves(self._slot_index(members))
                 loss = self._objective(members, values, batch, config.penalties)
-                passes.append((loss.detach(), *torch.autograd.grad(loss.sum(), list(values.values()))))
+                passes.append((loss.detach(), *torch.autograd.grad(loss.sum(), [values[name] for name in learned])))
             losses, *gradients = (self._by_slot(learning, torch.cat(parts)) for parts in zip(*passes, strict=True))
-            grads = dict(zip(groups, gradients, strict=True))
+            grads = dict(zip(learned, gradients, strict=True))
 
             # Clip and step: for all slots at once, each by its own gradient norm and step count.
             grad_norms = gradient_norms(grads)
@@ -154,7 +155,7 @@ class Engine:
             grads = self._clip(grads, grad_norms)
             is_placeholder_row = self._is_placeholder_row(self._slots)
             counts, lr_scales, row_lr_scales = self._count_step(learning)
-            for name, group in groups.items():
+            for name, group in learned.items():
                 if name in rows and config.optimizer == "riemannian":
                     prior = self._stacks.class_directions(name) * is_placeholder_row[..., None]
                     riemannian_sgd_(group, grads[name], counts, row_lr_scales, is_finite, prior, config.direction_prior)

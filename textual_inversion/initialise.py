@@ -28,7 +28,8 @@ def initial_rows(
 ) -> dict[str, Tensor]:
     """Return a concept's initial rows: text encoder key -> [num_vectors, dim] float32 on the CPU.
 
-    The rows depend on the concept, the model, the arguments and nothing else.
+    The rows depend on the concept, the model, the arguments and nothing else. Rows of a text encoder that learns none
+    get no noise: each is the mean of the initializer's vectors, or the start's row.
 
     noise: standard deviation of the noise added, in units of the vocabulary's deviation per coordinate.
     start: embedding whose rows take the place of the initializer's vectors; a single row is the start of all rows.
@@ -43,6 +44,8 @@ def initial_rows(
         mean = _mean_vector(table, ids[key])[None] if start is None else _start_vectors(start, key, concept, table)
         if len(mean) == 1:
             amount[1:].clamp_(min=MIN_NOISE_BETWEEN_ROWS)
+        if not table.learns_rows:
+            amount[:] = 0
         deviation = table.deviation if amount.any() else 0
         rows[key] = mean + amount * deviation * draw
     return rows
@@ -82,13 +85,16 @@ def encoder_output(concept: Concept, backbone: Backbone) -> dict[str, Tensor]:
         states = backbone.encoder_states({key: torch.tensor([ids]) for key, ids in prompt.items()})
     rows = {}
     for key, ids in tokens.items():
+        table = backbone.token_tables[key]
+        if not table.learns_rows:
+            rows[key] = _mean_vector(table, ids).expand(num_vectors, -1).clone()
+            continue
         first = prompt[key].index(ids[0])
         own = states[key][0, first : first + len(ids)].float().cpu()
-        dim = backbone.token_tables[key].dim
-        if own.shape[1] != dim:
+        if own.shape[1] != table.dim:
             raise BadInput(
                 f"init.method 'encoder_output': the states of text encoder {key!r} are {own.shape[1]} wide but its "
-                f"vectors {dim}; on this model use another method"
+                f"vectors {table.dim}; on this model use another method"
             )
         rows[key] = torch.stack([part.mean(0) for part in torch.tensor_split(own, num_vectors)])
     return rows

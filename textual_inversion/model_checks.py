@@ -60,6 +60,52 @@ class UNetLayout:
                 _check_shape(files, component, shapes, "conv_in.weight", [None, unet.get("in_channels")])
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowLayout:
+    """Folders of a diffusers pipeline with several text encoders, a transformer, an autoencoder and rectified flow."""
+
+    clips: tuple[str, ...]
+    """Folders of the CLIP text encoders, whose pooled vectors the transformer reads side by side."""
+    t5: str
+    """Folder of the T5 text encoder, which a model may do without."""
+    transformer_class: str
+    """Class of the transformer, by the name in `model_index.json`."""
+
+    def check(self, files: ModelFiles) -> None:
+        """Raise ValueError, with a remedy, for a model that cannot be loaded or is no plain text-to-image model."""
+        directory = files.directory
+        for folder in self.clips:
+            check_class(directory, folder, ("CLIPTextModelWithProjection",))
+        check_class(directory, "transformer", (self.transformer_class,))
+        check_class(directory, "vae", ("AutoencoderKL",))
+        check_class(directory, "scheduler", ("FlowMatchEulerDiscreteScheduler",))
+        transformer, vae = read_config(directory, "transformer"), read_config(directory, "vae")
+        texts = {folder: read_config(directory, folder) for folder in self.clips}
+        self._check_size(files, "pooled_projection_dim", transformer,
+                         sum(text.get("projection_dim", 512) for text in texts.values()))  # fmt: skip
+        self._check_size(files, "in_channels", transformer, vae.get("latent_channels", 4))
+        tables = {folder: ("token_embedding.weight", text.get("hidden_size")) for folder, text in texts.items()}
+        if component_class(directory, self.t5):
+            check_class(directory, self.t5, ("T5EncoderModel",))
+            texts[self.t5] = read_config(directory, self.t5)
+            self._check_size(files, "joint_attention_dim", transformer, texts[self.t5].get("d_model"))
+            tables[self.t5] = "shared.weight", texts[self.t5].get("d_model")
+        for folder, (name, width) in tables.items():
+            shapes = weight_shapes(files, folder)
+            _check_shape(files, folder, shapes, name, [texts[folder].get("vocab_size"), width])
+        shapes = weight_shapes(files, "transformer")
+        _check_shape(files, "transformer", shapes, "pos_embed.proj.weight", [None, transformer.get("in_channels")])
+        weight_shapes(files, "vae")
+
+    def _check_size(self, files: ModelFiles, name: str, transformer: dict[str, Any], made: Any) -> None:
+        """Raise ValueError unless the transformer reads as much as the other folders make."""
+        if name in transformer and transformer[name] != made:
+            raise _refusal(
+                files, f"the transformer's {name} is {transformer[name]}, but the other folders make {made}; they "
+                "belong to different models, or it is no plain text-to-image checkpoint"
+            )  # fmt: skip
+
+
 def read_config(directory: Path, component: str) -> dict[str, Any]:
     """Read a component's configuration. Raises ValueError, naming the file, if it is not there or no JSON object."""
     path = directory / component / ("scheduler_config.json" if component == "scheduler" else "config.json")

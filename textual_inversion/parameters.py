@@ -123,6 +123,11 @@ class Layout:
         """Rows of one slot in a text encoder's stack."""
         return self.max_vectors + self.num_auxiliary(MAX_PHOTOS)
 
+    def is_learned(self, name: str) -> bool:
+        """Return whether steps change a parameter: not the rows of a text encoder that learns none."""
+        tables = self.backbone.token_tables
+        return name not in tables or tables[name].learns_rows
+
     def num_auxiliary(self, num_photos: int) -> int:
         """Return how many rows of a concept are dropped at the end; they follow its placeholder's rows."""
         if self.config.per_image_tokens:
@@ -183,6 +188,8 @@ class Layout:
         }
         if self.config.optimizer == "riemannian":  # its steps start from the sphere
             for key, rows in parameters.items():
+                if not self.is_learned(key):
+                    continue
                 norm = self.config.norm_limit * self.backbone.token_tables[key].mean_norm
                 parameters[key] = control_norms(rows, "sphere", norm)
         if self.adapter is not None:
@@ -201,7 +208,8 @@ class Layout:
         """Return the initial auxiliary rows, by text encoder key; none if the configuration needs none.
 
         Augmentation rows start at their words. A photo's row is drawn from the vocabulary's distribution, coordinate by
-        coordinate (the code of Gal et al. 2022 draws uniformly in [0, 1), far outside it).
+        coordinate (the code of Gal et al. 2022 draws uniformly in [0, 1), far outside it); it is the vocabulary's mean
+        in a text encoder that learns no rows.
         """
         if self.config.augment.paired:
             return augmentation_rows(self.backbone, augmentation_tokens(self.config.augment))
@@ -210,7 +218,8 @@ class Layout:
         generator = generator_for(seed, concept.concept_id, "per-image")
         rows = {}
         for key, table in sorted(self.backbone.token_tables.items()):
-            rows[key] = table.mean + table.deviation * torch.randn(num_photos, table.dim, generator=generator)
+            amount = table.deviation if table.learns_rows else 0
+            rows[key] = table.mean + amount * torch.randn(num_photos, table.dim, generator=generator)
         return rows
 
     def adapters(

@@ -24,6 +24,8 @@ class Stacks:
         """Stacked parameters by name: rows by text encoder key, and the adapter."""
         self.rows = {key: self.groups[key] for key in layout.backbone.token_tables}
         """The groups of rows alone."""
+        self.learned = {name: group for name, group in self.groups.items() if layout.is_learned(name)}
+        """The groups that optimizer steps change: the adapter, and rows of text encoders that learn rows."""
         self._start = {key: torch.zeros_like(group.values) for key, group in self.rows.items()}
         self._class_vector = {key: torch.zeros_like(group.values[:, :1]) for key, group in self.rows.items()}
 
@@ -38,8 +40,9 @@ class Stacks:
             self._start[key][slot_index, : len(start)] = to_device(start, device)
 
     def leaves(self, index: Tensor) -> dict[str, Tensor]:
-        """Copy the parameters of some slots, [concepts, vectors, dim] each, to take gradients at."""
-        return {name: group.values[index].requires_grad_() for name, group in self.groups.items()}
+        """Copy the parameters of some slots, [concepts, vectors, dim] each; gradients can be taken at the learned
+        ones."""
+        return {name: group.values[index].requires_grad_(name in self.learned) for name, group in self.groups.items()}
 
     def trained(
         self, values: Mapping[str, Tensor], index: Tensor, ids: Mapping[str, Tensor], is_placeholder_row: Tensor
@@ -61,6 +64,7 @@ class Stacks:
         return control_norms(self._class_vector[key], "sphere", 1.0)
 
     def mean_norms(self, is_placeholder_row: Tensor) -> Tensor:
-        """Return the mean norm of each slot's placeholder rows, over text encoders, [slots]."""
-        norms = [(group.values.norm(dim=2) * is_placeholder_row).sum(1) for group in self.rows.values()]
+        """Return the mean norm of each slot's placeholder rows, over text encoders that learn rows, [slots]."""
+        groups = [group for name, group in self.rows.items() if name in self.learned]
+        norms = [(group.values.norm(dim=2) * is_placeholder_row).sum(1) for group in groups]
         return torch.stack(norms).mean(0) / is_placeholder_row.sum(1).clamp(min=1)

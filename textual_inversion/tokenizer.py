@@ -73,11 +73,11 @@ def too_long(num_tokens: int, max_tokens: int) -> str:
     )
 
 
-def read_tokenizer(directory: Path | str) -> Any:
-    """Read the tokenizer of a diffusers directory with transformers."""
+def read_tokenizer(directory: Path | str, component: str = "tokenizer") -> Any:
+    """Read a CLIP tokenizer of a diffusers directory with transformers."""
     from transformers import CLIPTokenizerFast
 
-    return CLIPTokenizerFast.from_pretrained(str(directory), subfolder="tokenizer", local_files_only=True)
+    return CLIPTokenizerFast.from_pretrained(str(directory), subfolder=component, local_files_only=True)
 
 
 class PlainClip:
@@ -87,12 +87,12 @@ class PlainClip:
     tokens may be written out are passed to transformers' own tokenizer.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Read the tokenizer of a diffusers directory.
+    def __init__(self, directory: Path, component: str = "tokenizer") -> None:
+        """Read the tokenizer in one folder of a diffusers directory.
 
         Raises ValueError, KeyError or OSError if it is not a CLIP tokenizer without additions.
         """
-        folder = directory / "tokenizer"
+        folder = directory / component
         config = json.loads((folder / "tokenizer_config.json").read_text())
         special = folder / "special_tokens_map.json"
         if special.exists() and "added_tokens_decoder" not in config:  # as transformers reads older directories
@@ -101,7 +101,7 @@ class PlainClip:
             raise ValueError(f"{config.get('tokenizer_class')} is no CLIP tokenizer")
         if (folder / "added_tokens.json").exists() or config.get("additional_special_tokens"):
             raise ValueError("it has tokens of its own")
-        self._directory = directory
+        self._folder = directory, component
         self._backend = _backend(folder, config)
         self._normalized = self._backend.normalizer.normalize_str
         self._vocabulary: dict[str, int] = self._backend.get_vocab()
@@ -127,7 +127,7 @@ class PlainClip:
 
     @cached_property
     def _whole(self) -> Any:
-        return read_tokenizer(self._directory)
+        return read_tokenizer(*self._folder)
 
 
 def _backend(folder: Path, config: dict[str, Any]) -> Backend:
@@ -182,14 +182,22 @@ def load_vocabularies(directory: Path) -> dict[str, Tokenizer]:
 
     Raises ValueError if the tokenizer cannot be read.
     """
+    return {TEXT_ENCODER_KEY: load_clip(directory, "tokenizer", "text_encoder")}
+
+
+def load_clip(directory: Path, component: str, text_encoder: str) -> Tokenizer:
+    """Read the vocabulary of one CLIP text encoder of a diffusers directory, by the names of the two folders.
+
+    Raises ValueError if the tokenizer cannot be read.
+    """
     try:
-        config = json.loads((directory / "text_encoder" / "config.json").read_text())
+        config = json.loads((directory / text_encoder / "config.json").read_text())
         try:
-            tokenizer: Any = PlainClip(directory)
+            tokenizer: Any = PlainClip(directory, component)
         except Exception:  # files that are not CLIP's can raise nearly anything; transformers may know them
-            tokenizer = read_tokenizer(directory)
+            tokenizer = read_tokenizer(directory, component)
         positions = config.get("max_position_embeddings", 77)
         size = config.get("vocab_size", 49408)
-        return {TEXT_ENCODER_KEY: Tokenizer(tokenizer, int(positions), int(size))}
+        return Tokenizer(tokenizer, int(positions), int(size))
     except (OSError, ValueError) as error:
         raise ValueError(f"the tokenizer of the model in {directory} cannot be read: {error}") from error

@@ -25,9 +25,13 @@ class TokenTable(nn.Module):
 
     weight: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
-        """Hold the frozen vocabulary `weight`, [vocab_size, dim]."""
+    def __init__(self, weight: Tensor, *, learns_rows: bool = True) -> None:
+        """Hold the frozen vocabulary `weight`, [vocab_size, dim].
+
+        `learns_rows`: False if the rows beside this table keep their initial values while a concept is learned.
+        """
         super().__init__()
+        self.learns_rows = learns_rows
         self.register_buffer("weight", weight.detach())
         self._in_use = threading.local()
 

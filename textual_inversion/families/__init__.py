@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from textual_inversion import model_files
-from textual_inversion.model_checks import UNetLayout
+from textual_inversion.model_checks import FlowLayout, UNetLayout
 
 if TYPE_CHECKING:
     from textual_inversion.families.base import Backbone
@@ -27,7 +27,7 @@ class Family:
     """Import path of a module with `load(files, *, device, precision) -> Backbone`."""
     vocabularies: str
     """Import path of a module, free of torch, with `load_vocabularies(directory) -> Vocabularies`."""
-    layout: UNetLayout | None = None
+    layout: FlowLayout | UNetLayout | None = None
     """Folders that a model must have, whose `check(files)` refuses without torch what `load` could not use; None for a
     family that checks nothing beforehand."""
 
@@ -58,6 +58,14 @@ FAMILIES: dict[str, Family] = {
             min_positions=77,  # the length of every prompt
             autoencoder="vqvae",
             autoencoder_classes=("AutoencoderKL", "VQModel"),
+        ),
+    ),
+    "StableDiffusion3Pipeline": Family(
+        description="Stable Diffusion 3 and 3.5",
+        module="textual_inversion.families.sd3",
+        vocabularies="textual_inversion.text_encoders",
+        layout=FlowLayout(
+            clips=("text_encoder", "text_encoder_2"), t5="text_encoder_3", transformer_class="SD3Transformer2DModel"
         ),
     ),
 }

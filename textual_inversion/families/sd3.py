@@ -1,0 +1,238 @@
+"""Stable Diffusion 3 and 3.5: two CLIP text encoders, T5 if it is there, a transformer (MMDiT), rectified flow (Esser
+et al. 2024).
+
+The family serves any diffusers `StableDiffusion3Pipeline` directory. Rows are learned in the two CLIPs. In T5, a
+placeholder's rows keep their initial values, the mean of the initializer's vectors: T5 reads the initializer's word,
+and the file of the embedding has that row, too, under T5's key. T5 takes no part in the gradient (4.8 billion weights).
+On FLUX, a user of diffusers found that rows learned in T5 hardly change pictures, and that the CLIP's row alone gives
+most of the likeness (huggingface/diffusers issue 10313).
+
+A model whose `model_index.json` has null for `text_encoder_3` and `tokenizer_3` does without T5. The transformer then
+reads zeros in place of T5's states, as in the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+from textual_inversion import model_files
+from textual_inversion.compiled import Compiled
+from textual_inversion.conditioning import Conditioning
+from textual_inversion.families.unet import autoencoder_dtype, device_named, dtype_named, read_component
+from textual_inversion.lora import AdaptableLayers, AdapterBatch
+from textual_inversion.noise import Noise, from_scheduler_config
+from textual_inversion.prompts import Vocabularies
+from textual_inversion.text_encoders import CLIP_KEYS, T5_KEY, T5_LENGTH, components, load_vocabularies
+from textual_inversion.tokens import TokenTable
+
+_GUIDANCE_SCALE = 7.0
+"""Guidance scale of a model whose scheduler config gives none: the default of StableDiffusion3Pipeline."""
+
+
+class StableDiffusion3:
+    """A frozen Stable Diffusion 3 checkpoint as a `Backbone`; build it with `load`."""
+
+    def __init__(
+        self,
+        *,
+        text_encoders: Mapping[str, Any],
+        vocabularies: Vocabularies,
+        transformer: Any,
+        vae: Any,
+        scheduler_config: Mapping[str, Any],
+        digest: str,
+    ) -> None:
+        """Freeze the modules, which come on their device and in their precision; replace the text encoders'
+        vocabularies by token tables, and let the linear layers of the CLIPs take adapters.
+
+        `text_encoders` and `vocabularies`: by text encoder key. Raises ValueError if the parts do not fit together.
+        """
+        for module in (*text_encoders.values(), transformer, vae):
+            module.requires_grad_(False).eval()
+        self._text_encoders = text_encoders
+        self._transformer = transformer
+        self._vae = vae
+        self._denoiser: Any = transformer
+        self._digest = digest
+
+        self.vocabularies = vocabularies
+        self.token_tables: Mapping[str, TokenTable] = {
+            key: _replaced_table(encoder, learns_rows=key in CLIP_KEYS) for key, encoder in text_encoders.items()
+        }
+        self._adaptable = {key: AdaptableLayers(text_encoders[key], key, prefix=f"{key}.") for key in CLIP_KEYS}
+        self.adapter_layers: Mapping[str, tuple[int, int]] = {
+            name: size for adaptable in self._adaptable.values() for name, size in adaptable.layers.items()
+        }
+
+        self.device: torch.device = transformer.device
+        self.dtype: torch.dtype = transformer.dtype
+        self.latent_shape, self.resolution = _shape(transformer.config, vae.config)
+        self.noise: Noise = from_scheduler_config(scheduler_config, self.device)
+        self.guidance_scale = float(scheduler_config.get("_guidance_scale", _GUIDANCE_SCALE))
+
+    def single_token_words(self) -> list[str]:
+        """Return the words of letters a-z that are one token of the first CLIP; the second has the same vocabulary."""
+        words: list[str] = self.vocabularies[CLIP_KEYS[0]].single_token_words()  # type: ignore[attr-defined]
+        return words
+
+    def encode_prompts(
+        self, ids: Mapping[str, Tensor], rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
+    ) -> Conditioning:
+        """Encode prompts as StableDiffusion3Pipeline does.
+
+        The states before the last layer of the two CLIPs lie side by side, filled up with zeros to the width of T5's,
+        which follow along the sequence. Without T5 its states are left to `predict`. The pooled vectors of both CLIPs
+        are taken at the true end of the text: some configs name the id 2 as its end, and transformers then takes the
+        largest id, which is a learned row's.
+        """
+        hidden, pooled = zip(*(self._clip(key, ids[key], rows, adapters) for key in CLIP_KEYS), strict=True)
+        clips = torch.cat(hidden, dim=-1)
+        states = [F.pad(clips, (0, self._transformer.config.joint_attention_dim - clips.shape[-1])).to(self.dtype)]
+        if T5_KEY in self._text_encoders:
+            states.append(self._t5(ids[T5_KEY], rows).to(self.dtype))
+        return Conditioning(hidden=torch.cat(states, dim=1), pooled=torch.cat(pooled, dim=-1).to(self.dtype))
+
+    def _clip(
+        self, key: str, ids: Tensor, rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch]
+    ) -> tuple[Tensor, Tensor]:
+        """Return one CLIP's states before the last layer, [batch, length, dim], and pooled vectors, [batch, dim]."""
+        encoder = self._text_encoders[key]
+        ids = ids.to(self.device)
+        with self._reading(key, rows), self._adaptable[key].using(adapters), self._products():
+            output = encoder.text_model(input_ids=ids, output_hidden_states=True)
+            end = (ids == self.vocabularies[key].end_of_text).int().argmax(1)
+            last = output.last_hidden_state[torch.arange(len(end), device=end.device), end]
+            return output.hidden_states[-2], encoder.text_projection(last)
+
+    def _t5(self, ids: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+        """Return T5's states, [batch, length, dim]. No mask hides the padding, as in the pipeline."""
+        with self._reading(T5_KEY, rows):
+            states: Tensor = self._text_encoders[T5_KEY](ids.to(self.device)).last_hidden_state
+        return states
+
+    def _reading(self, key: str, rows: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        in_use = rows.get(key)
+        return self.token_tables[key].reading(None if in_use is None else in_use.to(self.device))
+
+    def encoder_states(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return each text encoder's states for prompts without rows: key -> [batch, length, dim]; of the CLIPs, those
+        before the last layer."""
+        states = {key: self._clip(key, ids[key], {}, ())[0] for key in CLIP_KEYS}
+        return states | {key: self._t5(ids[key], {}) for key in self._text_encoders if key == T5_KEY}
+
+    def _products(self) -> AbstractContextManager[None]:
+        """Let the CLIPs multiply in bfloat16 where the denoiser does. Sums, norms and rows, with their gradients, stay
+        float32; float16 could overflow."""
+        half = self.dtype == torch.bfloat16
+        return torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext()
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Encode pictures [batch, 3, resolution, resolution] in [-1, 1] as moments [batch, 2, *latent_shape] float32:
+        mean, less the autoencoder's shift, and standard deviation, both times its scaling factor."""
+        with torch.no_grad():
+            posterior = self._vae.encode(pixels.to(self.device, self._vae.dtype)).latent_dist
+        mean, std = posterior.mean.float(), (0.5 * posterior.logvar.float()).exp()
+        shift, scaling = _scale(self._vae.config)
+        return torch.stack([mean - shift, std], dim=1) * scaling
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the transformer's output for [batch, *latent_shape] at timesteps [batch]; same shape, float32."""
+        hidden = conditioning.hidden
+        if T5_KEY not in self._text_encoders:  # zeros have no part in comparing encodings, so they come in here
+            hidden = F.pad(hidden, (0, 0, 0, T5_LENGTH))
+        output: Tensor = self._denoiser(
+            hidden_states=noisy_latents.to(self.dtype),
+            timestep=timesteps,
+            encoder_hidden_states=hidden,
+            pooled_projections=conditioning.pooled,
+            return_dict=False,
+        )[0]
+        return output.float()
+
+    def compile(self, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False) -> None:
+        """Run `predict` through torch.compile in all later calls; see `Compiled`."""
+        self._denoiser = Compiled(self._transformer, backend=backend, or_plain=or_plain, graphs=graphs)
+
+    def uncompile(self) -> None:
+        """Run `predict` without torch.compile in all later calls."""
+        self._denoiser = self._transformer
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents [batch, *latent_shape] to pixels [batch, 3, resolution, resolution] in [-1, 1], float32.
+        Gradients reach the latents."""
+        shift, scaling = _scale(self._vae.config)
+        pixels: Tensor = self._vae.decode(latents.to(self._vae.dtype) / scaling + shift, return_dict=False)[0]
+        return pixels.float().clamp(-1, 1)
+
+    def model_hash(self) -> str:
+        """Return the digest of the files this model was loaded from (`model_files.model_hash`)."""
+        return self._digest
+
+
+def load(files: model_files.ModelFiles, *, device: str, precision: str) -> StableDiffusion3:
+    """Load the components one by one, from safetensors only; see `families.load_backbone`.
+
+    The CLIPs' weights are always float32, as the rows are. T5, which no gradient passes through, is bfloat16 beside a
+    denoiser of half precision: it overflows in float16. The autoencoder is float32 beside a float16 denoiser.
+    """
+    torch_device = device_named(device)
+    dtype = dtype_named(precision, torch_device)
+    directory = files.directory
+    encoders = {key: encoder for key, (_, encoder) in components(directory).items()}
+    if tuple(encoders) not in (CLIP_KEYS, (*CLIP_KEYS, T5_KEY)):
+        raise ValueError(f"model {directory}: text encoders {list(encoders)}; two CLIPs are needed, and T5 if any more")
+    t5_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    text_encoders = {
+        key: read_component(
+            files,
+            folder,
+            T5EncoderModel if key == T5_KEY else CLIPTextModelWithProjection,
+            dtype=t5_dtype if key == T5_KEY else torch.float32,
+            ignore_mismatched_sizes=True,  # so that the error can name them
+        )
+        for key, folder in encoders.items()
+    }
+    # torch_dtype and not dtype, which diffusers takes only from 0.42 on
+    transformer = read_component(files, "transformer", SD3Transformer2DModel, torch_dtype=dtype)
+    vae = read_component(files, "vae", AutoencoderKL, torch_dtype=autoencoder_dtype(dtype))
+    return StableDiffusion3(
+        text_encoders={key: encoder.to(torch_device) for key, encoder in text_encoders.items()},
+        vocabularies=load_vocabularies(directory),
+        transformer=transformer.to(torch_device),
+        vae=vae.to(torch_device),
+        scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(
+            str(directory), subfolder="scheduler", local_files_only=True
+        ),
+        digest=model_files.model_hash(str(directory)),
+    )
+
+
+def _replaced_table(text_encoder: Any, *, learns_rows: bool) -> TokenTable:
+    """Put a token table in the place of a text encoder's vocabulary."""
+    table = TokenTable(text_encoder.get_input_embeddings().weight, learns_rows=learns_rows)
+    text_encoder.set_input_embeddings(table)
+    return table
+
+
+def _scale(vae: Any) -> tuple[float, float]:
+    """Return the shift and the factor that turn the autoencoder's latents into the denoiser's."""
+    return float(vae.shift_factor or 0), float(vae.scaling_factor)
+
+
+def _shape(transformer: Any, vae: Any) -> tuple[tuple[int, int, int], int]:
+    """Read latent shape and picture side (px) off the transformer's and the autoencoder's configs."""
+    if transformer.in_channels != vae.latent_channels or transformer.in_channels != transformer.out_channels:
+        raise ValueError(
+            f"the transformer takes {transformer.in_channels} channels and returns {transformer.out_channels}, but the "
+            f"autoencoder has {vae.latent_channels}; a plain text-to-image checkpoint is needed"
+        )
+    side = transformer.sample_size
+    return (transformer.in_channels, side, side), side * 2 ** (len(vae.block_out_channels) - 1)
