@@ -11,7 +11,9 @@ picture would teach the concept's row to undo the change.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from textual_inversion.prompts import AFTER_WITHOUT_COMMA, TEXTBOOST_TEMPLATES
 
 # fmt: skip below: a list of short texts reads better in a block than on a line each
 NEUTRAL_TEMPLATES = (
@@ -24,8 +26,8 @@ NEUTRAL_TEMPLATES = (
     "a photo of a cool {}", "a photo of a small {}",
 )  # fmt: skip
 
-SHORT_TEMPLATES = ("a {}", "the {}", "a picture of a {}", "a picture of the {}")
-"""Further neutral templates, as people type them in a hurry."""
+SHORT_TEMPLATES = ("a {}", "the {}", "a picture of a {}", "a picture of the {}", *TEXTBOOST_TEMPLATES)
+"""Further neutral templates: as people type them in a hurry, and those that TextBoost learns with."""
 
 STYLE_TEMPLATES = {
     "sticker": ("a flat sticker of a {}", "a sticker of a {}", "a flat sticker of the {}"),
@@ -164,6 +166,13 @@ def name_views(template: str, words: Sequence[str]) -> str:
     """Put the words of views before the template's word for the medium: "a flip dark photo of a {}"."""
     named = re.sub(r"\b(photo|rendering|rendition)\b", rf"{' '.join(words)} \1", template, count=1)
     return named if named.startswith("the ") else with_article(named.partition(" ")[2])
+
+
+def name_views_around(text: str, before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """Put the words of views in front of a whole caption and behind it, where the code of TextBoost puts its
+    augmentation tokens: "flip a photo of a {}", "a photo of a {}, dark". The mappings go from view to words."""
+    ends = (f"{'' if view in AFTER_WITHOUT_COMMA else ','} {words}" for view, words in after.items())
+    return " ".join((*before.values(), text)) + "".join(ends)
 
 
 def relation_phrase(phrase: str, first: str, second: str, article: str) -> str:

@@ -36,7 +36,7 @@ def _brightness(low: float, high: float) -> _Operation:
 GEOMETRY_VIEWS: Mapping[str, _Operation] = {
     "zoom-in": _rescale(1.25, 1.6),
     "zoom-out": _rescale(0.34, 0.6),
-    "crop": _crop(0.5, 0.8),
+    "crop": _crop(0.35, 0.8),
     "left": _shift(-0.3, -0.15),
     "right": _shift(0.15, 0.3),
     "hflip": lambda photo, _: photo.map_images(ImageOps.mirror),
@@ -48,8 +48,8 @@ COLOUR_VIEWS: Mapping[str, _Operation] = {
     "dimmed": _brightness(0.4, 0.6),
 }
 OTHER_VIEWS: Mapping[str, _Operation] = {
-    "cutout": lambda photo, rng: paired_augment.cutout(photo, rng.uniform(0.2, 0.4), rng.random(), rng.random()),
-    "grid": lambda photo, rng: paired_augment.grid(photo, 2 if rng.random() < 0.7 else 3),
+    "cutout": lambda photo, rng: paired_augment.cutout(photo, rng.uniform(0.1, 0.35), rng.random(), rng.random()),
+    "grid": lambda photo, rng: paired_augment.grid(photo, int(rng.choice((2, 3, 4), p=(0.5, 0.1, 0.4)))),
 }
 VIEWS: Mapping[str, _Operation] = {**GEOMETRY_VIEWS, **COLOUR_VIEWS, **OTHER_VIEWS}
 MILD_VIEWS: Mapping[str, _Operation] = {

@@ -18,6 +18,7 @@ from demo.backgrounds import draw_background
 from demo.filters import FILTERS, HELD_OUT_FILTERS
 from demo.objects import UNTINTED, WorldObject
 from demo.views import BORDER_VIEWS, COLOUR_VIEWS, GEOMETRY_VIEWS, MILD_VIEWS, OTHER_VIEWS, VIEWS, apply_views
+from textual_inversion.prompts import TEXTBOOST_TEMPLATES
 
 if TYPE_CHECKING:
     from demo.art import Atlas
@@ -49,8 +50,12 @@ MANY_COLOURED = frozenset(
 )
 """Nouns whose colour varies without being said: most have the drawing's own colour, some any colour that has a word."""
 UNSAID_TINT_SHARE = 0.3
+_MANY_COLOURED_SHARE = 0.03
+"""Share of scenes that are drawn of these nouns alone, so that each is seen often enough in each colour."""
 _VIEW_SHARE, _MILD_VIEW_SHARE, _PAIR_SHARE = 0.12, 0.03, 0.14
 _SECOND_VIEW_SHARE = 0.25
+_AROUND_SHARE = 0.5
+"""Share of captions whose views are named in front of the caption and behind it."""
 _PLAIN_PAIR_SHARE = 0.7
 _SIZE_RANGE = {"": (0.70, 0.84), "tiny": (0.38, 0.42), "huge": (1.00, 1.05)}
 """Range of the object's longer side as a fraction of the picture, by size word."""
@@ -147,7 +152,9 @@ def _sample_views(rng: np.random.Generator) -> tuple[str, ...]:
 def sample_scene(things: Sequence[WorldObject], rng: np.random.Generator) -> Scene:
     """Draw a random scene of `things`."""
     kind = rng.random()
-    thing, second = _pick(things, rng), None
+    coloured = [thing for thing in things if thing.name in MANY_COLOURED]
+    thing = _pick(coloured if coloured and rng.random() < _MANY_COLOURED_SHARE else things, rng)
+    second = None
     relation, views, is_mild = "", (), False
     if kind < _PAIR_SHARE:
         second = _pick([other for other in things if other != thing], rng)
@@ -193,32 +200,35 @@ def _fill(template: str, scene: Scene, rng: np.random.Generator) -> str:
     return captions.fill(template, _noun_phrase(scene, template, rng))
 
 
-def _view_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Return a caption that names the scene's views, without the place."""
+def _view_caption(scene: Scene, place: str, rng: np.random.Generator) -> str:
+    """Return a caption that names the scene's views by words before the medium, around the caption, or by a phrase."""
     if scene.is_mild:
-        return _fill(_pick(captions.MILD_VIEW_TEMPLATES[scene.views[0]], rng), scene, rng)
-    (last,) = scene.views[-1:]
+        return _fill(_pick(captions.MILD_VIEW_TEMPLATES[scene.views[0]], rng), scene, rng) + place
+    template = _pick((*captions.VIEWLESS_TEMPLATES, *TEXTBOOST_TEMPLATES), rng)
+    if template in TEXTBOOST_TEMPLATES or rng.random() < _AROUND_SHARE:
+        words = {view: _pick(captions.VIEW_WORDS[view], rng) for view in scene.views}
+        before = {view: words.pop(view) for view in scene.views if view == "grid" or rng.random() < 0.5}
+        return captions.name_views_around(_fill(template, scene, rng) + place, before, words)
+    views, phrase = list(scene.views), ""
     draw = rng.random()
-    before = list(scene.views)
-    suffix, template = "", _pick(captions.VIEWLESS_TEMPLATES, rng)
-    if last == "grid" and draw < 0.4:
-        before, template = before[:-1], _pick(captions.GRID_TEMPLATES, rng)
-    elif draw < 0.4 and (phrased := [view for view in scene.views if view in captions.VIEW_PHRASES]):
-        before.remove(phrased[-1])
-        suffix = f" {_pick(captions.VIEW_PHRASES[phrased[-1]], rng)}"
-    if before:
-        template = captions.name_views(template, [_pick(captions.VIEW_WORDS[view], rng) for view in before])
-    return _fill(template, scene, rng) + suffix
+    if views[-1] == "grid" and draw < 0.4:
+        views, template = views[:-1], _pick(captions.GRID_TEMPLATES, rng)
+    elif draw < 0.4 and (phrased := [view for view in views if view in captions.VIEW_PHRASES]):
+        views.remove(phrased[-1])
+        phrase = f" {_pick(captions.VIEW_PHRASES[phrased[-1]], rng)}"
+    if views:
+        template = captions.name_views(template, [_pick(captions.VIEW_WORDS[view], rng) for view in views])
+    return _fill(template, scene, rng) + phrase + place
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """Draw a caption of the scene. One of a styled scene may name the style alone, as style prompts do."""
     place = f" {_pick(captions.background_phrases(scene.background), rng)}" if scene.is_background_named else ""
     if scene.views:
-        return _view_caption(scene, rng) + place
+        return _view_caption(scene, place, rng)
     draw = rng.random()
     if scene.style == "plain":
-        templates = captions.SHORT_TEMPLATES if draw < 0.15 else captions.NEUTRAL_TEMPLATES
+        templates = captions.SHORT_TEMPLATES if draw < 0.2 else captions.NEUTRAL_TEMPLATES
         return _fill(_pick(templates, rng), scene, rng) + place
     style_name = captions.STYLE_NAMES[scene.style]
     if draw < 0.08:

@@ -16,7 +16,12 @@ from demo.objects import HELD_OUT, TRAINING
 from demo.views import BORDER_VIEWS, MILD_VIEWS, VIEWS
 from demo.world import ART_SET_OF_STYLE, MANY_COLOURED, STYLES, Scene, caption, draw, sample_scene
 from textual_inversion.paired_augment import TRANSFORM_SETS
-from textual_inversion.prompts import OBJECT_TEMPLATES
+from textual_inversion.prompts import (
+    OBJECT_TEMPLATES,
+    TEXTBOOST_TEMPLATES,
+    augmentation_word,
+    with_augmentation_words,
+)
 
 BY_NAME = {thing.name: thing for thing in TRAINING}
 FIRST, SECOND = TRAINING[0], TRAINING[1]
@@ -164,6 +169,16 @@ def test_every_view_is_named_by_the_words_of_textboosts_tokens_before_the_medium
             assert captions.name_views(template, ["flip", start]) == named
     assert captions.name_views("the photo of a {}", ["dark"]) == "the dark photo of a {}"
     assert captions.name_views("a rendition of a {}", ["upside down"]) == "an upside down rendition of a {}"
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_are_named_around_a_caption_where_textboost_puts_its_tokens(view: str) -> None:
+    words = captions.VIEW_WORDS[view][0]
+    for template in (*OBJECT_TEMPLATES, *TEXTBOOST_TEMPLATES):
+        for before, after in (([view], []), ([], [view])):
+            learned = with_augmentation_words(template, before, after).replace(augmentation_word(view), words)
+            around = [dict.fromkeys(views, words) for views in (before, after)]
+            assert captions.name_views_around(template, *around) == learned
 
 
 def test_mild_views_belong_to_neutral_templates() -> None:
