@@ -34,7 +34,7 @@ from pipeline.bulk.rows import row_id
 from pipeline.config import RunConfig
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.models import extractor_hash, model_hash, with_captions
-from pipeline.inputs.prompt_table import Prompt
+from pipeline.inputs.prompt_table import INITIALIZER, Prompt
 from pipeline.store.errors import describe_error
 from pipeline.store.storage import RunStore
 from textual_inversion.concept import Concept, LearnedEmbedding
@@ -44,7 +44,7 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
 from textual_inversion.learn import learn_outcomes
-from textual_inversion.prompts import HOLE, class_noun, fill, name_in_prompt, without_placeholder
+from textual_inversion.prompts import HOLE, class_noun, name_in_prompt, without_placeholder
 
 _ROW_FORMAT = 4
 """Version of the rows, counted up when a row gets new columns; rows of an earlier version are measured again."""
@@ -115,7 +115,9 @@ def make_jobs(
 ) -> Iterator[Job]:
     """Yield the jobs, setup by setup and seed by seed. Raises ValueError for settings that make no sense."""
     protocol = choose_protocol(base)
-    shared = row_id(asdict(protocol), model_hash(base.model), extractor_hash(base.extractor), scoring.key())
+    further = ["holes"] if any(prompt.template("") != prompt.text for prompt in protocol.prompts) else []
+    inputs = [asdict(protocol), model_hash(base.model), extractor_hash(base.extractor), scoring.key()]
+    shared = row_id(*inputs, *further)  # rows of prompts with further holes, once measured unfilled, are measured again
     for name, setup in setups.items():
         config = with_captions(replace(base, inversion=setup.inversion(steps, overrides)))
         for seed in seeds:
@@ -209,7 +211,7 @@ def measure(jobs: Sequence[Job], output: str, scoring: Scoring) -> Iterator[dict
     for job, outcome in zip(jobs, outcomes, strict=True):
         embedding = outcome.embedding if outcome else None
         shown = pictures(job, protocol, embedding, backbone)
-        prompts = [prompt.text for prompt in prompts_of(job, protocol)]
+        prompts = list(dict.fromkeys(template_of(job, prompt) for prompt in prompts_of(job, protocol)))
         row: dict[str, Any] = {
             "key": job.key(),
             "setup": job.name,
@@ -265,7 +267,8 @@ def prompts_of(job: Job, protocol: Protocol) -> list[Prompt]:
 def pictures(
     job: Job, protocol: Protocol, embedding: LearnedEmbedding | None, backbone: Backbone
 ) -> dict[str, list[Image.Image]]:
-    """Return prompt -> its pictures, drawn together so that batches are full; none where the photos are scored."""
+    """Return template -> the pictures of the prompts that have it, drawn together so that batches are full; none where
+    the photos are scored."""
     if job.setup.drawn == "photos":
         return {}
     words = words_of(job, embedding)
@@ -274,13 +277,30 @@ def pictures(
     requests = []
     for prompt in prompts:
         for i, seed in enumerate(evaluation_seeds(prompt, count, job.seed)):
-            word = words[i % len(words)]
-            text = fill(prompt.text, word) if word else without_placeholder(prompt.text, HOLE)
+            text = text_of(job, prompt, words[i % len(words)])
             requests.append(ImageRequest(text, seed, (embedding,) if embedding else ()))
     num_batches = math.ceil(len(requests) / protocol.sampling.batch_size)
     batch_size = math.ceil(len(requests) / num_batches)  # else the last batch is padded
     drawn = generate(backbone, requests, replace(protocol.sampling, batch_size=batch_size))
-    return {prompt.text: drawn[i * count : (i + 1) * count] for i, prompt in enumerate(prompts)}
+    found: dict[str, list[Image.Image]] = {}
+    for i, prompt in enumerate(prompts):
+        found.setdefault(template_of(job, prompt), []).extend(drawn[i * count : (i + 1) * count])
+    return found
+
+
+def template_of(job: Job, prompt: Prompt) -> str:
+    """Return the prompt with `{}` as its only hole; the manifest's initializer, which setups may change, fills
+    `{initializer}`, so that all setups draw the same prompts."""
+    return prompt.template(job.concept.initializer)
+
+
+def text_of(job: Job, prompt: Prompt, word: str) -> str:
+    """Return the prompt with one of `words_of` in it. The initializer does not stand beside itself: a prompt that
+    names it is drawn without the concept."""
+    is_learned = job.setup.drawn.startswith("learned")
+    if not word or (job.setup.drawn == "initializer" and INITIALIZER in prompt.text):
+        return without_placeholder(template_of(job, prompt), HOLE)
+    return prompt.filled(job.concept.placeholder_token if is_learned else word, job.concept.initializer, word)
 
 
 def words_of(job: Job, embedding: LearnedEmbedding | None = None) -> list[str]:

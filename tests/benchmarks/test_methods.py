@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from benchmarks import methods, setups
-from benchmarks.jobs import Job, chunks, measure_chunk, words_of
+from benchmarks.jobs import Job, chunks, measure_chunk, text_of, words_of
 from benchmarks.methods import main, parse
 from benchmarks.setups import SETUPS, Setup, find
 from pipeline.actor.model_loading import load_model
 from pipeline.bulk.evaluation import PIXEL_SCORES, evaluation_seeds
 from pipeline.bulk.protocols import choose_protocol
+from pipeline.inputs.prompt_table import Prompt
 from pipeline.store.parquet import read_table
 from tests.pipeline.runs import write_manifest
 from tests.tiny_models import tiny_extractor
@@ -124,6 +125,19 @@ def test_what_stands_in_the_prompts(arguments: list[str]) -> None:
     assert words == [["<a>"], ["<a> cat"], ["<a> cat"], ["<a>"]]
     with pytest.raises(ValueError, match="no caption for 'a'"):
         words_of(jobs_of(arguments, "long-captions")[0])
+
+
+def test_every_hole_of_a_prompt_is_filled(arguments: list[str]) -> None:
+    prompts = [Prompt("{}, {token}"), Prompt("a {} {initializer} on the moon")]
+    names = ("textual-inversion", "class-cue", "initializer", "prompt-only", "no-initializer")
+    jobs = [job for job in jobs_of(arguments, *names) if job.concept.concept_id == "a"]
+    assert [[text_of(job, prompt, words_of(job)[0]) for prompt in prompts] for job in jobs] == [
+        ["<a>, <a>", "a <a> cat on the moon"],
+        ["<a> cat, <a>", "a <a> cat on the moon"],
+        ["cat, cat", "a cat on the moon"],
+        [",", "a cat on the moon"],
+        ["<a>, <a>", "a <a> cat on the moon"],
+    ]
 
 
 def test_a_row_by_hand(arguments: list[str], tiny_backbone: Backbone, clip: Path, tmp_path: Path) -> None:
