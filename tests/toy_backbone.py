@@ -70,6 +70,7 @@ class ToyBackbone:
         processes: dict[str, type[Epsilon] | type[VPrediction]] = {"epsilon": Epsilon, "v_prediction": VPrediction}
         self.noise: Noise = processes[prediction_type](ALPHAS_CUMPROD.to(device), {"steps_offset": 1})
         self.guidance_scale = 5.0
+        self.guides_by_zeros = False
         self.vocabularies: Vocabularies = dict.fromkeys(DIMS, VOCABULARY)
         self.token_tables: Mapping[str, TokenTable] = {
             key: TokenTable(weight(VOCAB_SIZE, dim)) for key, dim in DIMS.items()

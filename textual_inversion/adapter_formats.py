@@ -2,8 +2,9 @@
 bytes, no paths.
 
 The file (`adapter.safetensors`) lies beside `learned_embeds.safetensors`, with the keys of PEFT in diffusers:
-`text_encoder.text_model.<layer>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank]. What TextBoost++ changes in
-the denoiser's cross-attention has keys of its own: `unet.<block>.cross_attention.down.weight` [rank, dim] and
+`text_encoder.text_model.<layer>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank]; a second CLIP's begin with
+`text_encoder_2`, as in diffusers' pipelines of Stable Diffusion XL and 3. What TextBoost++ changes in the denoiser's
+cross-attention has keys of its own: `unet.<block>.cross_attention.down.weight` [rank, dim] and
 `.up.weight` [dim, rank], where `<block>` is the path of the transformer block in diffusers' U-Net.
 
 A `lora` adapter (TextBoost v1) is a plain LoRA. A `causal` one (v2, ++) is not: it acts only from the placeholder token
@@ -28,7 +29,10 @@ from textual_inversion.lora import last_part, layer_name
 
 Kind = Literal["lora", "causal"]
 
-_ENCODER = "text_encoder."
+_ENCODER = "text_encoder"
+_ENCODERS = {"clip_l": _ENCODER, "clip_g": f"{_ENCODER}_2"}
+"""Text encoder key, with which the names of layers begin in a model of several -> the encoder's name in diffusers'
+pipelines."""
 _LORA_HALVES = ("lora_A", "lora_B")
 _HALVES = ("down", "up")
 """Last parts of the keys of a layer's two tensors, before `.weight`: down, up."""
@@ -57,10 +61,17 @@ def to_peft(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, s
             tensors[key] = tensor.detach().cpu().float().contiguous()
     rank = len(next(iter(adapter.tensors.values()))[0])
     # PEFT matches target modules by the end of a layer's name, so these hold with and without the outer module
-    linear_layers = sorted(name for name in adapter.tensors if last_part(name) != CROSS_ATTENTION)
-    peft = {"r": rank, "lora_alpha": adapter.scale * rank, "target_modules": linear_layers}
-    if adapter.kind == "causal":
-        peft["causal_mask_needed"] = True  # LoraConfig knows no such field, so diffusers raises an error
+    linear_layers: dict[str, list[str]] = {_ENCODER: []}
+    for name in sorted(adapter.tensors):
+        if last_part(name) != CROSS_ATTENTION:
+            encoder, layer = _encoder_of(name)
+            linear_layers.setdefault(encoder, []).append(layer)
+    peft: dict[str, Any] = {}
+    for encoder, layers in linear_layers.items():
+        own = {"r": rank, "lora_alpha": adapter.scale * rank, "target_modules": layers}
+        if adapter.kind == "causal":
+            own["causal_mask_needed"] = True  # LoraConfig knows no such field, so diffusers raises an error
+        peft |= {f"{encoder}.{field}": value for field, value in own.items()}
     metadata = {
         **{name: value for name, value in embedding.metadata.items() if name != "adapter"},
         "format": "pt",
@@ -68,7 +79,7 @@ def to_peft(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, s
         "kind": adapter.kind,
         "rank": str(rank),
         "scale": repr(adapter.scale),
-        _PEFT_KEY: json.dumps({f"{_ENCODER}{field}": value for field, value in peft.items()}, sort_keys=True),
+        _PEFT_KEY: json.dumps(peft, sort_keys=True),
     }
     return tensors, metadata | ({"note": _CAUSAL_NOTE} if adapter.kind == "causal" else {})
 
@@ -84,8 +95,9 @@ def from_peft(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     if kind not in get_args(Kind):
         raise ValueError(f"the adapter's header says kind {kind!r}; known are {', '.join(map(repr, get_args(Kind)))}")
     halves: dict[str, dict[str, Tensor]] = {}
+    has_several = any(key.startswith(f"{_ENCODERS['clip_g']}.") for key in tensors)
     for key, tensor in tensors.items():
-        name, half = _layer_of(key)
+        name, half = _layer_of(key, has_several=has_several)
         halves.setdefault(name, {})[half] = tensor
     for name, pair in halves.items():
         if len(pair) < 2:
@@ -102,22 +114,33 @@ def from_peft(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
 def _keys_of(name: str) -> tuple[str, str]:
     """Return the keys of a layer's tensors, down and up."""
     is_linear = last_part(name) != CROSS_ATTENTION
-    path, (down, up) = (f"{_ENCODER}{_MODULE}{name}", _LORA_HALVES) if is_linear else (name, _HALVES)
+    encoder, layer = _encoder_of(name)
+    path, (down, up) = (f"{encoder}.{_MODULE}{layer}", _LORA_HALVES) if is_linear else (name, _HALVES)
     return f"{path}.{down}.weight", f"{path}.{up}.weight"
 
 
-def _layer_of(key: str) -> tuple[str, str]:
+def _encoder_of(name: str) -> tuple[str, str]:
+    """Return the name in diffusers' pipelines of the text encoder that a linear layer belongs to, and the layer's name
+    within it."""
+    key, _, layer = name.partition(".")
+    return (_ENCODERS[key], layer) if key in _ENCODERS else (_ENCODER, name)
+
+
+def _layer_of(key: str, *, has_several: bool) -> tuple[str, str]:
     """Return the layer that a file's key belongs to, and which of its tensors it is ("lora_A", "down", ...).
 
+    `has_several`: whether the file is of a model with several text encoders, whose layers' names begin with their keys.
     Names of halves are in alphabetic order, down before up. Raises ValueError for any other key.
     """
     path, _, half = key.removesuffix(".weight").rpartition(".")
-    if key.startswith(_ENCODER) and half in _LORA_HALVES:
-        return layer_name(path.removeprefix(_ENCODER)), half
+    encoder, _, layer = path.partition(".")
+    if encoder in _ENCODERS.values() and half in _LORA_HALVES:
+        start = next(f"{own}." for own, name in _ENCODERS.items() if name == encoder) if has_several else ""
+        return start + layer_name(layer), half
     if last_part(path) == CROSS_ATTENTION and half in _HALVES:
         return path, half
     raise ValueError(
-        f"the key {key!r} is not one of a text encoder's LoRA ('{_ENCODER}<layer>.lora_A.weight') or of "
+        f"the key {key!r} is not one of a text encoder's LoRA ('{_ENCODER}.<layer>.lora_A.weight') or of "
         f"cross-attention ('<block>.{CROSS_ATTENTION}.down.weight')"
     )
 
@@ -149,8 +172,8 @@ def _scale(metadata: Mapping[str, str]) -> float:
         if "scale" in metadata:
             return float(metadata["scale"])
         peft: dict[str, Any] = json.loads(metadata.get(_PEFT_KEY, "{}"))
-        rank = float(peft.get(f"{_ENCODER}r", 1))
-        return float(peft.get(f"{_ENCODER}lora_alpha", rank)) / rank
+        rank = float(peft.get(f"{_ENCODER}.r", 1))
+        return float(peft.get(f"{_ENCODER}.lora_alpha", rank)) / rank
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"the adapter's header has no readable scale: {error}") from error
 

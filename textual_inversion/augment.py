@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from textual_inversion.augment_config import AugmentConfig
+from textual_inversion.framing import Framing
 from textual_inversion.paired_augment import AugmentedPhoto, augment_paired
 
 Box = tuple[float, float, float, float]
@@ -86,7 +87,7 @@ def _changed_colours(
 
 
 def _mirror(view: AugmentedPhoto, config: AugmentConfig) -> AugmentedPhoto:
-    mirrored = view.map_images(ImageOps.mirror)
+    mirrored = replace(view.map_images(ImageOps.mirror), framing=view.framing and view.framing.mirrored())
     return mirrored.name("hflip") if config.paired else mirrored
 
 
@@ -102,4 +103,5 @@ def _square(photo: AugmentedPhoto, box: Box, resolution: int) -> AugmentedPhoto:
     return AugmentedPhoto(
         picture=photo.picture.resize(size, Image.Resampling.LANCZOS, box=box),
         mask=photo.mask and photo.mask.resize(size, Image.Resampling.BOX, box=box),
+        framing=Framing.of_box(photo.picture.size, box, resolution),
     )

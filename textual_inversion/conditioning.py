@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FRAMING = "framing"
+"""Name of the extra in which a family keeps what each picture shows of its photo, [batch, 4] float32
+(`Framing.numbers`), if its denoiser reads that."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LayerChanges:
@@ -78,6 +82,18 @@ class Conditioning:
     def detach(self) -> Conditioning:
         """Cut every part off the graph that made it, without a copy."""
         return self._map(lambda tensor: tensor.detach())
+
+    def framed(self, framing: Tensor | None) -> Conditioning:
+        """Return the value with this framing of each picture, [batch, 4], in place of its own; unchanged for None, and
+        where the family's denoiser reads no framing."""
+        if framing is None or FRAMING not in self.extras:
+            return self
+        return replace(self, extras={**self.extras, FRAMING: framing})
+
+    def zeroed(self) -> Conditioning:
+        """Return the value with zeros in place of what the text encoders made; the extras stay."""
+        encodings = [torch.zeros_like(tensor) for tensor in self.encodings()]
+        return self._unflatten([*encodings, *self.tensors()[len(encodings) :]])
 
     def where(self, chosen: Tensor, other: Conditioning) -> Conditioning:
         """Take each prompt from this value where `chosen` [batch] (bool) is true and from `other` elsewhere."""

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from textual_inversion.concept import LearnedEmbedding
-from textual_inversion.conditioning import Conditioning
+from textual_inversion.conditioning import Conditioning, concatenate
 from textual_inversion.config import SamplingConfig
 from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
@@ -172,10 +172,14 @@ class Guidance:
     ) -> Guidance:
         """Encode the prompts of a batch, and the empty ones where they are needed."""
         prompts = [request.prompt for request in requests]
-        scale = guidance_scale(encoder.backbone, config)
-        if scale > 1:
-            prompts = [*[prompt.empty(encoder.backbone.vocabularies) for prompt in prompts], *prompts]
-        return cls(encoder(prompts), scale)
+        backbone = encoder.backbone
+        scale = guidance_scale(backbone, config)
+        if scale <= 1:
+            return cls(encoder(prompts), scale)
+        empty = [prompt.empty(backbone.vocabularies) for prompt in prompts]
+        if backbone.guides_by_zeros:
+            return cls(concatenate([encoder(empty).zeroed(), encoder(prompts)]), scale)
+        return cls(encoder([*empty, *prompts]), scale)
 
 
 def _unchanged(latents: Tensor, _step: int) -> Tensor:

@@ -36,6 +36,9 @@ class EncodedViews:
     """Transforms that each view's prompt has to name, [views]; none without paired augmentation."""
     masks: Tensor | None = None
     """Weights of the denoising loss, [views, 1, height, width] in [0, 1] at the latents' size; None weighs by 1."""
+    framings: Tensor | None = None
+    """Height and width of each view's photo and the top left corner of what the view shows, [views, 4] float32, px
+    (`Framing.numbers`); None stands for whole photos of the model's resolution."""
 
     def __len__(self) -> int:
         return len(self.moments)
@@ -88,6 +91,7 @@ def encode_views(
         photo_indices=tuple(index for index, _ in views),
         augmentations=tuple(view.augmentation for _, view in views),
         masks=weights,
+        framings=torch.tensor([view.framing.numbers() for _, view in views if view.framing], dtype=torch.float32),
     )
 
 

@@ -16,48 +16,90 @@ _MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UNetLayout:
-    """Folders of a diffusers pipeline with one text encoder, a U-Net with cross-attention and an autoencoder."""
+class TextFolder:
+    """Folder of a text encoder."""
 
-    text_encoder: str
-    """Folder of the text encoder."""
-    text_encoder_classes: tuple[str, ...]
+    name: str
+    """Name of the folder."""
+    classes: tuple[str, ...]
     """Classes of text encoders that can be loaded, by the names in `model_index.json`."""
     token_table: str
     """End of the name of the token table's weights."""
     width: str
     """Setting of the text encoder's config with the width of its states."""
     min_positions: int = 0
-    """Smallest number of positions that a text encoder must have."""
+    """Smallest number of positions that the text encoder must have."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UNetLayout:
+    """Folders of a diffusers pipeline with text encoders, a U-Net with cross-attention and an autoencoder."""
+
+    text_encoders: tuple[TextFolder, ...]
+    """Text encoders whose states the U-Net reads side by side."""
     autoencoder: str
     """Folder of the autoencoder."""
     autoencoder_classes: tuple[str, ...]
     """Classes of autoencoders that can be loaded."""
+    reads_pooled: bool = False
+    """True if the U-Net also reads six numbers and the pooled vector of the last text encoder (SDXL)."""
 
     def check(self, files: ModelFiles) -> None:
         """Raise ValueError, with a remedy, for a model that cannot be loaded or is no plain text-to-image model."""
-        check_class(files.directory, self.text_encoder, self.text_encoder_classes)
+        for folder in self.text_encoders:
+            check_class(files.directory, folder.name, folder.classes)
         check_class(files.directory, self.autoencoder, self.autoencoder_classes)
         check_class(files.directory, "unet", ("UNet2DConditionModel",))
-        text = read_config(files.directory, self.text_encoder)
+        texts = {folder: read_config(files.directory, folder.name) for folder in self.text_encoders}
         unet = read_config(files.directory, "unet")
         _check_unet(files, unet, read_config(files.directory, self.autoencoder))
         _check_schedule(files, read_config(files.directory, "scheduler"))
-        width, states = text.get(self.width), unet.get("cross_attention_dim")
-        if isinstance(width, int) and isinstance(states, int) and width != states:
+        widths: list[Any] = [text.get(folder.width) for folder, text in texts.items()]
+        states = unet.get("cross_attention_dim")
+        if isinstance(states, int) and all(isinstance(width, int) for width in widths) and states != sum(widths):
+            made = " and ".join(map(str, widths))
             raise _refusal(
-                files, f"the U-Net reads text states of width {states} but the text encoder makes {width}; "
+                files, f"the U-Net reads text states of width {states} but the text encoder makes {made}; "
                 "the folders belong to different models"
             )  # fmt: skip
-        positions = text.get("max_position_embeddings", self.min_positions)
-        if positions < self.min_positions:
-            raise _refusal(files, f"the text encoder has {positions} positions; prompts have {self.min_positions} ids")
-        for component in (self.text_encoder, "unet", self.autoencoder):
-            shapes = weight_shapes(files, component)
-            if component == self.text_encoder:
-                _check_shape(files, component, shapes, self.token_table, [text.get("vocab_size"), width])
-            elif component == "unet":
-                _check_shape(files, component, shapes, "conv_in.weight", [None, unet.get("in_channels")])
+        for folder, text in texts.items():
+            positions = text.get("max_position_embeddings", folder.min_positions)
+            if positions < folder.min_positions:
+                raise _refusal(
+                    files, f"the text encoder has {positions} positions; prompts have {folder.min_positions} ids"
+                )  # fmt: skip
+        self._check_added(files, unet, next(reversed(texts.values())))
+        for folder, text in texts.items():
+            shapes = weight_shapes(files, folder.name)
+            _check_shape(
+                files, folder.name, shapes, folder.token_table, [text.get("vocab_size"), text.get(folder.width)]
+            )
+        shapes = weight_shapes(files, "unet")
+        _check_shape(files, "unet", shapes, "conv_in.weight", [None, unet.get("in_channels")])
+        weight_shapes(files, self.autoencoder)
+
+    def _check_added(self, files: ModelFiles, unet: dict[str, Any], text: dict[str, Any]) -> None:
+        """Raise ValueError for a U-Net that reads more, or less, than states and, of SDXL, pooled vectors and sizes."""
+        found, wanted = unet.get("addition_embed_type"), "text_time" if self.reads_pooled else None
+        if found != wanted:
+            raise _refusal(
+                files, f"the U-Net's addition_embed_type is {found!r} where {wanted!r} is needed; it is another "
+                "pipeline's"
+            )  # fmt: skip
+        if unet.get("time_cond_proj_dim"):
+            raise _refusal(
+                files, "the U-Net reads the guidance scale (a latent consistency model, distilled), which is not "
+                "supported; learn with the model that it was distilled from, and draw with the result in both"
+            )  # fmt: skip
+        if not self.reads_pooled:
+            return
+        made = 6 * (unet.get("addition_time_embed_dim") or 0) + text.get("projection_dim", 512)
+        read = unet.get("projection_class_embeddings_input_dim")
+        if read != made:
+            raise _refusal(
+                files, f"the U-Net reads {read} values besides text states, but six numbers and the pooled vector make "
+                f"{made}; the folders belong to different models, or it is a refiner"
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,6 +226,8 @@ def _check_unet(files: ModelFiles, unet: dict[str, Any], autoencoder: dict[str, 
 def _check_schedule(files: ModelFiles, scheduler: dict[str, Any]) -> None:
     """Raise ValueError for a noise process that a U-Net of these families is not trained for."""
     name, prediction = str(scheduler.get("_class_name", "")), scheduler.get("prediction_type", "epsilon")
+    if name.startswith(("EDM", "KarrasEDM")):
+        raise _refusal(files, f"its scheduler {name} scales what the U-Net reads in a way that is not supported")
     if name.startswith("FlowMatch") or scheduler.get("use_flow_sigmas"):
         raise _refusal(
             files, f"its scheduler {name} is one of rectified flow, for which these U-Nets are not trained; put the "

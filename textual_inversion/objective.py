@@ -31,6 +31,8 @@ class Batch:
     """Weights of the denoising loss in [0, 1], [batch, 1, height, width]; None is 1 everywhere."""
     features: Tensor | None = None
     """Image features of the views, [batch, dim], if they are compared."""
+    framing: Tensor | None = None
+    """What each view shows of its photo, [batch, 4] (`EncodedViews.framings`); None for the model's whole picture."""
     others: FrozenPrompts | None = None
     """Prompts without the concept, of knowledge preservation, [batch]."""
 
@@ -68,6 +70,7 @@ def concatenate_batches(samples: Sequence[Batch], vocab_sizes: Mapping[str, int]
     if any(batch.mask is not None for batch in samples):
         masks = [torch.ones_like(batch.latents[:, :1]) if batch.mask is None else batch.mask for batch in samples]
     features = [batch.features for batch in samples if batch.features is not None]
+    framings = [batch.framing for batch in samples if batch.framing is not None]
     others = [batch.others for batch in samples if batch.others is not None]
     return Batch(
         latents=torch.cat([batch.latents for batch in samples]),
@@ -76,6 +79,7 @@ def concatenate_batches(samples: Sequence[Batch], vocab_sizes: Mapping[str, int]
         ids=ids,
         mask=None if masks is None else torch.cat(masks),
         features=torch.cat(features) if features else None,
+        framing=torch.cat(framings) if framings else None,
         others=concatenate_frozen(others) if others else None,
     )
 
@@ -99,7 +103,7 @@ def objective(
     noise = backbone.noise
     x_t, target = noise.corrupt(batch.latents, batch.noise, batch.timesteps)
     rows = {key: tensor.flatten(0, 1) for key, tensor in trained.rows.items()}
-    conditioning = backbone.encode_prompts(batch.ids, rows, trained.adapters)
+    conditioning = backbone.encode_prompts(batch.ids, rows, trained.adapters).framed(batch.framing)
     prediction = backbone.predict(x_t, noise.model_timesteps(batch.timesteps), conditioning)
 
     terms = {"denoising": denoising(prediction, target, batch.mask)}

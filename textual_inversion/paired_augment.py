@@ -29,6 +29,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from textual_inversion.augment_config import AugmentConfig, TransformSet
+from textual_inversion.framing import Framing
 
 _DRAWS_PER_GROUP = 6
 """Random numbers drawn for each group: one for whether it acts, one for which operation, four for the operation."""
@@ -59,6 +60,8 @@ class AugmentedPhoto:
     """Grey mask of the picture's size, white where the concept is; None for a photo without a mask."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Transforms that the prompt has to name, keys of the set's tokens."""
+    framing: Framing | None = None
+    """What a square picture shows of the photo, before the transforms that the prompt names; None for a whole photo."""
 
     def map_images(self, transform: Callable[[Image.Image], Image.Image]) -> AugmentedPhoto:
         """Return the photo with the transform applied to its picture and to its mask."""

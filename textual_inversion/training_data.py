@@ -61,6 +61,8 @@ class TrainingData:
     """Number of steps that the concept has taken when each of its vectors becomes active."""
     knowledge: KnowledgePreservation | None = None
     """Source of the prompts for which the adapted text encoder is held to the frozen one."""
+    framings: Tensor | None = None
+    """What each view shows of its photo, [views, 4] (`EncodedViews.framings`)."""
     class_prompts: FrozenPrompts | None = None
     """The same kind of prompts, with the name of the concept's class in each."""
 
@@ -85,6 +87,7 @@ class TrainingData:
             moments=moments,
             mask=None if views.masks is None else to_device(views.masks, device).float(),
             features=None if image_features is None else _features(moments, backbone, image_features),
+            framings=None if views.framings is None else to_device(views.framings, device),
             prompts={key: to_device(ids, device) for key, ids in prompts.items()},
             list_index=list_index,
             photo_list_index=photo_list_index,
@@ -130,6 +133,7 @@ class TrainingData:
             ids={key: prompts[stage][chosen_list, prompt] for key, prompts in self.prompts.items()},
             mask=None if self.mask is None else self.mask[view],
             features=None if self.features is None else self.features[view],
+            framing=None if self.framings is None else self.framings[view],
             others=others,
         )
 

@@ -13,6 +13,8 @@ from PIL import Image
 from pipeline.actor.library import read_embedding
 from tests.pipeline.runs import tiny_toml, write_manifest
 from tests.tiny_models import DIM, tiny_latent_diffusion
+from tests.tiny_sdxl import WIDTHS as WIDTHS_XL
+from tests.tiny_sdxl import tiny_stable_diffusion_xl
 from tests.toy_family import WIDTHS, write_model
 
 ROOT = Path(__file__).parents[2]
@@ -24,13 +26,27 @@ BERT = (
     {"bert": DIM},
     {f"model.layers.{block}.{layer}" for block in (0, 1) for layer in ("fc1", "fc2")},
 )
+XL = (
+    "pipeline.run",
+    WIDTHS_XL,
+    {
+        f"{key}.encoder.layers.{block}.mlp.{layer}"
+        for key in WIDTHS_XL
+        for block in range(3)
+        for layer in ("fc1", "fc2")
+    },
+)
 
 
 @pytest.mark.own_cluster
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "module", "widths", "layers"),
-    [pytest.param(write_model, *TOY, id="two text encoders"), pytest.param(tiny_latent_diffusion, *BERT, id="BERT")],
+    [
+        pytest.param(write_model, *TOY, id="two text encoders"),
+        pytest.param(tiny_latent_diffusion, *BERT, id="BERT"),
+        pytest.param(tiny_stable_diffusion_xl, *XL, id="XL"),
+    ],
 )
 def test_a_family_through_the_whole_command(
     tmp_path: Path, write: Callable[[Path], Path], module: str, widths: dict[str, int], layers: set[str]
@@ -58,6 +74,8 @@ def test_a_family_through_the_whole_command(
         assert embedding.adapter.tensors.keys() == layers
         with Image.open(found.parent / "grid.png") as grid:
             assert grid.width > 200
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+    assert "0 learned, 3 done before, 0 failed" in again.stdout, again.stdout + again.stderr
 
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
     assert "0 learned, 3 done before, 0 failed" in again.stdout, again.stdout + again.stderr

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from textual_inversion.conditioning import Conditioning, concatenate
+from textual_inversion.conditioning import FRAMING, Conditioning, concatenate
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -83,3 +84,21 @@ def test_only_what_the_text_decides_is_compared() -> None:
     torch.testing.assert_close(one.cosine_distance(other), torch.zeros(3), rtol=0, atol=1e-6)
     turned = Conditioning(hidden=one.hidden, pooled=-some(3).encodings()[1], extras=one.extras)
     torch.testing.assert_close(one.cosine_distance(turned), torch.full((3,), 2.0))
+
+
+def test_a_framing_is_taken_by_families_that_read_it() -> None:
+    one, framing = some(2), random(2, 4, seed=9)
+    assert one.framed(framing) is one
+    reads = replace(one, extras={**one.extras, FRAMING: torch.zeros(2, 4)})
+    assert reads.framed(None) is reads
+    framed = reads.framed(framing)
+    assert torch.equal(framed.extras[FRAMING], framing)
+    assert torch.equal(framed.hidden, one.hidden)
+    assert torch.equal(framed.extras["mask"], one.extras["mask"])
+
+
+def test_zeros_take_the_place_of_encodings_alone() -> None:
+    one = some(2)
+    assert one.pooled is not None
+    zeros = (torch.zeros_like(part) for part in (one.hidden, one.pooled))
+    assert_equal(one.zeroed(), *zeros, one.extras["mask"], one.extras["time_ids"])

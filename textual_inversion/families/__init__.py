@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from textual_inversion import model_files
-from textual_inversion.model_checks import FlowLayout, UNetLayout
+from textual_inversion.model_checks import FlowLayout, TextFolder, UNetLayout
 
 if TYPE_CHECKING:
     from textual_inversion.families.base import Backbone
@@ -32,18 +32,33 @@ class Family:
     family that checks nothing beforehand."""
 
 
+def _clip(name: str, *classes: str) -> TextFolder:
+    return TextFolder(name=name, classes=classes, token_table="token_embedding.weight", width="hidden_size")
+
+
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(
         description="Stable Diffusion 1.x and 2.x",
         module="textual_inversion.families.sd",
         vocabularies="textual_inversion.tokenizer",
         layout=UNetLayout(
-            text_encoder="text_encoder",
-            text_encoder_classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
-            token_table="token_embedding.weight",
-            width="hidden_size",
+            text_encoders=(_clip("text_encoder", "CLIPTextModel", "CLIPTextModelWithProjection"),),
             autoencoder="vae",
             autoencoder_classes=("AutoencoderKL",),
+        ),
+    ),
+    "StableDiffusionXLPipeline": Family(
+        description="Stable Diffusion XL",
+        module="textual_inversion.families.sdxl",
+        vocabularies="textual_inversion.text_encoders",
+        layout=UNetLayout(
+            text_encoders=(
+                _clip("text_encoder", "CLIPTextModel", "CLIPTextModelWithProjection"),
+                _clip("text_encoder_2", "CLIPTextModelWithProjection"),
+            ),
+            autoencoder="vae",
+            autoencoder_classes=("AutoencoderKL",),
+            reads_pooled=True,
         ),
     ),
     "LDMTextToImagePipeline": Family(
@@ -51,11 +66,15 @@ FAMILIES: dict[str, Family] = {
         module="textual_inversion.families.ldm",
         vocabularies="textual_inversion.wordpiece",
         layout=UNetLayout(
-            text_encoder="bert",
-            text_encoder_classes=("LDMBertModel",),
-            token_table="embed_tokens.weight",
-            width="d_model",
-            min_positions=77,  # the length of every prompt
+            text_encoders=(
+                TextFolder(
+                    name="bert",
+                    classes=("LDMBertModel",),
+                    token_table="embed_tokens.weight",
+                    width="d_model",
+                    min_positions=77,  # the length of every prompt
+                ),
+            ),
             autoencoder="vqvae",
             autoencoder_classes=("AutoencoderKL", "VQModel"),
         ),

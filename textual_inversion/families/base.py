@@ -33,6 +33,8 @@ class Backbone(Protocol):
     """The process that adds noise to latents and undoes it."""
     guidance_scale: float
     """Guidance scale of its pictures where no setting gives one."""
+    guides_by_zeros: bool
+    """True if guidance compares the prompt with zeros in place of the empty prompt's encoding."""
     vocabularies: Vocabularies
     """Text encoder key -> its vocabulary."""
     token_tables: Mapping[str, TokenTable]

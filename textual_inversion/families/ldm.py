@@ -9,31 +9,31 @@ they see of the changed ones; prompts that do not name the concept stay as they 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, VQModel
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
 from torch import Tensor
 
 from textual_inversion import model_files
-from textual_inversion.families.unet import (
-    UNetBackbone,
-    autoencoder_dtype,
+from textual_inversion.families.parts import (
     device_named,
     dtype_named,
+    read_autoencoder,
     read_component,
+    read_text_encoder,
+    scheduler_config,
 )
-from textual_inversion.model_checks import component_class, read_config
+from textual_inversion.families.unet import OneEncoderBackbone
+from textual_inversion.model_checks import component_class
 from textual_inversion.tokens import TokenTable
 from textual_inversion.wordpiece import TEXT_ENCODER_KEY, load_vocabularies
 
 _AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 
 
-class LatentDiffusion(UNetBackbone):
+class LatentDiffusion(OneEncoderBackbone):
     """A frozen BERT latent diffusion model as a `Backbone`; build it with `load`."""
 
     def _states(self, ids: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Laten
         text_encoder=text_encoder,
         unet=unet,
         vae=vae,
-        scheduler_config=_scheduler_config(files.directory),
+        scheduler_config=scheduler_config(files.directory),
         digest=model_files.model_hash(str(files.directory)),
     )
 
@@ -80,26 +80,7 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Laten
 def _load_modules(files: model_files.ModelFiles, dtype: torch.dtype) -> tuple[Any, Any, Any]:
     """Load text encoder, U-Net and autoencoder on the CPU. Raises ValueError if one lacks weights or has unknown
     ones."""
-    text_encoder = read_component(
-        files,
-        "bert",
-        LDMBertModel,
-        dtype=torch.float32,  # else transformers loads in the config's precision and loses digits
-        ignore_mismatched_sizes=True,  # so that the error can name them
-    )
+    text_encoder = read_text_encoder(files, "bert", LDMBertModel, torch.float32)
     unet = read_component(files, "unet", UNet2DConditionModel, torch_dtype=dtype)
     autoencoder = _AUTOENCODERS[component_class(files.directory, "vqvae")]
-    vae = read_component(files, "vqvae", autoencoder, torch_dtype=autoencoder_dtype(dtype))
-    return text_encoder, unet, vae
-
-
-def _scheduler_config(directory: Path) -> dict[str, Any]:
-    """Return the scheduler's settings as its own class reads them, so that samplers of another class take over those
-    that the file leaves to defaults.
-
-    Unlike StableDiffusionPipeline, the pipeline corrects none of them.
-    """
-    config = read_config(directory, "scheduler")
-    scheduler: Any = getattr(diffusers, config["_class_name"])
-    whole = dict(scheduler.from_config(config).config)
-    return {**whole, **{name: value for name, value in config.items() if name.startswith("_")}}
+    return text_encoder, unet, read_autoencoder(files, "vqvae", autoencoder, dtype)

@@ -15,25 +15,24 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from textual_inversion import model_files
-from textual_inversion.families.unet import (
-    UNetBackbone,
-    autoencoder_dtype,
+from textual_inversion.families.parts import (
+    UNUSED_CLIP_PARTS,
     device_named,
     dtype_named,
+    read_autoencoder,
     read_component,
+    read_text_encoder,
+    replaced_table,
 )
+from textual_inversion.families.unet import OneEncoderBackbone
 from textual_inversion.tokenizer import TEXT_ENCODER_KEY, Tokenizer, read_tokenizer
-from textual_inversion.tokens import TokenTable
-
-_UNUSED = [r"^(text_projection|visual_projection|vision_model|logit_scale)\b"]
-"""Parts of a whole CLIP that a text encoder saved with them has, and that this family does not read."""
 
 _CORRECTED = {"steps_offset": 1}
 """Scheduler setting that StableDiffusionPipeline corrects in old checkpoints, besides clipping, which `noise` never
 does: the last timestep of a sampling run is not 0."""
 
 
-class StableDiffusion(UNetBackbone):
+class StableDiffusion(OneEncoderBackbone):
     """A frozen Stable Diffusion checkpoint as a `Backbone`; build it with `load`."""
 
     def __init__(
@@ -48,8 +47,7 @@ class StableDiffusion(UNetBackbone):
     ) -> None:
         """Take over the modules, which come on their device and in their precision; replace the text encoder's
         vocabulary by a token table."""
-        table = TokenTable(text_encoder.get_input_embeddings().weight)
-        text_encoder.set_input_embeddings(table)
+        table = replaced_table(text_encoder)
         positions = text_encoder.config.max_position_embeddings
         super().__init__(
             key=TEXT_ENCODER_KEY,
@@ -89,15 +87,8 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
 def load_modules(files: model_files.ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
     """Load "text_encoder", "unet" and "vae" (by these names of diffusers' pipeline) on the CPU, for a denoiser of this
     precision. Raises ValueError if a checkpoint lacks weights or has unknown ones."""
-    text_encoder = read_component(
-        files,
-        "text_encoder",
-        CLIPTextModel,
-        unused=_UNUSED,
-        dtype=torch.float32,  # else transformers loads in the config's precision and loses digits
-        ignore_mismatched_sizes=True,  # so that the error can name them
-    )
+    text_encoder = read_text_encoder(files, "text_encoder", CLIPTextModel, torch.float32, unused=UNUSED_CLIP_PARTS)
     # torch_dtype and not dtype, which diffusers takes only from 0.42 on
     unet = read_component(files, "unet", UNet2DConditionModel, torch_dtype=dtype)
-    vae = read_component(files, "vae", AutoencoderKL, torch_dtype=autoencoder_dtype(dtype))
+    vae = read_autoencoder(files, "vae", AutoencoderKL, dtype)
     return {"text_encoder": text_encoder, "unet": unet, "vae": vae}

@@ -14,7 +14,6 @@ reads zeros in place of T5's states, as in the pipeline.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,8 +25,16 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from textual_inversion import model_files
 from textual_inversion.compiled import Compiled
 from textual_inversion.conditioning import Conditioning
-from textual_inversion.families.unet import autoencoder_dtype, device_named, dtype_named, read_component
-from textual_inversion.lora import AdaptableLayers, AdapterBatch
+from textual_inversion.families.clips import ClipEncoders
+from textual_inversion.families.parts import (
+    device_named,
+    dtype_named,
+    read_autoencoder,
+    read_component,
+    read_text_encoder,
+    replaced_table,
+)
+from textual_inversion.lora import AdapterBatch
 from textual_inversion.noise import Noise, from_scheduler_config
 from textual_inversion.prompts import Vocabularies
 from textual_inversion.text_encoders import CLIP_KEYS, T5_KEY, T5_LENGTH, components, load_vocabularies
@@ -64,19 +71,18 @@ class StableDiffusion3:
         self._digest = digest
 
         self.vocabularies = vocabularies
-        self.token_tables: Mapping[str, TokenTable] = {
-            key: _replaced_table(encoder, learns_rows=key in CLIP_KEYS) for key, encoder in text_encoders.items()
-        }
-        self._adaptable = {key: AdaptableLayers(text_encoders[key], key, prefix=f"{key}.") for key in CLIP_KEYS}
-        self.adapter_layers: Mapping[str, tuple[int, int]] = {
-            name: size for adaptable in self._adaptable.values() for name, size in adaptable.layers.items()
-        }
-
         self.device: torch.device = transformer.device
         self.dtype: torch.dtype = transformer.dtype
+        self._clips = ClipEncoders({key: text_encoders[key] for key in CLIP_KEYS}, vocabularies, self.dtype)
+        self.token_tables: Mapping[str, TokenTable] = {
+            **self._clips.token_tables,
+            **{key: replaced_table(text_encoders[key], learns_rows=False) for key in text_encoders if key == T5_KEY},
+        }
+        self.adapter_layers = self._clips.adapter_layers
         self.latent_shape, self.resolution = _shape(transformer.config, vae.config)
         self.noise: Noise = from_scheduler_config(scheduler_config, self.device)
         self.guidance_scale = float(scheduler_config.get("_guidance_scale", _GUIDANCE_SCALE))
+        self.guides_by_zeros = False
 
     def single_token_words(self) -> list[str]:
         """Return the words of letters a-z that are one token of the first CLIP; the second has the same vocabulary."""
@@ -90,49 +96,27 @@ class StableDiffusion3:
 
         The states before the last layer of the two CLIPs lie side by side, filled up with zeros to the width of T5's,
         which follow along the sequence. Without T5 its states are left to `predict`. The pooled vectors of both CLIPs
-        are taken at the true end of the text: some configs name the id 2 as its end, and transformers then takes the
-        largest id, which is a learned row's.
+        lie side by side, too.
         """
-        hidden, pooled = zip(*(self._clip(key, ids[key], rows, adapters) for key in CLIP_KEYS), strict=True)
-        clips = torch.cat(hidden, dim=-1)
+        encoded = self._clips.encode(ids, rows, adapters).values()
+        clips = torch.cat([each.states for each in encoded], dim=-1)
         states = [F.pad(clips, (0, self._transformer.config.joint_attention_dim - clips.shape[-1])).to(self.dtype)]
         if T5_KEY in self._text_encoders:
-            states.append(self._t5(ids[T5_KEY], rows).to(self.dtype))
-        return Conditioning(hidden=torch.cat(states, dim=1), pooled=torch.cat(pooled, dim=-1).to(self.dtype))
+            states.append(self._t5(ids[T5_KEY], rows.get(T5_KEY)).to(self.dtype))
+        pooled = torch.cat([each.pooled for each in encoded], dim=-1).to(self.dtype)
+        return Conditioning(hidden=torch.cat(states, dim=1), pooled=pooled)
 
-    def _clip(
-        self, key: str, ids: Tensor, rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch]
-    ) -> tuple[Tensor, Tensor]:
-        """Return one CLIP's states before the last layer, [batch, length, dim], and pooled vectors, [batch, dim]."""
-        encoder = self._text_encoders[key]
-        ids = ids.to(self.device)
-        with self._reading(key, rows), self._adaptable[key].using(adapters), self._products():
-            output = encoder.text_model(input_ids=ids, output_hidden_states=True)
-            end = (ids == self.vocabularies[key].end_of_text).int().argmax(1)
-            last = output.last_hidden_state[torch.arange(len(end), device=end.device), end]
-            return output.hidden_states[-2], encoder.text_projection(last)
-
-    def _t5(self, ids: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+    def _t5(self, ids: Tensor, rows: Tensor | None) -> Tensor:
         """Return T5's states, [batch, length, dim]. No mask hides the padding, as in the pipeline."""
-        with self._reading(T5_KEY, rows):
+        with self.token_tables[T5_KEY].reading(None if rows is None else rows.to(self.device)):
             states: Tensor = self._text_encoders[T5_KEY](ids.to(self.device)).last_hidden_state
         return states
-
-    def _reading(self, key: str, rows: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        in_use = rows.get(key)
-        return self.token_tables[key].reading(None if in_use is None else in_use.to(self.device))
 
     def encoder_states(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return each text encoder's states for prompts without rows: key -> [batch, length, dim]; of the CLIPs, those
         before the last layer."""
-        states = {key: self._clip(key, ids[key], {}, ())[0] for key in CLIP_KEYS}
-        return states | {key: self._t5(ids[key], {}) for key in self._text_encoders if key == T5_KEY}
-
-    def _products(self) -> AbstractContextManager[None]:
-        """Let the CLIPs multiply in bfloat16 where the denoiser does. Sums, norms and rows, with their gradients, stay
-        float32; float16 could overflow."""
-        half = self.dtype == torch.bfloat16
-        return torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext()
+        states = {key: encoded.states for key, encoded in self._clips.encode(ids, {}).items()}
+        return states | {key: self._t5(ids[key], None) for key in self._text_encoders if key == T5_KEY}
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encode pictures [batch, 3, resolution, resolution] in [-1, 1] as moments [batch, 2, *latent_shape] float32:
@@ -191,18 +175,14 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
         raise ValueError(f"model {directory}: text encoders {list(encoders)}; two CLIPs are needed, and T5 if any more")
     t5_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
     text_encoders = {
-        key: read_component(
-            files,
-            folder,
-            T5EncoderModel if key == T5_KEY else CLIPTextModelWithProjection,
-            dtype=t5_dtype if key == T5_KEY else torch.float32,
-            ignore_mismatched_sizes=True,  # so that the error can name them
-        )
+        key: read_text_encoder(files, folder, T5EncoderModel, t5_dtype)
+        if key == T5_KEY
+        else read_text_encoder(files, folder, CLIPTextModelWithProjection, torch.float32)
         for key, folder in encoders.items()
     }
     # torch_dtype and not dtype, which diffusers takes only from 0.42 on
     transformer = read_component(files, "transformer", SD3Transformer2DModel, torch_dtype=dtype)
-    vae = read_component(files, "vae", AutoencoderKL, torch_dtype=autoencoder_dtype(dtype))
+    vae = read_autoencoder(files, "vae", AutoencoderKL, dtype)
     return StableDiffusion3(
         text_encoders={key: encoder.to(torch_device) for key, encoder in text_encoders.items()},
         vocabularies=load_vocabularies(directory),
@@ -213,13 +193,6 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
         ),
         digest=model_files.model_hash(str(directory)),
     )
-
-
-def _replaced_table(text_encoder: Any, *, learns_rows: bool) -> TokenTable:
-    """Put a token table in the place of a text encoder's vocabulary."""
-    table = TokenTable(text_encoder.get_input_embeddings().weight, learns_rows=learns_rows)
-    text_encoder.set_input_embeddings(table)
-    return table
 
 
 def _scale(vae: Any) -> tuple[float, float]:

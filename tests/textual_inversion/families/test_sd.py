@@ -174,8 +174,8 @@ def test_a_component_without_weights_is_refused(a_copy: Path) -> None:
 
 
 def test_another_pipeline_class_is_refused_by_name(a_copy: Path) -> None:
-    edit(a_copy / "model_index.json", _class_name="StableDiffusionXLPipeline")
-    with pytest.raises(ValueError, match="is a StableDiffusionXLPipeline; families known here"):
+    edit(a_copy / "model_index.json", _class_name="StableDiffusionInpaintPipeline")
+    with pytest.raises(ValueError, match="is a StableDiffusionInpaintPipeline; families known here"):
         load(a_copy)
 
 

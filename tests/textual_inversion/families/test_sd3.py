@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +13,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusion3Pipeline
-from PIL import Image
 from torch import nn
 
+from tests.textual_inversion.families.learning import (
+    assert_equal,
+    assignment,
+    concept,
+    config,
+    edit,
+    embedding_of,
+    learn,
+    run,
+    some_rows,
+    through_files,
+)
 from tests.tiny_models import MAX_LENGTH, RESOLUTION
 from tests.tiny_sd3 import LATENT_SHAPE, VOCAB_SIZE_T5, WIDTHS, tiny_stable_diffusion_3
-from textual_inversion.adapter_formats import dump_adapter, with_adapter
-from textual_inversion.batch_invariance import choose_sampling, choose_slots_per_pass
-from textual_inversion.concept import Concept, LearnedEmbedding
-from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, SamplingConfig, TimestepConfig
-from textual_inversion.engine import Assignment, Engine, Outcome
+from textual_inversion.batch_invariance import choose_sampling
+from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.config import AdapterConfig, PenaltyConfig, SamplingConfig, TimestepConfig
 from textual_inversion.families import check_model, load_backbone, load_vocabularies
 from textual_inversion.families.base import stack_prompts
-from textual_inversion.formats import dump_diffusers, parse_diffusers
 from textual_inversion.generate import ImageRequest, generate, initial_noise
 from textual_inversion.initialise import encoder_output, initial_rows
-from textual_inversion.latents import encode_views
 from textual_inversion.prompts import encode_prompt
 from textual_inversion.slot_state import SlotState
 
@@ -52,15 +57,6 @@ def backbone(model: Path) -> Any:
 @pytest.fixture
 def a_copy(model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(model, tmp_path / "copy"))
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def some_rows(backbone: Any, num_rows: int = 2) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return {key: torch.randn(num_rows, table.dim, generator=generator) for key, table in backbone.token_tables.items()}
 
 
 def diffusers_pipeline(model: Path) -> Any:
@@ -188,35 +184,6 @@ def test_precision_of_the_parts(model: Path, precision: str, t5: torch.dtype) ->
     assert backbone.decode(torch.randn(1, *LATENT_SHAPE)).dtype == torch.float32
 
 
-def photo(seed: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def concept(number: int, num_vectors: int = 1) -> Concept:
-    return Concept(concept_id=f"c{number}", placeholder_token=f"<c{number}>", images=("x",), initializer="red cat",
-                   num_vectors=num_vectors)  # fmt: skip
-
-
-def config(steps: int = 4, **changes: Any) -> InversionConfig:
-    return InversionConfig(steps=steps, batch_size=2, learning_rate=0.05, **changes)
-
-
-def learn(backbone: Any, config: InversionConfig, *concepts: Concept, **options: Any) -> dict[str, Outcome]:
-    work: Iterator[Assignment] = iter(
-        [
-            Assignment(each, encode_views(backbone, [photo(int(each.concept_id[1:]))], config.augment, "c", 0))
-            for each in concepts
-        ]
-    )
-    outcomes: dict[str, Outcome] = {}
-    slots_per_pass, _ = choose_slots_per_pass(backbone, config, slots=3)
-    engine = Engine(backbone, config, slots=3, seed=1, slots_per_pass=slots_per_pass)
-    engine.run(lambda _: next(work, None), lambda o: outcomes.update({o.concept.concept_id: o}), **options)
-    assert [outcome.error for outcome in outcomes.values()] == [None] * len(concepts)
-    return outcomes
-
-
 METHODS: dict[str, dict[str, Any]] = {
     "rows": {},
     "textboost": {
@@ -234,20 +201,13 @@ def test_concepts_learn_together_what_they_learn_alone(backbone: Any, method: st
     concepts = [concept(0), concept(1, 2), concept(2)]
     together = learn(backbone, settings, *concepts)
     for each in concepts:
-        ours, company = (
-            outcomes[each.concept_id].embedding for outcomes in (learn(backbone, settings, each), together)
-        )
-        assert ours is not None
-        assert company is not None
+        ours = embedding_of(learn(backbone, settings, each)[each.concept_id])
+        assert_equal(ours, embedding_of(together[each.concept_id]))
         start = initial_rows(each, backbone, noise=0.0, seed=1)
         assert list(ours.vectors) == list(backbone.token_tables)
         for key, rows in ours.vectors.items():
-            assert torch.equal(rows, company.vectors[key])
             assert torch.equal(rows, start[key]) == (key == "t5xxl")
-        if ours.adapter and company.adapter:
-            for name, (down, up) in ours.adapter.tensors.items():
-                assert torch.equal(down, company.adapter.tensors[name][0])
-                assert torch.equal(up, company.adapter.tensors[name][1])
+        if ours.adapter:
             adapted = {name.partition(".")[0] for name, (_, up) in ours.adapter.tensors.items() if up.any()}
             assert adapted == {"clip_l", "clip_g"}
 
@@ -266,31 +226,15 @@ def test_a_checkpoint_is_resumed_to_the_bit(backbone: Any) -> None:
     settings = config(6, adapter=LORA)
     saved: dict[int, SlotState] = {}
     whole = learn(backbone, settings, concept(0), on_checkpoint=lambda _, state: saved.update({state.step: state}),
-                  checkpoint_steps=3)["c0"].embedding  # fmt: skip
-    views = encode_views(backbone, [photo(0)], settings.augment, "c", 0)
-    resumed = resume(backbone, settings, Assignment(concept(0), views, state=saved[3]))
-    assert whole is not None
-    for key, rows in whole.vectors.items():
-        assert torch.equal(rows, resumed.vectors[key])
-
-
-def resume(backbone: Any, config: InversionConfig, assignment: Assignment) -> LearnedEmbedding:
-    outcomes: list[Outcome] = []
-    work = iter([assignment])
-    slots_per_pass, _ = choose_slots_per_pass(backbone, config, slots=3)
-    engine = Engine(backbone, config, slots=3, seed=1, slots_per_pass=slots_per_pass)
-    engine.run(lambda _: next(work, None), outcomes.append)
-    assert outcomes[0].embedding is not None
-    return outcomes[0].embedding
+                  checkpoint_steps=3)  # fmt: skip
+    resumed = run(backbone, settings, assignment(backbone, concept(0), settings, state=saved[3]))
+    assert_equal(embedding_of(whole["c0"]), embedding_of(resumed["c0"]))
 
 
 def test_pictures_of_learned_concepts_depend_on_no_company_and_survive_files(backbone: Any) -> None:
     outcomes = learn(backbone, config(adapter=LORA), concept(0), concept(1, 2))
-    embeddings = [outcome.embedding for _, outcome in sorted(outcomes.items()) if outcome.embedding]
-    read = []
-    for embedding in embeddings:
-        files = {"adapter.safetensors": dump_adapter(embedding)}
-        read.append(with_adapter(parse_diffusers(dump_diffusers(embedding)), files.__getitem__))
+    embeddings = [embedding_of(outcome) for _, outcome in sorted(outcomes.items())]
+    read = [through_files(embedding) for embedding in embeddings]
     sampling, _ = choose_sampling(backbone, SamplingConfig(steps=2, batch_size=4), LORA)
     asked = [
         [ImageRequest("a photo of a <c0>", 0, (first,)), ImageRequest("a <c1> and a <c0>", 1, (first, second))]
