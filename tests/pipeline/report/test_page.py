@@ -120,6 +120,14 @@ def test_everything_about_a_concept_is_on_its_card(root: str) -> None:
     assert store.exists("results.parquet")
 
 
+def test_the_prompts_of_the_grids_are_told_for_the_categories_that_are_there(root: str) -> None:
+    store = RunStore(root)
+    finish(store, "duck", 1)
+    assert "of a style" not in build(store).text
+    finish(store, "ink", 2, category="style")
+    assert "of a style: the photos; “a picture in the style of …”; “a picture of a cat" in build(store).text
+
+
 def test_the_page_needs_nothing_from_outside(root: str) -> None:
     store = RunStore(root)
     finish(store, "duck", 1)
