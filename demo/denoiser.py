@@ -6,7 +6,6 @@ for two draws of noise and timestep. Some captions hold a word that is made from
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from demo.autoencoder import LATENT_CHANNELS
 from demo.clip_model import WIDTH, declare_float32, text_encoder_of
+from demo.folders import replaced_folder
 from demo.latent_pool import LatentPool
 from demo.loop import Average, Budget, Randomness, Training, optimise
 from demo.muon import Muon, parameter_groups
@@ -198,18 +198,9 @@ def save_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(torch.float16)
-    temporary = folder.with_name(folder.name + ".new")
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    pipeline.save_pretrained(temporary)
-    declare_float32(temporary / "text_encoder")
-    if folder.exists():
-        for note in folder.glob("*.md"):
-            shutil.copy(note, temporary)
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replaced_folder(folder) as temporary:
+        pipeline.save_pretrained(temporary)
+        declare_float32(temporary / "text_encoder")
 
 
 def start_modules(

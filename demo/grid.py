@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from PIL import Image
 
 from demo.denoiser import GUIDANCE_SCALE
+from demo.flow_model import load_flow_pipeline
 from textual_inversion.families.sd import load_modules
 from textual_inversion.model_files import find_model_files
 
@@ -53,8 +55,11 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int, zoom: int = 2) 
     return sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)
 
 
-def load_pipeline(model: Path) -> StableDiffusionPipeline:
+def load_pipeline(model: Path) -> StableDiffusionPipeline | StableDiffusion3Pipeline:
     """Load diffusers' pipeline with all its weights. Raises ValueError if a checkpoint lacks some."""
+    index = json.loads((model / "model_index.json").read_text())
+    if index["_class_name"] == "StableDiffusion3Pipeline":
+        return load_flow_pipeline(model)
     modules = load_modules(find_model_files(str(model)), torch.float32)
     return StableDiffusionPipeline.from_pretrained(model, **modules)
 

@@ -8,6 +8,8 @@
     latents      autoencoder + scenes -> latents with zero mean and unit deviation, features of unnamed objects
     denoiser     latents, captions, the CLIP's text tower -> `demo/model`
     decoder      the autoencoder's decoder is trained further; may run beside the denoiser
+    flow         latents, captions, the text encoders of `demo/model` and `demo/clip` -> `demo/flow`, a rectified-flow
+                 transformer in Stable Diffusion 3's layout; runs only when it is named
 
 A stage that was stopped continues from its checkpoint in the work folder. `--init-from demo/model` starts the
 autoencoder and the denoiser from committed weights, `--init-from demo/clip` the CLIP. The committed vocabulary and
@@ -29,7 +31,8 @@ from transformers import CLIPModel
 from demo.autoencoder import encode_pool, normalise_latents, train_autoencoder
 from demo.clip_model import train_clip
 from demo.denoiser import train_denoiser
-from demo.latent_pool import assemble
+from demo.flow_training import train_flow
+from demo.latent_pool import LatentPool, assemble
 from demo.loop import Budget
 from demo.pool import build_pool, build_unnamed_pool, load_pool, load_unnamed_pool
 from demo.self_supervised import train_self_supervised
@@ -39,7 +42,9 @@ from textual_inversion.weights import load_pretrained
 
 HERE = Path(__file__).parent
 STAGES = ("pool", "tokenizer", "autoencoder", "judge", "moco", "latents", "denoiser", "decoder")
-DEFAULT_STEPS = {"autoencoder": 2000, "judge": 1200, "moco": 600, "denoiser": 3000, "decoder": 1000}
+OTHER_LAYOUTS = ("flow",)
+"""Stages that run only when they are named: the same world for models of other layouts."""
+DEFAULT_STEPS = {"autoencoder": 2000, "judge": 1200, "moco": 600, "denoiser": 3000, "decoder": 1000, "flow": 6000}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +54,7 @@ class Recipe:
     work: Path
     model: Path
     clip: Path
+    flow: Path
     moco: Path
     device: torch.device
     scenes: int
@@ -126,9 +132,9 @@ class Recipe:
         stored = {"named": means[0], "unnamed": means[1], "features": features_of(clip, unnamed.portraits, means[2])}
         torch.save(stored, path)
 
-    def _denoiser(self) -> None:
+    def _latent_pool(self) -> LatentPool:
         stored = torch.load(self.work / "latents.pt")
-        pool = assemble(
+        return assemble(
             load_pool(self.work),
             stored["named"],
             load_unnamed_pool(self.work),
@@ -136,8 +142,10 @@ class Recipe:
             stored["features"],
             load_tokenizer(self.work / "tokenizer"),
         )
+
+    def _denoiser(self) -> None:
         train_denoiser(
-            pool,
+            self._latent_pool(),
             load_tokenizer(self.work / "tokenizer"),
             load_pretrained(AutoencoderKL, str(self.work / "vae-normalised")).float(),
             self.model,
@@ -165,6 +173,22 @@ class Recipe:
         if (self.model / "vae").exists():
             load_pretrained(AutoencoderKL, str(folder)).half().save_pretrained(self.model / "vae")
 
+    def _flow(self) -> None:
+        train_flow(
+            self._latent_pool(),
+            load_tokenizer(self.work / "tokenizer"),
+            load_pretrained(AutoencoderKL, str(self.work / "vae-normalised")).float(),
+            self.flow,
+            self.work / "flow.ckpt",
+            budget=self.budget("flow"),
+            device=self.device,
+            seed=self.seed + 4,
+            model=self.model,
+            clip=self.clip,
+            words=torch.load(self.work / "denoiser.ckpt", map_location="cpu", weights_only=False, mmap=True)["words"],
+            decay_from=self.decay_from,
+        )
+
 
 def _parse() -> tuple[list[str], int, Recipe]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,6 +199,7 @@ def _parse() -> tuple[list[str], int, Recipe]:
     parser.add_argument("--model", type=Path, default=HERE / "model", help="folder for the pipeline")
     parser.add_argument("--clip", type=Path, default=HERE / "clip", help="folder for the CLIP")
     parser.add_argument("--moco", type=Path, default=HERE / "moco", help="folder for the self-supervised ResNet")
+    parser.add_argument("--flow", type=Path, default=HERE / "flow", help="folder for the rectified-flow pipeline")
     parser.add_argument("--steps", type=int, default=0, help="steps of each chosen training; 0: its default")
     parser.add_argument("--minutes", type=float, default=0.0, help="wall-clock budget of each training, not steps")
     parser.add_argument("--scenes", type=int, default=48_000, help="size of the pool")
@@ -190,12 +215,13 @@ def _parse() -> tuple[list[str], int, Recipe]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     stages = options.stages.split(",")
-    if unknown := set(stages) - set(STAGES):
+    if unknown := set(stages) - {*STAGES, *OTHER_LAYOUTS}:
         parser.error(f"unknown stages {sorted(unknown)}")
     recipe = Recipe(
         work=options.work,
         model=options.model,
         clip=options.clip,
+        flow=options.flow,
         moco=options.moco,
         device=torch.device(device),
         scenes=options.scenes,
