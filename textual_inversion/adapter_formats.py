@@ -1,15 +1,17 @@
-"""Convert a LearnedAdapter to and from the LoRA file that diffusers' `load_lora_weights` reads: tensors, header and
-bytes, no paths.
+"""Convert a LearnedAdapter to and from its own file, which for a plain LoRA is the one that diffusers'
+`load_lora_weights` reads: tensors, header and bytes, no paths. Files of other tools are in `adapter_dialects`.
 
-The file (`adapter.safetensors`) lies beside `learned_embeds.safetensors`, with the keys of PEFT in diffusers:
-`text_encoder.text_model.<layer>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank]; a second CLIP's begin with
-`text_encoder_2`, as in diffusers' pipelines of Stable Diffusion XL and 3. What TextBoost++ changes in the denoiser's
-cross-attention has keys of its own: `unet.<block>.cross_attention.down.weight` [rank, dim] and
-`.up.weight` [dim, rank], where `<block>` is the path of the transformer block in diffusers' U-Net.
+The file (`adapter.safetensors`) lies beside `learned_embeds.safetensors`. A `lora` adapter (TextBoost v1) is a plain
+LoRA, with the keys of PEFT in diffusers: `text_encoder.text_model.<layer>.lora_A.weight` [rank, in] and
+`.lora_B.weight` [out, rank]; a second CLIP's begin with `text_encoder_2`, as in diffusers' pipelines of Stable Diffusion
+XL and 3.
 
-A `lora` adapter (TextBoost v1) is a plain LoRA. A `causal` one (v2, ++) is not: it acts only from the placeholder token
-on, which plain loaders do not support. The header of its file has an entry that makes diffusers refuse the file;
-`diffusers_pipeline.load_into_pipeline` lets a pipeline of diffusers draw with it.
+A `causal` adapter (v2, ++) is not: it acts only from the placeholder token on, which plain loaders do not support. Its
+keys are its own, so that no loader takes it for a LoRA and draws something else in silence:
+`text_encoder.text_model.<layer>.causal.down.weight` and `.up.weight`, and for what TextBoost++ changes in the
+denoiser's cross-attention `unet.<block>.cross_attention.down.weight` [rank, dim] and `.up.weight` [dim, rank], where
+`<block>` is the path of the transformer block in diffusers' U-Net. Files of earlier releases have the LoRA's keys and
+are read as well. `diffusers_pipeline.load_into_pipeline` lets a pipeline of diffusers draw with it.
 """
 
 from __future__ import annotations
@@ -30,12 +32,14 @@ from textual_inversion.lora import last_part, layer_name
 Kind = Literal["lora", "causal"]
 
 _ENCODER = "text_encoder"
-_ENCODERS = {"clip_l": _ENCODER, "clip_g": f"{_ENCODER}_2"}
+ENCODERS = {"clip_l": _ENCODER, "clip_g": f"{_ENCODER}_2"}
 """Text encoder key, with which the names of layers begin in a model of several -> the encoder's name in diffusers'
 pipelines."""
 _LORA_HALVES = ("lora_A", "lora_B")
 _HALVES = ("down", "up")
 """Last parts of the keys of a layer's two tensors, before `.weight`: down, up."""
+_CAUSAL = ".causal"
+"""Mark between a layer's name and the halves of a causal adapter."""
 _MODULE = "text_model."
 """Attribute of CLIPTextModel that holds the layers in older transformers; diffusers leaves it out with newer ones."""
 _PEFT_KEY = "lora_adapter_metadata"
@@ -57,21 +61,9 @@ def to_peft(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, s
     _check_adapter(adapter)
     tensors = {}
     for name, pair in adapter.tensors.items():
-        for key, tensor in zip(_keys_of(name), pair, strict=True):
+        for key, tensor in zip(_keys_of(name, adapter.kind), pair, strict=True):
             tensors[key] = tensor.detach().cpu().float().contiguous()
     rank = len(next(iter(adapter.tensors.values()))[0])
-    # PEFT matches target modules by the end of a layer's name, so these hold with and without the outer module
-    linear_layers: dict[str, list[str]] = {_ENCODER: []}
-    for name in sorted(adapter.tensors):
-        if last_part(name) != CROSS_ATTENTION:
-            encoder, layer = _encoder_of(name)
-            linear_layers.setdefault(encoder, []).append(layer)
-    peft: dict[str, Any] = {}
-    for encoder, layers in linear_layers.items():
-        own = {"r": rank, "lora_alpha": adapter.scale * rank, "target_modules": layers}
-        if adapter.kind == "causal":
-            own["causal_mask_needed"] = True  # LoraConfig knows no such field, so diffusers raises an error
-        peft |= {f"{encoder}.{field}": value for field, value in own.items()}
     metadata = {
         **{name: value for name, value in embedding.metadata.items() if name != "adapter"},
         "format": "pt",
@@ -79,9 +71,10 @@ def to_peft(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, s
         "kind": adapter.kind,
         "rank": str(rank),
         "scale": repr(adapter.scale),
-        _PEFT_KEY: json.dumps(peft, sort_keys=True),
     }
-    return tensors, metadata | ({"note": _CAUSAL_NOTE} if adapter.kind == "causal" else {})
+    if adapter.kind == "causal":
+        return tensors, metadata | {"note": _CAUSAL_NOTE}
+    return tensors, metadata | {_PEFT_KEY: json.dumps(_peft_settings(adapter, rank), sort_keys=True)}
 
 
 def from_peft(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> LearnedAdapter:
@@ -95,7 +88,7 @@ def from_peft(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     if kind not in get_args(Kind):
         raise ValueError(f"the adapter's header says kind {kind!r}; known are {', '.join(map(repr, get_args(Kind)))}")
     halves: dict[str, dict[str, Tensor]] = {}
-    has_several = any(key.startswith(f"{_ENCODERS['clip_g']}.") for key in tensors)
+    has_several = any(key.startswith(f"{ENCODERS['clip_g']}.") for key in tensors)
     for key, tensor in tensors.items():
         name, half = _layer_of(key, has_several=has_several)
         halves.setdefault(name, {})[half] = tensor
@@ -111,11 +104,30 @@ def from_peft(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     return replace(adapter, tensors={name: (down.float(), up.float()) for name, (down, up) in adapter.tensors.items()})
 
 
-def _keys_of(name: str) -> tuple[str, str]:
+def _peft_settings(adapter: LearnedAdapter, rank: int) -> dict[str, Any]:
+    """Return the header entry from which diffusers makes PEFT's LoraConfig of each text encoder."""
+    # PEFT matches target modules by the end of a layer's name, so these hold with and without the outer module
+    layers: dict[str, list[str]] = {_ENCODER: []}
+    for name in sorted(adapter.tensors):
+        encoder, layer = _encoder_of(name)
+        layers.setdefault(encoder, []).append(layer)
+    settings: dict[str, Any] = {}
+    for encoder, names in layers.items():
+        own = {"r": rank, "lora_alpha": adapter.scale * rank, "target_modules": names}
+        settings |= {f"{encoder}.{field}": value for field, value in own.items()}
+    return settings
+
+
+def _keys_of(name: str, kind: Kind) -> tuple[str, str]:
     """Return the keys of a layer's tensors, down and up."""
-    is_linear = last_part(name) != CROSS_ATTENTION
-    encoder, layer = _encoder_of(name)
-    path, (down, up) = (f"{encoder}.{_MODULE}{layer}", _LORA_HALVES) if is_linear else (name, _HALVES)
+    path, (down, up) = name, _HALVES
+    if last_part(name) != CROSS_ATTENTION:
+        encoder, layer = _encoder_of(name)
+        path = f"{encoder}.{_MODULE}{layer}"
+        if kind == "causal":
+            path += _CAUSAL
+        else:
+            down, up = _LORA_HALVES
     return f"{path}.{down}.weight", f"{path}.{up}.weight"
 
 
@@ -123,7 +135,7 @@ def _encoder_of(name: str) -> tuple[str, str]:
     """Return the name in diffusers' pipelines of the text encoder that a linear layer belongs to, and the layer's name
     within it."""
     key, _, layer = name.partition(".")
-    return (_ENCODERS[key], layer) if key in _ENCODERS else (_ENCODER, name)
+    return (ENCODERS[key], layer) if key in ENCODERS else (_ENCODER, name)
 
 
 def _layer_of(key: str, *, has_several: bool) -> tuple[str, str]:
@@ -133,15 +145,16 @@ def _layer_of(key: str, *, has_several: bool) -> tuple[str, str]:
     Names of halves are in alphabetic order, down before up. Raises ValueError for any other key.
     """
     path, _, half = key.removesuffix(".weight").rpartition(".")
-    encoder, _, layer = path.partition(".")
-    if encoder in _ENCODERS.values() and half in _LORA_HALVES:
-        start = next(f"{own}." for own, name in _ENCODERS.items() if name == encoder) if has_several else ""
+    is_causal = path.endswith(_CAUSAL)
+    encoder, _, layer = path.removesuffix(_CAUSAL).partition(".")
+    if encoder in ENCODERS.values() and half in (_HALVES if is_causal else _LORA_HALVES):
+        start = next(f"{own}." for own, name in ENCODERS.items() if name == encoder) if has_several else ""
         return start + layer_name(layer), half
     if last_part(path) == CROSS_ATTENTION and half in _HALVES:
         return path, half
     raise ValueError(
-        f"the key {key!r} is not one of a text encoder's LoRA ('{_ENCODER}.<layer>.lora_A.weight') or of "
-        f"cross-attention ('<block>.{CROSS_ATTENTION}.down.weight')"
+        f"the key {key!r} is not one of a text encoder's LoRA ('{_ENCODER}.<layer>.lora_A.weight'), of a causal adapter "
+        f"('{_ENCODER}.<layer>{_CAUSAL}.down.weight') or of cross-attention ('<block>.{CROSS_ATTENTION}.down.weight')"
     )
 
 

@@ -27,7 +27,7 @@ ADAPTER_FILE = "adapter.safetensors"
 _PROMPT_AS = "prompt_as"
 """Header entry with the text that names the concept in prompts, where that is more than the placeholder token."""
 
-_SEVERAL = "text_encoders"
+SEVERAL = "text_encoders"
 """Header entry with the keys of several text encoders."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -37,7 +37,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 def to_diffusers(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the header metadata. Raises ValueError for rows that are not finite, or for none."""
     token = embedding.placeholder_token
-    vectors = {key: _checked_rows(rows, token) for key, rows in embedding.vectors.items()}
+    vectors = {key: checked_rows(rows, token) for key, rows in embedding.vectors.items()}
     if not vectors:
         raise ValueError(f"embedding {token!r} has no rows")
     norms = {key: ", ".join(f"{norm:.4f}" for norm in rows.norm(dim=1).tolist()) for key, rows in vectors.items()}
@@ -52,7 +52,7 @@ def to_diffusers(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[s
     if len(vectors) == 1:
         ((key, rows),) = vectors.items()
         return {token: rows}, {**metadata, "text_encoder": key, "norm": norms[key]}
-    several = {_SEVERAL: ", ".join(vectors), "norm": "; ".join(f"{key}: {norm}" for key, norm in norms.items())}
+    several = {SEVERAL: ", ".join(vectors), "norm": "; ".join(f"{key}: {norm}" for key, norm in norms.items())}
     return vectors, metadata | several
 
 
@@ -64,19 +64,27 @@ def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
     for other keys and for rows that are not finite floating-point numbers.
     """
     header = dict(metadata or {})
-    if _SEVERAL in header and sorted(tensors) == sorted(header[_SEVERAL].split(", ")):
+    if SEVERAL in header and sorted(tensors) == sorted(header[SEVERAL].split(", ")):
         token = header.get("placeholder_token", "")
-        vectors = {key: _checked_rows(tensors[key], token) for key in header[_SEVERAL].split(", ")}
+        vectors = {key: checked_rows(tensors[key], token) for key in header[SEVERAL].split(", ")}
     elif len(tensors) == 1:
         ((token, rows),) = tensors.items()
-        vectors = {header.get("text_encoder", "clip_l"): _checked_rows(rows, token)}
+        vectors = {header.get("text_encoder", "clip_l"): checked_rows(rows, token)}
     else:
         raise ValueError(
             f"found the keys {sorted(tensors)}; a diffusers embedding has exactly one, the placeholder token, or those "
-            f"of the text encoders that its header names in {_SEVERAL!r}"
+            f"of the text encoders that its header names in {SEVERAL!r}"
         )
-    noun = header.get(_PROMPT_AS, "").partition(f"{header.get('placeholder_token', token)} ")[2]
+    noun = class_noun_of(header, token)
     return LearnedEmbedding(placeholder_token=token, vectors=vectors, class_noun=noun, metadata=header)
+
+
+def class_noun_of(header: Mapping[str, str], token: str) -> str:
+    """Return the noun that follows the placeholder token in prompts, from a file's header; empty if it names none.
+
+    `token`: the file's placeholder token, where the header has none.
+    """
+    return header.get(_PROMPT_AS, "").partition(f"{header.get('placeholder_token', token)} ")[2]
 
 
 def dump_diffusers(embedding: LearnedEmbedding) -> bytes:
@@ -104,10 +112,10 @@ def check_written(data: bytes, embedding: LearnedEmbedding) -> None:
         )
 
 
-def _checked_rows(rows: Tensor, token: str) -> Tensor:
+def checked_rows(rows: Tensor, token: str) -> Tensor:
     """Return the rows as a contiguous [num_vectors, dim] float32 tensor on the CPU. Raises ValueError if unusable."""
     if not token or any(c.isspace() for c in token) or token == "__metadata__":
-        raise ValueError(f"placeholder token {token!r} must be one word without spaces")
+        raise ValueError(f"placeholder token {token!r} must be one word without spaces; give the concept such a word")
     if rows.dtype not in FLOATS:
         raise ValueError(f"embedding {token!r} has dtype {rows.dtype}; floating-point rows are needed")
     if rows.ndim not in (1, 2) or not rows.numel():

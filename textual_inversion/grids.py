@@ -36,7 +36,7 @@ def grid(
     width = 2 * _MARGIN_PX + columns * cell + (columns - 1) * _GAP_PX
     line_px = math.ceil(1.35 * _LABEL_PX)
     labels = [_wrap(label, font, width - 2 * _MARGIN_PX) for label, _ in rows]
-    heights = [len(lines) * line_px + _GAP_PX + cell + _MARGIN_PX for lines in labels]
+    heights = [_row_px(lines, cell) for lines in labels]
 
     sheet = Image.new("RGB", (width, _MARGIN_PX + sum(heights)), _PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -50,6 +50,27 @@ def grid(
             sheet.paste(fitted, (left, top + height - _MARGIN_PX - cell + (cell - fitted.height) // 2))
         top += height
     return sheet
+
+
+def first_sample(sheet: Image.Image, num_photos: int, prompts: Sequence[str], pictures_per_prompt: int) -> Image.Image:
+    """Cut the first sample picture out of a sheet that `grid` drew of these photos and rows, with the title "photos".
+
+    Returns the whole sheet if it is not of the size that such a sheet has.
+    """
+    columns = max(num_photos, pictures_per_prompt)
+    cell, rest = divmod(sheet.width - 2 * _MARGIN_PX - (columns - 1) * _GAP_PX, columns)
+    font = ImageFont.load_default(size=_LABEL_PX)
+    labels = [_wrap(label, font, sheet.width - 2 * _MARGIN_PX) for label in ("photos", *prompts)]
+    heights = [_row_px(lines, cell) for lines in labels]
+    if not prompts or not num_photos or rest or sheet.height != _MARGIN_PX + sum(heights):
+        return sheet
+    bottom = _MARGIN_PX + sum(heights[:2]) - _MARGIN_PX
+    return sheet.crop((_MARGIN_PX, bottom - cell, _MARGIN_PX + cell, bottom))
+
+
+def _row_px(lines: Sequence[str], cell: int) -> int:
+    """Return the height of a row with a label of these lines."""
+    return len(lines) * math.ceil(1.35 * _LABEL_PX) + _GAP_PX + cell + _MARGIN_PX
 
 
 def _cell_px(picture_px: int) -> int:

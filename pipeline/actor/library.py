@@ -14,13 +14,11 @@ from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.storage import RunStore
 from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.concept import LearnedEmbedding, whole_word_pattern
-from textual_inversion.formats import parse_diffusers
+from textual_inversion.dialects import parse_embedding
 from textual_inversion.prompts import name_in_prompt
 
-_SUFFIX = ".safetensors"
-_NAMELESS_KEYS = ("emb_params", "clip_l", "*")
-"""Keys that other tools write in place of a placeholder token. Those tools use the file's name as the token, and so
-does this module."""
+SUFFIXES = (".safetensors", ".pt", ".bin")
+"""Endings of embedding files, of any layout that `dialects` reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,15 +48,20 @@ class LearnedConcept:
 
     def read(self) -> LearnedEmbedding:
         """Return its embedding under its placeholder token. Raises ValueError as `read_embedding` does."""
-        return replace(read_embedding(self.uri, self.files), placeholder_token=self.placeholder_token)
+        embedding = read_embedding(self.uri, self.files, self.placeholder_token)
+        return replace(embedding, placeholder_token=self.placeholder_token)
 
 
-def read_embedding(uri: str, files: Mapping[str, StoredFile] | None = None) -> LearnedEmbedding:
-    """Read an embedding, and the adapter beside it if it was learned with one.
+def read_embedding(
+    uri: str, files: Mapping[str, StoredFile] | None = None, placeholder_token: str = ""
+) -> LearnedEmbedding:
+    """Read an embedding of this or another tool, and the adapter beside it if it was learned with one.
 
-    `files` are the digests in its record (name -> file). Raises ValueError naming the file if it cannot be read, is
-    not an embedding, or is not the file of the record.
+    `files` are the digests in its record (name -> file). `placeholder_token` is that of a file without one; empty
+    takes the file's name, as other tools do. Raises ValueError naming the file if it cannot be read, is not an
+    embedding, or is not the file of the record.
     """
+    name = placeholder_token or posixpath.splitext(posixpath.basename(uri))[0]
 
     def read(address: str) -> bytes:
         data = read_bytes(address)
@@ -75,7 +78,7 @@ def read_embedding(uri: str, files: Mapping[str, StoredFile] | None = None) -> L
             raise ValueError(f"it was learned with an adapter, and {address} cannot be read ({error})") from error
 
     try:
-        return with_adapter(parse_diffusers(read(uri)), beside)
+        return with_adapter(parse_embedding(read(uri), name), beside)
     except (OSError, ValueError) as error:
         raise ValueError(f"{uri} cannot be used: {error}") from error
 
@@ -119,7 +122,7 @@ class Library:
 
 
 def open_library(sources: Sequence[str]) -> Library:
-    """Return the learned concepts of output folders of runs and of `.safetensors` files, at any fsspec URIs.
+    """Return the learned concepts of output folders of runs and of embedding files (`SUFFIXES`), at any fsspec URIs.
 
     `WORD=` before a file gives its concept another placeholder token. Raises ValueError for a source without a learned
     concept.
@@ -127,14 +130,13 @@ def open_library(sources: Sequence[str]) -> Library:
     concepts: list[LearnedConcept] = []
     failures: list[ConceptRecord] = []
     for source in sources:
-        if source.endswith((".pt", ".bin", ".ckpt")):
-            raise ValueError(f"{source}: only {_SUFFIX} files are read, as others can run code; convert it first")
-        if source.endswith(_SUFFIX):
+        if source.endswith(SUFFIXES):
             concepts.append(_of_file(source))
             continue
         records = latest(load_records(RunStore(source)))
         if not records:
-            raise ValueError(f"{source}: no concepts there; give the output folder of a run, or a {_SUFFIX} file")
+            endings = " or ".join(SUFFIXES)
+            raise ValueError(f"{source}: no concepts there; give the output folder of a run, or a {endings} file")
         concepts += [_of_record(RunStore(source), record) for record in records if record.status == "done"]
         failures += [record for record in records if record.status == "failed"]
     return Library(concepts, failures)
@@ -160,10 +162,9 @@ def _of_file(source: str) -> LearnedConcept:
         word = ""
         path = source
     uri = absolute(path)
-    stem = posixpath.basename(uri).removesuffix(_SUFFIX)
-    embedding = read_embedding(uri)
-    key = word or embedding.placeholder_token
-    token = stem if key in _NAMELESS_KEYS else key
+    stem = posixpath.splitext(posixpath.basename(uri))[0]
+    embedding = read_embedding(uri, placeholder_token=word)
+    token = word or embedding.placeholder_token
     prompt_as = name_in_prompt(token, embedding.class_noun)
     return LearnedConcept(name=stem, placeholder_token=token, prompt_as=prompt_as, uri=uri)
 

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from textual_inversion.adapter_formats import dump_adapter, from_peft, parse_adapter, to_peft, with_adapter
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
-from textual_inversion.formats import ADAPTER_FILE, dump_diffusers, parse_diffusers
+from textual_inversion.formats import ADAPTER_FILE, dump_diffusers, from_bytes, parse_diffusers
 
 Q, FC2 = "encoder.layers.0.self_attn.q_proj", "encoder.layers.0.mlp.fc2"
 CROSS = "unet.mid_block.attentions.0.transformer_blocks.0.cross_attention"
 A, B = f"text_encoder.text_model.{FC2}.lora_A.weight", f"text_encoder.text_model.{FC2}.lora_B.weight"
+
+CAUSAL_DOWN, CAUSAL_UP = (f"text_encoder.text_model.{FC2}.causal.{half}.weight" for half in ("down", "up"))
 
 
 def an_embedding(kind: Any = "lora", scale: float = 0.3, **changes: tuple[Tensor, Tensor]) -> LearnedEmbedding:
@@ -67,12 +69,28 @@ def test_what_is_written_is_read_back(tmp_path: Path, kind: Any) -> None:
 
     (tmp_path / "a.safetensors").write_bytes(data)
     shapes = {key: list(tensor.shape) for key, tensor in load_file(tmp_path / "a.safetensors").items()}
-    assert (shapes[A], shapes[B]) == ([2, 8], [4, 2])
+    down, up = (A, B) if kind == "lora" else (CAUSAL_DOWN, CAUSAL_UP)
+    assert (len(shapes), shapes[down], shapes[up]) == (4, [2, 8], [4, 2])
     with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
         metadata = file.metadata()
     assert (metadata["kind"], metadata["rank"], metadata["scale"]) == (kind, "2", "0.3")
     assert (metadata["step"], metadata["placeholder_token"]) == ("250", "<cat-toy>")
     assert ("plain LoRA loader" in metadata.get("note", "")) == (kind == "causal")
+
+
+def test_no_loader_takes_a_causal_adapter_for_a_lora() -> None:
+    """ComfyUI loads any file by the keys that it knows and only names the others in its log."""
+    data = dump_adapter(an_embedding("causal"))
+    assert not [key for key in load(data) if "lora" in key or ".down.weight" in key.replace(".causal.down.weight", "")]
+    assert "lora_adapter_metadata" not in from_bytes(data)[1]
+
+
+def test_causal_adapters_of_earlier_releases_are_read() -> None:
+    """They had the keys of a LoRA, and an entry in the header that made diffusers refuse them."""
+    tensors, header = to_peft(an_embedding("lora"))
+    found = parse_adapter(save(tensors, metadata={**header, "kind": "causal"}))
+    assert (found.kind, found.scale, found.tensors.keys()) == ("causal", 0.3, {Q, FC2})
+    assert dump_adapter(replace(an_embedding("lora"), adapter=found)) == dump_adapter(an_embedding("causal"))
 
 
 def test_equal_adapters_give_equal_bytes() -> None:

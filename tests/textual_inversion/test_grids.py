@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from textual_inversion.grids import grid
+from textual_inversion.grids import first_sample, grid
 
 RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
 
@@ -50,3 +50,20 @@ def test_photos_of_any_mode_are_shown() -> None:
 def test_an_empty_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one picture"):
         grid([], [("a photo", [])])
+
+
+def test_the_first_sample_is_found_in_the_sheet() -> None:
+    prompts = ["a photo of one and the same thing on a beach in the snow " * 2, "a sketch"]
+    sheet = grid([plain(RED)] * 3, [(prompts[0], [plain(GREEN), plain(RED)]), (prompts[1], [plain(BLUE)] * 2)])
+    found = first_sample(sheet, 3, prompts, 2)
+    assert found.getcolors() == [(128 * 128, GREEN)]
+    larger = grid([plain(RED)], [("a", [plain(GREEN, 512, 512)] * 2)])
+    assert first_sample(larger, 1, ["a"], 2).getcolors() == [(320 * 320, GREEN)]
+
+
+@pytest.mark.parametrize(
+    ("num_photos", "prompts", "width"), [(2, ["a"], 1), (3, ["a", "b"], 1), (3, ["a"], 4), (0, ["a"], 1), (3, [], 3)]
+)
+def test_a_sheet_of_another_layout_is_returned_whole(num_photos: int, prompts: list[str], width: int) -> None:
+    sheet = grid([plain(RED)] * 3, [("a", [plain(GREEN)])])
+    assert first_sample(sheet, num_photos, prompts, width) is sheet

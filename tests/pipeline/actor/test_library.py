@@ -101,6 +101,12 @@ def test_files_of_any_tool(tmp_path: Path) -> None:
     assert library.named("plain").read().placeholder_token == "mine"
     assert [concept.name for concept in library.in_prompt("a mine and a1111")] == ["plain", "a1111"]
 
+    torch.save({"string_to_param": {"*": torch.ones(8)}, "name": "other"}, tmp_path / "old.ti.pt")
+    (old,) = open_library([str(tmp_path / "old.ti.pt")]).concepts
+    assert (old.name, old.placeholder_token, len(old.read().vectors["clip_l"])) == ("old.ti", "old.ti", 1)
+    torch.save({"emp_params": torch.ones(2, 8)}, tmp_path / "two words.bin")
+    assert open_library([f"<w>={tmp_path}/two words.bin"]).named("<w>").read().placeholder_token == "<w>"
+
 
 def test_what_cannot_be_found_is_said_with_a_remedy(tmp_path: Path) -> None:
     root = a_run(str(tmp_path / "run"), "tiger", "taxi")
@@ -133,12 +139,15 @@ def test_a_name_of_two_is_not_guessed(tmp_path: Path) -> None:
         ("nowhere", "nowhere: no concepts there; give the output folder of a run"),
         ("nowhere.safetensors", "nowhere.safetensors cannot be used: .*No such file"),
         ("bad.safetensors", "bad.safetensors cannot be used: not a safetensors file"),
-        ("old.pt", "old.pt: only .safetensors files are read"),
-        ("two.safetensors", r"two.safetensors cannot be used: found the keys \['a', 'b'\]"),
+        ("bad.pt", "bad.pt cannot be used: not a safetensors file"),
+        ("two.safetensors", "two.safetensors cannot be used: it holds 2 embeddings"),
+        ("two words.pt", "'two words' must be one word without spaces"),
     ],
 )
 def test_bad_sources(tmp_path: Path, source: str, message: str) -> None:
-    (tmp_path / "bad.safetensors").write_bytes(b"no")
+    for name in ("bad.safetensors", "bad.pt"):
+        (tmp_path / name).write_bytes(b"no")
+    torch.save({"emb_params": torch.ones(1, 8)}, tmp_path / "two words.pt")
     save_file({"a": torch.ones(1, 8), "b": torch.ones(1, 8)}, tmp_path / "two.safetensors")
     with pytest.raises(ValueError, match=message):
         open_library([str(tmp_path / source)])
