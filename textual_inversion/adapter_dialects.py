@@ -20,14 +20,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from textual_inversion.adapter_formats import ENCODERS, dump_adapter
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.config import CROSS_ATTENTION
 from textual_inversion.formats import from_bytes, to_bytes
 from textual_inversion.lora import last_part
 
-_CLIPS = ("clip_l", "clip_g")
-ENCODER_FOLDERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-"""Text encoder key -> its folder, and its prefix in keys, in diffusers."""
 _MODULE = "text_model."
 _HEADER = "lora_adapter_metadata"
 """Header entry from which diffusers makes PEFT's LoraConfig."""
@@ -60,11 +58,11 @@ def check_plain(embedding: LearnedEmbedding) -> LearnedAdapter:
             "kind 'lora' (recipe textboost-v1) or with none, or draw it with pipeline.use, or in diffusers with "
             "textual_inversion.diffusers_pipeline.load_into_pipeline"
         )
-    unknown = sorted(embedding.vectors.keys() - {*_CLIPS, "t5xxl"})
-    if unknown or any(encoder not in _CLIPS for encoder in layers_by_encoder(embedding)):
+    unknown = sorted(embedding.vectors.keys() - {*ENCODERS, "t5xxl"})
+    if unknown or any(encoder not in ENCODERS for encoder in layers_by_encoder(embedding)):
         raise ValueError(
             f"its adapter is one of the text encoder {unknown[0] if unknown else 't5xxl'!r}; other tools load adapters "
-            f"of {' and '.join(_CLIPS)}"
+            f"of {' and '.join(ENCODERS)}"
         )
     return adapter
 
@@ -86,7 +84,7 @@ def dump_kohya(embedding: LearnedEmbedding) -> bytes:
     adapter = check_plain(embedding)
     tensors: dict[str, Tensor] = {}
     for key, layers in layers_by_encoder(embedding).items():
-        number = "" if len(embedding.vectors) == 1 else str(_CLIPS.index(key) + 1)
+        number = "" if len(embedding.vectors) == 1 else str(list(ENCODERS).index(key) + 1)
         for name, (down, up) in layers.items():
             path = f"lora_te{number}_{(_MODULE + name).replace('.', '_')}"
             alpha = torch.tensor(adapter.scale * len(down))
@@ -95,20 +93,10 @@ def dump_kohya(embedding: LearnedEmbedding) -> bytes:
 
 
 def dump_diffusers_lora(embedding: LearnedEmbedding) -> bytes:
-    """Return the adapter as the file that a pipeline's `load_lora_weights` reads. Raises ValueError as `check_plain`
-    does."""
-    adapter = check_plain(embedding)
-    tensors: dict[str, Tensor] = {}
-    settings: dict[str, object] = {}
-    for key, layers in layers_by_encoder(embedding).items():
-        for name, (down, up) in layers.items():
-            path = f"{ENCODER_FOLDERS[key]}.{_MODULE}{name}"
-            tensors |= {f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up}
-        settings |= {
-            f"{ENCODER_FOLDERS[key]}.{field}": value for field, value in _peft_settings(adapter, layers).items()
-        }
-    header = {**_metadata(embedding), _HEADER: json.dumps(settings, sort_keys=True)}
-    return to_bytes(tensors, header)
+    """Return the adapter as the file that a pipeline's `load_lora_weights` reads, which is its own. Raises ValueError
+    as `check_plain` does."""
+    check_plain(embedding)
+    return dump_adapter(embedding)
 
 
 def peft_files(embedding: LearnedEmbedding) -> dict[str, bytes]:
@@ -121,7 +109,7 @@ def peft_files(embedding: LearnedEmbedding) -> dict[str, bytes]:
     adapter = check_plain(embedding)
     files = {}
     for key, layers in layers_by_encoder(embedding).items():
-        folder = "" if len(embedding.vectors) == 1 else f"{ENCODER_FOLDERS[key]}/"
+        folder = "" if len(embedding.vectors) == 1 else f"{ENCODERS[key]}/"
         tensors: dict[str, Tensor] = {}
         for name, (down, up) in layers.items():
             for path in (f"{_PEFT_MODEL}{name}", f"{_PEFT_MODEL}{_MODULE}{name}"):
@@ -152,12 +140,12 @@ def check_lora(data: bytes, embedding: LearnedEmbedding, encoder: str = "") -> N
         match = _KEY.fullmatch(path)
         if match is None:
             raise ValueError(f"{path!r} is not a key of a LoRA")
-        key = encoder or _CLIPS[match["number"] == "2" or match["second"] is not None]
+        key = encoder or ("clip_g" if match["number"] == "2" or match["second"] else "clip_l")
         layer = match["layer"].replace(".", "_")
         if not torch.equal(tensor, found.setdefault((key, layer, _HALVES[match["half"]]), tensor)):
             raise ValueError(f"{path!r} is there twice with different values")
-        if f"{ENCODER_FOLDERS[key]}.lora_alpha" in settings:
-            found[key, layer, "alpha"] = torch.tensor(settings[f"{ENCODER_FOLDERS[key]}.lora_alpha"])
+        if f"{ENCODERS[key]}.lora_alpha" in settings:
+            found[key, layer, "alpha"] = torch.tensor(settings[f"{ENCODERS[key]}.lora_alpha"])
     wanted: dict[tuple[str, str, str], Tensor] = {}
     for key, layers in layers_by_encoder(embedding).items():
         for name, (down, up) in layers.items() if encoder in ("", key) else ():

@@ -3,8 +3,8 @@
 
 The file (`adapter.safetensors`) lies beside `learned_embeds.safetensors`. A `lora` adapter (TextBoost v1) is a plain
 LoRA, with the keys of PEFT in diffusers: `text_encoder.text_model.<layer>.lora_A.weight` [rank, in] and
-`.lora_B.weight` [out, rank]; a second CLIP's begin with `text_encoder_2`, as in diffusers' pipelines of Stable Diffusion
-XL and 3.
+`.lora_B.weight` [out, rank]; a second CLIP's begin with `text_encoder_2`, as in diffusers' pipelines of Stable
+Diffusion XL and 3.
 
 A `causal` adapter (v2, ++) is not: it acts only from the placeholder token on, which plain loaders do not support. Its
 keys are its own, so that no loader takes it for a LoRA and draws something else in silence:
@@ -153,8 +153,9 @@ def _layer_of(key: str, *, has_several: bool) -> tuple[str, str]:
     if last_part(path) == CROSS_ATTENTION and half in _HALVES:
         return path, half
     raise ValueError(
-        f"the key {key!r} is not one of a text encoder's LoRA ('{_ENCODER}.<layer>.lora_A.weight'), of a causal adapter "
-        f"('{_ENCODER}.<layer>{_CAUSAL}.down.weight') or of cross-attention ('<block>.{CROSS_ATTENTION}.down.weight')"
+        f"the key {key!r} is not one of a text encoder's LoRA ('{_ENCODER}.<layer>.lora_A.weight'), of a causal "
+        f"adapter ('{_ENCODER}.<layer>{_CAUSAL}.down.weight') or of cross-attention ('<block>.{CROSS_ATTENTION}.down"
+        ".weight')"
     )
 
 
