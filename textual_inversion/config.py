@@ -13,7 +13,7 @@ from textual_inversion.config_checks import require, require_choice
 
 NormControl = Literal["none", "clamp", "sphere"]
 InitMethod = Literal["words", "encoder_output", "auto", "amortised"]
-TimestepSampler = Literal["uniform", "range", "snr"]
+TimestepSampler = Literal["uniform", "range", "snr", "logit_normal"]
 TemplateSet = Literal["textual_inversion", "textboost"]
 RateSchedule = Literal["constant", "linear"]
 RowOptimizer = Literal["adamw", "riemannian"]
@@ -67,7 +67,8 @@ class TimestepConfig:
     sampler: TimestepSampler = "uniform"
     """Distribution that timesteps are drawn from. `uniform`: over the whole schedule (Gal et al. 2022). `range`:
     uniform in [low, high). `snr`: p(t) proportional to max log SNR - log SNR(t) (TextBoost v1), which favours noisy
-    timesteps."""
+    timesteps. `logit_normal`: the place in the schedule, before a rectified flow's shift, is sigmoid(n) with n ~ N(0,
+    1), which favours its middle: the distribution that Stable Diffusion 3 was trained with (Esser et al. 2024)."""
 
     low: int = 0
     """First timestep of `range`, in timesteps of the model's schedule."""
@@ -262,6 +263,10 @@ class InversionConfig:
     """Gal et al. 2022, "per-image tokens": give each photo a row of its own, too, which a quarter of the prompts name
     ("a photo of S* with S_i") and which can learn what is particular to the photo. These rows are not kept."""
 
+    text_encoders: tuple[str, ...] = ()
+    """Keys of the text encoders in which rows are learned (`clip_l`, `clip_g`, `t5xxl`); in the others, a placeholder's
+    rows keep their initial values, the mean of the initializer's vectors. Empty: all but T5."""
+
     init: InitConfig = field(default_factory=InitConfig)
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -316,6 +321,11 @@ class InversionConfig:
                 self.init.method == "encoder_output" and self.norm_control != "none",
                 "norm_control",
                 "'none' with init.method 'encoder_output', whose large norm any control would undo",
+            ),
+            (
+                self.init.method == "encoder_output" and bool(self.text_encoders),
+                "text_encoders",
+                "empty with init.method 'encoder_output', whose rows are a start for learning alone",
             ),
             (
                 self.per_image_tokens and self.augment.paired > 0,

@@ -6,7 +6,7 @@ distribution, coordinate by coordinate. `start_choice` decides which embedding i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,8 +23,29 @@ MIN_NOISE_BETWEEN_ROWS = 0.1
 equal gradients and stay equal."""
 
 
+def learning_encoders(backbone: Backbone, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the keys of the text encoders in which rows are learned: those wanted, or else the family's.
+
+    Raises ValueError for a key that the model does not have.
+    """
+    unknown = sorted(set(wanted) - backbone.token_tables.keys())
+    if unknown:
+        raise ValueError(
+            f"text_encoders names {unknown[0]!r}, but this model's text encoders are {', '.join(backbone.token_tables)}"
+        )
+    return tuple(
+        key for key, table in backbone.token_tables.items() if (key in wanted if wanted else table.learns_rows)
+    )
+
+
 def initial_rows(
-    concept: Concept, backbone: Backbone, *, noise: float, seed: int, start: LearnedEmbedding | None = None
+    concept: Concept,
+    backbone: Backbone,
+    *,
+    noise: float,
+    seed: int,
+    start: LearnedEmbedding | None = None,
+    learning: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Return a concept's initial rows: text encoder key -> [num_vectors, dim] float32 on the CPU.
 
@@ -32,11 +53,13 @@ def initial_rows(
     get no noise: each is the mean of the initializer's vectors, or the start's row.
 
     noise: standard deviation of the noise added, in units of the vocabulary's deviation per coordinate.
+    learning: keys of the text encoders in which rows are learned; None for the family's (`learning_encoders`).
     start: embedding whose rows take the place of the initializer's vectors; a single row is the start of all rows.
     Raises BadInput if `start` does not fit the model or the concept.
     """
     ids = initializer_ids(concept.initializer, backbone.vocabularies)
     generator = generator_for(seed, concept.concept_id, "init")
+    learning = learning_encoders(backbone) if learning is None else learning
     rows = {}
     for key, table in sorted(backbone.token_tables.items()):
         draw = torch.randn(concept.num_vectors, table.dim, generator=generator)
@@ -44,7 +67,7 @@ def initial_rows(
         mean = _mean_vector(table, ids[key])[None] if start is None else _start_vectors(start, key, concept, table)
         if len(mean) == 1:
             amount[1:].clamp_(min=MIN_NOISE_BETWEEN_ROWS)
-        if not table.learns_rows:
+        if key not in learning:
             amount[:] = 0
         deviation = table.deviation if amount.any() else 0
         rows[key] = mean + amount * deviation * draw

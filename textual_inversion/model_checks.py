@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,16 @@ from typing import Any
 from textual_inversion.model_files import ModelFiles
 
 _PREDICTIONS = ("epsilon", "v_prediction")
+_FLOW_VARIANTS = (
+    "use_dynamic_shifting",
+    "invert_sigmas",
+    "shift_terminal",
+    "stochastic_sampling",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+)
+"""Settings of FlowMatchEulerDiscreteScheduler that change the noise levels or the steps."""
 _MAX_HEADER_BYTES = 100_000_000
 """Largest header that the safetensors library reads."""
 
@@ -121,6 +131,8 @@ class FlowLayout:
         check_class(directory, "transformer", (self.transformer_class,))
         check_class(directory, "vae", ("AutoencoderKL",))
         check_class(directory, "scheduler", ("FlowMatchEulerDiscreteScheduler",))
+        if problem := unsupported_flow(read_config(directory, "scheduler")):
+            raise _refusal(files, problem)
         transformer, vae = read_config(directory, "transformer"), read_config(directory, "vae")
         texts = {folder: read_config(directory, folder) for folder in self.clips}
         self._check_size(files, "pooled_projection_dim", transformer,
@@ -158,6 +170,15 @@ def read_config(directory: Path, component: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"model {directory}: {component}/{path.name} is no JSON object")
     return content
+
+
+def unsupported_flow(scheduler: Mapping[str, Any]) -> str:
+    """Return what is not supported in the config of a rectified flow's scheduler; empty if nothing is."""
+    return next(
+        (f"{name} = {scheduler[name]!r} in the scheduler's config is not supported"
+         for name in _FLOW_VARIANTS if scheduler.get(name)),
+        "",
+    )  # fmt: skip
 
 
 def component_class(directory: Path, component: str) -> str:

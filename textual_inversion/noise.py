@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from textual_inversion.model_checks import unsupported_flow
+
 Mix = Callable[[Tensor, Tensor, int], Tensor]
 """(latents [batch, ...], noise [batch, ...], step) -> latents with the noise of that step, [batch, ...]."""
 
@@ -267,9 +269,8 @@ def from_scheduler_config(config: Mapping[str, Any], device: torch.device) -> No
     # a live scheduler's config lists the settings that nobody gave, and `from_config` would drop those
     config = {name: value for name, value in config.items() if name != "_use_default_values"}
     if config.get("_class_name") == "FlowMatchEulerDiscreteScheduler":
-        for name in _FLOW_VARIANTS:
-            if config.get(name):
-                raise ValueError(f"{name} = {config[name]!r} in the scheduler's config is not supported")
+        if problem := unsupported_flow(config):
+            raise ValueError(problem)
         return RectifiedFlow(config.get("num_train_timesteps", 1000), config.get("shift", 1.0), device=device)
     if str(config.get("_class_name")).startswith("FlowMatch") or config.get("use_flow_sigmas"):
         raise ValueError(
@@ -285,17 +286,6 @@ def from_scheduler_config(config: Mapping[str, Any], device: torch.device) -> No
 
     return _DISCRETE[prediction_type](DDPMScheduler.from_config(config).alphas_cumprod.to(device), config)
 
-
-_FLOW_VARIANTS = (
-    "use_dynamic_shifting",
-    "invert_sigmas",
-    "shift_terminal",
-    "stochastic_sampling",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-)
-"""Settings of FlowMatchEulerDiscreteScheduler that change the noise levels or the steps."""
 
 _DISCRETE: Mapping[str, type[_DiscreteTime]] = {"epsilon": Epsilon, "v_prediction": VPrediction}
 

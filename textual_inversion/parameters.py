@@ -18,7 +18,7 @@ from textual_inversion.concept import Concept, LearnedAdapter, LearnedEmbedding
 from textual_inversion.config import CROSS_ATTENTION, AdapterConfig, InversionConfig
 from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
-from textual_inversion.initialise import augmentation_rows, initial_rows
+from textual_inversion.initialise import augmentation_rows, initial_rows, learning_encoders
 from textual_inversion.latents import EncodedViews
 from textual_inversion.lora import AdapterBatch, acting_positions, initial_adapter, last_part
 from textual_inversion.optim import ParameterGroup, control_norms
@@ -111,12 +111,19 @@ class Layout:
     max_vectors: int
     """Most rows that a concept's placeholder may stand for."""
     adapter: AdapterLayout | None
+    learning: tuple[str, ...]
+    """Keys of the text encoders in which rows are learned."""
 
     @classmethod
     def from_config(cls, backbone: Backbone, config: InversionConfig, max_vectors: int) -> Layout:
-        """Make the layout. Raises ValueError if the configured adapter does not go with the model."""
-        adapter = None if config.adapter.kind == "none" else AdapterLayout(backbone, config.adapter)
-        return cls(backbone=backbone, config=config, max_vectors=max_vectors, adapter=adapter)
+        """Make the layout. Raises ValueError if the configured adapter or text encoders do not go with the model."""
+        return cls(
+            backbone=backbone,
+            config=config,
+            max_vectors=max_vectors,
+            adapter=None if config.adapter.kind == "none" else AdapterLayout(backbone, config.adapter),
+            learning=learning_encoders(backbone, config.text_encoders),
+        )
 
     @property
     def max_rows(self) -> int:
@@ -125,8 +132,7 @@ class Layout:
 
     def is_learned(self, name: str) -> bool:
         """Return whether steps change a parameter: not the rows of a text encoder that learns none."""
-        tables = self.backbone.token_tables
-        return name not in tables or tables[name].learns_rows
+        return name in self.learning or name == ADAPTER
 
     def num_auxiliary(self, num_photos: int) -> int:
         """Return how many rows of a concept are dropped at the end; they follow its placeholder's rows."""
@@ -181,7 +187,8 @@ class Layout:
         The concept, the seed and `start` alone decide them. With `start`, its rows and adapter are the initial ones.
         Raises BadInput if `start` does not fit the model or the concept.
         """
-        placeholder = initial_rows(concept, self.backbone, noise=self.config.init.noise, seed=seed, start=start)
+        noise = self.config.init.noise
+        placeholder = initial_rows(concept, self.backbone, noise=noise, seed=seed, start=start, learning=self.learning)
         auxiliary = self._auxiliary_rows(concept, num_photos, seed)
         parameters = {
             key: torch.cat([rows, auxiliary[key]]) if auxiliary else rows for key, rows in placeholder.items()
@@ -218,7 +225,7 @@ class Layout:
         generator = generator_for(seed, concept.concept_id, "per-image")
         rows = {}
         for key, table in sorted(self.backbone.token_tables.items()):
-            amount = table.deviation if table.learns_rows else 0
+            amount = table.deviation if key in self.learning else 0
             rows[key] = table.mean + amount * torch.randn(num_photos, table.dim, generator=generator)
         return rows
 

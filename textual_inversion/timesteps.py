@@ -29,6 +29,8 @@ def timestep_sampler(config: TimestepConfig, noise: Noise) -> DrawTimesteps:
                 f"timesteps.high = {high}: this model's schedule has {num_timesteps} timesteps; set it to at most that"
             )
         return lambda n, generator: uniform(n, low, high, generator)
+    if config.sampler == "logit_normal":
+        return lambda n, generator: logit_normal(n, num_timesteps, generator)
     cumulative = noise.snr_probabilities().cumsum(0)
     return lambda n, generator: by_inverse_cdf(n, cumulative, generator)
 
@@ -37,6 +39,13 @@ def uniform(n: int, low: int, high: int, generator: torch.Generator) -> Tensor:
     """Draw t ~ U{low, ..., high-1} [n]. Gal et al. 2022, Eq. 1, draws from the whole schedule; ZOODiP from [500, 900)
     of 1,000."""
     return torch.randint(low, high, (n,), generator=generator)
+
+
+def logit_normal(n: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
+    """Draw t = floor(num_timesteps sigmoid(x)) [n], x ~ N(0, 1) (Esser et al. 2024, section 3.1, Eq. 19, "rf/lognorm
+    (0.00, 1.00)"). Timesteps of a rectified flow are numbered before its shift, as SD3's were."""
+    place = torch.randn(n, generator=generator, dtype=torch.float64).sigmoid()
+    return (place * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
 def by_inverse_cdf(n: int, cumulative: Tensor, generator: torch.Generator) -> Tensor:

@@ -28,7 +28,8 @@ class TokenTable(nn.Module):
     def __init__(self, weight: Tensor, *, learns_rows: bool = True) -> None:
         """Hold the frozen vocabulary `weight`, [vocab_size, dim].
 
-        `learns_rows`: False if the rows beside this table keep their initial values while a concept is learned.
+        `learns_rows`: False if the rows beside this table keep their initial values while a concept is learned, unless
+        `text_encoders` of the configuration names it.
         """
         super().__init__()
         self.learns_rows = learns_rows

@@ -60,10 +60,18 @@ def with_captions(config: RunConfig) -> RunConfig:
 
 def load_model_vocabularies(config: RunConfig) -> Vocabularies:
     """Check the model (see `check_model`) and read its vocabularies. Raises ValueError if they cannot be read."""
-    return families.load_vocabularies(locate(config.model))
+    vocabularies = families.load_vocabularies(locate(config.model))
+    unknown = sorted(set(config.inversion.text_encoders) - vocabularies.keys())
+    if unknown:
+        known = ", ".join(vocabularies)
+        raise ValueError(f"inversion.text_encoders names {unknown[0]!r}, but this model's text encoders are {known}")
+    return vocabularies
 
 
 def check_model(config: RunConfig) -> None:
     """Check the model's configurations and the headers of its weights, without torch. Raises ValueError for a model
-    that no actor could load."""
-    families.check_model(locate(config.model))
+    that no actor could load, and if `inversion.text_encoders` names a text encoder that it does not have."""
+    if config.inversion.text_encoders:
+        load_model_vocabularies(config)
+    else:
+        families.check_model(locate(config.model))

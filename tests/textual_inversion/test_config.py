@@ -32,6 +32,10 @@ SPHERE = {"optimizer": "riemannian", "norm_control": "sphere"}
         ({"progressive": True, "stop": StopConfig(method="dvar")}, "inversion.progressive = True"),
         ({"progressive": True, "stop": StopConfig(keep_best=True)}, "inversion.progressive = True"),
         ({"init": InitConfig(method="encoder_output")}, "inversion.norm_control = 'clamp'"),
+        (
+            {"init": InitConfig(method="encoder_output"), "norm_control": "none", "text_encoders": ("clip_l",)},
+            "inversion.text_encoders",
+        ),
     ],
 )
 def test_refused(settings: dict[str, object], message: str) -> None:

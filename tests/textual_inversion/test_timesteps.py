@@ -54,8 +54,16 @@ def test_snr_probabilities_of_three_timesteps_by_hand() -> None:
     )
 
 
+def test_logit_normal_sampling_follows_the_closed_form() -> None:
+    edges = torch.special.logit(torch.linspace(0, 1, 101, dtype=torch.float64))
+    probabilities = torch.special.ndtr(edges).diff()
+    t = draws(TimestepConfig(sampler="logit_normal"), noise=RectifiedFlow(1000, shift=3.0))
+    assert_follows(t // 10, probabilities)
+    assert ((t >= 250) & (t < 750)).float().mean() == pytest.approx(0.728, abs=0.01)  # P(|x| < log 3)
+
+
 def test_draws_belong_to_the_generator() -> None:
-    for name in ("uniform", "range", "snr"):
+    for name in ("uniform", "range", "snr", "logit_normal"):
         config = TimestepConfig(sampler=name)
         assert torch.equal(draws(config, n=8), draws(config, n=8))
         other = timestep_sampler(config, Epsilon(SCHEDULE, {}))(8, torch.Generator().manual_seed(1))

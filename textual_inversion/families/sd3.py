@@ -1,9 +1,10 @@
 """Stable Diffusion 3 and 3.5: two CLIP text encoders, T5 if it is there, a transformer (MMDiT), rectified flow (Esser
 et al. 2024).
 
-The family serves any diffusers `StableDiffusion3Pipeline` directory. Rows are learned in the two CLIPs. In T5, a
-placeholder's rows keep their initial values, the mean of the initializer's vectors: T5 reads the initializer's word,
-and the file of the embedding has that row, too, under T5's key. T5 takes no part in the gradient (4.8 billion weights).
+The family serves any diffusers `StableDiffusion3Pipeline` directory. Rows are learned in the two CLIPs. In T5, unless
+`text_encoders` of the configuration names it, a placeholder's rows keep their initial values, the mean of the
+initializer's vectors: T5 reads the initializer's word, and the file of the embedding has that row, too, under T5's key.
+T5 then takes no part in the gradient (4.8 billion weights).
 On FLUX, a user of diffusers found that rows learned in T5 hardly change pictures, and that the CLIP's row alone gives
 most of the likeness (huggingface/diffusers issue 10313).
 

@@ -3,9 +3,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
-from pipeline.inputs.models import CAPTIONS_FILE, ROOT, with_captions
+from pipeline.inputs.models import CAPTIONS_FILE, ROOT, check_model, with_captions
 from pipeline.ledger.settings import captions_hash, current_settings
 
 PRESERVED = ["inversion.adapter.kind=lora", "inversion.penalties.knowledge=0.1"]
@@ -50,3 +52,13 @@ def test_the_models_captions_count_by_content_where_they_are_used(tmp_path: Path
         assert hashes[-1] == captions_hash(str(path))
     assert len({"", *hashes}) == 3
     assert current_settings(plain) == before
+
+
+def test_text_encoders_that_the_model_does_not_have_are_refused(tiny_model: Path) -> None:
+    def check(encoders: str) -> None:
+        check_model(load_config(overrides=[f"model={tiny_model}", "extractor=", f"inversion.text_encoders={encoders}"]))
+
+    check("[]")
+    check('["clip_l"]')
+    with pytest.raises(ValueError, match=r"inversion\.text_encoders names 't5xxl', but .* text encoders are clip_l"):
+        check('["clip_l", "t5xxl"]')

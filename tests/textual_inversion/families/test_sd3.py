@@ -29,6 +29,7 @@ from tests.textual_inversion.families.learning import (
 )
 from tests.tiny_models import MAX_LENGTH, RESOLUTION
 from tests.tiny_sd3 import LATENT_SHAPE, VOCAB_SIZE_T5, WIDTHS, tiny_stable_diffusion_3
+from textual_inversion.adapter_formats import dump_adapter
 from textual_inversion.batch_invariance import choose_sampling
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.config import AdapterConfig, PenaltyConfig, SamplingConfig, TimestepConfig
@@ -222,6 +223,36 @@ def test_t5s_rows_are_the_mean_of_the_initializers_vectors(backbone: Any) -> Non
         assert not torch.equal(rows["clip_l"][0], rows["clip_l"][1])
 
 
+@pytest.mark.parametrize("keys", [("t5xxl",), ("clip_g",), ("clip_l", "clip_g", "t5xxl")])
+def test_rows_are_learned_in_the_encoders_that_the_settings_name(backbone: Any, keys: tuple[str, ...]) -> None:
+    if not set(keys) <= backbone.token_tables.keys():
+        with pytest.raises(ValueError, match="names 't5xxl', but this model's text encoders are clip_l, clip_g"):
+            learn(backbone, config(text_encoders=keys), concept(0))
+        return
+    settings = config(text_encoders=keys, timesteps=TimestepConfig(sampler="logit_normal"))
+    concepts = [concept(0), concept(1, 2)]
+    together = learn(backbone, settings, *concepts)
+    for each in concepts:
+        ours = embedding_of(learn(backbone, settings, each)[each.concept_id])
+        assert_equal(ours, embedding_of(together[each.concept_id]))
+        start = initial_rows(each, backbone, noise=0.0, seed=1, learning=keys)
+        assert {key for key, rows in ours.vectors.items() if not torch.equal(rows, start[key])} == set(keys)
+
+
+def test_a_picture_with_an_adapter_equals_the_pipelines(backbone: Any, model: Path, tmp_path: Path) -> None:
+    """A LoRA of both CLIPs, by the pipeline's own loader."""
+    embedding = embedding_of(learn(backbone, config(adapter=LORA), concept(0))["c0"])
+    request = ImageRequest("a photo of a <c0>", 5, (embedding,))
+    (ours,) = generate(backbone, [request], SamplingConfig(solver="ddim", steps=4, batch_size=1))
+    pipe = pipeline_with(model, embedding.vectors)
+    (plain,) = pipe("a photo of a <row0>", latents=initial_noise(backbone, 5)[None], num_inference_steps=4).images
+    (tmp_path / "adapter.safetensors").write_bytes(dump_adapter(embedding))
+    pipe.load_lora_weights(tmp_path, weight_name="adapter.safetensors")
+    (theirs,) = pipe("a photo of a <row0>", latents=initial_noise(backbone, 5)[None], num_inference_steps=4).images
+    assert abs(np.asarray(ours).astype(int) - np.asarray(theirs).astype(int)).max() <= 1
+    assert abs(np.asarray(ours).astype(int) - np.asarray(plain).astype(int)).max() > 1
+
+
 def test_a_checkpoint_is_resumed_to_the_bit(backbone: Any) -> None:
     settings = config(6, adapter=LORA)
     saved: dict[int, SlotState] = {}
@@ -277,6 +308,7 @@ def test_a_broken_index_is_refused_without_torch(a_copy: Path, component: str, e
         ("transformer/config.json", {"in_channels": 32}, "in_channels is 32, but the other folders make 16"),
         ("text_encoder_2/config.json", {"projection_dim": 7}, "pooled_projection_dim is 40, but .* make 23"),
         ("text_encoder/config.json", {"vocab_size": 9}, "'text_encoder' has shape"),
+        ("scheduler/scheduler_config.json", {"use_dynamic_shifting": True}, "use_dynamic_shifting = True .* supported"),
     ],
 )
 def test_folders_that_do_not_fit_are_refused_without_torch(
