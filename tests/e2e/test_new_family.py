@@ -76,6 +76,3 @@ def test_a_family_through_the_whole_command(
             assert grid.width > 200
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
     assert "0 learned, 3 done before, 0 failed" in again.stdout, again.stdout + again.stderr
-
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
-    assert "0 learned, 3 done before, 0 failed" in again.stdout, again.stdout + again.stderr
