@@ -195,6 +195,23 @@ def token_ids(text: str, vocabulary: Vocabulary) -> list[int]:
     return ids
 
 
+def check_placeholder(concept: Concept, vocabularies: Vocabularies) -> None:
+    """Raise BadInput, with a proposal, for a placeholder token that is one word of a vocabulary and has no angle
+    brackets.
+
+    Prompts here would lose that word, web UIs replace it in every prompt, and diffusers refuses to load the file.
+    """
+    token = concept.placeholder_token
+    proposal = f"<{token.strip('<>')}>"
+    for vocabulary in vocabularies.values():
+        ids = vocabulary.tokenize(token)
+        if len(ids) == 1 and ids != [vocabulary.unknown] and token != proposal:
+            raise BadInput(
+                f"placeholder {token!r} is a word of the model's own vocabulary, which prompts would lose, and under "
+                f"which diffusers refuses to load a file; take one that is none, such as {proposal!r}"
+            )
+
+
 def initializer_ids(initializer: str, vocabularies: Vocabularies) -> dict[str, list[int]]:
     """Return a concept's initializer as ids, text encoder key -> ids; no ids without an initializer.
 

@@ -48,7 +48,7 @@ from textual_inversion.engine import Assignment, Engine, Outcome
 from textual_inversion.errors import BUG
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.latents import encode_views
-from textual_inversion.prompts import check_sample_prompts
+from textual_inversion.prompts import check_placeholder, check_sample_prompts
 from textual_inversion.start_choice import StartChooser
 
 log = logging.getLogger(__name__)
@@ -269,6 +269,7 @@ class Learner:
         """Choose the start, encode the photos, and load the checkpoint that an earlier attempt may have left. With one,
         the rows are those of the checkpoint, and the start only gives the initializer."""
         config = self._config
+        check_placeholder(job.task.concept, self._backbone.vocabularies)
         job.start = self._choose_start(job.task.concept, pictures.photos)
         concept = job.start.concept
         check_sample_prompts(

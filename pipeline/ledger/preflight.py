@@ -23,6 +23,7 @@ from textual_inversion.prompts import (
     HOLE,
     Vocabularies,
     Vocabulary,
+    check_placeholder,
     check_sample_prompts,
     class_noun,
     encode_prompt,
@@ -107,6 +108,7 @@ def text_findings(
 
 
 def _check_training(concept: Concept, config: RunConfig, vocabularies: Vocabularies) -> None:
+    check_placeholder(concept, vocabularies)
     method = config.inversion.init.method
     if method != "auto":  # "auto" takes a word of the model's own vocabulary
         initializer_ids(concept.initializer, vocabularies)
@@ -126,16 +128,6 @@ def _remarks(concept: Concept, vocabularies: Vocabularies) -> Iterator[str]:
             f"initializer {concept.initializer!r} is not in the model's vocabulary: it is spelled out in {num_tokens} "
             "tokens, whose mean is a poor start; use a plainer word"
         )
-    if any(_is_word(concept.placeholder_token, each) for each in vocabularies.values()):
-        yield (
-            f"placeholder {concept.placeholder_token!r} is a word of the model's own vocabulary: here it stands for "
-            "the concept in every prompt, and diffusers refuses to load a file under it; '<...>' would be safe"
-        )
-
-
-def _is_word(text: str, vocabulary: Vocabulary) -> bool:
-    ids = vocabulary.tokenize(text)
-    return len(ids) == 1 and ids != [vocabulary.unknown]
 
 
 def _bulk_findings(

@@ -143,8 +143,8 @@ def odd_texts() -> list[Case]:
         return Case(name=name, outcome=outcome, said=said, row=row)
 
     return [
-        case("placeholder-in-vocabulary", "fixed", placeholder="cat"),
-        case("placeholder-in-a-prompt", "fixed", placeholder="photo"),
+        case("placeholder-in-vocabulary", "failed", "a word of the model's own vocabulary", placeholder="cat"),
+        case("placeholder-in-a-prompt", "failed", "such as '<photo>'", placeholder="photo"),
         case("placeholder-inside-another", "fixed", placeholder="<good>s"),
         case("placeholder-shared", "fixed", placeholder="<good>"),
         case("placeholder-pattern", "fixed", placeholder=".*(["),

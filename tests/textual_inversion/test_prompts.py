@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 
 from tests.toy_backbone import END, MAX_LENGTH, START, VOCAB_SIZE, VOCABULARY
 from textual_inversion.concept import Category, Concept
+from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
 from textual_inversion.prompts import (
     HOLE,
     OBJECT_TEMPLATES,
     STYLE_TEMPLATES,
+    check_placeholder,
     check_sample_prompts,
     class_noun,
     encode_prompt,
@@ -205,3 +208,11 @@ def test_sample_prompts_are_tried_with_the_class_noun(tiny_backbone: Backbone) -
     check_sample_prompts(tiny_backbone.vocabularies, concept, ["{}"], class_cue=True)
     with pytest.raises(ValueError, match=r"prompt 'a very {} cat'.*more than the 22"):
         check_sample_prompts(tiny_backbone.vocabularies, concept, ["a very {}"], class_cue=True)
+
+
+@pytest.mark.parametrize(("token", "refused"), [("cat", True), ("<cat>", False), ("catty", False), ("cat>", False)])
+def test_a_word_of_the_vocabulary_is_no_placeholder(tiny_backbone: Backbone, token: str, refused: bool) -> None:
+    """'cat>' is no word either: the tokenizer cuts it in two."""
+    concept = Concept(concept_id="c", placeholder_token=token, images=("a",))
+    with pytest.raises(BadInput, match=r"'cat' is a word .* such as '<cat>'") if refused else nullcontext():
+        check_placeholder(concept, tiny_backbone.vocabularies)

@@ -45,6 +45,11 @@ def test_nothing_is_said_of_what_is_fine(config: RunConfig) -> None:
         ({"captions": ("a {} <|endoftext|> cat",)}, "no token for something in '<|endoftext|> cat'"),
         ({"initializer": "<|endoftext|>"}, "initializer: the model's tokenizer has no token for something in"),
         ({"initializer": "cat dog toy tree " * 6}, "prompt 'a photo of a cat"),
+        (
+            {"placeholder_token": "cat"},
+            "placeholder 'cat' is a word of the model's own vocabulary, which prompts would",
+        ),
+        ({"placeholder_token": "cat"}, "take one that is none, such as '<cat>'"),
     ],
 )
 def test_texts_that_do_not_fit_would_fail(config: RunConfig, row: dict[str, Any], text: str) -> None:
@@ -54,17 +59,10 @@ def test_texts_that_do_not_fit_would_fail(config: RunConfig, row: dict[str, Any]
     assert str(finding).startswith("would fail: it: ")
 
 
-@pytest.mark.parametrize(
-    ("row", "text"),
-    [
-        ({"initializer": "xqzvbnmk"}, "'xqzvbnmk' is not in the model's vocabulary: it is spelled out in"),
-        ({"placeholder_token": "cat"}, "placeholder 'cat' is a word of the model's own vocabulary"),
-    ],
-)
-def test_what_is_odd_is_noted(config: RunConfig, row: dict[str, Any], text: str) -> None:
-    (finding,) = findings(config, **row)
+def test_what_is_odd_is_noted(config: RunConfig) -> None:
+    (finding,) = findings(config, initializer="xqzvbnmk")
     assert not finding.is_fatal
-    assert text in finding.text
+    assert "'xqzvbnmk' is not in the model's vocabulary: it is spelled out in" in finding.text
 
 
 def test_bulk_prompts_are_tried_with_every_concept(config: RunConfig) -> None:
@@ -73,8 +71,8 @@ def test_bulk_prompts_are_tried_with_every_concept(config: RunConfig) -> None:
     (finding,) = findings(config, prompts)
     assert finding.is_fatal
     assert finding.text.startswith("2 of its 3 prompts cannot be drawn: prompt 'a photo of <it>s' does not have the")
-    twice = findings(config, [Prompt("a photo of a cat and a {}")], placeholder_token="cat")
-    assert twice[-1] == Finding("it", "1 prompts also have its placeholder 'cat' outside the hole", is_fatal=False)
+    twice = findings(config, [Prompt("a photo of a catty and a {}")], placeholder_token="catty")
+    assert twice == [Finding("it", "1 prompts also have its placeholder 'catty' outside the hole", is_fatal=False)]
 
 
 def test_prompts_are_tried_with_the_class_noun(tiny_model: Path, tmp_path: Path) -> None:
@@ -85,8 +83,9 @@ def test_prompts_are_tried_with_the_class_noun(tiny_model: Path, tmp_path: Path)
         assert [finding.is_fatal for finding in found] == [True] * count
     assert "prompt 'a <it> cat cat cat the the" in found[0].text
     assert findings(cued, [Prompt(fits.replace("{}", "{token}"))], initializer="cat cat cat") == []
-    twice = findings(cued, [Prompt("a photo of a {}")], placeholder_token="cat")
-    assert twice[-1].text == "1 prompts also have its placeholder 'cat' outside the hole", "the noun is the placeholder"
+    twice = findings(cued, [Prompt("a photo of a {}")], placeholder_token="catty", initializer="catty")
+    said = "1 prompts also have its placeholder 'catty' outside the hole"
+    assert twice[-1].text == said, "the noun is the placeholder"
 
 
 def test_every_text_encoder_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
