@@ -10,6 +10,7 @@
     decoder      the autoencoder's decoder is trained further; may run beside the denoiser
     flow         latents, captions, the text encoders of `demo/model` and `demo/clip` -> `demo/flow`, a rectified-flow
                  transformer in Stable Diffusion 3's layout; runs only when it is named
+    bert         `demo/model` -> `demo/bert`, a BERT text encoder for the same U-Net; runs only when it is named
 
 A stage that was stopped continues from its checkpoint in the work folder. `--init-from demo/model` starts the
 autoencoder and the denoiser from committed weights, `--init-from demo/clip` the CLIP. The committed vocabulary and
@@ -29,6 +30,7 @@ from diffusers import AutoencoderKL
 from transformers import CLIPModel
 
 from demo.autoencoder import encode_pool, normalise_latents, train_autoencoder
+from demo.bert_training import train_bert
 from demo.clip_model import train_clip
 from demo.denoiser import train_denoiser
 from demo.flow_training import train_flow
@@ -42,9 +44,17 @@ from textual_inversion.weights import load_pretrained
 
 HERE = Path(__file__).parent
 STAGES = ("pool", "tokenizer", "autoencoder", "judge", "moco", "latents", "denoiser", "decoder")
-OTHER_LAYOUTS = ("flow",)
+OTHER_LAYOUTS = ("flow", "bert")
 """Stages that run only when they are named: the same world for models of other layouts."""
-DEFAULT_STEPS = {"autoencoder": 2000, "judge": 1200, "moco": 600, "denoiser": 3000, "decoder": 1000, "flow": 6000}
+DEFAULT_STEPS = {
+    "autoencoder": 2000,
+    "judge": 1200,
+    "moco": 600,
+    "denoiser": 3000,
+    "decoder": 1000,
+    "flow": 6000,
+    "bert": 600,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +66,7 @@ class Recipe:
     clip: Path
     flow: Path
     moco: Path
+    bert: Path
     device: torch.device
     scenes: int
     seed: int
@@ -189,6 +200,16 @@ class Recipe:
             decay_from=self.decay_from,
         )
 
+    def _bert(self) -> None:
+        train_bert(
+            self.model,
+            self.bert,
+            self.work,
+            budget=self.budget("bert"),
+            device=self.device,
+            seed=self.seed,
+        )
+
 
 def _parse() -> tuple[list[str], int, Recipe]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,6 +221,7 @@ def _parse() -> tuple[list[str], int, Recipe]:
     parser.add_argument("--clip", type=Path, default=HERE / "clip", help="folder for the CLIP")
     parser.add_argument("--moco", type=Path, default=HERE / "moco", help="folder for the self-supervised ResNet")
     parser.add_argument("--flow", type=Path, default=HERE / "flow", help="folder for the rectified-flow pipeline")
+    parser.add_argument("--bert", type=Path, default=HERE / "bert", help="folder for the BERT text encoder")
     parser.add_argument("--steps", type=int, default=0, help="steps of each chosen training; 0: its default")
     parser.add_argument("--minutes", type=float, default=0.0, help="wall-clock budget of each training, not steps")
     parser.add_argument("--scenes", type=int, default=48_000, help="size of the pool")
@@ -223,6 +245,7 @@ def _parse() -> tuple[list[str], int, Recipe]:
         clip=options.clip,
         flow=options.flow,
         moco=options.moco,
+        bert=options.bert,
         device=torch.device(device),
         scenes=options.scenes,
         seed=options.seed,
