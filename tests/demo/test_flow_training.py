@@ -192,11 +192,18 @@ def test_words_continue_the_denoisers(trained: tuple[Path, Path], pool: LatentPo
         torch.testing.assert_close(network.centre, table.mean(0))
 
 
-def run(trained: tuple[Path, Path], pool: LatentPool, folder: Path, checkpoint: Path, steps: int) -> dict[str, Tensor]:
+def run(
+    trained: tuple[Path, Path],
+    pool: LatentPool,
+    folder: Path,
+    checkpoint: Path,
+    steps: int,
+    size: TransformerSize = SIZE,
+) -> dict[str, Tensor]:
     model, clip = trained
     train_flow(
         pool, TOKENIZER, new_vae(), folder, checkpoint, budget=Budget(steps=steps), device=CPU, seed=3, model=model,
-        clip=clip, decay_from=0.9, size=SIZE, captions=4,
+        clip=clip, decay_from=0.9, size=size, captions=4,
     )  # fmt: skip
     return torch.load(checkpoint, weights_only=False)
 
@@ -237,3 +244,23 @@ def test_diffusers_pipeline_draws_with_the_saved_folder_and_the_family_serves_it
     hidden, _, pooled, _ = pipeline.encode_prompt(prompt, prompt, prompt, do_classifier_free_guidance=False)
     torch.testing.assert_close(ours.hidden, hidden[:, :MAX_LENGTH])
     torch.testing.assert_close(ours.pooled, pooled)
+
+
+@pytest.mark.slow
+def test_a_training_learns_to_draw_what_the_caption_says(
+    trained: tuple[Path, Path], pool: LatentPool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "flow"
+    run(
+        trained, pool, folder, tmp_path / "flow.ckpt", steps=300, size=TransformerSize(layers=2, heads=2, head_width=32)
+    )
+    pipeline = load_pipeline(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(
+        ["a photo of a cat", "a photo of a dog on the beach"], num_inference_steps=10, height=64, width=64,
+        guidance_scale=1.0, output_type="latent", generator=torch.Generator().manual_seed(0),
+    ).images  # fmt: skip
+    shown = pool.latents[:2].float().flatten(1)
+    likeness = torch.cosine_similarity(drawn.flatten(1)[:, None], shown[None], dim=-1)
+    assert likeness.diagonal().min() > 0.8
+    assert (likeness - torch.eye(2)).abs().max() < 0.5
