@@ -20,7 +20,7 @@ from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import BadRow, ManifestRow, concept_ids, read_manifest
 from pipeline.ledger.differences import input_differences, settings_differences
 from pipeline.ledger.digest import digest
-from pipeline.ledger.plan import fingerprint_inputs, settings_path
+from pipeline.ledger.plan import addresses_read, fingerprint_inputs, settings_path
 from pipeline.ledger.records import ConceptRecord, record_or_failure
 from pipeline.ledger.selection import unknown_concept
 from pipeline.report.failures import UNKNOWN, remedy_of, title_of
@@ -205,24 +205,24 @@ def _read_attempts(store: RunStore, paths: Sequence[str]) -> list[ConceptRecord]
 def _present_inputs(found: Explanation, row: ManifestRow, run: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the inputs of the fingerprint that the last run would make if it were started again.
 
-    Returns None and sets the verdict if a photo or mask cannot be read.
+    Returns None and sets the verdict if a photo, a mask or the embedding to start from cannot be read.
     """
     concept = row.concept
     try:
         limits = parse_config(run.get("config", {})).photos
     except ValueError:  # another release wrote it
         limits = PhotoConfig()
-    identities = content_hashes({*concept.images, *concept.masks}, limits)
+    identities = content_hashes(set(addresses_read(concept)), limits)
     known = {uri: value if isinstance(value, str) else f"cannot be read: {value}" for uri, value in identities.items()}
     found.photos = [(uri, known[uri]) for uri in concept.images]
-    unreadable = [uri for uri in (*concept.images, *concept.masks) if not isinstance(identities[uri], str)]
+    unreadable = [uri for uri in addresses_read(concept) if not isinstance(identities[uri], str)]
     if unreadable:
         _set_verdict(found, "bad row", f"{unreadable[0]} {known[unreadable[0]]}", BAD_INPUT)
         return None
     found.settings = run.get("settings", "")
     photos = [known[uri] for uri in concept.images]
     masks = [known[uri] for uri in concept.masks]
-    inputs = fingerprint_inputs(concept, photos, found.settings, masks)
+    inputs = fingerprint_inputs(concept, photos, found.settings, masks, known.get(concept.start_from, ""))
     found.row = inputs["concept"]
     if found.settings:
         found.fingerprint = digest(inputs)

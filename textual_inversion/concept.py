@@ -55,6 +55,10 @@ class Concept:
     """Descriptions of the photos, one a photo in the same order, with `{}` for the concept ("a {} on a red sofa"), used
     in place of the templates; or none."""
 
+    start_from: str = ""
+    """Path or URI of an embedding file whose rows learning starts from, in place of the initializer's vectors; or
+    empty. The core never opens it."""
+
     def __post_init__(self) -> None:
         if not self.concept_id:
             raise BadInput("concept_id is empty; give every concept a name of its own")

@@ -12,7 +12,7 @@ from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.config_checks import require, require_choice
 
 NormControl = Literal["none", "clamp", "sphere"]
-InitMethod = Literal["words", "encoder_output", "auto", "amortised"]
+InitMethod = Literal["words", "encoder_output", "auto", "amortised", "earlier"]
 TimestepSampler = Literal["uniform", "range", "snr", "logit_normal"]
 TemplateSet = Literal["textual_inversion", "textboost"]
 RateSchedule = Literal["constant", "linear"]
@@ -39,14 +39,16 @@ class InitConfig:
     row at its own token (Cross-Initialization, Pang et al. 2024), which is many times longer. `auto`: the vectors of
     the word whose text features lie nearest to the photos' features; the word becomes the initializer. `amortised`: the
     initializer's vectors moved towards the photos by a regression fitted on known words; `words` where the regression
-    is unreliable."""
+    is unreliable. `earlier`: the rows that the concept of the same id has in `earlier_run`; `words` where that run has
+    none. A row of the manifest with an embedding to start from (`start_from`) goes before all of them."""
 
     words: tuple[str, ...] = ()
     """Words and phrases that `auto` chooses from and that `amortised` is fitted on. Empty: all single-token words of
     the model's vocabulary, among them ends of longer words that mean nothing by themselves."""
 
     earlier_run: str = ""
-    """Output folder of a finished run of the same model, whose concepts `amortised` is fitted on as well."""
+    """Output folder of a finished run of the same model, whose concepts `amortised` is fitted on as well and `earlier`
+    starts from."""
 
     noise: float = 0.0
     """Standard deviation of the noise added to the initial rows, in units of the vocabulary's deviation per coordinate.
@@ -55,8 +57,10 @@ class InitConfig:
     def __post_init__(self) -> None:
         require_choice("init.method", self.method, InitMethod)
         require(all(word.strip() for word in self.words), "init.words", self.words, "words or phrases, none empty")
-        is_used = self.method == "amortised" or not self.earlier_run
-        require(is_used, "init.earlier_run", self.earlier_run, "empty unless init.method is 'amortised'")
+        is_used = self.method in ("amortised", "earlier") or not self.earlier_run
+        require(is_used, "init.earlier_run", self.earlier_run, "empty unless init.method is 'amortised' or 'earlier'")
+        has_run = self.method != "earlier" or bool(self.earlier_run)
+        require(has_run, "init.earlier_run", "", "the output of a run, which init.method 'earlier' starts from")
         require(self.noise >= 0, "init.noise", self.noise, "0 or more")
 
 

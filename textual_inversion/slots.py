@@ -58,7 +58,7 @@ class Assignment:
             raise NotFinite("the photos' latents are not finite; check the photos and the autoencoder's precision")
         if self.state is not None:
             self.state.check(shapes, {name: shape for name, shape in shapes.items() if name in backbone.token_tables})
-        elif (method := layout.config.init.method) != "words" and self.start is None:
+        elif (method := layout.config.init.method) not in ("words", "earlier") and self.start is None:
             raise BadInput(f"init.method {method!r} chooses the start by the photos: pass a start from StartChooser")
 
 

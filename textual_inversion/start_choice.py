@@ -85,7 +85,7 @@ class StartChooser:
 
     def __call__(self, concept: Concept, photos: Sequence[Image.Image]) -> ChosenStart:
         """Choose the initial rows of a concept. Raises BadInput if the concept lacks what the method needs."""
-        if self._method == "words":
+        if self._method in ("words", "earlier"):  # rows of an earlier run are given by the caller, where it has some
             return ChosenStart(concept, None, "words")
         if self._method == "encoder_output":
             return _start(concept, encoder_output(concept, self._backbone), "encoder_output")

@@ -30,7 +30,7 @@ from pipeline.actor.samples import Samples, sample_requests, score
 from pipeline.actor.slot_budget import SlotBudget
 from pipeline.actor.tuning import PassSharing, compile_where_wanted, default_slots, passes_to_learn
 from pipeline.actor.vitals import Vitals, held_bytes
-from pipeline.actor.warm_start import load_examples
+from pipeline.actor.warm_start import GivenStarts, load_examples
 from pipeline.config import RunConfig
 from pipeline.inputs.models import locate, with_captions
 from pipeline.inputs.photos import open_pictures
@@ -49,7 +49,7 @@ from textual_inversion.errors import BUG
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.latents import encode_views
 from textual_inversion.prompts import check_placeholder, check_sample_prompts
-from textual_inversion.start_choice import StartChooser
+from textual_inversion.start_choice import ChosenStart, StartChooser
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +76,10 @@ class Learner:
         self._backbone = load_model(config)
         self._extractor = ClipExtractor(locate(config.extractor), config.device) if config.extractor else None
         init = config.inversion.init
-        examples = (
-            load_examples(init.earlier_run, self._backbone.model_hash(), config.photos) if init.earlier_run else ()
-        )
+        model_hash = self._backbone.model_hash()
+        is_fitted = init.method == "amortised" and init.earlier_run
+        examples = load_examples(init.earlier_run, model_hash, config.photos) if is_fitted else ()
+        self._given_start = GivenStarts(config, model_hash)
         self._choose_start = StartChooser(self._backbone, init, self._extractor, seed=config.seed, examples=examples)
         self._features = self._extractor.pixel_features if self._extractor else None
         self._budget = SlotBudget(
@@ -265,12 +266,19 @@ class Learner:
         except OSError as error:
             raise PhotosUnreachable(str(error)) from error
 
+    def _read_start(self, task: ConceptTask) -> ChosenStart | None:
+        """Return the start that the concept's row or the earlier run gives; None leaves it to `init.method`."""
+        try:
+            return self._given_start(task)
+        except OSError as error:
+            raise PhotosUnreachable(str(error)) from error
+
     def _encode(self, job: Job, pictures: Pictures) -> Assignment:
         """Choose the start, encode the photos, and load the checkpoint that an earlier attempt may have left. With one,
         the rows are those of the checkpoint, and the start only gives the initializer."""
         config = self._config
         check_placeholder(job.task.concept, self._backbone.vocabularies)
-        job.start = self._choose_start(job.task.concept, pictures.photos)
+        job.start = self._read_start(job.task) or self._choose_start(job.task.concept, pictures.photos)
         concept = job.start.concept
         check_sample_prompts(
             self._backbone.vocabularies,

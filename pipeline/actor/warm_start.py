@@ -1,4 +1,5 @@
-"""Read concepts of an earlier run as examples for `init.method` 'amortised': their photos and their embeddings."""
+"""Read embeddings to start from: those of files that rows of the manifest name, those of an earlier run for
+`init.method` 'earlier', and with their photos as examples for 'amortised'."""
 
 from __future__ import annotations
 
@@ -6,12 +7,15 @@ import logging
 from collections.abc import Iterator
 
 from pipeline.actor.library import LearnedConcept, open_library
-from pipeline.config import PhotoConfig
+from pipeline.config import PhotoConfig, RunConfig
 from pipeline.inputs.photos import fetch, fetch_as_planned
+from pipeline.ledger.plan import ConceptTask
 from pipeline.store.errors import InputChanged
+from pipeline.store.redact import redact
+from textual_inversion.dialects import parse_embedding
 from textual_inversion.errors import BadInput
 from textual_inversion.photos import open_photo
-from textual_inversion.start_choice import LearnedExample
+from textual_inversion.start_choice import ChosenStart, LearnedExample
 
 log = logging.getLogger(__name__)
 
@@ -57,3 +61,49 @@ def _read(concept: LearnedConcept, model_hash: str, photos: PhotoConfig) -> Lear
 
 def _fetch(uri: str, photos: PhotoConfig, planned: str) -> bytes:
     return fetch_as_planned(uri, photos, planned) if planned else fetch(uri, photos)
+
+
+class GivenStarts:
+    """Embeddings that concepts start from because their row or the settings name them."""
+
+    def __init__(self, config: RunConfig, model_hash: str) -> None:
+        """Find the concepts of the earlier run if `init.method` is 'earlier'. Raises ValueError if it has none.
+
+        `model_hash`: digest of the model that learns.
+        """
+        init = config.inversion.init
+        self._photos = config.photos
+        self._model_hash = model_hash
+        self._earlier = (
+            {concept.name: concept for concept in open_library([init.earlier_run]).concepts}
+            if init.method == "earlier"
+            else None
+        )
+
+    def __call__(self, task: ConceptTask) -> ChosenStart | None:
+        """Return the start of a concept; None leaves it to `init.method`.
+
+        Raises BadInput for a file that is no embedding, InputChanged for another than was planned, and OSError if it
+        cannot be read at present.
+        """
+        concept = task.concept
+        if concept.start_from:
+            place = redact(concept.start_from)
+            try:
+                data = fetch_as_planned(concept.start_from, self._photos, task.inputs["start_from"])
+                embedding = parse_embedding(data, concept.placeholder_token)
+            except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError) as error:
+                raise BadInput(f"start_from {place}: {redact(str(error))}") from error
+            return ChosenStart(concept, embedding, f"the embedding {place}")
+        if self._earlier is None:
+            return None
+        earlier = self._earlier.get(concept.concept_id)
+        if earlier is None:
+            return ChosenStart(concept, None, "words, as the earlier run has no such concept")
+        embedding = earlier.read()
+        if embedding.metadata.get("model_hash") != self._model_hash:
+            return ChosenStart(concept, None, "words, as the earlier run learned it on another model")
+        if embedding.num_vectors not in (1, concept.num_vectors):
+            reason = f"words, as it has {embedding.num_vectors} vectors in the earlier run"
+            return ChosenStart(concept, None, reason)
+        return ChosenStart(concept, embedding, f"its rows in the earlier run, {redact(earlier.uri)}")

@@ -35,6 +35,7 @@ CONCEPT_COLUMNS = (
     "num_vectors",
     "masks",
     "captions",
+    "start_from",
 )
 """Columns that describe a concept; all others are carried to the results."""
 
@@ -49,7 +50,14 @@ MAX_CARRIED_BYTES = 64 * 2**10
 MAX_VECTORS = 512
 """Largest number of vectors: more fit no text encoder's prompt. A model's tokenizer sets its own limit later."""
 
-MAX_CHARACTERS = {"placeholder": 200, "initializer": 1000, "captions": 4000, "images": 4000, "masks": 4000}
+MAX_CHARACTERS = {
+    "placeholder": 200,
+    "initializer": 1000,
+    "captions": 4000,
+    "images": 4000,
+    "masks": 4000,
+    "start_from": 4000,
+}
 """Longest text in each column, in characters."""
 
 _LIST_COLUMNS = ("images", "masks", "captions")
@@ -286,6 +294,7 @@ def _concept(file: str, values: dict[str, Any]) -> Concept:
         num_vectors=_whole_number(values, "num_vectors", 1, most=MAX_VECTORS),
         masks=_addresses(file, values, "masks"),
         captions=_captions(values, placeholder),
+        start_from=_address(file, _text(values, "start_from", "")),
     )
 
 
@@ -296,8 +305,13 @@ def _addresses(file: str, values: Mapping[str, Any], name: str) -> tuple[str, ..
         raise BadInput(f"{name} holds an empty or missing address")
     for address in addresses:
         _check_text(name, address)
+    return tuple(_address(file, address) for address in addresses)
+
+
+def _address(file: str, address: str) -> str:
+    """Return an address, made absolute from the manifest file's folder; an empty one as it is."""
     try:
-        return tuple(resolve(address, relative_to=file) for address in addresses)
+        return resolve(address, relative_to=file) if address else ""
     except ValueError as error:
         raise BadInput(str(error)) from error
 

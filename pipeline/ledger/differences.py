@@ -12,7 +12,7 @@ _MAX_VALUE = 80
 def input_differences(
     before: Mapping[str, Any], now: Mapping[str, Any], addresses_before: Sequence[str], addresses: Sequence[str]
 ) -> list[str]:
-    """Describe what differs in row, photos and masks between two `plan.fingerprint_inputs`.
+    """Describe what differs in row, photos, masks and start between two `plan.fingerprint_inputs`.
 
     The addresses are those of the photos; settings are left to `settings_differences`.
     """
@@ -23,6 +23,8 @@ def input_differences(
     if masks_before != masks:
         changed = f"{len(masks_before)} before, {len(masks)} now"
         found.append(f"masks: {changed if len(masks) != len(masks_before) else 'other bytes, or another order'}")
+    if before.get("start_from") != now.get("start_from"):
+        found.append("start_from: another embedding, or one where there was none")
     return found
 
 

@@ -29,7 +29,9 @@ FORMAT_VERSION = 1
 concept counts as done."""
 
 _BATCH_ROWS = 512
-_ROW_FIELDS = tuple(each.name for each in dataclasses.fields(Concept) if each.name not in ("images", "masks"))
+_ROW_FIELDS = tuple(
+    each.name for each in dataclasses.fields(Concept) if each.name not in ("images", "masks", "start_from")
+)
 
 Identify = Callable[[Iterable[str]], Mapping[str, str | OSError | ValueError]]
 """Addresses -> address -> the content's hash, or the error of reading it; see `content_hashes`."""
@@ -100,19 +102,27 @@ def fingerprint(concept: Concept, identities: Sequence[str], settings: str, mask
     return digest(fingerprint_inputs(concept, identities, settings, masks))
 
 
+def addresses_read(concept: Concept) -> tuple[str, ...]:
+    """Return the addresses whose contents are part of the fingerprint: photos, masks, and the embedding to start
+    from."""
+    return (*concept.images, *concept.masks, *filter(None, [concept.start_from]))
+
+
 def fingerprint_inputs(
-    concept: Concept, identities: Sequence[str], settings: str, masks: Sequence[str] = ()
+    concept: Concept, identities: Sequence[str], settings: str, masks: Sequence[str] = (), start: str = ""
 ) -> dict[str, Any]:
     """Return the value whose digest is the concept's fingerprint.
 
     `concept` in it is the row; `images` and `masks` are content hashes in manifest order, given as `identities` and
-    `masks`; `settings` is the digest of `settings_of`. Addresses do not count. Masks and captions are left out where
-    there are none, so that fingerprints of earlier releases stay as they were.
+    `masks`; `start_from` is that of the embedding to start from, given as `start`; `settings` is the digest of
+    `settings_of`. Addresses do not count. Masks, captions and a start are left out where there are none, so that
+    fingerprints of earlier releases stay as they were.
     """
     row = {name: getattr(concept, name) for name in _ROW_FIELDS}  # plain values; `asdict` takes ten times as long
     if not row["captions"]:
         del row["captions"]
-    given = {"masks": list(masks)} if masks else {}
+    given: dict[str, Any] = {"masks": list(masks)} if masks else {}
+    given |= {"start_from": start} if start else {}
     return {"concept": row, "images": list(identities), "settings": settings, **given}
 
 
@@ -183,7 +193,7 @@ class Plan:
         rows = iter(rows)
         while batch := list(islice(rows, _BATCH_ROWS)):
             good = [row for row in batch if isinstance(row, ManifestRow)]
-            identities = self._identify({uri for row in good for uri in (*row.concept.images, *row.concept.masks)})
+            identities = self._identify({uri for row in good for uri in addresses_read(row.concept)})
             for row in batch:
                 task = self._sort(row, identities)
                 if task is not None:
@@ -193,7 +203,7 @@ class Plan:
         """Return the task of a concept whose photos or masks have changed since it was planned, from their bytes as
         they are now; its fingerprint takes the place of the former one. Raises BadInput if one cannot be read."""
         concept = task.concept
-        anew = self._task(concept, task.carried, self._identify((*concept.images, *concept.masks)))
+        anew = self._task(concept, task.carried, self._identify(addresses_read(concept)))
         former = task.fingerprint.encode()
         in_order = [(anew.fingerprint.encode() if key == former else key, row) for key, row in self.carried.items()]
         self.carried.clear()
@@ -235,15 +245,16 @@ class Plan:
     def _task(
         self, concept: Concept, carried: Mapping[str, Any], identities: Mapping[str, str | OSError | ValueError]
     ) -> ConceptTask:
-        """Return a concept's task. Raises BadInput naming the first photo or mask without a content hash."""
+        """Return a concept's task. Raises BadInput naming the first photo, mask or embedding without a content hash."""
         hashes: list[str] = []
-        for uri in (*concept.images, *concept.masks):
+        for uri in addresses_read(concept):
             identity = identities[uri]
             if not isinstance(identity, str):
-                kind = "photo" if len(hashes) < len(concept.images) else "mask"
+                kind = "photo" if uri in concept.images else "mask" if uri in concept.masks else "start_from"
                 raise BadInput(redact(f"{kind} {uri} cannot be read: {type(identity).__name__}: {identity}"))
             hashes.append(identity)
-        photos = hashes[: len(concept.images)]
-        masks = hashes[len(concept.images) :]
-        inputs = fingerprint_inputs(concept, photos, self._settings, masks)
+        num_photos, num_masks = len(concept.images), len(concept.masks)
+        photos, masks = hashes[:num_photos], hashes[num_photos : num_photos + num_masks]
+        start = hashes[-1] if concept.start_from else ""
+        inputs = fingerprint_inputs(concept, photos, self._settings, masks, start)
         return ConceptTask(concept=concept, fingerprint=digest(inputs), carried=carried, inputs=inputs)

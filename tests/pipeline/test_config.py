@@ -97,5 +97,9 @@ def test_a_start_chosen_by_the_photos_needs_an_extractor(method: str) -> None:
 def test_an_earlier_run_is_another_and_for_amortised_starts() -> None:
     with pytest.raises(ValueError, match=r"init\.earlier_run = 'a': must be empty unless init.method is 'amortised'"):
         load_config(overrides=["inversion.init.earlier_run=a"])
+    with pytest.raises(ValueError, match=r"init\.earlier_run = '': must be the output of a run, which .* 'earlier'"):
+        load_config(overrides=["inversion.init.method=earlier"])
+    earlier = ["inversion.init.method=earlier", "inversion.init.earlier_run=a"]
+    assert load_config(overrides=earlier).inversion.init.method == "earlier"
     with pytest.raises(ValueError, match=r"init\.earlier_run = 'a': must be the output of another run"):
         load_config(overrides=["inversion.init.earlier_run=a", "inversion.init.method=amortised"], output="a")

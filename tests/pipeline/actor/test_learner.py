@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.actor import image_batcher
@@ -643,3 +643,80 @@ def test_whose_storage_failed_is_told_apart(
     monkeypatch.setattr(learner_module, "open_pictures", fails)
     (failure,) = learn_all(learner, [task("b", photos)])
     assert isinstance(failure, PhotosUnreachable)
+
+
+def learned_from(
+    tiny_model: Path, output: Path, concept: ConceptTask, **init: Any
+) -> tuple[ConceptRecord, dict[str, Tensor]]:
+    """Learn one concept with steps that move its rows by nearly nothing."""
+    inversion = {"steps": 1, "learning_rate": 1e-7, "norm_control": "none", "init": init}
+    learner = Learner(tiny_config(tiny_model, output, inversion=inversion))
+    (record,) = learn_all(learner, [concept])
+    learner.close()
+    path = output / record.folder.embedding
+    return record, load(path.read_bytes()) if path.exists() else {}
+
+
+def started_from(one: ConceptTask, path: Path) -> ConceptTask:
+    *images, start = (hashlib.md5(Path(name).read_bytes()).hexdigest() for name in (*one.concept.images, path))
+    concept = replace(one.concept, start_from=str(path))
+    return replace(one, concept=concept, inputs={"images": images, "start_from": start})
+
+
+def test_learning_starts_from_an_embedding_that_the_row_names(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    """Of any layout, whatever `init.method` is."""
+    rows = torch.randn(1, 32, generator=torch.Generator().manual_seed(3))
+    torch.save({"string_to_param": {"*": rows}}, tmp_path / "old.pt")
+    one = started_from(task("toy", photos), tmp_path / "old.pt")
+    record, found = learned_from(tiny_model, tmp_path / "out", one)
+    assert (record.error, record.start) == ("", f"the embedding {tmp_path}/old.pt")
+    torch.testing.assert_close(found["<toy>"], rows, rtol=0, atol=1e-5)
+
+    torch.save({"string_to_param": {"*": rows[:, :8]}}, tmp_path / "narrow.pt")
+    narrow = started_from(task("narrow", photos), tmp_path / "narrow.pt")
+    record, _ = learned_from(tiny_model, tmp_path / "out", narrow)
+    assert (record.status, record.error_kind) == ("failed", "bad_input")
+    assert "start from an embedding of the same model" in record.error
+    (tmp_path / "lora.safetensors").write_bytes(save({"x.lora_down.weight": rows}))
+    lora = started_from(task("lora", photos), tmp_path / "lora.safetensors")
+    record, _ = learned_from(tiny_model, tmp_path / "out", lora)
+    assert (record.status, record.error_kind) == ("failed", "bad_input")
+    assert f"start_from {tmp_path}/lora.safetensors: it is a LoRA" in record.error
+
+
+def test_an_embedding_that_changed_since_the_plan_is_planned_anew(
+    learner: Learner, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    torch.save({"<x>": torch.ones(1, 32)}, tmp_path / "old.bin")
+    one = started_from(task("toy", photos), tmp_path / "old.bin")
+    torch.save({"<x>": torch.zeros(1, 32)}, tmp_path / "old.bin")
+    (changed,) = learn_all(learner, [one])
+    assert isinstance(changed, InputChanged)
+
+
+def test_learning_starts_from_what_an_earlier_run_learned(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path
+) -> None:
+    _, before = learned_from(tiny_model, tmp_path / "before", task("toy", photos))
+    _, word = learned_from(tiny_model, tmp_path / "word", task("dog", photos))
+    moved = {"<toy>": before["<toy>"] + 0.1}
+    (path,) = (tmp_path / "before" / "concepts").glob("*/*/learned_embeds.safetensors")
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    path.write_bytes(save(moved, metadata=header))
+    record_path = path.with_name("record.json")
+    record = json.loads(record_path.read_text())
+    record_path.write_text(json.dumps(record | {"files": {}}))
+    earlier = {"method": "earlier", "earlier_run": str(tmp_path / "before")}
+    record, found = learned_from(tiny_model, tmp_path / "out", task("toy", photos), **earlier)
+    assert record.start.startswith("its rows in the earlier run, ")
+    torch.testing.assert_close(found["<toy>"], moved["<toy>"], rtol=0, atol=1e-5)
+    record, found = learned_from(tiny_model, tmp_path / "out", task("dog", photos), **earlier)
+    assert (record.error, record.start) == ("", "words, as the earlier run has no such concept")
+    assert torch.equal(found["<dog>"], word["<dog>"])
+
+    path.write_bytes(save(moved, metadata={**header, "model_hash": "another"}))
+    record, _ = learned_from(tiny_model, tmp_path / "other", task("toy", photos), **earlier)
+    assert record.start == "words, as the earlier run learned it on another model"

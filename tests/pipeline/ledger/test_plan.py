@@ -20,6 +20,7 @@ from pipeline.ledger.plan import (
     digest,
     earlier_hash,
     fingerprint,
+    fingerprint_inputs,
     read_done,
     settings_of,
 )
@@ -76,6 +77,13 @@ def test_masks_and_captions_count_only_if_given() -> None:
         fingerprint(dataclasses.replace(CONCEPT, captions=("my {}", "a {}")), PHOTOS, "s"),
     }
     assert len(several) == 5
+
+
+def test_an_embedding_to_start_from_counts_by_content_and_only_if_given() -> None:
+    addressed = dataclasses.replace(CONCEPT, start_from="old.safetensors")
+    assert fingerprint(addressed, PHOTOS, "s") == fingerprint(CONCEPT, PHOTOS, "s")
+    digests = {digest(fingerprint_inputs(addressed, PHOTOS, "s", (), start)) for start in ("", "one", "other")}
+    assert len(digests) == 3
 
 
 @pytest.mark.parametrize(
@@ -261,6 +269,35 @@ def test_masks_are_looked_up_as_photos_are(root: str) -> None:
     store.put("m/b.png", b"drawn anew")
     (changed,), _ = planned()
     assert changed.fingerprint != task.fingerprint
+
+
+def test_an_embedding_to_start_from_is_looked_up_as_photos_are(root: str) -> None:
+    store = RunStore(root)
+    for name in ("a.png", "mask.png", "old.safetensors"):
+        store.put(name, name.encode())
+    concept = {"concept_id": "cat", "images": ["a.png"], "masks": ["mask.png"], "start_from": "old.safetensors"}
+    rows = [
+        concept,
+        {**concept, "concept_id": "dog", "start_from": "none.pt"},
+        {**concept, "concept_id": "cow", "start_from": None},
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    store.put("m.parquet", buffer.getvalue())
+
+    def planned() -> tuple[list[ConceptTask], list[BadRow]]:
+        plan = Plan("settings", set())
+        return list(plan.tasks(read_manifest(store.uri("m.parquet")))), plan.bad
+
+    (cat, cow), (row,) = planned()
+    assert row.reason.startswith(f"start_from {store.uri('none.pt')} cannot be read: FileNotFoundError")
+    assert cat.concept.start_from == store.uri("old.safetensors")
+    assert (len(cat.inputs["images"]), len(cat.inputs["masks"])) == (1, 1)
+    assert "start_from" not in cow.inputs
+    store.put("old.safetensors", b"another")
+    (changed, _), _ = planned()
+    assert changed.inputs["start_from"] != cat.inputs["start_from"]
+    assert changed.fingerprint != cat.fingerprint
 
 
 def test_a_concept_whose_photo_changed_is_planned_anew_in_its_place(root: str) -> None:
