@@ -101,7 +101,7 @@ def listed_files(data: bytes) -> set[str]:
 def to_card(entries: Sequence[Entry], tools: Sequence[str], *, source: str, zipped: bool) -> bytes:
     """Return the model card: what is here, what it was learned on, and how each tool uses it.
 
-    `source`: address of the run.
+    `source`: name of the run; an address would tell readers of the card about the machine or the store.
     """
     exported = [entry for entry in entries if entry.files]
     models = sorted({entry.base_model for entry in exported})
@@ -118,7 +118,7 @@ def to_card(entries: Sequence[Entry], tools: Sequence[str], *, source: str, zipp
         "",
         f"- Base model: {', '.join(f'`{model}`' for model in models) or 'unknown'}. The index has the digest of its "
         "files.",
-        f"- Learned by: the run at `{source}`, of which `{PARQUET}` and `{CSV}` name each concept's fingerprint and "
+        f"- Learned by: the run `{source}`, of which `{PARQUET}` and `{CSV}` name each concept's fingerprint and "
         "scores (`clip_i`: likeness to the photos, `clip_t`: fit to the prompt).",
         "- Licence and permitted use: those of the photos and of the base model. They are not stated in the run; add "
         "them before you publish these files.",

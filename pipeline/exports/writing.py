@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import posixpath
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,6 @@ from pipeline.exports.index import CARD, CSV, PARQUET, Entry, listed_files, to_c
 from pipeline.exports.merging import merged_files
 from pipeline.exports.tools import TOOLS, Refused, files_for, word_in
 from pipeline.ledger.records import ConceptRecord
-from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.grids import first_sample
@@ -58,7 +58,7 @@ class Export:
         before = listed_files(self.target.get(PARQUET)) if self.target.exists(PARQUET) else ()
         entries = self._write_archives(names, records) if self.zipped else self._write_folders(names, records)
         table = to_table(entries, self.tools)
-        card = to_card(entries, self.tools, source=redact(self.source.root), zipped=self.zipped)
+        card = to_card(entries, self.tools, source=posixpath.basename(self.source.root), zipped=self.zipped)
         for path, data in ((CARD, card), (CSV, to_csv(table)), (PARQUET, to_parquet(table))):
             self.target.put_checked(path, data)
         for path in sorted(_objects(before) - _objects(path for entry in entries for path in entry.files)):

@@ -158,6 +158,8 @@ def test_the_index_says_what_to_type_and_what_is_needed(run: str) -> None:
     assert written[2]["files"].split() == tiger["files"]
     card = store.get("README.md").decode()
     assert "# 2 learned concepts" in card
+    assert "Learned by: the run `run`" in card
+    assert run not in card
     assert "| `webui/` | AUTOMATIC1111, Forge, SD.Next | `taxi-ti big cat <lora:taxi-ti-lora:1>` |" in card
 
 
