@@ -71,6 +71,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--gate", choices=("any", PASSED), default="any", help="passed: only concepts that passed the quality gate"
     )
     parser.add_argument("--zip", action="store_true", help="write an archive for each tool in place of its folder")
+    parser.add_argument(
+        "--push", metavar="OWNER/NAME", help="also upload the folder to a model repository of the Hugging Face hub"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     return parser.parse_args(arguments)
 
@@ -79,6 +82,8 @@ def export(options: argparse.Namespace) -> list[Entry]:
     """Export the chosen concepts. Raises ValueError for a wrong option, before anything is written."""
     tools = _chosen_tools(options.tools)
     source, target = RunStore(options.output), RunStore(options.to)
+    if options.push and "://" in target.root:
+        raise ValueError(f"--push uploads a folder of this machine; {options.to} is none")
     if not options.overwrite and target.exists("index.parquet"):
         raise ValueError(f"{target.uri('index.parquet')} is there already; give another --to, or --overwrite")
     records = latest(load_records(source))
@@ -90,7 +95,22 @@ def export(options: argparse.Namespace) -> list[Entry]:
     from pipeline.exports.writing import Export
 
     plan = Export(source=source, target=target, tools=tools, grid=config.grid, zipped=options.zip)
-    return plan.write(names, chosen)
+    entries = plan.write(names, chosen)
+    if options.push:
+        push(target.root, options.push)
+    return entries
+
+
+def push(folder: str, repository: str) -> None:
+    """Upload an export to a model repository, which is made private if it does not exist: its licence is not stated.
+
+    Credentials are those of `hf auth login` or HF_TOKEN. Raises OSError if the hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repository, private=True, exist_ok=True)
+    api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export learned concepts")
 
 
 def choose(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -313,3 +314,27 @@ def test_mistakes_are_named_before_anything_is_written(
     assert not (tmp_path / "out").exists()
     assert export.main([str(tmp_path / "nothing"), "--for", "webui", "--to", str(tmp_path / "out")]) == 2
     assert "no concepts there; give the output of a run" in capsys.readouterr().err
+
+
+def test_an_export_is_uploaded_when_asked(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To a private repository: nobody has said yet under which licence."""
+    calls: list[Any] = []
+
+    class Hub:
+        def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
+            calls.append((repo_id, private, exist_ok))
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
+            assert commit_message
+            calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    store = RunStore(str(tmp_path / "run"))
+    put_concept(store, learned("tiger", tiny_model))
+    assert command(store.root, "--for", "kohya", "--push", "me/words")[0] == 0
+    listed = ["README.md", "index.csv", "index.parquet", "kohya"]
+    assert calls == [("me/words", True, True), ("me/words", listed)]
+    assert export.main([store.root, "--for", "kohya", "--to", "memory://x", "--push", "me/words"]) == 2
+    assert "--push uploads a folder of this machine; memory://x is none" in capsys.readouterr().err
