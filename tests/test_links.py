@@ -50,8 +50,8 @@ def broken(page: Path) -> list[str]:
 
 
 def paths(text: str) -> set[str]:
-    """Return the paths of this repository that a page names in code or in backticks."""
-    return {path for path in _PATH.findall(text) if not path.startswith("demo/.work")}
+    """Return the paths of this repository that a page names in code or in backticks, without those that are made."""
+    return {path for path in _PATH.findall(text) if not path.startswith(("demo/.work", "demo/flow"))}
 
 
 def commands(text: str) -> list[str]:
