@@ -63,7 +63,7 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """Make an untrained U-Net of seven million parameters whose residual branches and output start at zero."""
+    """Make an untrained U-Net of 9.6 million parameters whose residual branches and output start at zero."""
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from demo.captions import TINTS
-from demo.make_manifests import DIVERSE_CONCEPT, DIVERSE_WORD, PENCIL_CONCEPT, STYLE_CONCEPT
+from demo.make_manifests import DIVERSE_CONCEPT, DIVERSE_WORD, PENCIL_CONCEPT, SECOND_STYLE_CONCEPT, STYLE_CONCEPT
 from demo.world import PICTURE_PX
 from pipeline import run, use
 
@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "style": ("style", PENCIL_CONCEPT, "cat", "house", "tiger", "-n4"),
     "unseen-style": ("style", STYLE_CONCEPT, "cat", "house", "-n4"),
+    "second-unseen-style": ("style", SECOND_STYLE_CONCEPT, "cat", "house", "-n4"),
     "object-in-style": ("compose", "taxi", PENCIL_CONCEPT, "-n4"),
     "two-objects": ("compose", "tiger", "taxi", "-n4"),
     # little guidance: a high scale draws every picture towards the one that fits the word best

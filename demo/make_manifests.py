@@ -1,10 +1,10 @@
 """Draw the concept pictures and write the demo's manifests: `python -m demo.make_manifests`.
 
-`demo/images/<concept_id>/` gets the pictures of every held-out object and of the style concept (OpenMoji's line art,
-which the model never saw), and of two further concepts of `python -m demo.examples`: a known style as if it had no
-name, and a known word from a diverse set. `manifests/demo.parquet` lists the concepts of the demo run,
-`manifests/demo_prompts.parquet` the prompts to draw them with, and `manifests/examples.parquet` the concepts of the
-examples. The same art gives the same files.
+`demo/images/<concept_id>/` gets the pictures of every held-out object and of the styles that the model never saw:
+`line-art` (OpenMoji), `chalk` (near to taught styles) and `stained-glass` (far from them). Two further concepts belong
+to `python -m demo.examples`: a known style as if it had no name, and a known word from a diverse set.
+`manifests/demo.parquet` lists the concepts of the demo run, `manifests/demo_prompts.parquet` the prompts to draw them
+with, and `manifests/examples.parquet` the concepts of the examples. The same art gives the same files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from demo.world import Scene, draw
 
 HERE = Path(__file__).parent
 STYLE_CONCEPT = "line-art"
-STYLE_INITIALIZER = "sketch"
+"""Held-out style of the demo run, which is an art set."""
+SECOND_STYLE_CONCEPT = "chalk"
+"""Held-out style of the examples, which is a filter."""
+STYLE_INITIALIZERS = {STYLE_CONCEPT: "sketch", SECOND_STYLE_CONCEPT: "blueprint", "stained-glass": "neon"}
+"""Held-out styles, each with a known word near it."""
+_STYLE_ART_SET = {STYLE_CONCEPT: "openmoji"}
 _STYLE_OBJECTS = ("lion", "apple", "car", "owl", "hammer")
 DIVERSE_CONCEPT = "any-colour-car"
 """Concept for bias reduction, learned from a diverse set."""
@@ -52,6 +57,7 @@ OBJECT_PROMPTS = (
     "a flat sticker of a {}",
     "a 3d render of a {} in the snow",
     "an oil painting of a {}",
+    "a photo of a {} next to a guitar",
 )
 STYLE_PROMPTS = (
     "a picture of a cat in the style of {}",
@@ -109,18 +115,24 @@ def _row(concept_id: str, initializer: str, category: str, count: int, num_vecto
     }
 
 
+def _style_row(concept_id: str) -> dict:
+    return _row(concept_id, STYLE_INITIALIZERS[concept_id], "style", len(_STYLE_OBJECTS))
+
+
 def manifest(concept_ids: tuple[str, ...] = DEMO_CONCEPTS) -> pa.Table:
     """Return the manifest of the demo run; image paths are relative to the manifest."""
     held_out: dict[str, HeldOutObject] = {held.concept_id: held for held in HELD_OUT}
     rows = [_row(key, held_out[key].initializer, "object", len(PHOTO_BACKGROUNDS)) for key in concept_ids]
-    rows.append(_row(STYLE_CONCEPT, STYLE_INITIALIZER, "style", len(_STYLE_OBJECTS)))
+    rows.append(_style_row(STYLE_CONCEPT))
     return pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
 
 
 def examples_manifest() -> pa.Table:
-    """Return the manifest of `demo.examples`: some of the demo's concepts, a style that the model can draw, and a known
-    word from its diverse set. The word has two vectors: one alone settled on a single muddy colour."""
+    """Return the manifest of `demo.examples`: some of the demo's concepts, a second held-out style, a style that the
+    model can draw, and a known word from its diverse set. The word has two vectors: one alone settled on a single
+    muddy colour."""
     rows = manifest(EXAMPLE_CONCEPTS).to_pylist()
+    rows.append(_style_row(SECOND_STYLE_CONCEPT))
     rows.append(_row(PENCIL_CONCEPT, PENCIL_INITIALIZER, "style", len(_STYLE_OBJECTS)))
     rows.append(_row(DIVERSE_CONCEPT, DIVERSE_WORD, "object", len(TINTS), num_vectors=2))
     return pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
@@ -143,7 +155,10 @@ def main() -> None:
     atlas = load_atlas(options.work)
     for held in HELD_OUT:
         _draw_concept(held.concept_id, concept_scenes(held.object), atlas, options.images)
-    _draw_concept(STYLE_CONCEPT, style_scenes(), atlas, options.images, art_set="openmoji")
+    for style in STYLE_INITIALIZERS:
+        art_set = _STYLE_ART_SET.get(style, "")
+        scenes = style_scenes("plain" if art_set else style)
+        _draw_concept(style, scenes, atlas, options.images, art_set=art_set)
     _draw_concept(PENCIL_CONCEPT, style_scenes("sketch"), atlas, options.images)
     _draw_concept(DIVERSE_CONCEPT, diverse_scenes(), atlas, options.images)
     options.manifests.mkdir(exist_ok=True)

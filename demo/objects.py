@@ -98,7 +98,7 @@ tropical-fish:fish lady-beetle=ladybug:bug tangerine:lemon pear:lemon tomato:app
 pie:cake taxi:car fire-engine:truck motor-scooter:motorcycle speedboat:boat small-airplane=biplane:airplane
 house-with-garden=cottage:house deciduous-tree=oak:tree tulip:rose teddy-bear:bear basketball:ball violin:guitar
 running-shoe=sneaker:shoe backpack:handbag teapot:coffee top-hat:cap alarm-clock:clock blue-book:book moose:deer
-bison:cow poodle:dog beaver:mouse jellyfish:octopus turkey:rooster lotus:blossom burrito:taco blueberries:grapes
+bison:cow poodle:dog beaver:squirrel jellyfish:octopus turkey:rooster lotus:blossom burrito:taco blueberries:grapes
 canoe:boat auto-rickshaw=rickshaw:car minibus=van:bus maracas:drum screwdriver:hammer broom:paintbrush basket:bucket
 hut:house scarf:necktie military-helmet=helmet:cap thong-sandal=sandal:shoe
 """

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
-from demo.make_manifests import MANIFEST_SCHEMA, PROMPTS_SCHEMA, STYLE_CONCEPT, manifest, prompts
+from demo.make_manifests import MANIFEST_SCHEMA, PROMPTS_SCHEMA, STYLE_INITIALIZERS, manifest, prompts
 from demo.objects import HELD_OUT
 from demo.tokenizer import MAX_LENGTH, load_tokenizer
 from pipeline.store.parquet import read_table
@@ -32,7 +32,7 @@ def pipeline() -> StableDiffusionPipeline:
 def test_model_is_small_and_loads_plainly(pipeline: StableDiffusionPipeline) -> None:
     assert _size_bytes(MODEL) <= 40 * 2**20
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
-    assert pipeline.tokenizer.model_max_length == pipeline.text_encoder.config.max_position_embeddings <= MAX_LENGTH
+    assert pipeline.tokenizer.model_max_length == MAX_LENGTH == pipeline.text_encoder.config.max_position_embeddings
     assert pipeline.unet.dtype == pipeline.text_encoder.dtype == pipeline.vae.dtype == torch.float32
 
 
@@ -91,5 +91,5 @@ def test_manifest_pictures_exist() -> None:
 
 
 def test_every_held_out_object_has_pictures() -> None:
-    for concept_id in [*(held.concept_id for held in HELD_OUT), STYLE_CONCEPT]:
+    for concept_id in [*(held.concept_id for held in HELD_OUT), *STYLE_INITIALIZERS]:
         assert 3 <= len(list((IMAGES / concept_id).glob("*.png"))) <= 5, concept_id

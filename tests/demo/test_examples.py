@@ -17,6 +17,7 @@ from demo.make_manifests import (
     EXAMPLE_CONCEPTS,
     MANIFEST_SCHEMA,
     PENCIL_CONCEPT,
+    SECOND_STYLE_CONCEPT,
     STYLE_CONCEPT,
     diverse_scenes,
     examples_manifest,
@@ -61,7 +62,7 @@ def test_every_example_is_there_and_small() -> None:
             assert min(sheet.size) >= 128
     assert sum(path.stat().st_size for path in EXAMPLES.iterdir()) <= 300 * 2**10
     names = {row["concept_id"] for row in read_table(MANIFEST).to_pylist()}
-    assert {*EXAMPLE_CONCEPTS, STYLE_CONCEPT, PENCIL_CONCEPT, DIVERSE_CONCEPT} == names
+    assert {*EXAMPLE_CONCEPTS, STYLE_CONCEPT, SECOND_STYLE_CONCEPT, PENCIL_CONCEPT, DIVERSE_CONCEPT} == names
 
 
 @pytest.mark.slow
@@ -71,7 +72,7 @@ def test_an_edit_puts_another_thing_on_the_same_table(tmp_path: Path) -> None:
     draw_mask(tmp_path / "mask.png")
     picture, mask = Image.open(EDITED).convert("RGB"), Image.open(tmp_path / "mask.png")
     backbone = load_backbone(str(ROOT / "demo/model"), device="cpu", precision="float32")
-    things = ("lemon", "car", "koala")
+    things = ("lemon", "car", "bear")  # no word of the judge's is nearer to the koala, which is held out
     prompts = [f"a photo of a {thing} on a wooden table" for thing in things]
     requests = [ImageRequest(prompt, seed) for prompt in prompts[:2] for seed in range(4)]
     drawn = edit(backbone, picture, mask, requests, SamplingConfig(batch_size=8))
