@@ -40,6 +40,7 @@ XL = (
 
 @pytest.mark.own_cluster
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two runs of the whole command on real Ray
 @pytest.mark.parametrize(
     ("write", "module", "widths", "layers"),
     [
@@ -60,7 +61,7 @@ def test_a_family_through_the_whole_command(
     command = [sys.executable, "-m", module, str(manifest), "--config", str(config)]
     command += ["--output", str(output), "--prompts", str(prompts)]
 
-    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=420)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "3 learned, 0 done before, 0 failed" in first.stdout
     assert "pictures: 6 drawn, 0 done before, 0 failed" in first.stdout
@@ -74,5 +75,5 @@ def test_a_family_through_the_whole_command(
         assert embedding.adapter.tensors.keys() == layers
         with Image.open(found.parent / "grid.png") as grid:
             assert grid.width > 200
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=420)
     assert "0 learned, 3 done before, 0 failed" in again.stdout, again.stdout + again.stderr
