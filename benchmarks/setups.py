@@ -106,6 +106,7 @@ SETUPS: dict[str, Setup] = {
         what="one photo; causal adapter, also of cross-attention", recipe="textboost-plusplus", num_photos=1
     ),
     # start, direction, norm
+    "no-flip": Setup(what="without mirrored photos", settings=settings_of("augment.flip=false")),
     "class-cue": Setup(what='"S* cat" in the prompts', settings=settings_of("class_cue=true")),
     "no-initializer": Setup(what="from the vocabulary's mean", initializer=""),
     "cross-init": Setup(what="from the text encoder's output", recipe="cross-init"),
