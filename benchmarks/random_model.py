@@ -44,7 +44,7 @@ SHAPES = {
               "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")},
         vae={"block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 16,
              "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2},
-        text={"vocab_size": 1400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        text={"vocab_size": 2048, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
               "num_attention_heads": 2, "max_position_embeddings": 24},
     ),
 }  # fmt: skip

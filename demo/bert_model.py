@@ -122,7 +122,7 @@ def save_bert(student: LDMBertModel, folder: Path, unet_sha256: str) -> None:
 
 def load_bert(folder: Path) -> LDMBertModel:
     """Read what `save_bert` wrote, in fp32. Raises RuntimeError if weights are missing or unknown."""
-    student = LDMBertModel(LDMBertConfig.from_pretrained(folder)).float()
+    student = LDMBertModel(LDMBertConfig.from_json_file(folder / "config.json")).float()
     unused = {key: torch.zeros_like(value) for key, value in student.state_dict().items() if _UNUSED_LAYER in key}
     student.load_state_dict(load_file(folder / "model.safetensors") | unused)
     return student
