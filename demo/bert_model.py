@@ -30,6 +30,8 @@ _UNET_KEY = "unet_sha256"
 """Key in the text encoder's configuration for the digest of the U-Net that it was trained for."""
 _UNUSED_LAYER = "to_logits"
 """Layer of `LDMBertModel` that no state depends on. Its weights are written as zeros and not kept in `demo/bert`."""
+_SCALE = ".scale"
+"""End of the name of a matrix's scales."""
 _COMPONENTS = {
     "bert": ["latent_diffusion", "LDMBertModel"],
     "scheduler": ["diffusers", "DDIMScheduler"],
@@ -112,9 +114,21 @@ def unet_digest(model: Path) -> str:
 
 
 def save_bert(student: LDMBertModel, folder: Path, unet_sha256: str) -> None:
-    """Write the text encoder's configuration and fp16 weights into `folder`, with the digest of its U-Net."""
+    """Write the text encoder's configuration and weights into `folder`, with the digest of its U-Net.
+
+    Matrices are rounded to whole numbers from -127 to 127, with a scale for each row, and vectors to fp16.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {key: value.half() for key, value in student.state_dict().items() if not key.startswith(_UNUSED_LAYER)}
+    kept: dict[str, Tensor] = {}
+    for key, value in student.state_dict().items():
+        if key.startswith(_UNUSED_LAYER):
+            continue
+        if value.ndim == 2:
+            scale = value.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
+            kept[key + _SCALE] = scale
+            kept[key] = (value / scale).round().to(torch.int8)
+        else:
+            kept[key] = value.half()
     save_file({key: value.contiguous() for key, value in kept.items()}, folder / "model.safetensors")
     config = student.config.to_diff_dict() | {"dtype": "float32", _UNET_KEY: unet_sha256}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -123,8 +137,12 @@ def save_bert(student: LDMBertModel, folder: Path, unet_sha256: str) -> None:
 def load_bert(folder: Path) -> LDMBertModel:
     """Read what `save_bert` wrote, in fp32. Raises RuntimeError if weights are missing or unknown."""
     student = LDMBertModel(LDMBertConfig.from_json_file(folder / "config.json")).float()
-    unused = {key: torch.zeros_like(value) for key, value in student.state_dict().items() if _UNUSED_LAYER in key}
-    student.load_state_dict(load_file(folder / "model.safetensors") | unused)
+    weights = {key: torch.zeros_like(value) for key, value in student.state_dict().items() if _UNUSED_LAYER in key}
+    stored = load_file(folder / "model.safetensors")
+    for key, value in stored.items():
+        if not key.endswith(_SCALE):
+            weights[key] = value * stored[key + _SCALE] if value.dtype == torch.int8 else value
+    student.load_state_dict(weights)
     return student
 
 

@@ -25,7 +25,7 @@ from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBe
 from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 
-from demo.bert_model import bert_from_clip, save_bert, unet_digest
+from demo.bert_model import bert_from_clip, load_bert, save_bert, unet_digest
 from demo.bert_tokenizer import PairedCaptions, make_wordpiece, pair_captions
 from demo.loop import Budget, Randomness, Training, optimise
 from demo.objects import TRAINING
@@ -315,6 +315,7 @@ def train_bert(model: Path, folder: Path, work: Path, *, budget: Budget, device:
             warmup_steps=40,
         )
     )
+    encoders.student.load_state_dict(load_bert(folder / "bert").state_dict())  # rounded, as it is written
     with torch.no_grad():
         error = prediction_error(unet, drawings, *encoders.states(fresh, fresh_mixtures))
     print(f"bert predictions differ by {error:.5f} of what another prompt's differ", flush=True)
