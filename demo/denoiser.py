@@ -90,15 +90,20 @@ def new_unet() -> UNet2DConditionModel:
     return unet
 
 
+def stratified_quantiles(batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Draw one number from each of `batch` equal slices of [0, 1), in random order, fp32 (batch,)."""
+    slices = torch.randperm(batch, generator=generator, device=device)
+    within = torch.rand(batch, generator=generator, device=device)
+    return (slices + within) / batch
+
+
 def stratified_timesteps(batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """Draw one timestep from each of `batch` equally likely slices, in random order, int64 (batch,).
 
     The density grows linearly with t, because the prompt decides at the noisy end: measured after 1,000 steps, a wrong
     prompt raised the error of the predicted picture by half at t = 900, and by nothing at t = 100.
     """
-    slices = torch.randperm(batch, generator=generator, device=device)
-    within = torch.rand(batch, generator=generator, device=device)
-    quantiles = (slices + within) / batch
+    quantiles = stratified_quantiles(batch, generator, device)
     return (NUM_TRAIN_TIMESTEPS * quantiles.sqrt()).long().clamp(max=NUM_TRAIN_TIMESTEPS - 1)
 
 
@@ -179,6 +184,13 @@ def without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "_name_or_path"}
 
 
+def copy_of(vae: AutoencoderKL) -> AutoencoderKL:
+    """Return a copy that a writer may change to fp16."""
+    copy = AutoencoderKL.from_config(without_origin(vae.config))
+    copy.load_state_dict(vae.state_dict())
+    return copy
+
+
 def save_pipeline(
     folder: Path,
     *,
@@ -252,9 +264,13 @@ def train_denoiser(
         averaged_text_encoder = CLIPTextModel(text_encoder.config)
         averages["unet"].copy_to(averaged_unet)
         averages["text_encoder"].copy_to(averaged_text_encoder)
-        copy = AutoencoderKL.from_config(without_origin(vae.config))
-        copy.load_state_dict(vae.state_dict())
-        save_pipeline(folder, unet=averaged_unet, text_encoder=averaged_text_encoder, vae=copy, tokenizer=tokenizer)
+        save_pipeline(
+            folder,
+            unet=averaged_unet,
+            text_encoder=averaged_text_encoder,
+            vae=copy_of(vae),
+            tokenizer=tokenizer,
+        )
 
     def average(step: int) -> None:
         for part in averages.values():

@@ -33,8 +33,6 @@ from textual_inversion.weights import load_pretrained
 NUM_TRAIN_TIMESTEPS = 1000
 GUIDANCE_SCALE = 3.0
 """Guidance scale that the scheduler's config names."""
-T5_LENGTH = 256
-"""Number of zeros that the pipeline puts in place of T5's states."""
 
 
 @dataclass(frozen=True, slots=True)

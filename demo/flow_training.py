@@ -17,11 +17,10 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from demo.denoiser import mixed_precision, velocity_loss, without_origin
+from demo.denoiser import copy_of, mixed_precision, stratified_quantiles, velocity_loss, without_origin
 from demo.flow_model import (
     DEFAULT_SIZE,
     NUM_TRAIN_TIMESTEPS,
-    T5_LENGTH,
     TransformerSize,
     ZerosOnce,
     conditioning,
@@ -36,6 +35,7 @@ from demo.muon import Muon, parameter_groups
 from demo.tokenizer import encode
 from demo.unnamed import WordsFromPictures, open_vocabulary
 from textual_inversion.noise import RectifiedFlow
+from textual_inversion.text_encoders import T5_LENGTH
 
 _CAPTIONS_PER_BATCH = 96
 _MATRIX_LR = 4e-3
@@ -52,8 +52,7 @@ def logit_normal_timesteps(batch: int, generator: torch.Generator, device: torch
     The logit of the noise level has a normal distribution (Esser et al. 2024, Eq. 19), a little towards noise, where
     the prompt decides what the object is.
     """
-    slices = torch.randperm(batch, generator=generator, device=device)
-    quantiles = (slices + torch.rand(batch, generator=generator, device=device)) / batch
+    quantiles = stratified_quantiles(batch, generator, device)
     normal = torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6))
     levels = torch.sigmoid(_LOGIT_MEAN + _LOGIT_DEVIATION * normal)
     return (NUM_TRAIN_TIMESTEPS * levels).long().clamp(max=NUM_TRAIN_TIMESTEPS - 1)
@@ -143,10 +142,8 @@ class FlowTraining:
         self, folder: Path, transformer: SD3Transformer2DModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer
     ) -> None:
         """Write a pipeline of `transformer`, which becomes fp16, the text encoders and a copy of the autoencoder."""
-        copy = AutoencoderKL.from_config(without_origin(vae.config))
-        copy.load_state_dict(vae.state_dict())
         encoders = [_plain_copy(encoder) for encoder in self.encoders]
-        save_pipeline(folder, transformer=transformer, text_encoders=encoders, vae=copy, tokenizer=tokenizer)
+        save_pipeline(folder, transformer=transformer, text_encoders=encoders, vae=copy_of(vae), tokenizer=tokenizer)
 
 
 def train_flow(

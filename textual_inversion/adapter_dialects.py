@@ -25,6 +25,7 @@ from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.config import CROSS_ATTENTION
 from textual_inversion.formats import from_bytes, to_bytes
 from textual_inversion.lora import last_part
+from textual_inversion.text_encoders import T5_KEY
 
 _MODULE = "text_model."
 _HEADER = "lora_adapter_metadata"
@@ -50,18 +51,19 @@ def check_plain(embedding: LearnedEmbedding) -> LearnedAdapter:
     adapter = embedding.adapter
     if adapter is None:
         raise ValueError(f"embedding {embedding.placeholder_token!r} was learned without an adapter")
-    if adapter.kind != "lora" or any(last_part(name) == CROSS_ATTENTION for name in adapter.tensors):
-        where = "cross-attention" if any(last_part(name) == CROSS_ATTENTION for name in adapter.tensors) else "text"
+    has_cross_attention = any(last_part(name) == CROSS_ATTENTION for name in adapter.tensors)
+    if adapter.kind != "lora" or has_cross_attention:
+        where = "cross-attention" if has_cross_attention else "text"
         raise ValueError(
             f"it was learned with an adapter of kind {adapter.kind!r} ({where}), which acts from the placeholder token "
             "on: other tools would take it for a LoRA and draw something else. Learn the concept with an adapter of "
             "kind 'lora' (recipe textboost-v1) or with none, or draw it with pipeline.use, or in diffusers with "
             "textual_inversion.diffusers_pipeline.load_into_pipeline"
         )
-    unknown = sorted(embedding.vectors.keys() - {*ENCODERS, "t5xxl"})
+    unknown = sorted(embedding.vectors.keys() - {*ENCODERS, T5_KEY})
     if unknown or any(encoder not in ENCODERS for encoder in layers_by_encoder(embedding)):
         raise ValueError(
-            f"its adapter is one of the text encoder {unknown[0] if unknown else 't5xxl'!r}; other tools load adapters "
+            f"its adapter is one of the text encoder {unknown[0] if unknown else T5_KEY!r}; other tools load adapters "
             f"of {' and '.join(ENCODERS)}"
         )
     return adapter

@@ -1,5 +1,8 @@
-"""How much of a photo a square picture shows. A denoiser that was trained on crops of photos of any size is told both
-(SDXL: Podell et al. 2023, section 2.2), so that it does not take a cut or enlarged photo for what is to be drawn."""
+"""Describe which part of a photo a square picture shows.
+
+A denoiser that was trained on crops of photos of any size is told the photo's size and the crop (SDXL: Podell et al.
+2023, section 2.2), so that it does not take a cut or enlarged photo for what is to be drawn.
+"""
 
 from __future__ import annotations
 

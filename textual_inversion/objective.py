@@ -32,7 +32,7 @@ class Batch:
     features: Tensor | None = None
     """Image features of the views, [batch, dim], if they are compared."""
     framing: Tensor | None = None
-    """What each view shows of its photo, [batch, 4] (`EncodedViews.framings`); None for the model's whole picture."""
+    """Part of its photo that each view shows, [batch, 4] (`EncodedViews.framings`); None for a whole picture."""
     others: FrozenPrompts | None = None
     """Prompts without the concept, of knowledge preservation, [batch]."""
 

@@ -61,7 +61,7 @@ class AugmentedPhoto:
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Transforms that the prompt has to name, keys of the set's tokens."""
     framing: Framing | None = None
-    """What a square picture shows of the photo, before the transforms that the prompt names; None for a whole photo."""
+    """Part of the photo that a square picture shows, before the transforms the prompt names; None for all of it."""
 
     def map_images(self, transform: Callable[[Image.Image], Image.Image]) -> AugmentedPhoto:
         """Return the photo with the transform applied to its picture and to its mask."""

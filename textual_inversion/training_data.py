@@ -62,7 +62,7 @@ class TrainingData:
     knowledge: KnowledgePreservation | None = None
     """Source of the prompts for which the adapted text encoder is held to the frozen one."""
     framings: Tensor | None = None
-    """What each view shows of its photo, [views, 4] (`EncodedViews.framings`)."""
+    """Part of its photo that each view shows, [views, 4] (`EncodedViews.framings`)."""
     class_prompts: FrozenPrompts | None = None
     """The same kind of prompts, with the name of the concept's class in each."""
 

@@ -34,12 +34,19 @@ class ClipEncoders:
         """
         self._encoders = encoders
         self._dtype = dtype
+        self._vocabularies = vocabularies
         self._end = {key: vocabularies[key].end_of_text for key in encoders}
         self.token_tables: Mapping[str, TokenTable] = {key: replaced_table(each) for key, each in encoders.items()}
         self._adaptable = {key: AdaptableLayers(each, key, prefix=f"{key}.") for key, each in encoders.items()}
         self.adapter_layers: Mapping[str, tuple[int, int]] = {
             name: size for adaptable in self._adaptable.values() for name, size in adaptable.layers.items()
         }
+
+    def single_token_words(self) -> list[str]:
+        """Return the words of letters a-z that are one token of the first CLIP; the others have the same vocabulary."""
+        first = next(iter(self._encoders))
+        words: list[str] = self._vocabularies[first].single_token_words()  # type: ignore[attr-defined]
+        return words
 
     def encode(
         self, ids: Mapping[str, Tensor], rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()

@@ -1,4 +1,4 @@
-"""What families share in loading: components of a diffusers directory, their devices and precisions."""
+"""Load the components of a diffusers directory, for every family: devices, precisions, token tables."""
 
 from __future__ import annotations
 

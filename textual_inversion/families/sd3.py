@@ -86,9 +86,8 @@ class StableDiffusion3:
         self.guides_by_zeros = False
 
     def single_token_words(self) -> list[str]:
-        """Return the words of letters a-z that are one token of the first CLIP; the second has the same vocabulary."""
-        words: list[str] = self.vocabularies[CLIP_KEYS[0]].single_token_words()  # type: ignore[attr-defined]
-        return words
+        """Return the words of `ClipEncoders.single_token_words`."""
+        return self._clips.single_token_words()
 
     def encode_prompts(
         self, ids: Mapping[str, Tensor], rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
