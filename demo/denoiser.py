@@ -264,13 +264,8 @@ def train_denoiser(
         averaged_text_encoder = CLIPTextModel(text_encoder.config)
         averages["unet"].copy_to(averaged_unet)
         averages["text_encoder"].copy_to(averaged_text_encoder)
-        save_pipeline(
-            folder,
-            unet=averaged_unet,
-            text_encoder=averaged_text_encoder,
-            vae=copy_of(vae),
-            tokenizer=tokenizer,
-        )
+        copy = copy_of(vae)
+        save_pipeline(folder, unet=averaged_unet, text_encoder=averaged_text_encoder, vae=copy, tokenizer=tokenizer)
 
     def average(step: int) -> None:
         for part in averages.values():

@@ -25,7 +25,6 @@ from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.config import CROSS_ATTENTION
 from textual_inversion.formats import from_bytes, to_bytes
 from textual_inversion.lora import last_part
-from textual_inversion.text_encoders import T5_KEY
 
 _MODULE = "text_model."
 _HEADER = "lora_adapter_metadata"
@@ -60,10 +59,10 @@ def check_plain(embedding: LearnedEmbedding) -> LearnedAdapter:
             "kind 'lora' (recipe textboost-v1) or with none, or draw it with pipeline.use, or in diffusers with "
             "textual_inversion.diffusers_pipeline.load_into_pipeline"
         )
-    unknown = sorted(embedding.vectors.keys() - {*ENCODERS, T5_KEY})
+    unknown = sorted(embedding.vectors.keys() - {*ENCODERS, "t5xxl"})
     if unknown or any(encoder not in ENCODERS for encoder in layers_by_encoder(embedding)):
         raise ValueError(
-            f"its adapter is one of the text encoder {unknown[0] if unknown else T5_KEY!r}; other tools load adapters "
+            f"its adapter is one of the text encoder {unknown[0] if unknown else 't5xxl'!r}; other tools load adapters "
             f"of {' and '.join(ENCODERS)}"
         )
     return adapter

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from textual_inversion.adapter_formats import ENCODERS
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.formats import (
     SEVERAL,
@@ -32,7 +33,6 @@ from textual_inversion.formats import (
     to_bytes,
     to_diffusers,
 )
-from textual_inversion.text_encoders import CLIP_KEYS, T5_KEY
 
 Layout = Literal["webui", "onetrainer"]
 WEBUI: Layout = "webui"
@@ -40,9 +40,11 @@ ONETRAINER: Layout = "onetrainer"
 
 _ONLY_KEYS: Mapping[Layout, str] = {"webui": "emb_params", "onetrainer": "emp_params"}
 """Key of the rows of a model with one text encoder."""
-_T5_KEYS: Mapping[Layout, str] = {"webui": T5_KEY, "onetrainer": "t5"}
+_T5_KEYS: Mapping[Layout, str] = {"webui": "t5xxl", "onetrainer": "t5"}
 """Key of the rows of a T5; ComfyUI and OneTrainer differ."""
-_KNOWN_ENCODERS = (*CLIP_KEYS, T5_KEY)
+_T5 = "t5xxl"
+"""Key of a T5 in `LearnedEmbedding.vectors`."""
+_KNOWN_ENCODERS = (*ENCODERS, _T5)
 
 _NAMELESS_KEYS = frozenset({*_ONLY_KEYS.values(), "*"})
 """Keys of single tensors that stand in place of a placeholder token; the file's name is the token."""
@@ -69,7 +71,7 @@ def dump_embedding(embedding: LearnedEmbedding, layout: Layout) -> bytes:
     if len(found) == 1:
         found = dict(zip(embedding.vectors, found.values(), strict=True))
     metadata.pop(SEVERAL, None)
-    return to_bytes({_T5_KEYS[layout] if key == T5_KEY else key: rows for key, rows in found.items()}, metadata)
+    return to_bytes({_T5_KEYS[layout] if key == _T5 else key: rows for key, rows in found.items()}, metadata)
 
 
 def diffusers_files(embedding: LearnedEmbedding) -> dict[str, tuple[str, bytes]]:
@@ -116,7 +118,7 @@ def parse_embedding(data: bytes, name: str) -> LearnedEmbedding:
     _refuse_others(tensors)
     if SEVERAL in header:
         return from_diffusers(tensors, header)
-    vectors = {T5_KEY if key == "t5" else key: rows for key, rows in tensors.items()}
+    vectors = {_T5 if key == "t5" else key: rows for key, rows in tensors.items()}
     if vectors and vectors.keys() <= set(_KNOWN_ENCODERS) and len(vectors) == len(tensors):
         return _of_encoders(vectors, name, header)
     if len(tensors) == 1:
