@@ -1,19 +1,48 @@
-"""The sample grid: one picture that shows a concept's photos and, under them, a labelled row of samples per prompt."""
+"""The sample grid: one picture that shows a concept's photos and, under them, labelled blocks of samples, one per
+prompt."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
 _MARGIN_PX = 12
 _GAP_PX = 4
 _LABEL_PX = 14
+_LINE_PX = math.ceil(1.35 * _LABEL_PX)
 _MIN_CELL_PX = 128
 _MAX_CELL_PX = 320
+_MIN_PHOTO_PX = 64
+_COLUMNS = 4
+"""Pictures beside each other, where the blocks of several prompts have room there."""
 _PAPER = (255, 255, 255)
 _INK = (40, 40, 40)
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels, as PIL takes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Place of a label and of its pictures on the sheet."""
+
+    left: int
+    top: int
+    lines: Sequence[str]
+    """Lines of the label."""
+    cells: Sequence[Box]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Places of everything on a sheet."""
+
+    photos: _Block | None
+    rows: Sequence[_Block]
+    size: tuple[int, int]
 
 
 def grid(
@@ -21,56 +50,91 @@ def grid(
 ) -> Image.Image:
     """Draw the photos under `title`, then each row's pictures under the row's label (its prompt).
 
-    Cells are square, 128 to 320 px: small pictures are enlarged by a whole factor without smoothing, so that the grid
-    shows the pixels the model drew; larger ones are reduced. Photos are fitted whole, never cropped. Raises ValueError
-    if there is no picture.
+    Rows of one or two pictures stand beside each other, so that the sheet is four pictures wide. Cells are square, 128
+    to 320 px: small pictures are enlarged by a whole factor without smoothing, so that the grid shows the pixels the
+    model drew; larger ones are reduced. Photos are fitted whole, never cropped, and are as small as it takes to stand
+    in one line, at least 64 px. Rows without pictures are left out. Raises ValueError if there is no picture.
     """
-    rows = [(title, photos), *rows] if photos else list(rows)
-    if not any(pictures for _, pictures in rows):
+    rows = [(label, pictures) for label, pictures in rows if pictures]
+    samples = [picture for _, pictures in rows for picture in pictures]
+    if not samples and not photos:
         raise ValueError("a grid needs at least one picture")
-    samples = [picture for _, pictures in rows[1:] or rows for picture in pictures]
-    cell = _cell_px(max(max(picture.size) for picture in samples))
-    columns = max(len(pictures) for _, pictures in rows)
+    cell = _cell_px(max(max(picture.size) for picture in samples or photos))
+    across = max((len(pictures) for _, pictures in rows), default=0)
+    layout = _layout(len(photos), title, [label for label, _ in rows], across, cell)
 
-    font = ImageFont.load_default(size=_LABEL_PX)
-    width = 2 * _MARGIN_PX + columns * cell + (columns - 1) * _GAP_PX
-    line_px = math.ceil(1.35 * _LABEL_PX)
-    labels = [_wrap(label, font, width - 2 * _MARGIN_PX) for label, _ in rows]
-    heights = [_row_px(lines, cell) for lines in labels]
-
-    sheet = Image.new("RGB", (width, _MARGIN_PX + sum(heights)), _PAPER)
+    sheet = Image.new("RGB", layout.size, _PAPER)
     pen = ImageDraw.Draw(sheet)
-    top = _MARGIN_PX
-    for lines, height, (_, pictures) in zip(labels, heights, rows, strict=True):
-        for i, line in enumerate(lines):
-            pen.text((_MARGIN_PX, top + i * line_px), line, fill=_INK, font=font)
-        for column, picture in enumerate(pictures):
-            fitted = _fit(picture.convert("RGB"), cell)
-            left = _MARGIN_PX + column * (cell + _GAP_PX) + (cell - fitted.width) // 2
-            sheet.paste(fitted, (left, top + height - _MARGIN_PX - cell + (cell - fitted.height) // 2))
-        top += height
+    blocks = [(layout.photos, photos)] if layout.photos else []
+    blocks += [(block, pictures) for block, (_, pictures) in zip(layout.rows, rows, strict=True)]
+    for block, pictures in blocks:
+        for number, line in enumerate(block.lines):
+            pen.text((block.left, block.top + number * _LINE_PX), line, fill=_INK, font=_font())
+        for (left, top, right, _), picture in zip(block.cells, pictures, strict=False):
+            side = right - left
+            fitted = _fit(picture.convert("RGB"), side)
+            sheet.paste(fitted, (left + (side - fitted.width) // 2, top + (side - fitted.height) // 2))
     return sheet
 
 
-def first_sample(sheet: Image.Image, num_photos: int, prompts: Sequence[str], pictures_per_prompt: int) -> Image.Image:
-    """Cut the first sample picture out of a sheet that `grid` drew of these photos and rows, with the title "photos".
+def first_sample(sheet: Image.Image, num_photos: int, labels: Sequence[str], pictures_per_row: int) -> Image.Image:
+    """Cut the first sample picture out of a sheet that `grid` drew of these photos and labels, with the title "photos".
 
     Returns the whole sheet if it is not of the size that such a sheet has.
     """
-    columns = max(num_photos, pictures_per_prompt)
-    cell, rest = divmod(sheet.width - 2 * _MARGIN_PX - (columns - 1) * _GAP_PX, columns)
-    font = ImageFont.load_default(size=_LABEL_PX)
-    labels = [_wrap(label, font, sheet.width - 2 * _MARGIN_PX) for label in ("photos", *prompts)]
-    heights = [_row_px(lines, cell) for lines in labels]
-    if not prompts or not num_photos or rest or sheet.height != _MARGIN_PX + sum(heights):
+    if not num_photos or not labels:
         return sheet
-    bottom = _MARGIN_PX + sum(heights[:2]) - _MARGIN_PX
-    return sheet.crop((_MARGIN_PX, bottom - cell, _MARGIN_PX + cell, bottom))
+    columns = _columns(len(labels), pictures_per_row)
+    cell, rest = divmod(sheet.width - 2 * _MARGIN_PX - (columns - 1) * _GAP_PX, columns)
+    if rest or not _MIN_CELL_PX <= cell <= _MAX_CELL_PX:
+        return sheet
+    layout = _layout(num_photos, "photos", labels, pictures_per_row, cell)
+    return sheet.crop(layout.rows[0].cells[0]) if layout.size == sheet.size else sheet
 
 
-def _row_px(lines: Sequence[str], cell: int) -> int:
-    """Return the height of a row with a label of these lines."""
-    return len(lines) * math.ceil(1.35 * _LABEL_PX) + _GAP_PX + cell + _MARGIN_PX
+def _layout(num_photos: int, title: str, labels: Sequence[str], pictures_per_row: int, cell: int) -> _Layout:
+    """Place the photos in lines of the sheet's whole width, and under them as many rows side by side as it holds."""
+    columns = _columns(len(labels), pictures_per_row)
+    width = columns * (cell + _GAP_PX) - _GAP_PX
+    top = _MARGIN_PX
+    photos = None
+    if num_photos:
+        side = min(cell, max(_MIN_PHOTO_PX, (width + _GAP_PX) // num_photos - _GAP_PX))
+        photos = _block(_MARGIN_PX, top, _wrap(title, width), width, side, num_photos)
+        top = photos.cells[-1][3] + _MARGIN_PX
+    rows: list[_Block] = []
+    row_width = pictures_per_row * (cell + _GAP_PX) - _GAP_PX
+    rows_beside = columns // max(1, pictures_per_row)
+    for start in range(0, len(labels), rows_beside):
+        wrapped = [_wrap(label, row_width) for label in labels[start : start + rows_beside]]
+        height = max(len(lines) for lines in wrapped)
+        for place, lines in enumerate(wrapped):
+            padded = [*lines, *[""] * (height - len(lines))]
+            left = _MARGIN_PX + place * (row_width + _GAP_PX)
+            rows.append(_block(left, top, padded, row_width, cell, pictures_per_row))
+        top = rows[-1].cells[-1][3] + _MARGIN_PX
+    return _Layout(photos, rows, (width + 2 * _MARGIN_PX, top))
+
+
+def _columns(num_rows: int, pictures_per_row: int) -> int:
+    """Return the number of pictures beside each other: as many whole rows as fit into four, or one longer row."""
+    if not pictures_per_row:
+        return _COLUMNS
+    return pictures_per_row * max(1, min(num_rows, _COLUMNS // pictures_per_row))
+
+
+def _block(left: int, top: int, lines: Sequence[str], width: int, side: int, num_cells: int) -> _Block:
+    """Place a label and, below it, square cells of this side in lines of at most this width."""
+    first = top + len(lines) * _LINE_PX + _GAP_PX
+    per_line = max(1, (width + _GAP_PX) // (side + _GAP_PX))
+    return _Block(left, top, lines, list(_cells(left, first, per_line, side, num_cells)))
+
+
+def _cells(left: int, top: int, per_line: int, side: int, count: int) -> Iterator[Box]:
+    for number in range(count):
+        line, column = divmod(number, per_line)
+        x, y = left + column * (side + _GAP_PX), top + line * (side + _GAP_PX)
+        yield x, y, x + side, y + side
 
 
 def _cell_px(picture_px: int) -> int:
@@ -86,8 +150,13 @@ def _fit(picture: Image.Image, cell: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if whole_factor else Image.Resampling.LANCZOS)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
-    """Split a label into lines of at most `width_px`; a single word wider than that runs over the sheet's edge."""
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=_LABEL_PX)
+
+
+def _wrap(text: str, width_px: int) -> list[str]:
+    """Split a label into lines of at most `width_px`; a single word wider than that runs over its block's edge."""
+    font = _font()
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -303,7 +303,7 @@ class Learner:
             concept, outcome.embedding, grid, self._config.seed, initial=self._extractor is not None
         )
         pictures = await self._with_memory(lambda: asyncio.wrap_future(self._image_batcher.draw(requests)))
-        samples = Samples.from_pictures(pictures, concept.category, grid, outcome.embedding.class_noun)
+        samples = Samples.from_pictures(pictures, concept.category, grid, outcome.embedding)
         return await self._with_memory(lambda: self._in_pool(lambda: self._put(job, photos, outcome, samples)))
 
     def _put(self, job: Job, photos: list[Image.Image], outcome: Outcome, samples: Samples) -> ConceptRecord:

@@ -22,7 +22,7 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
 from textual_inversion.metrics import clip_i, clip_i_between_photos, clip_t
-from textual_inversion.prompts import HOLE, fill, with_class_noun, without_placeholder
+from textual_inversion.prompts import HOLE, fill, name_in_prompt, with_class_noun, without_placeholder
 from textual_inversion.rng import seed_for
 
 
@@ -36,23 +36,25 @@ class Samples:
     initial: list[list[Image.Image]]
     """Pictures of the same prompts and noise with the initializer word in the concept's place; empty if the concept has
     no initializer, or they were not asked for."""
-    class_noun: str = ""
-    """Noun that followed the concept in the prompts."""
+    name: str = HOLE
+    """Text in the prompts' hole that names the concept: "<tiger>", or "<tiger> cat" with a class cue."""
 
     @classmethod
     def from_pictures(
-        cls, pictures: Sequence[Image.Image], category: str, config: GridConfig, class_noun: str = ""
+        cls, pictures: Sequence[Image.Image], category: str, config: GridConfig, embedding: LearnedEmbedding
     ) -> Samples:
         """Group the pictures of `sample_requests`, given in their order, by prompt."""
         prompts = config.prompts_for(category)
         width = config.images_per_prompt
         columns = [list(pictures[i : i + width]) for i in range(0, len(pictures), width)]
         learned = columns[: len(prompts)]
-        return cls(prompts=prompts, learned=learned, initial=columns[len(prompts) :], class_noun=class_noun)
+        name = name_in_prompt(embedding.placeholder_token, embedding.class_noun)
+        return cls(prompts=prompts, learned=learned, initial=columns[len(prompts) :], name=name)
 
     def sheet(self, photos: Sequence[Image.Image]) -> Image.Image:
-        """Lay out the photos and a row of pictures for each prompt."""
-        return grid(photos, list(zip(with_class_noun(self.prompts, self.class_noun), self.learned, strict=True)))
+        """Lay out the photos and the pictures of each prompt, under the prompt."""
+        labels = [fill(prompt, self.name) for prompt in self.prompts]
+        return grid(photos, list(zip(labels, self.learned, strict=True)))
 
 
 def sample_requests(
@@ -77,7 +79,7 @@ def draw_samples(
 ) -> Samples:
     """Draw the sample grid of one concept."""
     pictures = generate(backbone, sample_requests(concept, embedding, config, seed), config.sampling)
-    return Samples.from_pictures(pictures, concept.category, config, embedding.class_noun)
+    return Samples.from_pictures(pictures, concept.category, config, embedding)
 
 
 def score(extractor: ClipExtractor, photos: Sequence[Image.Image], samples: Samples) -> dict[str, float]:

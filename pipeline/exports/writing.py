@@ -25,7 +25,7 @@ from pipeline.ledger.records import ConceptRecord
 from pipeline.store.storage import RunStore
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.grids import first_sample
-from textual_inversion.prompts import with_class_noun
+from textual_inversion.prompts import fill
 
 _THREADS = 8
 _BATCH = 64
@@ -132,8 +132,8 @@ class Export:
             sheet = Image.open(io.BytesIO(self.source.get(record.result.grid)))
         except FileNotFoundError:
             return b""
-        prompts = with_class_noun(self.grid.prompts_for(record.category), embedding.class_noun)
-        picture = first_sample(sheet.convert("RGB"), len(record.images), prompts, self.grid.images_per_prompt)
+        labels = [fill(prompt, record.name_in_prompts) for prompt in self.grid.prompts_for(record.category)]
+        picture = first_sample(sheet.convert("RGB"), len(record.images), labels, self.grid.images_per_prompt)
         picture.thumbnail((_MAX_PREVIEW_PX, _MAX_PREVIEW_PX))
         return to_png(picture)
 

@@ -30,6 +30,7 @@ from textual_inversion.adapter_formats import dump_adapter
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.formats import dump_diffusers
 from textual_inversion.grids import grid
+from textual_inversion.prompts import fill
 
 FC1 = "encoder.layers.0.mlp.fc1"
 RED = (200, 0, 0)
@@ -66,7 +67,8 @@ def put_concept(store: RunStore, embedding: LearnedEmbedding, **changes: Any) ->
     if embedding.adapter:
         store.put(record.folder.adapter, dump_adapter(embedding))
     photos = [Image.new("RGB", (50, 40), "blue")] * 3
-    sheet = grid(photos, [(prompt, [Image.new("RGB", (64, 64), RED)]) for prompt in GridConfig().prompts])
+    labels = [fill(prompt, record.name_in_prompts) for prompt in GridConfig().prompts]
+    sheet = grid(photos, [(label, [Image.new("RGB", (64, 64), RED)]) for label in labels])
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     store.put(record.folder.grid, buffer.getvalue())

@@ -67,3 +67,23 @@ def test_the_first_sample_is_found_in_the_sheet() -> None:
 def test_a_sheet_of_another_layout_is_returned_whole(num_photos: int, prompts: list[str], width: int) -> None:
     sheet = grid([plain(RED)] * 3, [("a", [plain(GREEN)])])
     assert first_sample(sheet, num_photos, prompts, width) is sheet
+
+
+def test_rows_of_two_stand_side_by_side_and_leave_no_half_empty() -> None:
+    rows = [(f"prompt {number}", [plain(GREEN)] * 2) for number in range(4)]
+    sheet = grid([plain(RED)] * 5, rows)
+    assert area(sheet, GREEN) == 8 * 128 * 128
+    assert sheet.width < 5 * 128, "four pictures wide"
+    assert sheet.height < 4 * 128, "two lines of samples and one of smaller photos"
+    bottom = np.asarray(sheet)[-60]
+    assert (bottom == GREEN).all(axis=1).sum() == 4 * 128
+
+
+def test_many_photos_wrap_at_a_legible_size() -> None:
+    sheet = grid([plain(RED)] * 30, [("a photo", [plain(GREEN)] * 2)])
+    assert area(sheet, RED) == 30 * 64 * 64
+    assert area(sheet, GREEN) == 2 * 128 * 128
+
+
+def test_rows_without_pictures_are_left_out() -> None:
+    assert grid([plain(RED)], [("a photo", [])]).size == grid([plain(RED)], []).size
