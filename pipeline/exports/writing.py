@@ -23,7 +23,6 @@ from pipeline.exports.merging import merged_files
 from pipeline.exports.tools import TOOLS, Refused, files_for, word_in
 from pipeline.ledger.records import ConceptRecord
 from pipeline.store.storage import RunStore
-from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.grids import first_sample
 from textual_inversion.prompts import fill
 
@@ -108,7 +107,7 @@ class Export:
             embedding = read_embedding(self.source.uri(record.result.embedding), record.files)
         except ValueError as error:
             return Entry(record=record, name=name, refused=dict.fromkeys(self.tools, str(error))), {}
-        preview = self._preview(record, embedding)
+        preview = self._preview(record)
         files: dict[str, bytes] = {}
         words: dict[str, str] = {}
         refused: dict[str, str] = {}
@@ -125,7 +124,7 @@ class Export:
                 files |= {f"{tool}/{path}": data for path, data in made.items()}
         return replace(Entry.of(record, name, embedding), words=words, refused=refused), files
 
-    def _preview(self, record: ConceptRecord, embedding: LearnedEmbedding) -> bytes:
+    def _preview(self, record: ConceptRecord) -> bytes:
         """Return the first sample picture as a PNG, or the whole sample grid where it cannot be found in it; empty if
         the run keeps none."""
         try:

@@ -74,7 +74,8 @@ def test_a_class_noun_follows_the_concept_and_changes_nothing_else(tiny_backbone
     drawn = draw_samples(tiny_backbone, concept(), with_noun, GRID, seed=0)
     assert drawn.learned[0][0].tobytes() != bare.learned[0][0].tobytes()
     assert drawn.initial[0][0].tobytes() == bare.initial[0][0].tobytes()
-    assert drawn.sheet([]).tobytes() != replace(drawn, class_noun="").sheet([]).tobytes(), "its labels have the noun"
+    assert drawn.name == "<toy> cat"
+    assert drawn.sheet([]).tobytes() != replace(drawn, name="<toy>").sheet([]).tobytes()
     judge = Colours()
     score(judge, [Image.new("RGB", (4, 4))], drawn)  # type: ignore[arg-type]  # a stand-in for ClipExtractor
     assert judge.read == ["a photo of a", "snow"], "no text of CLIP-T names the concept"
