@@ -175,9 +175,9 @@ def run(config: RunConfig, selection: Selection = ALL_CONCEPTS, *, until: float 
         stages.draw(prompts)
     if not stats.is_stopped:
         stages.write_state("reporting")
-        if prune:
-            stages.prune()
         stages.report()
+        if prune:
+            stages.prune()  # last: nothing is deleted before the results are written
     stages.write_state("stopped" if stats.is_stopped else "ended")
     return conclude(config, stats, stages.plan, selection)
 

@@ -32,7 +32,7 @@ from pipeline.report.page import build_report
 from pipeline.report.progress import Progress, ProgressNumbers
 from pipeline.report.run_stats import DeviceTime, RunStats
 from pipeline.report.run_summary import describe_run, figures_of
-from pipeline.store.errors import RunAborted, describe_error
+from pipeline.store.errors import RunAborted, describe_bug, describe_error
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 from pipeline.times import DeadlinePassed
@@ -148,9 +148,20 @@ class Run:
             self.stats.problems["pruning"] = redact(str(error))
 
     def report(self) -> None:
-        """Write the results and the report."""
+        """Write the results and the report. An error is a problem of the run, which keeps its other results."""
         figures = figures_of(self._config, self.stats, self.plan, self._selection)
-        build_report(self._store, self._config, figures, self.plan.carried, self.plan.bad)
+        try:
+            build_report(self._store, self._config, figures, self.plan.carried, self.plan.bad)
+        except OSError as error:
+            self._stop_for("report", error)
+        except Exception as error:
+            log.exception("the report was not written")
+            self.stats.problems["report"] = f"not written: {describe_bug(error)}"
+
+    def _stop_for(self, stage: str, error: Exception) -> None:
+        """End the run, to be continued by the same command, because its output cannot be written."""
+        self.stats.problems[stage] = f"not written: {describe_error(error)}"
+        self.stats.is_stopped = True
 
     def _learn_all(
         self,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
-from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.inputs.manifest import BadRow
 from pipeline.ledger.records import ConceptRecord
-from pipeline.store.parquet import read_table
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 from textual_inversion.errors import BAD_INPUT
@@ -50,37 +51,32 @@ _SCORE = "score\0"
 """Prefix of columns of scores."""
 _CARRIED = "carried\0"
 """Prefix of columns of the manifest; like `_SCORE`, it keeps equal names apart until the names are final."""
+_LARGEST_EXACT = 2**53
+"""Largest whole number up to which a double holds every whole number."""
 
 
 def write_results(store: RunStore, records: Iterable[ConceptRecord], bad: Sequence[BadRow] = ()) -> int:
     """Write the table and return its number of rows.
 
     Bad rows of the manifest are failed rows, with file and row in the error. Every score has a column. Carried columns
-    keep their names, with `manifest_` in front where a name is taken; nested values, and values of a column with
-    several types, are JSON text.
+    keep their names, with `manifest_` in front where a name is taken; nested values, values of a column with several
+    types, and numbers that no type of Arrow holds are JSON text. No value makes the table fail.
     """
     rows = chain((_row(store, record) for record in records), (_bad_row(row) for row in bad))
+    columns = {field.name: field.type for field in _SCHEMA}
     # A column's type is known when all rows were seen. The rows wait on disk until then, so that memory holds a batch.
-    with tempfile.TemporaryDirectory() as folder:
-        spooled: list[Path] = []
-        schemas: list[pa.Schema] = []
-        for table in _tables(rows):
-            spooled.append(Path(folder, f"{len(spooled)}.parquet"))
-            pq.write_table(table, spooled[-1])
-            schemas.append(table.schema)
-        mixed = _mixed_columns(schemas)
-        empty = [_as_text(schema.empty_table(), mixed) for schema in schemas]
-        whole = pa.concat_tables(empty, promote_options="permissive")
-        names = _final_names(whole.schema.names)
+    with tempfile.TemporaryFile() as spool:
+        columns |= _spool(rows, spool)
+        spool.seek(0)
+        schema = pa.schema(zip(_final_names(list(columns)), columns.values(), strict=True))
+        buffer = io.BytesIO()
         num_rows = 0
-        path = Path(folder, PATH)
-        with pq.ParquetWriter(path, whole.rename_columns(names).schema, compression="zstd") as writer:
-            for part in spooled:
-                table = _as_text(read_table(part), mixed)
-                table = pa.concat_tables([whole, table], promote_options="permissive").rename_columns(names)
-                writer.write_table(table)
-                num_rows += table.num_rows
-        store.put(PATH, path.read_bytes())
+        with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+            while batch := [json.loads(line) for line in islice(spool, _BATCH_ROWS)]:
+                arrays = [_array(name, [row.get(name) for row in batch], type) for name, type in columns.items()]
+                writer.write_table(pa.table(arrays, schema))
+                num_rows += len(batch)
+    store.put(PATH, buffer.getvalue())
     return num_rows
 
 
@@ -99,49 +95,66 @@ def _bad_row(row: BadRow) -> dict[str, Any]:
     return {"concept_id": row.concept_id, "status": "failed", "error": error, "error_kind": BAD_INPUT}
 
 
-def _tables(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
-    yield _SCHEMA.empty_table()
-    rows = iter(rows)
-    while batch := list(islice(rows, _BATCH_ROWS)):
-        columns = {field.name: pa.array([row.get(field.name) for row in batch], field.type) for field in _SCHEMA}
-        for name in dict.fromkeys(name for row in batch for name in row if name not in columns):
-            values = [row.get(name) for row in batch]
-            columns[name] = pa.array(values, pa.float64()) if name.startswith(_SCORE) else _carried_array(values)
-        yield pa.table(columns)
+def _spool(rows: Iterable[Mapping[str, Any]], spool: IO[bytes]) -> dict[str, pa.DataType]:
+    """Write each row as a line of JSON, and return the types of the columns of scores and of the manifest."""
+    found: dict[str, _ColumnValues] = {}
+    for row in rows:
+        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")  # a file's name need not be UTF-8
+        spool.write(line + b"\n")
+        for name, value in json.loads(line).items():
+            if name not in _SCHEMA.names and value is not None:
+                found.setdefault(name, _ColumnValues()).add(value)
+            elif name not in _SCHEMA.names:
+                found.setdefault(name, _ColumnValues())
+    return {name: pa.float64() if name.startswith(_SCORE) else values.type() for name, values in found.items()}
 
 
-def _carried_array(values: list[Any]) -> pa.Array:
-    if any(isinstance(value, dict | list) for value in values):
-        return _json_array(values)
+@dataclass(slots=True)
+class _ColumnValues:
+    """Types of a column's JSON values so far, and the range of its whole numbers."""
+
+    types: set[type] = field(default_factory=set)
+    lowest: int = 0
+    highest: int = 0
+
+    def add(self, value: Any) -> None:
+        self.types.add(type(value))
+        if type(value) is int:
+            self.lowest = min(self.lowest, value)
+            self.highest = max(self.highest, value)
+
+    def type(self) -> pa.DataType:
+        """Return the Arrow type that holds every value as it is; text if there is none."""
+        if not self.types:
+            return pa.null()
+        if self.types == {bool}:
+            return pa.bool_()
+        if self.types == {int} and self.lowest >= -(2**63) and self.highest < 2**63:
+            return pa.int64()
+        if self.types == {int} and self.lowest == 0 and self.highest < 2**64:
+            return pa.uint64()
+        is_exact = self.lowest >= -_LARGEST_EXACT and self.highest <= _LARGEST_EXACT
+        return pa.float64() if float in self.types <= {int, float} and is_exact else pa.string()
+
+
+def _array(name: str, values: Sequence[Any], type: pa.DataType) -> pa.Array:
+    """Return a column's values as an Arrow array; null for a value of our own columns that their type does not hold, as
+    only a damaged record has it."""
+    if name.startswith(_CARRIED) and pa.types.is_string(type):
+        is_plain = (str, NoneType)
+        values = [value if isinstance(value, is_plain) else json.dumps(value, ensure_ascii=False) for value in values]
     try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types
-        return _json_array(values)
+        return pa.array(values, type)
+    except (ValueError, TypeError, OverflowError):
+        return pa.array([value if _fits(value, type) else None for value in values], type)
 
 
-def _json_array(values: list[Any]) -> pa.Array:
-    """Return texts as they are and all other values as JSON."""
-    is_plain = (str, type(None))
-    texts = [value if isinstance(value, is_plain) else json.dumps(value, ensure_ascii=False) for value in values]
-    return pa.array(texts, pa.string())
-
-
-def _mixed_columns(schemas: Sequence[pa.Schema]) -> set[str]:
-    """Return the carried columns with several types in different batches; whole and other numbers count as one type."""
-    types: dict[str, set[str]] = {}
-    for schema in schemas:
-        for field in schema:
-            if field.name.startswith(_CARRIED) and not pa.types.is_null(field.type):
-                is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-                types.setdefault(field.name, set()).add("number" if is_number else str(field.type))
-    return {name for name, seen in types.items() if len(seen) > 1}
-
-
-def _as_text(table: pa.Table, names: Collection[str]) -> pa.Table:
-    for index, name in enumerate(table.schema.names):
-        if name in names:
-            table = table.set_column(index, name, _json_array(table.column(index).to_pylist()))
-    return table
+def _fits(value: Any, type: pa.DataType) -> bool:
+    try:
+        pa.scalar(value, type)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 def _final_names(names: list[str]) -> list[str]:

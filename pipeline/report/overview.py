@@ -22,6 +22,8 @@ MAX_ROWS = 50_000
 MAX_CARRIED = 4
 """Largest number of the manifest's other columns in the table; the ones that come first are taken."""
 
+_LARGEST_EXACT = 2**53
+
 _Key = tuple[bool, float, str]
 """Sorts concepts: those below the gate first, then those with the lowest CLIP-I, then by id."""
 
@@ -106,7 +108,12 @@ class Overview:
         numbers = [None if value is None else round(value, 3) for value in shown]
         gate = record.gate + (f", {len(record.tries)} tries" if record.tries else "")
         own = [record.concept_id, record.name_in_prompts, record.initializer, *numbers, record.steps]
-        carried = [record.carried.get(name) for name in self.carried]
+        carried = [_shown(record.carried.get(name)) for name in self.carried]
         # A carried column that appears later is empty in this row.
         carried += [None] * (MAX_CARRIED - len(carried))
         return [*own, round(record.seconds, 1), gate, *carried, record.result.root]
+
+
+def _shown(value: object) -> object:
+    """Return a carried value as the page can show it: JavaScript rounds whole numbers above 2^53, so they are text."""
+    return str(value) if isinstance(value, int) and abs(value) > _LARGEST_EXACT else value

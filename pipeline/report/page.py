@@ -16,7 +16,6 @@ from itertools import islice
 from typing import Any
 
 import jinja2
-import pyarrow as pa
 from PIL import Image, ImageOps
 
 from pipeline.config import PhotoConfig, RunConfig
@@ -154,19 +153,20 @@ def write_page(
         scales={name: overview.scale(name) for name in ("clip_i", "clip_t")},
         format_duration=format_duration,
     )
-    store.put(PATH, page.encode())
+    store.put(PATH, page.encode("utf-8", "replace"))  # a file's name need not be UTF-8
 
 
 def _card(store: RunStore, record: ConceptRecord, limits: PhotoConfig) -> _Card:
     folder = record.result
     photos = tuple(_thumbnail(uri, limits) for uri in islice(record.images, _MAX_PHOTOS))
+    # On damaged files, the readers of PIL and Arrow raise nearly everything.
     try:
         grid = _embed(store.get(folder.grid), _GRID_PX, limits.max_pixels)
-    except (OSError, ValueError) as error:
-        grid = _Picture(note=f"no sample grid: {error}")
+    except Exception as error:
+        grid = _Picture(note=redact(f"no sample grid: {error}"))
     try:
         curve = read_curve(store.get(folder.curve))
-    except (OSError, ValueError, pa.ArrowException):
+    except Exception:
         curve = None  # the card says that there is none
     return _Card(record, photos, grid, curve)
 
@@ -174,7 +174,7 @@ def _card(store: RunStore, record: ConceptRecord, limits: PhotoConfig) -> _Card:
 def _thumbnail(uri: str, limits: PhotoConfig) -> _Picture:
     try:
         return _embed(fetch(uri, limits), _PHOTO_PX, limits.max_pixels)
-    except Exception as error:  # on damaged files PIL's readers raise nearly everything
+    except Exception as error:
         return _Picture(note=redact(f"{uri}: {error}"))
 
 

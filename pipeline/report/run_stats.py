@@ -98,7 +98,7 @@ class RunStats:
     """Counts of the bulk pictures, in words."""
 
     is_stopped: bool = False
-    """A signal ended the run."""
+    """A signal ended the run, or its output could not be written."""
 
     is_late: bool = False
     """True if work was left when `until` came."""

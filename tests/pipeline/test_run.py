@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from pipeline import stages
 from pipeline.config import RunConfig
-from pipeline.exit_codes import FAILED, OK, USAGE
+from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
 from pipeline.inputs.models import ROOT, locate, portable
 from pipeline.ledger.digest import digest
 from pipeline.ledger.settings import captions_hash
@@ -154,3 +155,33 @@ def test_a_selection_is_counted_and_what_is_left_is_no_failure(
     assert digest(settings) == written["settings"]
     assert settings["model"] == written["model_hash"]
     assert "2 concepts (--retry failed)" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OverflowError("Python int too large"), FAILED, "FAILED report: not written: bug in this software"),
+        (OSError(errno.ENOSPC, "No space left on device"), STOPPED, "FAILED report: not written: OSError"),
+    ],
+)
+def test_an_error_of_the_report_is_a_problem_of_the_run_and_nothing_is_pruned(
+    error: Exception, code: int, line: str,
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail(*_: object) -> None:
+        raise error
+
+    manifest = write_manifest(tmp_path, ["a"])
+    job = tmp_path / "job.toml"
+    job.write_text(tiny_toml(tiny_model))
+    old = tmp_path / "out" / "concepts" / "old" / "f" / "record.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("{}")
+    monkeypatch.setattr(stages, "build_report", fail)
+    command = [str(manifest), "--config", str(job), "--output", str(tmp_path / "out"), "--retry", "failed", "--prune"]
+    assert main(command) == code
+    said = capsys.readouterr().out
+    assert line in said
+    assert "FAILED pruning: nothing was deleted" in said
+    assert old.exists()
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["stage"] in ("ended", "stopped")

@@ -4,6 +4,8 @@ import io
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.inputs.manifest import BadRow
 from pipeline.ledger import results
@@ -81,3 +83,50 @@ def test_carried_types_do_not_depend_on_where_a_batch_ends(batch_rows: int, monk
     assert table["nested"].to_pylist() == ['{"k": [1]}', None, None, "[2]"]
     assert table["late"].to_pylist() == [None, None, None, "x"]
     assert table["flag"].to_pylist() == [True, None, None, False]
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2000])
+@pytest.mark.parametrize(
+    ("values", "type", "read_back"),
+    [
+        ([2**63 + 5, 2**64 - 1, None], "uint64", [2**63 + 5, 2**64 - 1, None]),
+        ([2**63 - 1, -(2**63)], "int64", [2**63 - 1, -(2**63)]),
+        ([2**63, -1], "string", [str(2**63), "-1"]),
+        ([10**30], "string", [str(10**30)]),
+        ([2**60 + 1, 0.5], "string", [str(2**60 + 1), "0.5"]),
+        ([2**53, 0.5], "double", [2.0**53, 0.5]),
+        ([True, 3], "string", ["true", "3"]),
+        ([None, None], "null", [None, None]),
+        (["a\udcff", "b"], "string", ["a?", "b"]),
+        ([{}, [None, {"k": 2**70}]], "string", ["{}", f'[null, {{"k": {2**70}}}]']),
+    ],
+)
+def test_every_value_is_written_as_it_is_or_as_text(
+    values: list[Any], type: str, read_back: list[Any], batch_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "_BATCH_ROWS", batch_rows)
+    store = RunStore("memory://values")
+    write_results(store, [make(f"c{i}", carried={"x": value}) for i, value in enumerate(values)])
+    column = read(store)["x"]
+    assert (str(column.type), column.to_pylist()) == (type, read_back)
+
+
+def test_a_number_that_only_a_damaged_record_has_is_left_out() -> None:
+    store = RunStore("memory://damaged")
+    write_results(store, [make("a", steps=2**40), make("b", steps=7)])
+    assert read(store)["steps"].to_pylist() == [None, 7]
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec=None)),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=3), values, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.dictionaries(st.text(st.characters(codec=None), max_size=4), _json, max_size=4), max_size=4))
+def test_no_carried_value_makes_the_table_fail(rows: list[dict[str, Any]]) -> None:
+    store = RunStore("memory://any")
+    assert write_results(store, [make(f"c{i}", carried=carried) for i, carried in enumerate(rows)]) == len(rows)
+    assert read(store)["concept_id"].to_pylist() == [f"c{i}" for i in range(len(rows))]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from pipeline.config import RunConfig
@@ -179,6 +180,29 @@ def test_missing_pictures_are_noted_and_nothing_else_suffers(root: str) -> None:
     assert page.values("img", "src") == []
     assert "no sample grid" in page.text
     assert "no learning curve" in page.text
+
+
+def test_an_unforeseen_error_of_a_picture_is_noted_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    class UnknownError(Exception):
+        pass
+
+    def fail(*_: object) -> None:
+        raise UnknownError("s3://key:pw@bucket/x failed")
+
+    for name in ("fetch", "_embed", "read_curve"):
+        monkeypatch.setattr(page, name, fail)
+    store = RunStore("memory://unforeseen")
+    finish(store, "duck", 1, images=("a.png",))
+    built = build(store)
+    assert built.count("missing") == 1
+    assert "no sample grid: s3://***@bucket/x failed" in built.text
+    assert "no learning curve" in built.text
+
+
+def test_large_whole_numbers_are_shown_digit_by_digit() -> None:
+    store = RunStore("memory://large")
+    finish(store, "duck", 1, carried={"hash": 2**64 - 1, "sku": 7})
+    assert rows(build(store))[0][-5:-1] == ["18446744073709551615", 7, None, None]
 
 
 def test_text_from_the_manifest_stays_text() -> None:
