@@ -12,6 +12,7 @@ from torch import Tensor
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.cross_attention import layer_changes
 from textual_inversion.errors import BadInput
+from textual_inversion.families.base import MemorySaving
 from textual_inversion.latents import EncodedViews
 from textual_inversion.lora import AdapterBatch
 from textual_inversion.noise import Epsilon, Noise, VPrediction
@@ -123,6 +124,9 @@ class ToyBackbone:
         raise NotImplementedError(f"the toy is not worth it ({backend}, {or_plain}, {graphs})")
 
     def uncompile(self) -> None: ...
+
+    def save_memory(self, saving: MemorySaving) -> None:
+        """Do nothing: the toy has no blocks and no tiles."""
 
     def decode(self, latents: Tensor) -> Tensor:
         return (latents.flatten(1) @ self._encoder[:32]).unflatten(1, (3, 8, 8)).tanh()

@@ -21,6 +21,7 @@ from textual_inversion.compiled import Compiled
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.errors import BadInput
 from textual_inversion.families import Family
+from textual_inversion.families.base import MemorySaving
 from textual_inversion.lora import AdaptableLayers, AdapterBatch
 from textual_inversion.noise import Noise, from_scheduler_config
 from textual_inversion.prompts import Vocabularies
@@ -241,6 +242,9 @@ class ToyFamily:
 
     def uncompile(self) -> None:
         self._denoiser = self._network.denoiser
+
+    def save_memory(self, saving: MemorySaving) -> None:
+        """Do nothing: the denoiser is one layer, and the autoencoder has no tiles."""
 
     def decode(self, latents: Tensor) -> Tensor:
         return (latents.flatten(1) @ self._network.autoencoder[:32]).unflatten(1, (3, RESOLUTION, RESOLUTION)).tanh()

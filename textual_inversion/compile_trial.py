@@ -93,6 +93,12 @@ def compile_checked(
     return False
 
 
+def pass_results(backbone: Backbone, one: Pass) -> list[Tensor]:
+    """Return what a pass on made-up inputs gives: the prediction and, in a pass with gradients, those of its square
+    with respect to the text's encodings."""
+    return _results(backbone, one, _inputs(backbone, one))
+
+
 def time_pass(backbone: Backbone, one: Pass) -> Timing:
     """Time a pass several times, from an idle device to an idle device, and return the fastest."""
     inputs = _inputs(backbone, one)

@@ -8,6 +8,7 @@ adapters. A_l(H) has two factors, m A_down(H) and A_up, which are made where pro
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -78,7 +79,8 @@ class CrossAttentionLayers:
         """Name of each layer -> (width of its states, the same again), as in `Backbone.adapter_layers`."""
         for path, block in transformer_blocks(unet):
             width = block.attn2.to_k.in_features
-            block.register_forward_pre_hook(partial(_take_own_states, len(self.layers)), with_kwargs=True)
+            names = tuple(inspect.signature(block.forward).parameters)
+            block.register_forward_pre_hook(partial(_take_own_states, len(self.layers), names), with_kwargs=True)
             self.layers[f"unet.{path}.{CROSS_ATTENTION}"] = (width, width)
 
     def changes(self, hidden: Tensor, adapters: Sequence[AdapterBatch], encoder: str) -> LayerChanges | None:
@@ -101,12 +103,16 @@ def transformer_blocks(unet: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _take_own_states(
-    layer: int, _block: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]
+    layer: int, names: tuple[str, ...], _block: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Replace the text states that a transformer block is called with by those of its layer, if there are changes."""
-    others = dict(keywords.get("cross_attention_kwargs") or {})
+    """Replace the text states that a transformer block is called with by those of its layer, if there are changes.
+
+    `names`: the block's parameters, in order: with gradient checkpointing diffusers gives all by position.
+    """
+    given = {**dict(zip(names, args, strict=False)), **keywords}
+    others = dict(given.get("cross_attention_kwargs") or {})
     changes = others.pop(_KEYWORD, None)
     if changes is None:
         return None
-    states = changes.states(keywords["encoder_hidden_states"], layer)
-    return args, {**keywords, "encoder_hidden_states": states, "cross_attention_kwargs": others}
+    states = changes.states(given["encoder_hidden_states"], layer)
+    return (), {**given, "encoder_hidden_states": states, "cross_attention_kwargs": others}

@@ -7,6 +7,7 @@ families: the text encoders' vocabularies and token tables, the `Conditioning` t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,6 +18,20 @@ from textual_inversion.lora import AdapterBatch
 from textual_inversion.noise import Noise
 from textual_inversion.prompts import Vocabularies
 from textual_inversion.tokens import TokenTable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemorySaving:
+    """Ways to run a model's networks that take less memory and more time."""
+
+    checkpoints_gradients: bool = False
+    """True if the denoiser keeps only the inputs of its blocks for the backward pass, which computes all else again.
+    Results are equal to rounding."""
+    slices: bool = False
+    """True if the autoencoder takes the pictures of a batch one by one. Results are equal to rounding."""
+    tiles: bool = False
+    """True if the autoencoder takes each picture in overlapping tiles of half its side, which are blended: pictures and
+    latents differ a little."""
 
 
 class Backbone(Protocol):
@@ -83,6 +98,10 @@ class Backbone(Protocol):
 
     def uncompile(self) -> None:
         """Run `predict` without torch.compile in all later calls."""
+        ...
+
+    def save_memory(self, saving: MemorySaving) -> None:
+        """Run the denoiser and the autoencoder in these ways in all later calls; to be called between other calls."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:

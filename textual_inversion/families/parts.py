@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import diffusers
 import torch
 
 from textual_inversion import model_files
+from textual_inversion.families.base import MemorySaving
 from textual_inversion.model_checks import read_config
 from textual_inversion.tokens import TokenTable
 from textual_inversion.weights import load_pretrained
+
+log = logging.getLogger(__name__)
 
 UNUSED_CLIP_PARTS = (r"^(text_projection|visual_projection|vision_model|logit_scale)\b",)
 """Parts of a whole CLIP that a text encoder saved with them has, and that a family without pooled vectors does not
@@ -95,3 +99,21 @@ def dtype_named(precision: str, device: torch.device) -> torch.dtype:
     if precision not in known:
         raise ValueError(f"precision {precision!r} must be 'auto' or one of {', '.join(map(repr, known))}")
     return known[precision]
+
+
+def save_memory(saving: MemorySaving, denoiser: Any, autoencoder: Any, latent_shape: tuple[int, int, int]) -> None:
+    """Run networks of diffusers in these ways; a warning names what an autoencoder has no code for, such as slices of
+    VQModel."""
+    if saving.checkpoints_gradients:
+        denoiser.enable_gradient_checkpointing()
+    else:
+        denoiser.disable_gradient_checkpointing()
+    for way, wanted in (("slicing", saving.slices), ("tiling", saving.tiles)):
+        if hasattr(autoencoder, f"use_{way}"):
+            getattr(autoencoder, f"{'enable' if wanted else 'disable'}_{way}")()
+        elif wanted:
+            log.warning("%s has no %s: pictures are encoded and decoded without", type(autoencoder).__name__, way)
+    if saving.tiles and hasattr(autoencoder, "use_tiling"):  # diffusers' tiles are of the size that a model draws
+        tile = latent_shape[-1] // 2
+        autoencoder.tile_latent_min_size = tile
+        autoencoder.tile_sample_min_size = tile * 2 ** (len(autoencoder.config.block_out_channels) - 1)

@@ -26,6 +26,7 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from textual_inversion import model_files
 from textual_inversion.compiled import Compiled
 from textual_inversion.conditioning import Conditioning
+from textual_inversion.families.base import MemorySaving
 from textual_inversion.families.clips import ClipEncoders
 from textual_inversion.families.parts import (
     device_named,
@@ -34,6 +35,7 @@ from textual_inversion.families.parts import (
     read_component,
     read_text_encoder,
     replaced_table,
+    save_memory,
 )
 from textual_inversion.lora import AdapterBatch
 from textual_inversion.noise import Noise, from_scheduler_config
@@ -148,6 +150,10 @@ class StableDiffusion3:
     def uncompile(self) -> None:
         """Run `predict` without torch.compile in all later calls."""
         self._denoiser = self._transformer
+
+    def save_memory(self, saving: MemorySaving) -> None:
+        """Run the transformer and the autoencoder in these ways in all later calls."""
+        save_memory(saving, self._transformer, self._vae, self.latent_shape)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents [batch, *latent_shape] to pixels [batch, 3, resolution, resolution] in [-1, 1], float32.

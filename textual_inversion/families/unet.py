@@ -15,7 +15,8 @@ from torch import Tensor
 from textual_inversion.compiled import Compiled
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.cross_attention import CrossAttentionLayers
-from textual_inversion.families.parts import products_in
+from textual_inversion.families.base import MemorySaving
+from textual_inversion.families.parts import products_in, save_memory
 from textual_inversion.lora import AdaptableLayers, AdapterBatch
 from textual_inversion.noise import Noise, from_scheduler_config
 from textual_inversion.prompts import Vocabularies
@@ -108,6 +109,10 @@ class UNetBackbone(ABC):
     def uncompile(self) -> None:
         """Run `predict` without torch.compile in all later calls."""
         self._denoiser = self._unet
+
+    def save_memory(self, saving: MemorySaving) -> None:
+        """Run the U-Net and the autoencoder in these ways in all later calls."""
+        save_memory(saving, self._unet, self._vae, self.latent_shape)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents [batch, *latent_shape] to pixels [batch, 3, resolution, resolution] in [-1, 1], float32.
