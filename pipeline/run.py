@@ -18,7 +18,7 @@ from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
 from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
 from pipeline.gate_retries import concepts_to_retry, retry_rules
-from pipeline.inputs.manifest import read_by_priority
+from pipeline.inputs.manifest import manifest_notes, read_by_priority
 from pipeline.inputs.models import check_model, load_model_vocabularies, locate
 from pipeline.inputs.prompt_table import read_prompts
 from pipeline.inputs.resolve import resolve_addresses
@@ -129,6 +129,8 @@ def dry_run(
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     store = RunStore(config.output)
     plan, _ = make_plan(config, store, selection)
+    for note in manifest_notes(config.manifest):
+        sys.stdout.write(f"note: manifest: {note}\n")
     failing = set()
     tasks = plan.tasks(read_by_priority(config.manifest))
     for finding in examine(tasks, config, prompts, load_model_vocabularies(config), photos=photos):

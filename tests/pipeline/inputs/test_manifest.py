@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import io
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.inputs import manifest
-from pipeline.inputs.manifest import BadRow, ManifestRow, count_rows, read_by_priority, read_manifest
+from pipeline.inputs.cells import reason_for_text, rows
+from pipeline.inputs.manifest import BadRow, ManifestRow, count_rows, manifest_notes, read_by_priority, read_manifest
 from pipeline.store.storage import ConceptFolder, RunStore
 
 
@@ -209,6 +211,8 @@ def test_files_are_read_in_the_order_of_their_names(root: str) -> None:
         ({"concept_id": ["a"], "images": [[1, 2]]}, "must be a list of strings"),
         ({"concept_id": ["a"], "images": [["a.png"]], "captions": ["a {}"]}, "column 'captions' is string; it must"),
         ({"concept_id": ["a"], "images": [["a.png"]], "masks": [[1]]}, "column 'masks' is list.*; it must be a list"),
+        ({**{k: [v] for k, v in BASE.items()}, "initialiser": ["cat"]}, "'initialiser' is not .* mean 'initializer'"),
+        ({**{k: [v] for k, v in BASE.items()}, "Category": ["style"]}, "did you mean 'category'"),
     ],
 )
 def test_a_table_that_is_no_manifest_is_refused_before_any_row(
@@ -241,23 +245,55 @@ def test_ids_of_a_wrong_type_are_bad_rows(tmp_path: Path, ids: pa.Array) -> None
     assert all("concept_id" in row.reason for row in bad(rows))
 
 
-def test_a_value_that_python_cannot_hold_costs_its_row_alone(tmp_path: Path) -> None:
-    not_text = pa.Array.from_buffers(
-        pa.string(), 3, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\3\0\0\0\4\0\0\0"), pa.py_buffer(b"x\xff\xfey")]
-    )
+def not_text(*values: bytes) -> pa.Array:
+    """Return texts that are not UTF-8, as no writer should make them."""
+    return pa.array(values, pa.binary()).view(pa.string())
+
+
+def test_a_value_that_python_cannot_hold_costs_its_row_alone_and_only_where_it_means_something(tmp_path: Path) -> None:
     table = pa.table(
         {
-            "concept_id": ["a", "b", "c"], "images": [["a.png"]] * 3, "initializer": not_text,
-            "day": pa.array([0, 0, 2**31 - 1], pa.int32()).cast(pa.date32()),
+            "concept_id": ["a", "b", "c"], "images": [["a.png"]] * 3, "initializer": not_text(b"x", b"\xff", b"y"),
+            "day": pa.array([0, 0, 2**31 - 1], pa.int32()).cast(pa.date32()), "name": not_text(b"x", b"y", b"caf\xe9"),
         }
     )  # fmt: skip
     pq.write_table(table, tmp_path / "m.parquet")
     first, second, third = read_manifest(str(tmp_path / "m.parquet"))
     assert isinstance(first, ManifestRow)
+    assert first.carried == {"day": "1970-01-01", "name": "x"}
     assert isinstance(second, BadRow)
     assert "column 'initializer' holds a value that cannot be read" in second.reason
-    assert isinstance(third, BadRow)
-    assert "column 'day'" in third.reason
+    assert isinstance(third, ManifestRow)
+    assert third.carried == {"day": "<value out of range: 2147483647>", "name": "caf\N{REPLACEMENT CHARACTER}"}
+
+
+def test_columns_that_python_cannot_hold_are_carried_as_text(tmp_path: Path) -> None:
+    product = uuid.UUID(int=5)
+    twice = pa.StructArray.from_arrays([pa.array([1]), pa.array([b"\0"])], names=["a", "a"])
+    columns = {
+        "concept_id": pa.array([product.bytes], pa.uuid()),
+        "images": [["a.png"]],
+        "product": pa.array([product.bytes], pa.uuid()),
+        "seen": pa.array([0], pa.timestamp("ms", "Mars/Phobos")),
+        "twice": twice,
+        "nested": pa.ListArray.from_arrays([0, 1], twice),
+    }
+    pq.write_table(pa.table({name: columns[name] for name in columns if name != "nested"}), tmp_path / "m.parquet")
+    uri = str(tmp_path / "m.parquet")
+    (row,) = good(list(read_manifest(uri)))
+    assert row.concept.concept_id == str(product)
+    assert list(manifest.concept_ids(uri)) == [str(product)]
+    assert row.carried["product"] == str(product)
+    assert row.carried["seen"].startswith("1970-01-01 00:00:00")
+    assert row.carried["twice"] == '[["a", 1], ["a", "AA=="]]'
+    assert [note.split(" is carried")[0] for note in manifest_notes(uri)] == [
+        "column 'seen' (timestamp[ms, tz=Mars/Phobos])",
+        "column 'twice' (struct<a: int64, a: binary>)",
+    ]
+    assert reason_for_text(columns["nested"].type) == "a field occurs twice in it"
+    (values,) = rows(pa.record_batch({"x": columns["nested"]}), ())
+    assert isinstance(values, dict)
+    assert "1" in values["x"]
 
 
 def test_no_credential_is_in_what_is_shown(tmp_path: Path) -> None:
