@@ -7,8 +7,9 @@ prepared. The scores computed from features are in `metrics`.
 from __future__ import annotations
 
 import json
+import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ _UNUSED = [r"^(classifier|pooler)\."]
 class _ModelKind:
     """Properties of one `model_type`: how to load it, and where its features come out."""
 
-    image_features: Callable[[Any, Tensor], Tensor]
-    """Function of the model and pixels [batch, 3, height, width] that returns features [batch, dim]."""
+    image_features: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+    """Function of the model and pixels [batch, 3, height, width] that returns features [batch, dim] and the last
+    states: of tokens [batch, tokens, dim], those of the patches last, or a map [batch, dim, rows, columns]."""
     text_features: Callable[[Any, Tensor, Tensor], Tensor] | None = None
     """Function of the model, token ids and attention mask [batch, tokens] that returns features [batch, dim]; None for
     a kind without a text encoder."""
@@ -54,8 +56,9 @@ class _ModelKind:
 # Features are read from the models' parts: what get_image_features returns differs between transformers 4 and 5.
 
 
-def _clip_images(model: Any, pixels: Tensor) -> Tensor:
-    return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)  # type: ignore[no-any-return]
+def _clip_images(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    output = model.vision_model(pixel_values=pixels)
+    return model.visual_projection(output.pooler_output), output.last_hidden_state
 
 
 def _clip_texts(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
@@ -63,8 +66,9 @@ def _clip_texts(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     return model.text_projection(pooled)  # type: ignore[no-any-return]
 
 
-def _siglip_images(model: Any, pixels: Tensor) -> Tensor:
-    return model.vision_model(pixel_values=pixels).pooler_output  # type: ignore[no-any-return]
+def _siglip_images(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    output = model.vision_model(pixel_values=pixels)
+    return output.pooler_output, output.last_hidden_state
 
 
 def _siglip_texts(model: Any, ids: Tensor, _mask: Tensor) -> Tensor:
@@ -72,14 +76,16 @@ def _siglip_texts(model: Any, ids: Tensor, _mask: Tensor) -> Tensor:
     return model.text_model(input_ids=ids).pooler_output  # type: ignore[no-any-return]
 
 
-def _class_token(model: Any, pixels: Tensor) -> Tensor:
-    """Return the class token after the last norm: the feature of Caron et al. 2021 (DINO) and of DINOv2."""
-    return model(pixel_values=pixels).last_hidden_state[:, 0]  # type: ignore[no-any-return]
+def _class_token(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the class token after the last norm: the feature of Caron et al. 2021 (DINO) and of DINOv2."""
+    states = model(pixel_values=pixels).last_hidden_state
+    return states[:, 0], states
 
 
-def _pooled_map(model: Any, pixels: Tensor) -> Tensor:
-    """Return the mean of the last feature map: the feature of a ResNet in MoCo (He et al. 2020) and in DINO."""
-    return model(pixel_values=pixels).pooler_output.flatten(1)  # type: ignore[no-any-return]
+def _pooled_map(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the mean of the last feature map: the feature of a ResNet in MoCo (He et al. 2020) and in DINO."""
+    output = model(pixel_values=pixels)
+    return output.pooler_output.flatten(1), output.last_hidden_state
 
 
 _DINOV2 = _ModelKind(
@@ -147,12 +153,13 @@ class ImageExtractor:
 
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Return the pictures' features, [n, dim], of unit norm and on the CPU; [0, 0] for no pictures."""
-        features = []
-        for start in range(0, len(pictures), _BATCH_SIZE):
-            pixels = torch.stack([self._preprocessing(picture) for picture in pictures[start : start + _BATCH_SIZE]])
-            with torch.no_grad():
-                features.append(self._kind.image_features(self._model, pixels.to(self._device)))
-        return _unit_norm(features)
+        return _unit_norm([features for features, _ in self._passes(pictures)])
+
+    def images_and_patches(self, pictures: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Return the pictures' features as `images` does, [n, dim], and the states of their patches as maps, [n, width,
+        rows, columns], on the CPU. There must be a picture."""
+        features, states = zip(*self._passes(pictures), strict=True)
+        return _unit_norm(features), torch.cat([_patch_map(each) for each in states]).cpu()
 
     def pixel_features(self, pixels: Tensor) -> Tensor:
         """Return features [batch, dim], not of unit norm, through which gradients reach the pixels.
@@ -160,8 +167,15 @@ class ImageExtractor:
         pixels: [batch, 3, height, width] in [-1, 1]. Torch resizes them here, and PIL in `images`: the cosine between
         the two features of one picture is near 1, not 1.
         """
-        features = self._kind.image_features(self._model, self._preprocessing.tensor(pixels.to(self._device)))
+        features, _ = self._kind.image_features(self._model, self._preprocessing.tensor(pixels.to(self._device)))
         return features.to(pixels.device)
+
+    def _passes(self, pictures: Sequence[Image.Image]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield features and last states of the pictures, one forward pass after the other."""
+        for start in range(0, len(pictures), _BATCH_SIZE):
+            pixels = torch.stack([self._preprocessing(picture) for picture in pictures[start : start + _BATCH_SIZE]])
+            with torch.no_grad():
+                yield self._kind.image_features(self._model, pixels.to(self._device))
 
 
 class ClipExtractor(ImageExtractor):
@@ -247,6 +261,16 @@ def _file(model: str, name: str) -> Path | None:
 def _read_json(model: str, name: str) -> dict[str, Any] | None:
     path = _file(model, name)
     return json.loads(path.read_text()) if path else None
+
+
+def _patch_map(states: Tensor) -> Tensor:
+    """Return the states of the patches as maps [batch, dim, rows, columns]: the last square number of tokens, behind
+    class and register tokens; states that are a map are returned as they are."""
+    if states.ndim == 4:
+        return states
+    batch, tokens, dim = states.shape
+    side = math.isqrt(tokens)
+    return states[:, -(side**2) :].transpose(1, 2).reshape(batch, dim, side, side)
 
 
 def _unit_norm(features: Sequence[Tensor]) -> Tensor:

@@ -79,6 +79,28 @@ def test_image_features_equal_transformers_own(model: tuple[str, Path], pictures
     )
 
 
+def test_patches_are_a_map_of_the_last_states(model: tuple[str, Path], pictures: list[Image.Image]) -> None:
+    kind, directory = model
+    extractor = load_extractor(str(directory), device="cpu")
+    features, patches = extractor.images_and_patches(pictures)
+    assert torch.equal(features, extractor.images(pictures))
+    side = patches.shape[2]
+    assert patches.shape[0] == len(pictures)
+    assert patches.shape[3] == side
+    if kind == "resnet":
+        assert torch.allclose(torch.nn.functional.normalize(patches.mean((2, 3)), dim=1), features, atol=1e-5)
+        return
+    network = transformers.AutoModel.from_pretrained(directory).eval()
+    vision = network.vision_model if kind in ("clip", "siglip") else network
+    with torch.no_grad():
+        pixels = torch.stack([extractor._preprocessing(picture) for picture in pictures])
+        states = vision(pixel_values=pixels).last_hidden_state
+    for row in range(side):
+        for column in range(side):
+            token = states.shape[1] - side**2 + row * side + column
+            torch.testing.assert_close(patches[:, :, row, column], states[:, token], rtol=0, atol=1e-5)
+
+
 def test_the_directorys_own_image_settings_are_used(model: tuple[str, Path], pictures: list[Image.Image]) -> None:
     kind, directory = model
     default = load_extractor(str(directory), device="cpu").images(pictures)

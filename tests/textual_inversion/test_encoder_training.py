@@ -1,0 +1,167 @@
+"""The training of an encoder through a toy model: what is learned, what stays, and what a draw depends on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.textual_inversion.test_encoder import CONFIG, FEATURES, PixelExtractor, photo
+from tests.toy_backbone import ToyBackbone
+from textual_inversion.concept import Concept
+from textual_inversion.encoder import ConceptEncoder, PhotoFeatures
+from textual_inversion.encoder_training import ConceptExample, EncoderTrainer, EncoderTrainingConfig, encode_example
+from textual_inversion.errors import NotFinite
+
+BACKBONE = ToyBackbone()
+
+
+def example(number: int, photos: int = 3, captions: tuple[str, ...] = ()) -> ConceptExample:
+    concept = Concept(
+        concept_id=f"c{number}",
+        placeholder_token="<c>",
+        images=("x",) * photos,
+        initializer="dog toy",
+        captions=captions,
+    )
+    return encode_example(concept, [photo(10 * number + i) for i in range(photos)], BACKBONE, FEATURES)
+
+
+EXAMPLES = [example(number, photos=1 + number % 4) for number in range(8)]
+
+
+def trainer(wrap: type[nn.Module] | None = None, **settings: Any) -> EncoderTrainer:
+    torch.manual_seed(0)
+    network: Any = ConceptEncoder(CONFIG, FEATURES.sizes(), BACKBONE)
+    values = {"steps": 400, "warmup_steps": 5, "learning_rate": 1e-2, "offset_weight": 0.0, **settings}
+    return EncoderTrainer(wrap(network) if wrap else network, BACKBONE, EncoderTrainingConfig(**values))
+
+
+def parameters(run: EncoderTrainer) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in run.state_dict()["network"].values()]
+
+
+def test_training_lowers_the_loss_and_changes_the_network_alone() -> None:
+    frozen = {key: table.weight.clone() for key, table in BACKBONE.token_tables.items()}
+    run = trainer()
+    before = run.evaluate(EXAMPLES)
+    for _ in range(60):
+        losses = run.step(EXAMPLES)
+    assert set(losses) == {"denoising", "gradient_norm"}
+    assert run.evaluate(EXAMPLES) < before
+    for key, table in BACKBONE.token_tables.items():
+        assert torch.equal(table.weight, frozen[key])
+        assert table.weight.grad is None
+
+
+def test_the_penalty_holds_rows_to_the_class_word() -> None:
+    free, held = trainer(), trainer(offset_weight=100.0)
+    for _ in range(30):
+        free.step(EXAMPLES)
+        losses = held.step(EXAMPLES)
+    assert losses["class_distance"] > 0
+
+    def offset(run: EncoderTrainer) -> float:
+        return sum(float(layer.weight.norm()) for layer in run.averaged.offsets.values())  # type: ignore[operator]
+
+    assert offset(held) < 0.7 * offset(free)
+
+
+def test_a_resumed_training_ends_with_the_same_bits() -> None:
+    whole = trainer()
+    for _ in range(6):
+        whole.step(EXAMPLES)
+    first = trainer()
+    for _ in range(3):
+        first.step(EXAMPLES)
+    second = trainer()
+    second.load_state_dict(first.state_dict())
+    for _ in range(3):
+        second.step(EXAMPLES)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(whole), parameters(second), strict=True))
+    averages = zip(whole.averaged.parameters(), second.averaged.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in averages)
+
+
+def test_gradients_of_two_workers_average_to_that_of_one() -> None:
+    """What data-parallel training relies on: a concept's draws do not depend on its company."""
+
+    def gradient(examples: list[ConceptExample]) -> torch.Tensor:
+        run = trainer(max_grad_norm=1e9, learning_rate=1e-9)
+        run.step(EXAMPLES)
+        run.step(examples)
+        return torch.cat([parameter.grad.flatten() for parameter in run._encoder.parameters()])  # type: ignore[union-attr]
+
+    halves = (gradient(EXAMPLES[:4]) + gradient(EXAMPLES[4:])) / 2
+    torch.testing.assert_close(halves, gradient(EXAMPLES), rtol=1e-4, atol=1e-7)
+
+
+class Wrapped(nn.Module):
+    """As torch's wrapper for data-parallel training: the network is its `module`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+
+def test_a_wrapped_network_is_trained_the_same() -> None:
+    plain, wrapped = trainer(), trainer(Wrapped)
+    for run in (plain, wrapped):
+        run.step(EXAMPLES)
+        run.step(EXAMPLES)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(plain), parameters(wrapped), strict=True))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    run = trainer(weight_decay=0.0)
+    run.step(EXAMPLES)
+    before = parameters(run)
+    poisoned = ConceptExample(
+        concept=EXAMPLES[0].concept, features=EXAMPLES[0].features, moments=EXAMPLES[0].moments * torch.nan
+    )
+    run.step([*EXAMPLES[1:], poisoned])
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters(run), strict=True))
+    assert run.step_number == 2
+
+
+def test_a_poisoned_concept_is_refused_when_it_is_encoded() -> None:
+    class Broken(PixelExtractor):
+        def images_and_patches(self, pictures: Any) -> Any:
+            pooled, patches = super().images_and_patches(pictures)
+            return pooled * torch.nan, patches
+
+    features = PhotoFeatures(BACKBONE, Broken(), CONFIG)  # type: ignore[arg-type]
+    with pytest.raises(NotFinite, match=r"concept 'c0'.*not finite"):
+        encode_example(EXAMPLES[0].concept, [photo(0)], BACKBONE, features)
+
+
+def test_a_photo_is_drawn_with_its_own_caption() -> None:
+    run = trainer(class_noun_share=0.5)
+    captions = ("a {} on a tree", "the {} by the clock", "one {}")
+    captioned = example(0, captions=captions)
+    seen = set()
+    for step in range(40):
+        batch = run._draws(captioned, "encoder", step).batch
+        for ids in batch.ids["long"].tolist():
+            seen.add(tuple(ids))
+    assert len(seen) == 6  # with and without the noun
+
+
+def test_rates_rise_stay_and_fall() -> None:
+    config = EncoderTrainingConfig(steps=100, warmup_steps=9, decay_share=0.2)
+    factors = [config.rate_factor(step) for step in range(101)]
+    assert factors[0] == 0.1
+    assert factors[9:81] == [1.0] * 72
+    assert factors[90] == 0.5
+    assert factors[100] == 0.0
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"class_noun_share": 1.5}, {"averaging": 1.0}, {"learning_rate": 0}])
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"encoder_training\.{next(iter(wrong))}"):
+        EncoderTrainingConfig(**wrong)

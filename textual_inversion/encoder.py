@@ -1,0 +1,196 @@
+"""A network that maps a concept's photos to its rows: an encoder trained through the frozen model.
+
+Gal et al. 2023 ("Encoder-based Domain Tuning", arXiv 2302.12228, section 4.1) train an encoder by the denoising loss to
+predict the offset of a concept's embedding from that of a coarse class word, and penalise the offset's square; Arar et
+al. 2023 (arXiv 2307.06925) do it for any class. Differences here: the encoder reads features of frozen networks of a
+*set* of photos (Zaheer et al. 2017, "Deep Sets": a network for each photo, the mean, a network for the set), not of one
+photo and of the noisy latents; the denoiser stays frozen; and the offset's norm is bounded.
+
+The files of a trained encoder are in `encoder_file`, its training in `encoder_training`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from textual_inversion.augment_config import AugmentConfig
+from textual_inversion.config_checks import require
+from textual_inversion.families.base import Backbone
+from textual_inversion.initialise import learning_encoders
+from textual_inversion.latents import encode_views
+
+if TYPE_CHECKING:
+    from textual_inversion.extractors import ImageExtractor
+
+_PLAIN = AugmentConfig(flip=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """Size and shape of an encoder."""
+
+    hidden: int = 512
+    """Width of the hidden layers."""
+
+    patch_dim: int = 24
+    """Width that each cell of the extractor's patch tokens is projected to."""
+
+    grid_side: int = 4
+    """Side of the grid that the extractor's patch tokens are averaged to, cells."""
+
+    latent_side: int = 4
+    """Side that the photo's latents are averaged to, latent pixels; 0 leaves the latents out."""
+
+    num_vectors: int = 1
+    """Number of rows that the encoder makes for each concept."""
+
+    max_offset: float = 4.0
+    """Bound on the norm of a row's offset, in units of the norm of the vocabulary's deviation."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "patch_dim", "grid_side", "num_vectors"):
+            require(getattr(self, name) >= 1, f"encoder.{name}", getattr(self, name), "1 or more")
+        require(self.latent_side >= 0, "encoder.latent_side", self.latent_side, "0 (off) or more")
+        require(self.max_offset > 0, "encoder.max_offset", self.max_offset, "positive")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureSizes:
+    """Numbers of features of one photo, in the order in which they follow each other."""
+
+    pooled: int
+    """Width of the extractor's feature of the whole photo."""
+    patch: int
+    """Width of one of its patch tokens."""
+    cells: int
+    """Number of cells that the patch tokens are averaged to."""
+    latents: int
+    """Number of coarse latents."""
+
+    @property
+    def width(self) -> int:
+        """Number of all features of a photo."""
+        return self.pooled + self.cells * self.patch + self.latents
+
+
+class PhotoFeatures:
+    """Features of photos for an encoder: the extractor's, and the model's own latents at a coarse resolution.
+
+    The latents show colours and places that an extractor may ignore, in the terms of the model itself.
+    """
+
+    def __init__(self, backbone: Backbone, extractor: ImageExtractor, config: EncoderConfig) -> None:
+        self._backbone = backbone
+        self._extractor = extractor
+        self._config = config
+
+    def __call__(self, photos: Sequence[Image.Image]) -> Tensor:
+        """Return the photos' features, [photos, width] float32 on the CPU.
+
+        A photo's features may depend, to rounding, on the number of photos and on its place: pass photos in
+        `canonical_order`.
+        """
+        config = self._config
+        pooled, patches = self._extractor.images_and_patches(photos)
+        cells = F.adaptive_avg_pool2d(patches, config.grid_side).permute(0, 2, 3, 1)
+        parts = [_normalised(pooled), _normalised(cells).flatten(1)]
+        if config.latent_side:
+            latents = encode_views(self._backbone, photos, _PLAIN, concept_id="", seed=0).moments[:, 0].cpu()
+            parts.append(F.adaptive_avg_pool2d(latents, config.latent_side).flatten(1))
+        return torch.cat(parts, dim=1)
+
+    def sizes(self) -> FeatureSizes:
+        """Return how many features of each kind a photo has."""
+        pooled, patches = self._extractor.images_and_patches([Image.new("RGB", (64, 64))])
+        config = self._config
+        return FeatureSizes(
+            pooled=pooled.shape[1],
+            patch=patches.shape[1],
+            cells=config.grid_side**2,
+            latents=self._backbone.latent_shape[0] * config.latent_side**2,
+        )
+
+
+def canonical_order(photos: Sequence[Image.Image]) -> list[Image.Image]:
+    """Return the photos in an order that depends on their pixels alone, so that a set has one order."""
+    return sorted(photos, key=lambda photo: (photo.size, photo.tobytes()))
+
+
+class ConceptEncoder(nn.Module):
+    """Network from the features of a set of photos to rows of every text encoder that learns rows.
+
+    A new network's rows are the class vectors: its last layer starts at zero.
+    """
+
+    def __init__(self, config: EncoderConfig, sizes: FeatureSizes, backbone: Backbone) -> None:
+        """Make the layers for a model's text encoders; torch's global generator draws their initial weights."""
+        super().__init__()
+        self.config = config
+        self.sizes = sizes
+        tables = {key: backbone.token_tables[key] for key in learning_encoders(backbone)}
+        self.patches = nn.Linear(sizes.patch, config.patch_dim)
+        width = sizes.pooled + sizes.cells * config.patch_dim + sizes.latents
+        self.photo = nn.Sequential(nn.Linear(width, config.hidden), nn.GELU())
+        known = sum(table.dim for table in tables.values())
+        self.set = nn.Sequential(nn.Linear(config.hidden + known, config.hidden), nn.GELU())
+        self.offsets = nn.ModuleDict()
+        for key, table in tables.items():
+            layer = nn.Linear(config.hidden, config.num_vectors * table.dim)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            self.offsets[key] = layer
+            # constants of the model, which are not part of an encoder's file
+            self.register_buffer(f"mean_{key}", table.mean, persistent=False)
+            self.register_buffer(f"deviation_{key}", table.deviation, persistent=False)
+
+    def forward(self, features: Tensor, is_present: Tensor, class_vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the rows of concepts: text encoder key -> [concepts, num_vectors, dim] float32.
+
+        features: [concepts, photos, width] features of each concept's photos.
+        is_present: [concepts, photos] True for a photo, False for padding.
+        class_vectors: text encoder key -> [concepts, dim] that the offsets are added to: those of the initializer, or
+            the mean of the vocabulary. A text encoder that learns no rows keeps them as its rows.
+        """
+        sizes = self.sizes
+        widths = [sizes.pooled, sizes.cells * sizes.patch, sizes.latents]
+        pooled, cells, latents = torch.split(features, widths, dim=2)
+        cells = self.patches(cells.reshape(*cells.shape[:2], sizes.cells, sizes.patch)).flatten(2)
+        hidden = self.photo(torch.cat([pooled, cells, latents], dim=2))
+        weights = is_present.to(hidden.dtype)[..., None]
+        mean = (hidden * weights).sum(1) / weights.sum(1)
+        classes = [self._standardised(key, class_vectors[key]) for key in self.offsets]
+        hidden = self.set(torch.cat([mean, *classes], dim=1))
+        rows = {}
+        for key, vector in class_vectors.items():
+            start = vector[:, None].expand(-1, self.config.num_vectors, -1)
+            rows[key] = start + self._offset(key, hidden) if key in self.offsets else start
+        return rows
+
+    def _standardised(self, key: str, vectors: Tensor) -> Tensor:
+        """Return vectors [..., dim] with the vocabulary's mean at zero and its deviation at one."""
+        mean, deviation = self.get_buffer(f"mean_{key}"), self.get_buffer(f"deviation_{key}")
+        return (vectors - mean) / deviation
+
+    def _offset(self, key: str, hidden: Tensor) -> Tensor:
+        """Return the offsets of a text encoder's rows, [concepts, num_vectors, dim].
+
+        An offset o is bounded smoothly, as o / sqrt(1 + |o|^2 / limit^2), whose norm stays below the limit.
+        """
+        deviation = self.get_buffer(f"deviation_{key}")
+        units: Tensor = self.offsets[key](hidden)
+        offset = units.reshape(len(hidden), self.config.num_vectors, -1) * deviation
+        limit = self.config.max_offset * deviation.norm()
+        bounded: Tensor = offset / (1 + (offset.norm(dim=-1, keepdim=True) / limit).square()).sqrt()
+        return bounded
+
+
+def _normalised(features: Tensor) -> Tensor:
+    """Return features [..., dim] with mean 0 and deviation 1 over their last axis."""
+    return F.layer_norm(features, features.shape[-1:])

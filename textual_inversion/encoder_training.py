@@ -1,0 +1,323 @@
+"""Train a `ConceptEncoder` through the frozen model, by the objective that rows are learned by.
+
+A step takes some concepts. The network makes each one's rows from a random part of its photos; the rows stand in
+prompts as trained rows do, and the loss is the denoising loss of its photos, mostly of others than those the rows were
+made from, plus the squared norm of the offsets (Gal et al. 2023, arXiv 2302.12228, section 4.1). Gradients go through
+the denoiser and the text encoders into the network alone.
+
+A concept's draws are seeded by (seed, concept id, step), so that they do not depend on its company.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from textual_inversion.augment_config import AugmentConfig
+from textual_inversion.concept import Concept
+from textual_inversion.config import PenaltyConfig, TimestepConfig
+from textual_inversion.config_checks import require
+from textual_inversion.encoder import ConceptEncoder, PhotoFeatures, canonical_order
+from textual_inversion.errors import NotFinite
+from textual_inversion.families.base import Backbone, stack_prompts
+from textual_inversion.initialise import class_vectors
+from textual_inversion.latents import encode_views, sample_latents
+from textual_inversion.objective import Batch, Trained, concatenate_batches, objective
+from textual_inversion.prompts import HOLE, encode_prompt, training_templates, with_class_noun
+from textual_inversion.rng import generator_for
+from textual_inversion.timesteps import timestep_sampler
+from textual_inversion.transfer import to_device
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderTrainingConfig:
+    """Settings of the training of an encoder."""
+
+    steps: int = 10_000
+    """Number of optimizer steps."""
+
+    concepts_per_step: int = 32
+    """Concepts in one step."""
+
+    samples_per_concept: int = 2
+    """Samples of each of them."""
+
+    learning_rate: float = 1e-3
+    """Learning rate of AdamW, from the end of the warm-up to the beginning of the decay."""
+
+    weight_decay: float = 0.01
+    """Decoupled decay of the matrices toward zero."""
+
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises from zero."""
+
+    decay_share: float = 0.3
+    """Share of the steps, the last, over which the learning rate falls to zero."""
+
+    max_grad_norm: float = 1.0
+    """Norm that the gradient is clipped to."""
+
+    averaging: float = 0.998
+    """Decay per step of the average of the weights over the steps, which is what is kept."""
+
+    class_noun_share: float = 0.25
+    """Share of samples whose prompt names the initializer behind the concept ("a photo of a V* cat")."""
+
+    no_initializer_share: float = 0.15
+    """Share of draws in which the offset is added to the vocabulary's mean, as for a concept without an initializer."""
+
+    other_photo_share: float = 0.8
+    """Share of samples that show another photo than those the rows are made from, where there is another."""
+
+    max_photos: int = 5
+    """Most photos that rows are made from."""
+
+    offset_weight: float = 1e-3
+    """Weight of the squared norm of the offsets."""
+
+    seed: int = 0
+    """Seed of every random draw, together with the concept's id and the step."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "concepts_per_step", "samples_per_concept", "max_photos"):
+            require(getattr(self, name) >= 1, f"encoder_training.{name}", getattr(self, name), "1 or more")
+        for name in ("learning_rate", "max_grad_norm"):
+            require(getattr(self, name) > 0, f"encoder_training.{name}", getattr(self, name), "positive")
+        for name in ("weight_decay", "warmup_steps", "offset_weight", "seed"):
+            require(getattr(self, name) >= 0, f"encoder_training.{name}", getattr(self, name), "0 or more")
+        for name in ("decay_share", "class_noun_share", "no_initializer_share", "other_photo_share"):
+            require(0 <= getattr(self, name) <= 1, f"encoder_training.{name}", getattr(self, name), "in [0, 1]")
+        require(0 <= self.averaging < 1, "encoder_training.averaging", self.averaging, "in [0, 1)")
+
+    def rate_factor(self, step: int) -> float:
+        """Return the factor on the learning rate at a step, counted from 0: a rise, a plateau and a fall to zero."""
+        rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        fall = (self.steps - step) / max(1.0, self.decay_share * self.steps)
+        return max(0.0, min(rise, fall))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ConceptExample:
+    """A concept to train the encoder on, with its photos encoded."""
+
+    concept: Concept
+    """The concept; the i-th of its captions, if it has any, describes the i-th photo."""
+    features: Tensor
+    """Features of the photos, [photos, width] (`PhotoFeatures`)."""
+    moments: Tensor
+    """Mean and deviation of the photos' latents, [photos, 2, *latent_shape]."""
+
+
+def encode_example(
+    concept: Concept, photos: Sequence[Image.Image], backbone: Backbone, photo_features: PhotoFeatures
+) -> ConceptExample:
+    """Encode a concept's photos. Raises ConceptError for a concept that cannot be trained on."""
+    moments = encode_views(backbone, photos, AugmentConfig(flip=False), concept.concept_id, seed=0).moments.cpu()
+    features = photo_features(photos)
+    if not (moments.isfinite().all() and features.isfinite().all()):
+        raise NotFinite(
+            f"concept {concept.concept_id!r}: latents or features of its photos are not finite; check the photos and "
+            "the model's precision"
+        )
+    return ConceptExample(concept=concept, features=features, moments=moments)
+
+
+class EncoderTrainer:
+    """The state of a training: the network, its optimizer, and the average of its weights over the steps."""
+
+    def __init__(self, network: Any, backbone: Backbone, config: EncoderTrainingConfig) -> None:
+        """Begin a training.
+
+        network: a ConceptEncoder on the backbone's device, or one wrapped for data-parallel training (`module`).
+        """
+        self._network = network
+        self._backbone = backbone
+        self._config = config
+        self._encoder: ConceptEncoder = getattr(network, "module", network)
+        self.averaged: ConceptEncoder = copy.deepcopy(self._encoder).requires_grad_(False)
+        """The network with the average of the weights over the steps."""
+        self.step_number = 0
+        """Steps taken."""
+        matrices = [each for each in network.parameters() if each.ndim > 1]
+        vectors = [each for each in network.parameters() if each.ndim <= 1]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+        )
+        self._draws = _Draws(backbone, config, self._encoder.config.num_vectors)
+        self._penalties = PenaltyConfig(class_distance=config.offset_weight)
+
+    def step(self, examples: Sequence[ConceptExample]) -> dict[str, float]:
+        """Take one step on these concepts and return its mean losses by name.
+
+        The gradient is that of the mean over the concepts, so that of n workers with equal numbers of concepts, whose
+        gradients are averaged, is that of one worker with all of them. A gradient that is not finite changes nothing.
+        """
+        config = self._config
+        terms = self._terms(self._network, examples, "encoder", self.step_number)
+        for group in self._optimizer.param_groups:
+            group["lr"] = config.learning_rate * config.rate_factor(self.step_number)
+        self._optimizer.zero_grad()
+        with self._attention():
+            torch.stack(list(terms.values())).sum(0).mean().backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self._network.parameters(), config.max_grad_norm)
+        if norm.isfinite():
+            self._optimizer.step()
+        self.step_number += 1
+        decay = min(config.averaging, self.step_number / (self.step_number + 10))
+        with torch.no_grad():
+            for mean, value in zip(self.averaged.parameters(), self._encoder.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+        return {name: float(values.detach().mean()) for name, values in terms.items()} | {"gradient_norm": float(norm)}
+
+    @torch.no_grad()
+    def evaluate(self, examples: Sequence[ConceptExample], draws: int = 4) -> float:
+        """Return the mean denoising loss of the averaged network on concepts, on the same draws in every call."""
+        size = self._config.concepts_per_step
+        losses = []
+        for draw in range(draws):
+            for first in range(0, len(examples), size):
+                terms = self._terms(self.averaged, examples[first : first + size], "encoder-evaluation", draw)
+                losses.append(terms["denoising"])
+        return float(torch.cat(losses).mean())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a training goes on from."""
+        return {
+            "step": self.step_number,
+            "network": self._encoder.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of a training with an equal network."""
+        self.step_number = state["step"]
+        self._encoder.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def _attention(self) -> AbstractContextManager[None]:
+        """Let torch take the plain product form of attention in bfloat16 on a CPU, whose fused form has a backward pass
+        several times as slow there (measured with torch 2.9: a third of a step)."""
+        is_slow = self._backbone.device.type == "cpu" and self._backbone.dtype == torch.bfloat16
+        plain: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+        return plain if is_slow else nullcontext()
+
+    def _terms(
+        self, network: nn.Module, examples: Sequence[ConceptExample], purpose: str, step: int
+    ) -> dict[str, Tensor]:
+        """Return the terms of the objective for each concept: name -> [concepts]."""
+        backbone = self._backbone
+        drawn = [self._draws(example, purpose, step) for example in examples]
+        features, is_present = _padded([each.features for each in drawn], backbone.device)
+        classes = {
+            key: torch.stack([each.classes[key] for each in drawn]).to(backbone.device) for key in backbone.token_tables
+        }
+        rows = network(features, is_present, classes)
+        num_vectors = next(iter(rows.values())).shape[1]
+        class_vector = {key: vectors[:, None] for key, vectors in classes.items()}
+        trained = Trained(
+            rows=rows,
+            start=class_vector,
+            class_vector=class_vector,
+            is_placeholder_row=features.new_ones(len(examples), num_vectors),
+        )
+        vocab_sizes = {key: vocabulary.size for key, vocabulary in backbone.vocabularies.items()}
+        batch = concatenate_batches([each.batch for each in drawn], vocab_sizes, num_vectors)
+        with self._attention():
+            terms = objective(backbone, batch, trained, self._penalties)
+        return {name: values.reshape(len(examples), -1).mean(1) for name, values in terms.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Drawn:
+    """The draws of one concept for one step."""
+
+    features: Tensor
+    """Features of the photos that rows are made from, [photos, width]."""
+    classes: Mapping[str, Tensor]
+    """Vectors that the offsets are added to, text encoder key -> [dim]."""
+    batch: Batch
+    """Samples of the denoising loss."""
+
+
+class _Draws:
+    """Draws the photos, prompts, noise and timesteps of a concept for a step."""
+
+    def __init__(self, backbone: Backbone, config: EncoderTrainingConfig, num_vectors: int) -> None:
+        self._backbone = backbone
+        self._config = config
+        self._timesteps = timestep_sampler(TimestepConfig(), backbone.noise)
+        rows = {HOLE: range(num_vectors)}
+        self._encode = lru_cache(maxsize=50_000)(lambda text: encode_prompt(text, rows, backbone.vocabularies))
+
+    def __call__(self, example: ConceptExample, purpose: str, step: int) -> _Drawn:
+        """Draw for a concept. The order of the draws is part of every result."""
+        config = self._config
+        concept = example.concept
+        backbone = self._backbone
+        generator = generator_for(config.seed, concept.concept_id, purpose, step)
+        num_photos = len(example.features)
+        size = config.samples_per_concept
+        most = min(num_photos, config.max_photos)
+        num_seen = int(torch.randint(1, most + 1, (), generator=generator))
+        order = torch.randperm(num_photos, generator=generator)
+        seen, others = order[:num_seen], order[num_seen:]
+        has_class, *_ = (torch.rand(1, generator=generator) >= config.no_initializer_share).tolist()
+        coins = torch.rand(3, size, generator=generator)
+        place = torch.rand(2, size, generator=generator)
+        eps = torch.randn(size, *backbone.latent_shape, generator=generator)
+        noise = torch.randn(size, *backbone.latent_shape, generator=generator)
+        timesteps = self._timesteps(size, generator)
+
+        targets = []
+        for is_other, where in zip((coins[0] < config.other_photo_share).tolist(), place[0].tolist(), strict=True):
+            options = others if is_other and len(others) else seen
+            targets.append(int(options[int(where * len(options))]))
+        nouns = [concept.initializer if named else "" for named in (coins[1] < config.class_noun_share).tolist()]
+        prompts = [
+            self._prompt(concept, photo, noun, where)
+            for photo, noun, where in zip(targets, nouns, place[1].tolist(), strict=True)
+        ]
+        classes = class_vectors(concept, backbone) if has_class else _means(backbone)
+        moments = example.moments[targets].float()
+        batch = Batch(
+            latents=to_device(sample_latents(moments, eps), backbone.device),
+            noise=to_device(noise, backbone.device),
+            timesteps=to_device(timesteps, backbone.device),
+            ids={key: to_device(ids, backbone.device) for key, ids in stack_prompts(prompts).items()},
+        )
+        return _Drawn(features=example.features[seen].float(), classes=classes, batch=batch)
+
+    def _prompt(self, concept: Concept, photo: int, noun: str, where: float) -> dict[str, list[int]]:
+        """Return the ids of the photo's caption, or of the template at `where` in [0, 1) of the list."""
+        templates = training_templates(concept, class_cue=False)
+        template = templates[photo if concept.captions else int(where * len(templates))]
+        encoded: dict[str, list[int]] = self._encode(with_class_noun([template], noun)[0])
+        return encoded
+
+
+def _means(backbone: Backbone) -> dict[str, Tensor]:
+    """Return the mean of each vocabulary's vectors, text encoder key -> [dim]."""
+    return {key: table.mean for key, table in backbone.token_tables.items()}
+
+
+def _padded(features: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Stack sets of photos of unequal sizes: features [concepts, photos, width], and which of them are there."""
+    padded = nn.utils.rnn.pad_sequence(list(features), batch_first=True)
+    counts = torch.tensor([len(each) for each in features])
+    is_present = torch.arange(padded.shape[1]) < counts[:, None]
+    return padded.to(device), is_present.to(device)
+
+
+__all__ = ["ConceptExample", "EncoderTrainer", "EncoderTrainingConfig", "canonical_order", "encode_example"]
