@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_worker_niceness", "0")  # by default 15, which starves Ray's workers on a busy machine
 
 
 @pytest.fixture(scope="session")

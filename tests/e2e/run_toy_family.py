@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 if __name__ == "__main__":
     register()
-    runtime_env = {"env_vars": {"PYTHONPATH": str(ROOT)}, "worker_process_setup_hook": register}
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env=runtime_env)
+    if "--dry-run" not in sys.argv:
+        runtime_env = {"env_vars": {"PYTHONPATH": str(ROOT)}, "worker_process_setup_hook": register}
+        ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env=runtime_env)
     sys.exit(main(sys.argv[1:]))
