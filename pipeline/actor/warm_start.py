@@ -100,7 +100,10 @@ class GivenStarts:
         earlier = self._earlier.get(concept.concept_id)
         if earlier is None:
             return ChosenStart(concept, None, "words, as the earlier run has no such concept")
-        embedding = earlier.read()
+        try:
+            embedding = earlier.read()
+        except ValueError as error:
+            raise BadInput(f"the earlier run's {redact(str(error))}") from error
         if embedding.metadata.get("model_hash") != self._model_hash:
             return ChosenStart(concept, None, "words, as the earlier run learned it on another model")
         if embedding.num_vectors not in (1, concept.num_vectors):

@@ -17,6 +17,8 @@ from pipeline.config import PhotoConfig
 from pipeline.inputs.photos import check_scheme, content_md5, fetch
 from pipeline.store import s3
 from pipeline.store.addresses import absolute, find_files, is_s3, open_filesystem, open_for_reading, read_bytes
+from pipeline.store.errors import describe_error
+from textual_inversion.errors import BadInput
 
 _THREADS = 16
 
@@ -71,7 +73,7 @@ def _s3_lookups(uris: list[str]) -> list[tuple[Any, str, dict[str, str]]]:
             continue
         try:
             fs, path = open_filesystem(uri)
-        except ValueError:
+        except Exception:  # reading it will say why
             continue
         bucket, _, key = path.partition("/")
         if is_s3(fs) and key:
@@ -103,3 +105,5 @@ def _hash_bytes(uri: str, photos: PhotoConfig | None) -> str | OSError | ValueEr
         return content_md5(data)
     except (OSError, ValueError) as error:
         return error
+    except Exception as error:  # of a store's client, which may raise anything
+        return BadInput(describe_error(error))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import PhotoConfig
 from pipeline.store import http_client
 from pipeline.store.addresses import read_bytes, read_with_etag
-from pipeline.store.errors import InputChanged, is_client_error
+from pipeline.store.errors import InputChanged, describe_error, is_client_error
 from pipeline.store.redact import redact
 from textual_inversion.concept import Concept
 from textual_inversion.errors import BadInput
@@ -76,10 +76,10 @@ def _errors_without_credentials() -> Iterator[None]:
         raise BadInput(redact(str(error))) from None
     except OSError as error:
         raise OSError(redact(str(error)) or type(error).__name__) from None
-    except Exception as error:
-        if not is_client_error(error):  # an S3 client raises errors that are no OSErrors
-            raise
-        raise OSError(f"{type(error).__name__}: {redact(str(error))}") from None
+    except MemoryError:  # no address is to blame
+        raise
+    except Exception as error:  # a store's client may raise anything
+        raise (OSError if is_client_error(error) else BadInput)(describe_error(error)) from None
 
 
 def open_pictures(

@@ -16,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.inputs.photos import open_pictures
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.plan import ConceptTask
+from pipeline.store.errors import describe_bug
 from pipeline.store.redact import redact
 from textual_inversion.concept import Concept
 from textual_inversion.errors import BadInput
@@ -73,7 +74,7 @@ def examine(
         while batch := [task.concept for task in islice(rest, _BATCH)]:
             opened = pool.map(lambda concept: photo_problem(concept, config), batch) if photos else [""] * len(batch)
             for concept, problem in zip(batch, opened, strict=True):
-                yield from text_findings(concept, config, prompts, vocabularies)
+                yield from _text_findings_or_bug(concept, config, prompts, vocabularies)
                 if problem:
                     yield Finding(concept.concept_id, problem, is_fatal=True)
 
@@ -84,7 +85,19 @@ def photo_problem(concept: Concept, config: RunConfig) -> str:
         open_pictures(concept, config.photos)
     except (BadInput, OSError) as error:
         return redact(str(error))
+    except Exception as error:
+        return describe_bug(error)
     return ""
+
+
+def _text_findings_or_bug(
+    concept: Concept, config: RunConfig, prompts: Sequence[Prompt], vocabularies: Vocabularies
+) -> list[Finding]:
+    """Return the findings of `text_findings`, or an unforeseen exception as one."""
+    try:
+        return list(text_findings(concept, config, prompts, vocabularies))
+    except Exception as error:
+        return [Finding(concept.concept_id, describe_bug(error), is_fatal=True)]
 
 
 def text_findings(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import lru_cache, partial
@@ -21,6 +22,13 @@ from pipeline.store.redact import redact
 
 MAX_BYTES = 64 * 2**20
 """Default limit on the size of an object that is read whole."""
+
+_BUCKET = re.compile(
+    r"[A-Za-z0-9._-]{1,255}|arn:aws[a-z-]*:s3[a-z-]*:[a-z0-9-]*:[0-9]{12}:accesspoint:[A-Za-z0-9.-]{1,63}"
+)
+"""Names of buckets and access points that S3's client takes (botocore's `VALID_BUCKET` and `VALID_S3_ARN`)."""
+
+_SHOWN_CHARACTERS = 200
 
 T = TypeVar("T")
 
@@ -181,10 +189,21 @@ def _refuse_chain(uri: str) -> None:
 
 
 def _scheme(uri: str) -> str:
-    scheme = uri.partition("://")[0] if "://" in uri else "file"
+    """Return the scheme of an address. Raises ValueError for one that is not allowed, and for an S3 address whose
+    bucket can be none: the client's own error for it is no OSError and shows credentials before an `@`."""
+    scheme, _, rest = uri.partition("://") if "://" in uri else ("file", "", uri)
     if scheme not in SCHEMES:
         raise ValueError(f"{redact(uri)!r} begins with {scheme}://; allowed are {', '.join(SCHEMES)}")
+    if scheme in ("s3", "s3a") and not _BUCKET.fullmatch(rest.partition("/")[0]):
+        raise ValueError(
+            f"{redact(_cut(uri))!r} names no bucket: letters, digits, '.', '-' and '_', 255 at most, or an access "
+            "point as arn:aws:s3:REGION:ACCOUNT:accesspoint:NAME; credentials belong in the environment"
+        )
     return scheme
+
+
+def _cut(uri: str) -> str:
+    return uri if len(uri) <= _SHOWN_CHARACTERS else f"{uri[:_SHOWN_CHARACTERS]}..."
 
 
 def _to_uri(path: str, like: str) -> str:

@@ -139,7 +139,7 @@ def listed_md5s(fs: Any, bucket: str, keys: Iterable[str]) -> dict[str, str]:
         after = max(after, _string_just_before(wanted[position]))
         try:
             entries, _ = list_page(fs, bucket, f"{prefix}/" if prefix else "", StartAfter=after)
-        except OSError as error:
+        except Exception as error:  # no listing is needed
             log.warning(
                 "cannot list s3://%s/%s (%s): photos there are read instead", bucket, prefix, redact(str(error))
             )

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.store import disk, retries, s3
 from pipeline.store.addresses import absolute, call_with_retries, is_local, is_s3, open_filesystem
-from pipeline.store.errors import StoreFailed
+from pipeline.store.errors import StoreFailed, describe_error
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,7 @@ class RunStore:
             for name, answer in zip(missing, answers, strict=True):
                 if isinstance(answer, BaseException):
                     retryable = answer if retries.is_retryable(answer) else retryable
-                    if retryable is not answer and not isinstance(answer, OSError):
-                        raise answer
-                    answer = answer if isinstance(answer, OSError) else OSError(str(answer))
+                    answer = answer if isinstance(answer, OSError) else OSError(describe_error(answer))
                 results[name] = answer
             if retryable is not None:
                 raise retryable
