@@ -301,9 +301,8 @@ class RunConfig:
         if not self.extractor:
             method = self.inversion.init.method
             clip_weight = self.inversion.penalties.clip
-            require(
-                method not in ("auto", "amortised"), "extractor", "", f"a CLIP for inversion.init.method {method!r}"
-            )
+            looks_at_photos = method in ("auto", "amortised", "encoder")
+            require(not looks_at_photos, "extractor", "", f"a CLIP for inversion.init.method {method!r}")
             require(not clip_weight, "extractor", "", "a CLIP for inversion.penalties.clip")
         earlier = self.inversion.init.earlier_run
         require(

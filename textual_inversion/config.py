@@ -12,7 +12,7 @@ from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.config_checks import require, require_choice
 
 NormControl = Literal["none", "clamp", "sphere"]
-InitMethod = Literal["words", "encoder_output", "auto", "amortised", "earlier"]
+InitMethod = Literal["words", "encoder_output", "auto", "amortised", "earlier", "encoder"]
 TimestepSampler = Literal["uniform", "range", "snr", "logit_normal"]
 TemplateSet = Literal["textual_inversion", "textboost"]
 RateSchedule = Literal["constant", "linear"]
@@ -40,7 +40,9 @@ class InitConfig:
     the word whose text features lie nearest to the photos' features; the word becomes the initializer. `amortised`: the
     initializer's vectors moved towards the photos by a regression fitted on known words; `words` where the regression
     is unreliable. `earlier`: the rows that the concept of the same id has in `earlier_run`; `words` where that run has
-    none. A row of the manifest with an embedding to start from (`start_from`) goes before all of them."""
+    none. `encoder`: the rows that the trained network `encoder` makes from the photos; `words`, and `unsure_steps`
+    steps, where it is unsure. A row of the manifest with an embedding to start from (`start_from`) goes before all of
+    them."""
 
     words: tuple[str, ...] = ()
     """Words and phrases that `auto` chooses from and that `amortised` is fitted on. Empty: all single-token words of
@@ -49,6 +51,14 @@ class InitConfig:
     earlier_run: str = ""
     """Output folder of a finished run of the same model, whose concepts `amortised` is fitted on as well and `earlier`
     starts from."""
+
+    encoder: str = ""
+    """Address of the file of an encoder that `python -m pipeline.train_encoder` trained through the same model, with
+    the same extractor."""
+
+    unsure_steps: int = 500
+    """Optimizer steps, in place of `steps`, of a concept that `encoder` is unsure of, because it is unlike those that
+    the encoder was trained on."""
 
     noise: float = 0.0
     """Standard deviation of the noise added to the initial rows, in units of the vocabulary's deviation per coordinate.
@@ -61,6 +71,9 @@ class InitConfig:
         require(is_used, "init.earlier_run", self.earlier_run, "empty unless init.method is 'amortised' or 'earlier'")
         has_run = self.method != "earlier" or bool(self.earlier_run)
         require(has_run, "init.earlier_run", "", "the output of a run, which init.method 'earlier' starts from")
+        has_encoder = self.method != "encoder" or bool(self.encoder)
+        require(has_encoder, "init.encoder", "", "the file of an encoder, which init.method 'encoder' starts from")
+        require(self.unsure_steps >= 1, "init.unsure_steps", self.unsure_steps, "1 or more")
         require(self.noise >= 0, "init.noise", self.noise, "0 or more")
 
 
@@ -209,7 +222,8 @@ class InversionConfig:
     """Settings of the inversion of one concept. All of them enter the concept's fingerprint."""
 
     steps: int = 500
-    """Largest number of optimizer steps per concept."""
+    """Largest number of optimizer steps per concept. 0, with `init.method` 'encoder' alone, keeps the encoder's rows as
+    they are."""
 
     batch_size: int = 4
     """Samples of one concept in one step; the concept's loss is their mean."""
@@ -279,7 +293,8 @@ class InversionConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, "inversion.steps", self.steps, "1 or more")
+        least = 0 if self.init.method == "encoder" else 1
+        require(self.steps >= least, "inversion.steps", self.steps, "1 or more; 0 with init.method 'encoder' alone")
         require(self.batch_size >= 1, "inversion.batch_size", self.batch_size, "1 or more")
         require(self.learning_rate > 0, "inversion.learning_rate", self.learning_rate, "positive")
         require_choice("inversion.learning_rate_schedule", self.learning_rate_schedule, RateSchedule)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -271,9 +272,9 @@ class Engine:
         for slot in learning:
             slot.step += 1
         self.steps_taken += len(learning)
-        schedule, steps = self._config.learning_rate_schedule, self._config.steps
+        schedule = self._config.learning_rate_schedule
         scales = [
-            (slot.lr_scale, slot.lr_scale * rate_factor(schedule, slot.step, steps)) if slot else (1.0, 1.0)
+            (slot.lr_scale, slot.lr_scale * rate_factor(schedule, slot.step, slot.config.steps)) if slot else (1.0, 1.0)
             for slot in self._slots
         ]
         lr_scales, row_lr_scales = torch.tensor(scales, dtype=torch.float64).T
@@ -289,7 +290,7 @@ class Engine:
         evaluated: dict[Slot, Mapping[str, Tensor]] = {}
         losses = torch.zeros(len(self._slots), device=self._backbone.device)
         for slot in learning:
-            if not is_eval_step(self._config, slot.step):
+            if not is_eval_step(slot.config, slot.step):
                 continue
             if slot.eval_batch is None:
                 slot.eval_batch = self._draw_samples(slot, "frozen", 0)
@@ -306,12 +307,12 @@ class Engine:
         """
         intervals = [steps for steps in (LAST_GOOD_EVERY_STEPS, checkpoint_steps) if steps]
         for slot in learning:
-            read_all |= self._stop_rule.due(slot.step) or any(slot.step % steps == 0 for steps in intervals)
+            read_all |= slot.stop_rule.due(slot.step) or any(slot.step % steps == 0 for steps in intervals)
         while len(self._readbacks) > (0 if read_all or any(slot.error for slot in learning) else self._steps_ahead):
             self._readbacks.popleft().finish()
 
     def _is_done(self, slot: Slot) -> bool:
-        return self._stop_rule.due(slot.step) and self._stop_rule.stops(slot.curve, slot.eval_losses)
+        return slot.stop_rule.due(slot.step) and slot.stop_rule.stops(slot.curve, slot.eval_losses)
 
     # A slot's begin and end.
 
@@ -327,7 +328,7 @@ class Engine:
             except ConceptError as error:
                 on_outcome(Outcome(assignment.concept, None, 0, curve_tensor([]), 0.0, str(error), kind=error.kind))
                 continue
-            if self._is_done(slot):  # resumed after its last step
+            if self._is_done(slot):  # resumed after its last step, or to take none
                 on_outcome(self._end(slot))
         return True
 
@@ -337,13 +338,19 @@ class Engine:
         views = assignment.views
         backbone = self._backbone
         assignment.check(self._layout)
+        config, stop_rule = self._config, self._stop_rule
+        if assignment.steps is not None:
+            config = replace(config, steps=assignment.steps)
+            stop_rule = stop_rule_from_config(config)
         state = assignment.state or SlotState.initial(
             self._layout.initial_parameters(concept, num_photos(views), seed=self._seed, start=assignment.start)
         )
         slot = Slot(
             index=slot_index,
             concept=concept,
-            data=TrainingData.from_views(concept, views, self._config, backbone, self._image_features, self._knowledge),
+            config=config,
+            stop_rule=stop_rule,
+            data=TrainingData.from_views(concept, views, config, backbone, self._image_features, self._knowledge),
             num_vectors={name: len(tensor) for name, tensor in state.parameters.items()},
             start=state.start,
             step=state.step,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from textual_inversion.concept import Concept, LearnedEmbedding
+from textual_inversion.config import InversionConfig
 from textual_inversion.errors import BadInput, ErrorKind, NotFinite
 from textual_inversion.latents import EncodedViews
 from textual_inversion.objective import Batch
@@ -24,7 +25,7 @@ from textual_inversion.slot_state import (
     eval_tensor,
     to_cpu,
 )
-from textual_inversion.stopping import CurvePoint, EvalLoss
+from textual_inversion.stopping import CurvePoint, EvalLoss, StopRule
 from textual_inversion.training_data import TrainingData
 
 MAX_ROLLBACKS = 2
@@ -45,6 +46,8 @@ class Assignment:
     """State to continue from; None starts anew."""
     start: LearnedEmbedding | None = None
     """Rows, and their adapter, to start from; None starts from the concept's initializer."""
+    steps: int | None = None
+    """Largest number of steps of this concept; None is `steps` of the configuration."""
 
     def check(self, layout: Layout) -> None:
         """Raise a ConceptError if the assignment would fail later, or make its neighbours fail."""
@@ -91,6 +94,10 @@ class Slot:
     index: int
     """Index of the slot in the stacked parameters."""
     concept: Concept
+    config: InversionConfig
+    """The engine's configuration, with the steps of this concept."""
+    stop_rule: StopRule
+    """Rule that ends the concept."""
     data: TrainingData
     """Source of the concept's samples."""
     num_vectors: Mapping[str, int]

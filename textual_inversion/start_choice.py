@@ -1,7 +1,7 @@
 """Choice of a concept's initial rows by `init.method`: by the initializer alone, or by the photos as well.
 
 The methods `auto` and `amortised` compare the photos with words by a feature extractor with text features; the
-regression of `amortised` is in `amortise`.
+regression of `amortised` is in `amortise`. The network of `encoder` is in `encoder`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor
 from textual_inversion import amortise
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig
+from textual_inversion.encoder import PhotoFeatures, canonical_order
+from textual_inversion.encoder_file import TrainedEncoder
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors, encoder_output, word_vectors
 
@@ -35,6 +37,8 @@ class ChosenStart:
     """Initial rows for `Assignment.start`; None leaves them to the initializer."""
     reason: str
     """Method and its choice in words, for the record, with the reason if the method was not relied on."""
+    steps: int | None = None
+    """Largest number of steps for `Assignment.steps`; None leaves it to the settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +66,29 @@ class StartChooser:
         *,
         seed: int = 0,
         examples: Iterable[LearnedExample] = (),
+        encoder: TrainedEncoder | None = None,
     ) -> None:
         """Prepare the method, which for `amortised` fits the regression.
 
-        extractor: needed by `auto` and `amortised`.
+        extractor: needed by `auto`, `amortised` and `encoder`.
         examples: concepts that `amortised` is fitted on besides words, read one after the other.
-        Raises ValueError if the extractor is needed and missing, or if there are fewer than three words.
+        encoder: needed by `encoder`.
+        Raises ValueError if the extractor or the encoder is needed and missing, or if there are fewer than three words.
         """
         self._backbone = backbone
         self._method = config.method
         self._extractor = extractor
-        if config.method not in ("auto", "amortised"):
+        self._unsure_steps = config.unsure_steps
+        if config.method not in ("auto", "amortised", "encoder"):
             return
         if extractor is None:
             raise ValueError(f"init.method {config.method!r} looks at the photos with a CLIP; set `extractor`")
+        if config.method == "encoder":
+            if encoder is None:
+                raise ValueError("init.method 'encoder' needs a trained encoder; set init.encoder")
+            self._encoder = encoder
+            self._photo_features = PhotoFeatures(backbone, extractor, encoder.network.config)
+            return
         self._words = list(config.words) or backbone.single_token_words()
         if len(self._words) < 3:
             raise ValueError(f"init.words = {self._words!r}: must be 3 words or more for init.method {config.method!r}")
@@ -89,6 +102,8 @@ class StartChooser:
             return ChosenStart(concept, None, "words")
         if self._method == "encoder_output":
             return _start(concept, encoder_output(concept, self._backbone), "encoder_output")
+        if self._method == "encoder":
+            return self._start_by_encoder(concept, photos)
         assert self._extractor is not None
         feature = _mean_feature(self._extractor, photos)
         if self._method == "auto":
@@ -113,6 +128,16 @@ class StartChooser:
             reason = f"words, amortised was unsure: {predicted.unreliable_because}"
             return _chosen(concept, initializer_vectors, reason)
         return _chosen(concept, predicted.vectors, "amortised")
+
+    def _start_by_encoder(self, concept: Concept, photos: Sequence[Image.Image]) -> ChosenStart:
+        """Make the rows in a pass of this concept alone, so that they do not depend on the concepts beside it."""
+        encoder = self._encoder
+        features = self._photo_features(canonical_order(photos))
+        reason = encoder.why_unreliable(concept, features)
+        if reason:
+            start = _chosen(concept, class_vectors(concept, self._backbone), f"words, the encoder was unsure: {reason}")
+            return replace(start, steps=self._unsure_steps)
+        return _start(concept, encoder.rows(features, class_vectors(concept, self._backbone)), "encoder")
 
     def _fit_regression(
         self, extractor: ClipExtractor, seed: int, examples: Iterable[LearnedExample]

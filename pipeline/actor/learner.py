@@ -30,7 +30,7 @@ from pipeline.actor.samples import Samples, sample_requests, score
 from pipeline.actor.slot_budget import SlotBudget
 from pipeline.actor.tuning import PassSharing, compile_where_wanted, default_slots, passes_to_learn
 from pipeline.actor.vitals import Vitals, held_bytes
-from pipeline.actor.warm_start import GivenStarts, load_examples
+from pipeline.actor.warm_start import GivenStarts, load_examples, read_encoder
 from pipeline.config import RunConfig
 from pipeline.inputs.models import locate, with_captions
 from pipeline.inputs.photos import open_pictures
@@ -80,7 +80,10 @@ class Learner:
         is_fitted = init.method == "amortised" and init.earlier_run
         examples = load_examples(init.earlier_run, model_hash, config.photos) if is_fitted else ()
         self._given_start = GivenStarts(config, model_hash)
-        self._choose_start = StartChooser(self._backbone, init, self._extractor, seed=config.seed, examples=examples)
+        encoder = read_encoder(config, self._backbone) if init.method == "encoder" else None
+        self._choose_start = StartChooser(
+            self._backbone, init, self._extractor, seed=config.seed, examples=examples, encoder=encoder
+        )
         self._features = self._extractor.pixel_features if self._extractor else None
         self._budget = SlotBudget(
             config.actors.slots or default_slots(self._backbone, config.inversion, self._features)
@@ -291,7 +294,7 @@ class Learner:
         )
         state = self._checkpoints.load(job)
         job.log.note("prepared", start=job.start.reason, step=state.step if state else 0)
-        return Assignment(concept, views, state, job.start.embedding)
+        return Assignment(concept, views, state, job.start.embedding, job.start.steps)
 
     async def _publish(self, job: Job, photos: list[Image.Image], outcome: Outcome) -> ConceptRecord:
         """Draw the sample pictures, in batches shared with other concepts, and store what is kept of the concept."""

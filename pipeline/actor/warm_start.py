@@ -1,5 +1,5 @@
-"""Read embeddings to start from: those of files that rows of the manifest name, those of an earlier run for
-`init.method` 'earlier', and with their photos as examples for 'amortised'."""
+"""Read what concepts start from: embeddings of files that rows of the manifest name, those of an earlier run for
+`init.method` 'earlier' and with their photos as examples for 'amortised', and the encoder of 'encoder'."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ from collections.abc import Iterator
 
 from pipeline.actor.library import LearnedConcept, open_library
 from pipeline.config import PhotoConfig, RunConfig
+from pipeline.inputs.models import extractor_hash
 from pipeline.inputs.photos import fetch, fetch_as_planned
 from pipeline.ledger.plan import ConceptTask
+from pipeline.store.addresses import read_bytes
 from pipeline.store.errors import InputChanged
 from pipeline.store.redact import redact
 from textual_inversion.dialects import parse_embedding
+from textual_inversion.encoder_file import TrainedEncoder, load_encoder
 from textual_inversion.errors import BadInput
+from textual_inversion.families.base import Backbone
 from textual_inversion.photos import open_photo
 from textual_inversion.start_choice import ChosenStart, LearnedExample
 
 log = logging.getLogger(__name__)
+
+_MAX_ENCODER_BYTES = 2**30
+"""Largest size of an encoder's file, bytes."""
 
 MAX_EXAMPLES = 500
 """Largest number of examples: every actor reads them before its first concept, and a regression gains little from
@@ -61,6 +68,16 @@ def _read(concept: LearnedConcept, model_hash: str, photos: PhotoConfig) -> Lear
 
 def _fetch(uri: str, photos: PhotoConfig, planned: str) -> bytes:
     return fetch_as_planned(uri, photos, planned) if planned else fetch(uri, photos)
+
+
+def read_encoder(config: RunConfig, backbone: Backbone) -> TrainedEncoder:
+    """Read the encoder that `init.encoder` names. Raises ValueError if it cannot be read, or not be used with the run's
+    model and extractor."""
+    uri = config.inversion.init.encoder
+    try:
+        return load_encoder(read_bytes(uri, _MAX_ENCODER_BYTES), backbone, extractor_hash(config.extractor))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"inversion.init.encoder = {redact(uri)!r}: {redact(str(error))}") from error
 
 
 class GivenStarts:

@@ -17,6 +17,7 @@ _ADDRESSES: dict[str, Callable[[str], str]] = {
     "evaluation.dino": portable,
     "inversion.penalties.captions": absolute,
     "inversion.init.earlier_run": absolute,
+    "inversion.init.encoder": absolute,
 }
 """Settings that are addresses -> the function that makes one the same on every machine."""
 

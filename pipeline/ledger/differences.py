@@ -35,6 +35,7 @@ def settings_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
         "extractor": "the feature extractor's files",
         "inversion.penalties.captions": "the file of captions",
         "inversion.init.earlier_run": "the earlier run",
+        "inversion.init.encoder": "the encoder",
         "format": "this program's own format",
     }
     flat_before = dict(flatten(before))

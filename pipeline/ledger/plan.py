@@ -66,16 +66,27 @@ class DoneWork:
 
 
 def settings_of(
-    config: RunConfig, *, model_hash: str, extractor_hash: str = "", captions_hash: str = "", earlier_hash: str = ""
+    config: RunConfig,
+    *,
+    model_hash: str,
+    extractor_hash: str = "",
+    captions_hash: str = "",
+    earlier_hash: str = "",
+    encoder_hash: str = "",
 ) -> dict[str, Any]:
     """Return all settings that the results of a run depend on, as JSON values.
 
     Settings of where and how fast the work is done (actors, device, output, the batch size of sample pictures) are left
-    out. The captions of knowledge preservation and the earlier run of learned starts count by content, not by address.
+    out. The captions of knowledge preservation, the earlier run of learned starts and the encoder of starts count by
+    content, not by address. An encoder's settings are left out where it is not used, so that fingerprints of earlier
+    releases stay as they were.
     """
     inversion = dataclasses.asdict(config.inversion)
     inversion["penalties"]["captions"] = captions_hash
     inversion["init"]["earlier_run"] = earlier_hash
+    inversion["init"]["encoder"] = encoder_hash
+    if config.inversion.init.method != "encoder":
+        del inversion["init"]["encoder"], inversion["init"]["unsure_steps"]
     grid = dataclasses.asdict(config.grid)
     del grid["sampling"]["batch_size"]
     if config.inversion.class_cue:  # earlier releases drew these concepts without the noun, and all others as now

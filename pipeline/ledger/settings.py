@@ -12,12 +12,14 @@ from pipeline.ledger.plan import earlier_hash, settings_of
 
 def current_settings(config: RunConfig) -> dict[str, Any]:
     """Return `settings_of` a configuration. Raises ValueError for a model, file or run that cannot be read."""
+    init = config.inversion.init
     return settings_of(
         config,
         model_hash=model_hash(config.model),
         extractor_hash=extractor_hash(config.extractor),
         captions_hash=captions_hash(with_captions(config).inversion.penalties.captions),
         earlier_hash=earlier_hash(config.inversion.init.earlier_run),
+        encoder_hash=_file_hash("inversion.init.encoder", init.encoder if init.method == "encoder" else ""),
     )
 
 
@@ -26,7 +28,15 @@ def captions_hash(path: str) -> str:
 
     Raises ValueError if the file cannot be read.
     """
-    identity = content_hashes([path])[path] if path else ""
+    return _file_hash("inversion.penalties.captions", path)
+
+
+def _file_hash(setting: str, uri: str) -> str:
+    """Return the content hash of the file that a setting names; empty for an empty address.
+
+    Raises ValueError if the file cannot be read.
+    """
+    identity = content_hashes([uri])[uri] if uri else ""
     if not isinstance(identity, str):
-        raise ValueError(f"inversion.penalties.captions = {path!r} cannot be read: {identity}")
+        raise ValueError(f"{setting} = {uri!r} cannot be read: {identity}")
     return identity

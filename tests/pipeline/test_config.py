@@ -86,12 +86,21 @@ def test_a_base_is_changed_by_file_and_overrides_and_stays_itself() -> None:
     assert base["evaluation"]["protocol"] == "quick"
 
 
-@pytest.mark.parametrize("method", ["auto", "amortised"])
+@pytest.mark.parametrize("method", ["auto", "amortised", "encoder"])
 def test_a_start_chosen_by_the_photos_needs_an_extractor(method: str) -> None:
-    override = f"inversion.init.method={method}"
-    assert load_config(overrides=[override]).inversion.init.method == method
+    overrides = [f"inversion.init.method={method}", "inversion.init.encoder=e.safetensors"]
+    assert load_config(overrides=overrides).inversion.init.method == method
     with pytest.raises(ValueError, match=f"extractor = '': must be a CLIP for inversion.init.method '{method}'"):
-        load_config(overrides=[override, "extractor=''"])
+        load_config(overrides=[*overrides, "extractor=''"])
+
+
+def test_only_an_encoder_needs_no_steps() -> None:
+    with pytest.raises(ValueError, match=r"init\.encoder = '': must be the file of an encoder"):
+        load_config(overrides=["inversion.init.method=encoder"])
+    encoder = ["inversion.init.method=encoder", "inversion.init.encoder=e.safetensors"]
+    assert load_config(overrides=[*encoder, "inversion.steps=0"]).inversion.steps == 0
+    with pytest.raises(ValueError, match=r"inversion\.steps = 0: must be 1 or more; 0 with init\.method 'encoder'"):
+        load_config(overrides=["inversion.steps=0"])
 
 
 def test_an_earlier_run_is_another_and_for_amortised_starts() -> None:

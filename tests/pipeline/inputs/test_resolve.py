@@ -23,6 +23,7 @@ def test_addresses_become_absolute_and_stay_so(tmp_path: Path, monkeypatch: pyte
         "inversion.adapter.kind": "lora",
         "inversion.init.method": "amortised",
         "inversion.init.earlier_run": "earlier",
+        "inversion.init.encoder": "encoder.safetensors",
     }
     given = load_config(overrides=[f"{name}={value}" for name, value in settings.items()])
     config = resolve_addresses(given)
@@ -32,6 +33,7 @@ def test_addresses_become_absolute_and_stay_so(tmp_path: Path, monkeypatch: pyte
     assert config.evaluation.dino == str(tmp_path / "dino")
     assert config.inversion.penalties.captions == f"{here}/captions.txt"
     assert config.inversion.init.earlier_run == f"{here}/earlier"
+    assert config.inversion.init.encoder == f"{here}/encoder.safetensors"
     monkeypatch.chdir("/")
     assert resolve_addresses(config) == config
 

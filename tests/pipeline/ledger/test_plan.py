@@ -132,6 +132,15 @@ def test_captions_count_by_content_not_by_address() -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_an_encoder_counts_by_content_where_it_is_used() -> None:
+    encoder = "inversion.init.encoder"
+    here, there = (load_config(overrides=["inversion.init.method=encoder", f"{encoder}={path}"]) for path in "ab")
+    found = [settings_of(c, model_hash="m", encoder_hash=h) for c, h in ((here, "1"), (there, "1"), (here, "2"))]
+    assert found[0] == found[1] != found[2]
+    unused = load_config(overrides=[f"{encoder}=a", "inversion.init.unsure_steps=9"])
+    assert settings_of(unused, model_hash="m") == settings_of(RunConfig(), model_hash="m")
+
+
 def test_only_what_has_a_class_cue_is_learned_again_to_be_drawn_with_it() -> None:
     def grid_of(config: RunConfig) -> dict[str, Any]:
         settings: dict[str, Any] = settings_of(config, model_hash="m")["grid"]

@@ -1,0 +1,138 @@
+"""A learner whose concepts start at an encoder's rows, with no optimizer step or a few."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load
+
+from pipeline.actor.learner import Learner
+from pipeline.inputs.models import extractor_hash
+from pipeline.ledger.plan import ConceptTask
+from pipeline.ledger.records import ConceptRecord
+from pipeline.store.parquet import read_table
+from tests.pipeline.runs import task, tiny_config, write_photo
+from tests.tiny_models import tiny_extractor
+from textual_inversion.encoder import ConceptEncoder, EncoderConfig, PhotoFeatures, canonical_order
+from textual_inversion.encoder_file import Doubt, TrainedEncoder, dump_encoder
+from textual_inversion.extractors import ClipExtractor
+from textual_inversion.families.base import Backbone
+from textual_inversion.initialise import class_vectors
+
+CONFIG = EncoderConfig(hidden=16, patch_dim=3, grid_side=2, latent_side=2)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    folder = tmp_path_factory.mktemp("photos")
+    return tuple(write_photo(folder / f"{number}.png", number) for number in range(3))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_extractor("clip", tmp_path_factory.mktemp("clip")))
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_backbone: Backbone, clip: str) -> TrainedEncoder:
+    """An encoder of random weights that doubts nothing."""
+    torch.manual_seed(0)
+    sizes = PhotoFeatures(tiny_backbone, ClipExtractor(clip, "cpu"), CONFIG).sizes()
+    network = ConceptEncoder(CONFIG, sizes, tiny_backbone)
+    torch.nn.init.normal_(network.offsets["clip_l"].weight, std=0.3)
+    return TrainedEncoder(
+        network=network,
+        doubt=Doubt(mean=torch.zeros(sizes.pooled), whitening=torch.eye(sizes.pooled), max_distance=1e6),
+        model_hash=tiny_backbone.model_hash(),
+        extractor_hash=extractor_hash(clip),
+        categories=("object",),
+    )
+
+
+def learn(
+    tiny_model: Path, clip: str, output: Path, encoder: TrainedEncoder, tasks: list[ConceptTask], **changes: Any
+) -> list[tuple[ConceptRecord, bytes]]:
+    """Learn the tasks with one learner; return each record with the bytes of its embedding."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "encoder.safetensors").write_bytes(dump_encoder(encoder))
+    init = {"method": "encoder", "encoder": str(output / "encoder.safetensors"), "unsure_steps": 3}
+    inversion = {"steps": 0, "init": init, **changes.pop("inversion", {})}
+    learner = Learner(tiny_config(tiny_model, output, extractor=clip, inversion=inversion, **changes))
+
+    async def together() -> list[ConceptRecord]:
+        return await asyncio.gather(*(learner.learn(one) for one in tasks))
+
+    records = asyncio.run(together())
+    learner.close()
+    assert [record.error for record in records] == [""] * len(records)
+    return [(record, (output / record.folder.embedding).read_bytes()) for record in records]
+
+
+def test_without_steps_the_encoders_rows_are_published(
+    tiny_model: Path,
+    tiny_backbone: Backbone,
+    clip: str,
+    photos: tuple[str, ...],
+    tmp_path: Path,
+    encoder: TrainedEncoder,
+) -> None:
+    one = task("toy", photos)
+    ((record, data),) = learn(tiny_model, clip, tmp_path, encoder, [one])
+    assert (record.status, record.start, record.steps) == ("done", "encoder", 0)
+    assert read_table(tmp_path / record.folder.curve).num_rows == 0
+    features = PhotoFeatures(tiny_backbone, ClipExtractor(clip, "cpu"), CONFIG)
+    pictures = canonical_order([Image.open(path).convert("RGB") for path in photos])
+    rows = encoder.rows(features(pictures), class_vectors(one.concept, tiny_backbone))["clip_l"]
+    (published,) = load(data).values()
+    word = class_vectors(one.concept, tiny_backbone)["clip_l"]
+    assert float((published - rows).norm() / (rows - word).norm()) < 0.05, "but for the file's rounding"
+
+
+def test_bytes_depend_on_no_company_and_on_no_order_of_the_photos(
+    tiny_model: Path, clip: str, photos: tuple[str, ...], tmp_path: Path, encoder: TrainedEncoder
+) -> None:
+    one = task("toy", photos)
+    ((_, alone),) = learn(tiny_model, clip, tmp_path / "a", encoder, [one], actors={"slots": 1})
+    others = [task("cat", photos[:1]), one, task("dog", photos[1:])]
+    found = learn(tiny_model, clip, tmp_path / "b", encoder, others, actors={"slots": 2})
+    assert found[1][1] == alone
+    turned = replace(one, concept=replace(one.concept, images=photos[::-1]))
+    ((_, other),) = learn(tiny_model, clip, tmp_path / "c", encoder, [turned])
+    assert other == alone
+
+
+def test_a_concept_that_the_encoder_is_unsure_of_is_learned_from_its_word(
+    tiny_model: Path, clip: str, photos: tuple[str, ...], tmp_path: Path, encoder: TrainedEncoder
+) -> None:
+    strict = replace(encoder, doubt=replace(encoder.doubt, max_distance=0.0))
+    style = task("pencil", photos)
+    style = replace(style, concept=replace(style.concept, category="style"))
+    (far, _), (other, _) = learn(tiny_model, clip, tmp_path, strict, [task("toy", photos), style])
+    assert far.start.startswith("words, the encoder was unsure: the photos lie ")
+    assert other.start == "words, the encoder was unsure: it was trained on concepts of category object, not style"
+    assert (far.steps, other.steps) == (3, 3)
+
+
+def test_a_few_steps_refine_the_rows(
+    tiny_model: Path, clip: str, photos: tuple[str, ...], tmp_path: Path, encoder: TrainedEncoder
+) -> None:
+    ((_, before),) = learn(tiny_model, clip, tmp_path / "a", encoder, [task("toy", photos)])
+    ((record, after),) = learn(
+        tiny_model, clip, tmp_path / "b", encoder, [task("toy", photos)], inversion={"steps": 2, "learning_rate": 1e-4}
+    )
+    assert (record.start, record.steps) == ("encoder", 2)
+    (start,), (moved,) = load(before).values(), load(after).values()
+    assert 0 < float((moved - start).abs().max()) < 1e-3
+
+
+def test_an_encoder_of_another_model_ends_the_run_before_it_learns(
+    tiny_model: Path, clip: str, photos: tuple[str, ...], tmp_path: Path, encoder: TrainedEncoder
+) -> None:
+    with pytest.raises(ValueError, match=r"inversion\.init\.encoder = .* trained for another model"):
+        learn(tiny_model, clip, tmp_path, replace(encoder, model_hash="0" * 32), [task("toy", photos)])
