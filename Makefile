@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: $(STAMP)
 	$(BIN)/python -m pipeline.run manifests/demo.parquet --prompts manifests/demo_prompts.parquet --output output/demo
 
-test: $(STAMP)  # every group runs, the fast one first, and the last lines repeat what failed in each
+test: $(STAMP)  # every group runs, and the last lines repeat what failed in each
 	$(BIN)/python .ci/run_tests.py
 
 test-fast: $(STAMP)
