@@ -88,6 +88,20 @@ def alone() -> dict[str, Outcome]:
     return {f"c{number}": run([assignment(number)], slots=1)[f"c{number}"] for number in range(5)}
 
 
+def test_an_assignment_may_have_steps_of_its_own(alone: dict[str, Outcome]) -> None:
+    found = run([assignment(0), dataclasses.replace(assignment(1), steps=3)], slots=2)
+    assert same(found["c0"], alone["c0"])
+    assert same(found["c1"], run([assignment(1)], slots=1, config=dataclasses.replace(CONFIG, steps=3))["c1"])
+
+
+def test_without_steps_the_start_is_the_result() -> None:
+    config = dataclasses.replace(CONFIG, steps=0, init=InitConfig(method="encoder", encoder="e.safetensors"))
+    start = LearnedEmbedding(placeholder_token="<c0>", vectors={key: torch.ones(1, dim) for key, dim in DIMS.items()})
+    outcome = run([dataclasses.replace(assignment(0), start=start)], slots=1, config=config)["c0"]
+    assert vectors(outcome) == {key: rows.numpy().tobytes() for key, rows in start.vectors.items()}
+    assert (outcome.steps, tuple(outcome.curve.shape)) == (0, (0, 3))
+
+
 def test_an_outcome(alone: dict[str, Outcome]) -> None:
     outcome = alone["c2"]
     assert outcome.error is None

@@ -5,8 +5,12 @@ import math
 import torch
 
 from textual_inversion.concept import Concept
+from textual_inversion.config import InversionConfig
 from textual_inversion.slots import Slot, step_counts
+from textual_inversion.stopping import stop_rule_from_config
 from textual_inversion.training_data import TrainingData
+
+CONFIG = InversionConfig()
 
 
 def slot(index: int = 0, step: int = 3, first_steps: tuple[int, ...] = (0,)) -> Slot:
@@ -21,7 +25,17 @@ def slot(index: int = 0, step: int = 3, first_steps: tuple[int, ...] = (0,)) -> 
         photo_list_index=None,
         first_steps=first_steps,
     )
-    return Slot(index=index, concept=concept, data=data, num_vectors={}, start={}, step=step, started=0.0)
+    return Slot(
+        index=index,
+        concept=concept,
+        config=CONFIG,
+        stop_rule=stop_rule_from_config(CONFIG),
+        data=data,
+        num_vectors={},
+        start={},
+        step=step,
+        started=0.0,
+    )
 
 
 def test_the_first_point_that_is_not_finite_is_the_last() -> None:
