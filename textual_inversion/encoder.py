@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from textual_inversion.augment_config import AugmentConfig
-from textual_inversion.config_checks import require
+from textual_inversion.encoder_config import EncoderConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import learning_encoders
 from textual_inversion.latents import encode_views
@@ -30,35 +30,6 @@ if TYPE_CHECKING:
     from textual_inversion.extractors import ImageExtractor
 
 _PLAIN = AugmentConfig(flip=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderConfig:
-    """Size and shape of an encoder."""
-
-    hidden: int = 512
-    """Width of the hidden layers."""
-
-    patch_dim: int = 24
-    """Width that each cell of the extractor's patch tokens is projected to."""
-
-    grid_side: int = 4
-    """Side of the grid that the extractor's patch tokens are averaged to, cells."""
-
-    latent_side: int = 4
-    """Side that the photo's latents are averaged to, latent pixels; 0 leaves the latents out."""
-
-    num_vectors: int = 1
-    """Number of rows that the encoder makes for each concept."""
-
-    max_offset: float = 4.0
-    """Bound on the norm of a row's offset, in units of the norm of the vocabulary's deviation."""
-
-    def __post_init__(self) -> None:
-        for name in ("hidden", "patch_dim", "grid_side", "num_vectors"):
-            require(getattr(self, name) >= 1, f"encoder.{name}", getattr(self, name), "1 or more")
-        require(self.latent_side >= 0, "encoder.latent_side", self.latent_side, "0 (off) or more")
-        require(self.max_offset > 0, "encoder.max_offset", self.max_offset, "positive")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,8 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.concept import Concept
 from textual_inversion.config import PenaltyConfig, TimestepConfig
-from textual_inversion.config_checks import require
 from textual_inversion.encoder import ConceptEncoder, PhotoFeatures, canonical_order
+from textual_inversion.encoder_config import EncoderTrainingConfig
 from textual_inversion.errors import NotFinite
 from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.initialise import class_vectors
@@ -36,73 +36,6 @@ from textual_inversion.prompts import HOLE, encode_prompt, training_templates, w
 from textual_inversion.rng import generator_for
 from textual_inversion.timesteps import timestep_sampler
 from textual_inversion.transfer import to_device
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderTrainingConfig:
-    """Settings of the training of an encoder."""
-
-    steps: int = 10_000
-    """Number of optimizer steps."""
-
-    concepts_per_step: int = 32
-    """Concepts in one step."""
-
-    samples_per_concept: int = 2
-    """Samples of each of them."""
-
-    learning_rate: float = 1e-3
-    """Learning rate of AdamW, from the end of the warm-up to the beginning of the decay."""
-
-    weight_decay: float = 0.01
-    """Decoupled decay of the matrices toward zero."""
-
-    warmup_steps: int = 100
-    """Steps over which the learning rate rises from zero."""
-
-    decay_share: float = 0.3
-    """Share of the steps, the last, over which the learning rate falls to zero."""
-
-    max_grad_norm: float = 1.0
-    """Norm that the gradient is clipped to."""
-
-    averaging: float = 0.998
-    """Decay per step of the average of the weights over the steps, which is what is kept."""
-
-    class_noun_share: float = 0.25
-    """Share of samples whose prompt names the initializer behind the concept ("a photo of a V* cat")."""
-
-    no_initializer_share: float = 0.15
-    """Share of draws in which the offset is added to the vocabulary's mean, as for a concept without an initializer."""
-
-    other_photo_share: float = 0.8
-    """Share of samples that show another photo than those the rows are made from, where there is another."""
-
-    max_photos: int = 5
-    """Most photos that rows are made from."""
-
-    offset_weight: float = 1e-3
-    """Weight of the squared norm of the offsets."""
-
-    seed: int = 0
-    """Seed of every random draw, together with the concept's id and the step."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "concepts_per_step", "samples_per_concept", "max_photos"):
-            require(getattr(self, name) >= 1, f"encoder_training.{name}", getattr(self, name), "1 or more")
-        for name in ("learning_rate", "max_grad_norm"):
-            require(getattr(self, name) > 0, f"encoder_training.{name}", getattr(self, name), "positive")
-        for name in ("weight_decay", "warmup_steps", "offset_weight", "seed"):
-            require(getattr(self, name) >= 0, f"encoder_training.{name}", getattr(self, name), "0 or more")
-        for name in ("decay_share", "class_noun_share", "no_initializer_share", "other_photo_share"):
-            require(0 <= getattr(self, name) <= 1, f"encoder_training.{name}", getattr(self, name), "in [0, 1]")
-        require(0 <= self.averaging < 1, "encoder_training.averaging", self.averaging, "in [0, 1)")
-
-    def rate_factor(self, step: int) -> float:
-        """Return the factor on the learning rate at a step, counted from 0: a rise, a plateau and a fall to zero."""
-        rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
-        fall = (self.steps - step) / max(1.0, self.decay_share * self.steps)
-        return max(0.0, min(rise, fall))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -131,13 +64,26 @@ def encode_example(
     return ConceptExample(concept=concept, features=features, moments=moments)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """What one step of a training found."""
+
+    losses: Mapping[str, float]
+    """Means over the concepts by name of the term, and the gradient's norm as `gradient_norm`."""
+    loss: float
+    """Sum of the terms: the value whose gradient the step followed."""
+    left_out: tuple[str, ...]
+    """Ids of the concepts whose loss was not finite; they took no part in the step."""
+
+
 class EncoderTrainer:
     """The state of a training: the network, its optimizer, and the average of its weights over the steps."""
 
-    def __init__(self, network: Any, backbone: Backbone, config: EncoderTrainingConfig) -> None:
+    def __init__(self, network: Any, backbone: Backbone, config: EncoderTrainingConfig, *, seed: int = 0) -> None:
         """Begin a training.
 
         network: a ConceptEncoder on the backbone's device, or one wrapped for data-parallel training (`module`).
+        seed: seed of every random draw, together with the concept's id and the step.
         """
         self._network = network
         self._backbone = backbone
@@ -153,22 +99,29 @@ class EncoderTrainer:
             [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=config.learning_rate,
         )
-        self._draws = _Draws(backbone, config, self._encoder.config.num_vectors)
+        self._draws = _Draws(backbone, config, self._encoder.config.num_vectors, seed)
         self._penalties = PenaltyConfig(class_distance=config.offset_weight)
 
-    def step(self, examples: Sequence[ConceptExample]) -> dict[str, float]:
-        """Take one step on these concepts and return its mean losses by name.
+    def step(self, examples: Sequence[ConceptExample]) -> StepResult:
+        """Take one step on these concepts.
 
         The gradient is that of the mean over the concepts, so that of n workers with equal numbers of concepts, whose
-        gradients are averaged, is that of one worker with all of them. A gradient that is not finite changes nothing.
+        gradients are averaged, is that of one worker with all of them. A concept whose loss is not finite counts as
+        zero in the mean. A gradient that is not finite changes nothing.
         """
         config = self._config
-        terms = self._terms(self._network, examples, "encoder", self.step_number)
+        good = list(examples)
+        terms = self._terms(self._network, good, "encoder", self.step_number)
+        is_finite = _sum(terms).isfinite().tolist()
+        if not all(is_finite):  # a loss that is not finite would spoil the gradient even with weight zero
+            good = [example for example, fine in zip(examples, is_finite, strict=True) if fine]
+            terms = self._terms(self._network, good, "encoder", self.step_number) if good else self._nothing()
+        loss = _sum(terms).sum() / len(examples)
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * config.rate_factor(self.step_number)
         self._optimizer.zero_grad()
         with self._attention():
-            torch.stack(list(terms.values())).sum(0).mean().backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._network.parameters(), config.max_grad_norm)
         if norm.isfinite():
             self._optimizer.step()
@@ -177,18 +130,27 @@ class EncoderTrainer:
         with torch.no_grad():
             for mean, value in zip(self.averaged.parameters(), self._encoder.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
-        return {name: float(values.detach().mean()) for name, values in terms.items()} | {"gradient_norm": float(norm)}
+        means = {name: float(values.detach().sum()) / len(examples) for name, values in terms.items()}
+        return StepResult(
+            losses=means | {"gradient_norm": float(norm)},
+            loss=float(loss.detach()),
+            left_out=tuple(
+                example.concept.concept_id for example, fine in zip(examples, is_finite, strict=True) if not fine
+            ),
+        )
 
     @torch.no_grad()
-    def evaluate(self, examples: Sequence[ConceptExample], draws: int = 4) -> float:
-        """Return the mean denoising loss of the averaged network on concepts, on the same draws in every call."""
+    def held_out_losses(self, examples: Sequence[ConceptExample], draws: int = 4) -> Tensor:
+        """Return the denoising loss of the averaged network for each concept, [concepts], on the same draws in every
+        call."""
+        passes = [self._terms(self.averaged, examples, "encoder-evaluation", draw) for draw in range(draws)]
+        return torch.stack([terms["denoising"] for terms in passes]).mean(0)
+
+    def evaluate(self, examples: Sequence[ConceptExample]) -> float:
+        """Return the mean of `held_out_losses`, computed for as many concepts at once as a step has."""
         size = self._config.concepts_per_step
-        losses = []
-        for draw in range(draws):
-            for first in range(0, len(examples), size):
-                terms = self._terms(self.averaged, examples[first : first + size], "encoder-evaluation", draw)
-                losses.append(terms["denoising"])
-        return float(torch.cat(losses).mean())
+        chunks = (examples[first : first + size] for first in range(0, len(examples), size))
+        return float(torch.cat([self.held_out_losses(chunk) for chunk in chunks]).mean())
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a training goes on from."""
@@ -212,6 +174,10 @@ class EncoderTrainer:
         is_slow = self._backbone.device.type == "cpu" and self._backbone.dtype == torch.bfloat16
         plain: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
         return plain if is_slow else nullcontext()
+
+    def _nothing(self) -> dict[str, Tensor]:
+        """Return a term that is zero and has a gradient for every parameter, which other workers wait for."""
+        return {"denoising": 0.0 * torch.stack([each.sum() for each in self._network.parameters()]).sum()[None]}
 
     def _terms(
         self, network: nn.Module, examples: Sequence[ConceptExample], purpose: str, step: int
@@ -254,8 +220,9 @@ class _Drawn:
 class _Draws:
     """Draws the photos, prompts, noise and timesteps of a concept for a step."""
 
-    def __init__(self, backbone: Backbone, config: EncoderTrainingConfig, num_vectors: int) -> None:
+    def __init__(self, backbone: Backbone, config: EncoderTrainingConfig, num_vectors: int, seed: int) -> None:
         self._backbone = backbone
+        self._seed = seed
         self._config = config
         self._timesteps = timestep_sampler(TimestepConfig(), backbone.noise)
         rows = {HOLE: range(num_vectors)}
@@ -266,7 +233,7 @@ class _Draws:
         config = self._config
         concept = example.concept
         backbone = self._backbone
-        generator = generator_for(config.seed, concept.concept_id, purpose, step)
+        generator = generator_for(self._seed, concept.concept_id, purpose, step)
         num_photos = len(example.features)
         size = config.samples_per_concept
         most = min(num_photos, config.max_photos)
@@ -305,6 +272,11 @@ class _Draws:
         template = templates[photo if concept.captions else int(where * len(templates))]
         encoded: dict[str, list[int]] = self._encode(with_class_noun([template], noun)[0])
         return encoded
+
+
+def _sum(terms: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of the terms of each concept, [concepts]."""
+    return torch.stack(list(terms.values())).sum(0)
 
 
 def _means(backbone: Backbone) -> dict[str, Tensor]:

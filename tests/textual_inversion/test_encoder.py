@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from tests.toy_backbone import DIMS, ToyBackbone
-from textual_inversion.encoder import ConceptEncoder, EncoderConfig, FeatureSizes, PhotoFeatures, canonical_order
+from textual_inversion.encoder import ConceptEncoder, FeatureSizes, PhotoFeatures, canonical_order
+from textual_inversion.encoder_config import EncoderConfig
 
 BACKBONE = ToyBackbone()
 CONFIG = EncoderConfig(hidden=16, patch_dim=3, grid_side=2, latent_side=2, num_vectors=2)
@@ -108,9 +109,3 @@ def test_a_text_encoder_that_learns_no_rows_keeps_its_vectors() -> None:
     features = FEATURES([photo(0)])[None]
     rows = network(features, torch.ones(1, 1, dtype=torch.bool), means(1))
     assert torch.equal(rows["short"][0, 1], backbone.token_tables["short"].mean)
-
-
-@pytest.mark.parametrize("wrong", [{"hidden": 0}, {"max_offset": 0.0}, {"latent_side": -1}, {"num_vectors": 0}])
-def test_sizes_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=rf"encoder\.{next(iter(wrong))}"):
-        EncoderConfig(**wrong)
