@@ -22,6 +22,7 @@ from textual_inversion.generate import (
     Guidance,
     ImageRequest,
     batches,
+    check_guided,
     denoise,
     encode_request,
     initial_noises,
@@ -59,6 +60,8 @@ def edit(
                 f"and mask to the same square and scale both to {side} x {side}"
             )
     mask = mask.convert("L")
+    for request in requests:
+        check_guided(backbone, request, config)
     encoded = [encode_request(backbone, request) for request in requests]
     encoder = PromptEncoder(backbone, shares_passes=config.batch_size > 1)
     source = encode_picture(backbone, picture)

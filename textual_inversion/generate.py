@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from textual_inversion.concept import LearnedEmbedding
-from textual_inversion.conditioning import Conditioning, concatenate
+from textual_inversion.conditioning import Conditioning
 from textual_inversion.config import SamplingConfig
 from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
@@ -34,40 +34,65 @@ class ImageRequest:
     embeddings: tuple[LearnedEmbedding, ...] = ()
     """Embeddings of the concepts whose placeholder tokens stand in the prompt. Another request may have another
     embedding under the same placeholder token."""
+    negative_prompt: str = ""
+    """Prompt that guidance leads away from, in place of the empty prompt; it needs guidance (`check_guided`)."""
+    negative_embeddings: tuple[LearnedEmbedding, ...] = ()
+    """Embeddings of the concepts whose placeholder tokens stand in the negative prompt. Their adapters act on the
+    negative prompt alone; `lora` adapters of `embeddings` act on both prompts."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedRequest:
-    """A checked request, with its prompt as ids."""
+    """A checked request, with its prompts as ids."""
 
     prompt: TokenizedPrompt
     seed: int
+    negative: TokenizedPrompt | None = None
+    """Negative prompt; None stands for the empty prompt."""
 
 
 def encode_request(backbone: Backbone, request: ImageRequest) -> EncodedRequest:
-    """Check one request and turn its prompt into ids, without drawing.
+    """Check one request and turn its prompts into ids, without drawing.
 
     Raises BadInput, naming the prompt, if it does not fit the text encoder, lacks the placeholder token of one of
     its embeddings, names one twice, or if an embedding or its adapter was learned for another model.
     """
-    words = [embedding.placeholder_token for embedding in request.embeddings]
-    if len(set(words)) < len(words):
-        raise BadInput(f"prompt {request.prompt!r}: two of its embeddings have the same placeholder token, {words}")
     if not 0 <= request.seed < 2**63:
         raise BadInput(f"prompt {request.prompt!r}: seed {request.seed} must be at least 0 and below 2**63")
-    for embedding in request.embeddings:
+    prompt = _tokenized(backbone, request.prompt, request.embeddings)
+    if not request.negative_prompt and not request.negative_embeddings:
+        return EncodedRequest(prompt, request.seed)
+    negative = _tokenized(backbone, request.negative_prompt, request.negative_embeddings)
+    return EncodedRequest(prompt, request.seed, negative.with_acting(prompt.acting_everywhere()))
+
+
+def _tokenized(backbone: Backbone, prompt: str, embeddings: Sequence[LearnedEmbedding]) -> TokenizedPrompt:
+    words = [embedding.placeholder_token for embedding in embeddings]
+    if len(set(words)) < len(words):
+        raise BadInput(f"prompt {prompt!r}: two of its embeddings have the same placeholder token, {words}")
+    for embedding in embeddings:
         check_fits(embedding, backbone)
     placeholders: dict[str, range] = {}
     num_rows = 0
-    for embedding in request.embeddings:
+    for embedding in embeddings:
         num_vectors = embedding.num_vectors
         placeholders[embedding.placeholder_token] = range(num_rows, num_rows + num_vectors)
         num_rows += num_vectors
-    ids = encode_prompt(request.prompt, placeholders, backbone.vocabularies)
-    for word in sorted(placeholders.keys() - words_in(request.prompt, placeholders)):
-        raise BadInput(f"prompt {request.prompt!r} does not contain the placeholder token {word!r} as a word")
-    concepts = [(embedding, placeholders[embedding.placeholder_token]) for embedding in request.embeddings]
-    return EncodedRequest(TokenizedPrompt.from_ids(ids, concepts), request.seed)
+    ids = encode_prompt(prompt, placeholders, backbone.vocabularies)
+    for word in sorted(placeholders.keys() - words_in(prompt, placeholders)):
+        raise BadInput(f"prompt {prompt!r} does not contain the placeholder token {word!r} as a word")
+    concepts = [(embedding, placeholders[embedding.placeholder_token]) for embedding in embeddings]
+    return TokenizedPrompt.from_ids(ids, concepts)
+
+
+def check_guided(backbone: Backbone, request: ImageRequest, config: SamplingConfig) -> None:
+    """Raise BadInput for a negative prompt where pictures are drawn without guidance, in which it has no part."""
+    if request.negative_prompt and guidance_scale(backbone, config) <= 1:
+        chosen = "the settings'" if config.guidance_scale else "this model's own, as of one distilled to need none"
+        raise BadInput(
+            f"negative prompt {request.negative_prompt!r} has no effect without guidance, and the guidance scale is 1, "
+            f"{chosen}; set a guidance scale above 1, or leave the negative prompt out"
+        )
 
 
 def check_fits(embedding: LearnedEmbedding, backbone: Backbone) -> None:
@@ -98,13 +123,16 @@ def check_fits(embedding: LearnedEmbedding, backbone: Backbone) -> None:
 
 
 def generate(backbone: Backbone, requests: Sequence[ImageRequest], config: SamplingConfig) -> list[Image.Image]:
-    """Draw the pictures, in the order of the requests. Every request is checked (`encode_request`) before any is drawn.
+    """Draw the pictures, in the order of the requests. Every request is checked (`encode_request`, `check_guided`)
+    before any is drawn.
 
     Batches always have `config.batch_size` samples, and no operation mixes samples, so a picture can depend on its
     place or its neighbours only through a kernel that sums differently for different samples of one shape.
     `batch_invariance` tells whether there is such a kernel, and its `choose_sampling` gives settings with which there
     is none on a CPU. Another batch size, device or library version changes rounding and nothing else.
     """
+    for request in requests:
+        check_guided(backbone, request, config)
     encoded = [encode_request(backbone, request) for request in requests]
     encoder = PromptEncoder(backbone, shares_passes=config.batch_size > 1)
     return [picture for batch in batches(encoded, config.batch_size) for picture in draw(encoder, batch, config)]
@@ -158,11 +186,11 @@ def guidance_scale(backbone: Backbone, config: SamplingConfig) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """Classifier-free guidance (Ho & Salimans 2022, Eq. 6, in diffusers' scaling): the output for the empty prompt plus
-    `scale` times the difference that the prompt makes."""
+    """Classifier-free guidance (Ho & Salimans 2022, Eq. 6, in diffusers' scaling): the output for the empty prompt, or
+    for a negative prompt in its place, plus `scale` times the difference that the prompt makes."""
 
     conditioning: Conditioning
-    """[2 * batch], the empty prompts first; with scale 1 the prompts alone, [batch]."""
+    """[2 * batch], the empty or negative prompts first; with scale 1 the prompts alone, [batch]."""
     scale: float
     """1, which needs no output for the empty prompt, or more."""
 
@@ -170,16 +198,21 @@ class Guidance:
     def from_requests(
         cls, encoder: PromptEncoder, requests: Sequence[EncodedRequest], config: SamplingConfig
     ) -> Guidance:
-        """Encode the prompts of a batch, and the empty ones where they are needed."""
+        """Encode the prompts of a batch, and where they are needed the negative or empty ones.
+
+        Where a family guides by zeros, these stand for the empty prompt alone, as in its pipeline.
+        """
         prompts = [request.prompt for request in requests]
         backbone = encoder.backbone
         scale = guidance_scale(backbone, config)
         if scale <= 1:
             return cls(encoder(prompts), scale)
-        empty = [prompt.empty(backbone.vocabularies) for prompt in prompts]
+        others = [request.negative or request.prompt.empty(backbone.vocabularies) for request in requests]
+        conditioning = encoder([*others, *prompts])
         if backbone.guides_by_zeros:
-            return cls(concatenate([encoder(empty).zeroed(), encoder(prompts)]), scale)
-        return cls(encoder([*empty, *prompts]), scale)
+            is_kept = [*(request.negative is not None for request in requests), *[True] * len(requests)]
+            conditioning = conditioning.where(torch.tensor(is_kept, device=backbone.device), conditioning.zeroed())
+        return cls(conditioning, scale)
 
 
 def _unchanged(latents: Tensor, _step: int) -> Tensor:

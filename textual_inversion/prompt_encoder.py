@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -50,18 +50,26 @@ class TokenizedPrompt:
         """Rows of all concepts together."""
         return sum(len(rows) for _, rows in self.concepts)
 
-    def empty(self, vocabularies: Vocabularies) -> TokenizedPrompt:
-        """Return the empty prompt that goes with this one in classifier-free guidance.
+    def acting_everywhere(self) -> tuple[LearnedEmbedding, ...]:
+        """Return the prompt's concepts with `lora` adapters, which act on every prompt of a picture, as in a pipeline
+        that has loaded them; `causal` ones act in prompts that name their concept."""
+        return tuple(each for each, _ in self.concepts if each.adapter and each.adapter.kind == "lora")
 
-        Adapters act on the empty prompt, too, as in a pipeline that has loaded them: `lora` ones everywhere, `causal`
-        ones nowhere, because the prompt names no concept. Prompts without `lora` adapters share one empty prompt.
-        """
-        acting = [
-            (embedding, rows)
-            for embedding, rows in self.concepts
-            if embedding.adapter and embedding.adapter.kind == "lora"
-        ]
-        return TokenizedPrompt.from_ids(encode_prompt("", {}, vocabularies), acting)
+    def with_acting(self, embeddings: Sequence[LearnedEmbedding]) -> TokenizedPrompt:
+        """Return the prompt with further concepts, which it does not name and whose adapters act on it."""
+        own = [each for each, _ in self.concepts]
+        first = self.num_rows
+        added = []
+        for embedding in embeddings:
+            if embedding not in own:
+                added.append((embedding, range(first, first + embedding.num_vectors)))
+                first += embedding.num_vectors
+        return replace(self, concepts=(*self.concepts, *added))
+
+    def empty(self, vocabularies: Vocabularies) -> TokenizedPrompt:
+        """Return the empty prompt that goes with this one in classifier-free guidance. Prompts without `lora` adapters
+        share one."""
+        return TokenizedPrompt.from_ids(encode_prompt("", {}, vocabularies)).with_acting(self.acting_everywhere())
 
 
 class PromptEncoder:

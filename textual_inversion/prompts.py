@@ -15,6 +15,8 @@ from textual_inversion.errors import BadInput
 
 HOLE = "{}"
 
+_WEIGHT = re.compile(r"\([^()]+:\s*\d*\.?\d+\s*\)")
+
 AFTER_WITHOUT_COMMA = ("left", "right")
 """Names of the augmentation tokens that stand behind a prompt without a comma."""
 
@@ -259,6 +261,13 @@ def encode_prompt(
 def encode_cut(prompt: str, vocabularies: Vocabularies) -> dict[str, list[int]]:
     """Encode a prompt without placeholders; one that is too long for a text encoder is cut, as its tokenizer would."""
     return {key: each.assemble(each.tokenize(prompt)[: each.max_tokens]) for key, each in vocabularies.items()}
+
+
+def weight_in(prompt: str) -> str:
+    """Return the first part of a prompt that other tools read as a weight, such as "(red:1.2)"; empty if there is none.
+    Here it is plain text."""
+    found = _WEIGHT.search(prompt)
+    return found[0] if found else ""
 
 
 def words_in(prompt: str, words: Collection[str]) -> set[str]:

@@ -82,7 +82,11 @@ def with_solver(pipeline: Any, solver: Solver) -> Any:
 def drawn_by_diffusers(pipeline: Any, backbone: Backbone, request: ImageRequest, config: SamplingConfig) -> Image.Image:
     noise = initial_noise(backbone, request.seed)[None]
     return pipeline(
-        request.prompt, latents=noise, num_inference_steps=config.steps, guidance_scale=config.guidance_scale
+        request.prompt,
+        negative_prompt=request.negative_prompt or None,
+        latents=noise,
+        num_inference_steps=config.steps,
+        guidance_scale=config.guidance_scale,
     ).images[0]
 
 
@@ -107,6 +111,28 @@ def test_a_file_we_write_draws_the_same_picture_in_diffusers(
         request = ImageRequest(prompt, seed, (embedding,))
         (ours,) = generate(backbone, [request], config)
         assert_same_picture(ours, drawn_by_diffusers(pipeline, backbone, request, config))
+
+
+@pytest.mark.parametrize("has_adapters", [False, True])
+def test_a_concept_in_the_negative_prompt_does_what_it_does_in_diffusers(
+    backbone: Backbone, pipeline: Any, tmp_path: Path, has_adapters: bool
+) -> None:
+    """A LoRA that the pipeline has loaded acts on both prompts."""
+    embedding, away = an_embedding(2), an_embedding(3, seed=1, word="<bad-hands>")
+    if has_adapters:
+        embedding = with_adapter(embedding, backbone)
+        (tmp_path / "adapter.safetensors").write_bytes(dump_adapter(embedding))
+        pipeline.load_lora_weights(str(tmp_path), weight_name="adapter.safetensors")
+        (tmp_path / "adapter.safetensors").unlink()
+    for each in (embedding, away):
+        load_into(pipeline, each, tmp_path)
+    with_solver(pipeline, "ddim")
+    config = SamplingConfig(solver="ddim", steps=4, guidance_scale=5.0, batch_size=1)
+    request = ImageRequest(PROMPTS[0], 3, (embedding,), f"<bad-hands>, dark {WORD}", (away, embedding))
+    (ours,) = generate(backbone, [request], config)
+    assert_same_picture(ours, drawn_by_diffusers(pipeline, backbone, request, config))
+    (plain,) = generate(backbone, [replace(request, negative_prompt="", negative_embeddings=())], config)
+    assert np.abs(np.asarray(ours).astype(int) - np.asarray(plain).astype(int)).max() > 1
 
 
 def test_without_guidance_too(backbone: Backbone, pipeline: Any, tmp_path: Path) -> None:

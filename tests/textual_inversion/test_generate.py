@@ -37,6 +37,20 @@ def requests() -> list[ImageRequest]:
     ]
 
 
+def negative_requests(backbone: Backbone) -> list[ImageRequest]:
+    """Negative prompts of plain words, of concepts with and without adapters, and beside prompts without one."""
+    adapted = adapted_requests(backbone)[0].embeddings[0]
+    return [
+        ImageRequest("a photo of a <c>", 0, (an_embedding(0),), "dark"),
+        ImageRequest("a photo of a <c>", 0, (an_embedding(0),)),
+        ImageRequest("a photo of a <c>", 0, (an_embedding(0),), "a dark <n>", (an_embedding(5, "<n>", 2),)),
+        ImageRequest("a photo of a <c>", 0, (an_embedding(0),), "a dark <c>", (adapted,)),
+        ImageRequest("a photo of a <c>", 0, (adapted,), "dark"),
+        ImageRequest("a photo of a <c>", 0, (adapted,), "a dark <c>", (adapted,)),
+        ImageRequest("a photo of a cat", 1, (), "a dark <c>", (an_embedding(1),)),
+    ]
+
+
 def same(a: Sequence[Image.Image], b: Sequence[Image.Image]) -> list[bool]:
     return [np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(a, b, strict=True)]
 
@@ -70,6 +84,27 @@ def test_nor_do_pictures_with_adapters(tiny_backbone: Backbone, batch_size: int)
     assert all(same(together, [generate(tiny_backbone, [request], config)[0] for request in asked]))
     assert all(same(together, generate(tiny_backbone, asked[::-1], config)[::-1]))
     assert not any(same(together[:-1], together[1:])), "other adapters: other pictures"
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_nor_do_pictures_with_negative_prompts(tiny_backbone: Backbone, batch_size: int) -> None:
+    sampling = SamplingConfig(steps=2, batch_size=batch_size, guidance_scale=3.0)
+    config, _ = choose_sampling(tiny_backbone, sampling, AdapterConfig(kind="lora"))
+    asked = negative_requests(tiny_backbone)
+    together = generate(tiny_backbone, asked, config)
+    assert all(same(together, [generate(tiny_backbone, [request], config)[0] for request in asked]))
+    assert all(same(together, generate(tiny_backbone, asked[::-1], config)[::-1]))
+    assert len({picture.tobytes() for picture in together}) == len(asked)
+
+
+def test_a_negative_prompt_needs_guidance(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = ImageRequest("a photo of a <c>", 0, (an_embedding(0),), "dark")
+    with pytest.raises(ValueError, match=r"'dark' has no effect without guidance, .* 1, the settings'; set a guidance"):
+        generate(tiny_backbone, [request], replace(FAST, guidance_scale=1.0))
+    monkeypatch.setattr(tiny_backbone, "guidance_scale", 1.0)
+    with pytest.raises(ValueError, match=r"1, this model's own, .*, or leave the negative prompt out"):
+        generate(tiny_backbone, [request], FAST)
+    assert generate(tiny_backbone, [request], replace(FAST, guidance_scale=2.0))
 
 
 def test_another_batch_size_changes_rounding_only(tiny_backbone: Backbone) -> None:
@@ -143,6 +178,8 @@ def test_without_guidance_the_denoiser_runs_half_as_wide(
         (ImageRequest("a <c>", 0, (an_embedding(0, num_vectors=30),)), "more than the 22 that fit"),
         (ImageRequest("a <c>", 0, (an_embedding(0), an_embedding(1))), "two of its embeddings have the same"),
         (ImageRequest("a <c>", -1, (an_embedding(0),)), "seed -1 must be"),
+        (ImageRequest("a cat", 0, (), "dark", (an_embedding(0),)), "prompt 'dark' does not contain the placeholder"),
+        (ImageRequest("a cat", 0, (), "a <c> " * MAX_LENGTH, (an_embedding(0),)), "more than the 22 that fit"),
         (
             ImageRequest("a <c>", 0, (an_embedding(0, dim=16),)),
             r"'<c>' has widths \{'clip_l': 16\} but .* \{'clip_l': 32\}",

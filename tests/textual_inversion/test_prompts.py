@@ -21,6 +21,7 @@ from textual_inversion.prompts import (
     initializer_ids,
     name_in_prompt,
     training_templates,
+    weight_in,
     with_augmentation_words,
     with_class_noun,
     without_placeholder,
@@ -216,3 +217,9 @@ def test_a_word_of_the_vocabulary_is_no_placeholder(tiny_backbone: Backbone, tok
     concept = Concept(concept_id="c", placeholder_token=token, images=("a",))
     with pytest.raises(BadInput, match=r"'cat' is a word .* such as '<cat>'") if refused else nullcontext():
         check_placeholder(concept, tiny_backbone.vocabularies)
+
+
+def test_weights_of_other_tools_are_found() -> None:
+    assert weight_in("a (red:1.2) {}") == "(red:1.2)"
+    assert weight_in("a {} (in the snow: .5 )") == "(in the snow: .5 )"
+    assert [weight_in(text) for text in ("a {} (at 10:30 or so)", "a {} (a: b)", "a {}:1.2", "a {} (1.2)")] == [""] * 4

@@ -139,8 +139,17 @@ def test_a_picture_equals_the_pipelines(tmp_path: Path, zeros: bool) -> None:
     (theirs,) = pipe(PROMPT, latents=latents, num_inference_steps=4, **size).images
     assert ours.size == (RESOLUTION, RESOLUTION)
     assert_alike(ours, theirs)
-    (plain,) = generate(backbone, [ImageRequest("a photo of a cat", 5)], SAMPLING)
-    assert plain.tobytes() != ours.tobytes()
+    negative = ImageRequest(PROMPT, 5, (embedding,), "a blurry <c>, dark", (embedding,))
+    ours_away, again, plain = generate(
+        backbone, [negative, replace(negative, negative_prompt="", negative_embeddings=()),
+                   ImageRequest("a photo of a cat", 5)], replace(SAMPLING, batch_size=3)
+    )  # fmt: skip
+    (theirs_away,) = pipe(
+        PROMPT, negative_prompt="a blurry <c>, dark", latents=latents, num_inference_steps=4, **size
+    ).images
+    assert_alike(ours_away, theirs_away)
+    assert_alike(again, theirs)  # zeros stay zeros beside a negative prompt
+    assert len({each.tobytes() for each in (ours, ours_away, plain)}) == 3
 
 
 def test_a_picture_with_an_adapter_equals_the_pipelines(backbone: Any, model: Path, tmp_path: Path) -> None:
