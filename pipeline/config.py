@@ -6,6 +6,7 @@ A run is a TOML recipe plus `--set a.b=c` overrides; the resolved configuration 
 from __future__ import annotations
 
 import ipaddress
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -19,6 +20,10 @@ LogFormat = Literal["text", "json"]
 
 SCHEMES = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
 """Schemes of addresses; any other (ssh, github, chained URLs) is refused."""
+
+
+MIN_LEASE_S = 1.0
+MAX_LEASE_S = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,13 +68,13 @@ class ActorConfig:
     def __post_init__(self) -> None:
         require(self.count >= 0, "actors.count", self.count, "0 (automatic) or more")
         require(self.slots >= 0, "actors.slots", self.slots, "0 (automatic) or more")
-        require(self.cpus > 0, "actors.cpus", self.cpus, "positive")
-        require(self.gpus >= 0, "actors.gpus", self.gpus, "0 or more")
+        require(0 < self.cpus < math.inf, "actors.cpus", self.cpus, "positive")
+        require(0 <= self.gpus < math.inf, "actors.gpus", self.gpus, "0 or more")
         require(self.calls_ahead >= 0, "actors.calls_ahead", self.calls_ahead, "0 or more")
         require(self.max_attempts >= 1, "actors.max_attempts", self.max_attempts, "1 or more")
         require(self.checkpoint_steps >= 0, "actors.checkpoint_steps", self.checkpoint_steps, "0 (none) or more")
-        require(self.drain_s >= 0, "actors.drain_s", self.drain_s, "0 or more seconds")
-        require(self.stall_s >= 0, "actors.stall_s", self.stall_s, "0 (never) or more seconds")
+        require(0 <= self.drain_s < math.inf, "actors.drain_s", self.drain_s, "0 or more seconds")
+        require(0 <= self.stall_s < math.inf, "actors.stall_s", self.stall_s, "0 (never) or more seconds")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,8 +285,8 @@ class RunConfig:
     CPU."""
 
     lease_s: float = 60.0
-    """Seconds without renewal after which another run may take the output over; 0 lets several runs share the
-    output."""
+    """Seconds without renewal after which another run may take the output over; the lease states them, so that other
+    runs wait for as long whatever their own setting. 0 lets several runs share the output."""
 
     log_format: LogFormat = "text"
     """Format of log and progress lines: `text` for people, or `json`, one object a line, for a log store."""
@@ -311,5 +316,6 @@ class RunConfig:
             earlier,
             "the output of another run: a run cannot start from results that it is still writing",
         )
-        require(self.lease_s >= 0, "lease_s", self.lease_s, "0 (none) or more seconds")
+        is_lease = self.lease_s == 0 or MIN_LEASE_S <= self.lease_s <= MAX_LEASE_S
+        require(is_lease, "lease_s", self.lease_s, f"0 (none), or {MIN_LEASE_S:.0f} to {MAX_LEASE_S:,.0f} seconds")
         require(0 <= self.seed < 2**63, "seed", self.seed, "a non-negative 63-bit integer")

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,17 @@ def put(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def delete_partial_files(root: Path, older_than_s: float) -> None:
+    """Delete the temporary files below a folder that `put` left because its process was killed. Younger ones stay: they
+    may be being written."""
+    newest = time.time() - older_than_s
+    for folder, _, names in os.walk(root):
+        for path in (Path(folder, name) for name in names if name.startswith(TEMPORARY)):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < newest:
+                    path.unlink()
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 Two runs on one output would do no harm (the same fingerprints give the same bytes, and records are written last), but
 they would do all work twice. The second run waits until it knows whether the first is alive: it refuses if so, and
-takes over if not. Clocks of two machines are never compared. On stores without conditional writes (all but S3 and
-local disks), two runs started within the same second may both go on.
+takes over if not. It waits for the term that the lease states, whatever its own settings are. Clocks of two machines
+are never compared. On stores without conditional writes (all but S3 and local disks), two runs started within the same
+second may both go on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from pipeline.config import MAX_LEASE_S
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 from pipeline.times import now
@@ -32,6 +37,9 @@ PATH = "lease.json"
 
 _RENEWALS_PER_TERM = 4
 """Renewals in a lease's term, the time after which a lease without renewal ends."""
+
+_PARTIAL_FILE_S = 600.0
+"""Age from which a temporary file was left by a killed process: writing one takes seconds."""
 
 _CHECKS_PER_TERM = 30
 """Checks of another run's lease while waiting for it to be renewed or to end."""
@@ -45,6 +53,8 @@ class LeaseHeld(ValueError):
 class Holder:
     """Run that works on an output: the content of `lease.json`."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
+
     run: str
     host: str
     process: int
@@ -52,9 +62,11 @@ class Holder:
     """Host, boot and container within which process ids are unique; "" if not known."""
     started_at: str
     renewed_at: str
+    term_s: float = 0.0
+    """Time without renewal after which another run may take over; 0 in leases of earlier releases."""
 
     @classmethod
-    def for_this_process(cls) -> Holder:
+    def for_this_process(cls, term_s: float = 0.0) -> Holder:
         moment = now()
         return cls(
             run=uuid.uuid4().hex,
@@ -63,15 +75,15 @@ class Holder:
             machine=_machine(),
             started_at=moment,
             renewed_at=moment,
+            term_s=term_s,
         )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Holder:
         """Parse a lease; the holder of anything that is not a lease is unknown."""
         try:
-            found = json.loads(data)
-            return cls(**{field.name: found[field.name] for field in dataclasses.fields(cls)})
-        except (ValueError, TypeError, KeyError):
+            return _HOLDER.validate_json(data, strict=True)
+        except ValidationError:
             return cls(run="", host="unknown", process=0, machine="", started_at="unknown", renewed_at="unknown")
 
     def to_bytes(self) -> bytes:
@@ -91,6 +103,9 @@ class Holder:
         return self.process == os.getpid()  # this process got the dead one's id: a container was started again
 
 
+_HOLDER = TypeAdapter(Holder)
+
+
 class Lease:
     """Lease of this process on an output, for terms of `term_s` seconds."""
 
@@ -98,7 +113,7 @@ class Lease:
         self._store = store
         self._term_s = term_s
         self._on_lost = on_lost
-        self._mine = Holder.for_this_process()
+        self._mine = Holder.for_this_process(term_s)
         self._etag = ""
         """Entity tag of the lease that the next put replaces; "" for none."""
         self._is_released = threading.Event()
@@ -159,19 +174,20 @@ class Lease:
         return True
 
     def _stays_unrenewed(self, holder: Holder, etag: str) -> bool:
-        """Watch another run's lease for a whole term; return False if it is deleted meanwhile. Raises LeaseHeld at its
-        first renewal."""
+        """Watch another run's lease for its whole term; return False if it is deleted meanwhile. Raises LeaseHeld at
+        its first renewal."""
+        term_s = self._term_of(holder)
         log.warning(
             "%s is held by a run on %s (process %d, last seen %s); waiting up to %.0f s to see whether it is alive",
             redact(self._store.root),
             holder.host,
             holder.process,
             holder.renewed_at,
-            self._term_s,
+            term_s,
         )
-        until = time.monotonic() + self._term_s
+        until = time.monotonic() + term_s
         while time.monotonic() < until:
-            time.sleep(self._term_s / _CHECKS_PER_TERM)
+            time.sleep(term_s / _CHECKS_PER_TERM)
             try:
                 data, latest = self._store.get_with_etag(PATH)
             except FileNotFoundError:
@@ -180,11 +196,15 @@ class Lease:
                 raise LeaseHeld(self._refusal(Holder.from_bytes(data)))
         return True
 
+    def _term_of(self, holder: Holder) -> float:
+        """Return the term that a lease states, or this run's own where it states none that a setting may have."""
+        return holder.term_s if 0 < holder.term_s <= MAX_LEASE_S else self._term_s
+
     def _refusal(self, holder: Holder) -> str:
         return redact(
             f"{self._store.root} is in use by another run: on {holder.host}, process {holder.process}, since "
             f"{holder.started_at}, last seen {holder.renewed_at}. Wait for it, stop it, or choose another --output; "
-            f"if it dies, its lease ends by itself {self._term_s:.0f} s later."
+            f"if it dies, its lease ends by itself {self._term_of(holder):.0f} s later."
         )
 
 
@@ -192,6 +212,7 @@ class Lease:
 def hold_lease(store: RunStore, term_s: float) -> Iterator[None]:
     """Hold the lease on an output; a `term_s` of 0 takes none. Raises LeaseHeld if another run has it.
 
+    Temporary files that a killed run left there are deleted once the lease is held.
     This process gets SIGTERM if another run takes the lease over because this one seemed dead.
     """
     if not term_s:
@@ -202,6 +223,7 @@ def hold_lease(store: RunStore, term_s: float) -> Iterator[None]:
     renewer = threading.Thread(target=lease.renew_until_released, name="lease", daemon=True)
     renewer.start()
     try:
+        store.delete_partial_files(_PARTIAL_FILE_S)
         yield
     finally:
         lease.release()

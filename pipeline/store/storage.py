@@ -191,6 +191,12 @@ class RunStore:
         except FileNotFoundError:
             return
 
+    def delete_partial_files(self, older_than_s: float) -> None:
+        """Delete temporary files that killed processes left on a local disk; other stores have none."""
+        fs, full = self._locate("")
+        if is_local(fs):
+            disk.delete_partial_files(Path(full), older_than_s)
+
     def scan(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Yield (path, bytes) of every object under a folder; on S3 one request lists 1,000 objects."""
         return ((path, size) for path, size, _ in self.scan_with_times(prefix))

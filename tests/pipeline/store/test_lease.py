@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -58,10 +60,59 @@ def test_a_lease_without_a_sign_of_life_ends(root: str) -> None:
     assert Holder.from_bytes(store.get(PATH)).host != "another-host"
 
 
-def test_what_is_no_lease_ends_as_well(root: str) -> None:
-    store = RunStore(root)
-    store.put(PATH, b"{not json")
-    lease(store).acquire()
+@pytest.mark.parametrize("text", ["{not json", "", "[]", '{"process": "1"}', "[" * 100_000])
+def test_what_is_no_lease_ends_as_well(text: str, tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    store.put(PATH, text.encode())
+    lease(store, 0.1).acquire()
+
+
+def test_the_term_that_the_lease_states_is_waited_for(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    store.put(PATH, dataclasses.replace(ELSEWHERE, term_s=1.5).to_bytes())
+    began = time.monotonic()
+    lease(store, 0.1).acquire()
+    assert time.monotonic() - began >= 1.5
+    assert Holder.from_bytes(store.get(PATH)).term_s == 0.1
+
+
+@pytest.mark.parametrize("stated", ["inf", "-5", "NaN", "1e300", '"long"', "null"])
+def test_a_term_that_no_setting_may_have_is_not_waited_for(stated: str, tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    text = dataclasses.replace(ELSEWHERE, term_s=7.0).to_bytes().decode()
+    store.put(PATH, text.replace("7.0", stated).encode())
+    lease(store, 0.1).acquire()
+
+
+def test_a_lease_of_an_earlier_release_is_known_by_its_run() -> None:
+    text = json.dumps({name: value for name, value in dataclasses.asdict(ELSEWHERE).items() if name != "term_s"})
+    assert Holder.from_bytes(text.encode()) == ELSEWHERE
+
+
+def test_a_short_setting_takes_no_lease_from_a_run_that_lives(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    first = Lease(store, 4, on_lost=lambda: None)
+    first._mine = dataclasses.replace(ELSEWHERE, term_s=4)
+    first.acquire()
+    keeper = threading.Thread(target=first.renew_until_released, daemon=True)
+    keeper.start()
+    with pytest.raises(LeaseHeld, match="ends by itself 4 s later"):
+        lease(store, 0.2).acquire()
+    first.release()
+
+
+def test_temporary_files_of_a_killed_run_are_deleted(tmp_path: Path) -> None:
+    old, young = tmp_path / "concepts" / "a" / ".partial-old", tmp_path / ".partial-young"
+    for path in (old, young, tmp_path / "kept.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    hour_ago = time.time() - 3600
+    os.utime(old, (hour_ago, hour_ago))
+    os.utime(tmp_path / "kept.json", (hour_ago, hour_ago))
+    with hold_lease(RunStore(str(tmp_path)), 60):
+        assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+            ".partial-young", "kept.json", "lease.json"
+        ]  # fmt: skip
 
 
 def test_a_dead_process_of_this_machine_is_not_waited_for(root: str) -> None:
