@@ -28,6 +28,7 @@ from benchmarks.timing import say
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
 from pipeline.actor.samples import draw_samples, score
+from pipeline.actor.warm_start import read_encoder
 from pipeline.bulk.evaluation import evaluation_seeds
 from pipeline.bulk.protocols import Protocol, choose_protocol
 from pipeline.bulk.rows import row_id
@@ -95,7 +96,9 @@ class Job:
     def key(self) -> str:
         """Digest of all inputs of the row; the photos count by their content."""
         concept = self.setup.concept(self.concept)
-        files = [str(identity) for identity in content_hashes((*concept.images, *concept.masks)).values()]
+        init = self.config.inversion.init
+        read = (*concept.images, *concept.masks, *([init.encoder] if init.method == "encoder" else []))
+        files = [str(identity) for identity in content_hashes(read).values()]
         nameless = replace(concept, images=("",) * len(concept.images), masks=("",) * len(concept.masks))
         parts = [asdict(nameless), files, self.setup.drawn, asdict(self.config.inversion), self.seed, self.shared]
         if self.setup.drawn.endswith("captions"):
@@ -248,7 +251,14 @@ def learn_together(jobs: Sequence[Job], backbone: Backbone, scorer: PictureScore
     masks = {concept.concept_id: read_masks(concept, photos) for concept, photos in cases if concept.masks}
     config = jobs[0].config
     return learn_outcomes(
-        backbone, cases, config.inversion, slots=len(cases), seed=config.seed, extractor=scorer.clip, masks=masks
+        backbone,
+        cases,
+        config.inversion,
+        slots=len(cases),
+        seed=config.seed,
+        extractor=scorer.clip,
+        masks=masks,
+        encoder=read_encoder(config, backbone) if config.inversion.init.method == "encoder" else None,
     )
 
 

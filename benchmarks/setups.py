@@ -41,8 +41,8 @@ class Setup:
     whichever way the recipe learns it; or, with nothing to learn, the `initializer`, a person's `short_captions`
     or `long_captions` in turn (`benchmarks/captions.toml`), or none (`prompt`). `photos` draws nothing and scores the
     photos."""
-    steps: int = 0
-    """Number of steps whatever the budget; 0 takes as many as the budget allows."""
+    steps: int | None = None
+    """Number of steps whatever the budget; None takes as many as the budget allows."""
     uses_masks: bool = True
     """False learns from whole photos where the manifest has masks."""
     full_budget: str = ""
@@ -67,7 +67,7 @@ class Setup:
         config = load_config(toml, [*overrides, *self.settings]).inversion
         affordable = max(1, round(steps * InversionConfig().batch_size / config.batch_size))
         asked_for = tomllib.loads(toml).get("inversion", {}).get("steps", affordable)
-        return replace(config, steps=self.steps or min(asked_for, affordable))
+        return replace(config, steps=min(asked_for, affordable) if self.steps is None else self.steps)
 
 
 def settings_of(*pairs: str) -> tuple[str, ...]:

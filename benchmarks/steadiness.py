@@ -35,7 +35,7 @@ from textual_inversion.bias import Proportion
 BASELINE = "fast"
 
 
-def _fast(what: str, *pairs: str, steps: int = 0) -> Setup:
+def _fast(what: str, *pairs: str, steps: int | None = None) -> Setup:
     return Setup(what=what, recipe="fast", settings=settings_of(*pairs), steps=steps)
 
 

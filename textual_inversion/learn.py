@@ -16,6 +16,7 @@ from textual_inversion.latents import encode_views
 from textual_inversion.start_choice import StartChooser
 
 if TYPE_CHECKING:
+    from textual_inversion.encoder_file import TrainedEncoder
     from textual_inversion.extractors import ClipExtractor
 
 
@@ -27,13 +28,14 @@ def learn(
     slots: int = 4,
     seed: int = 0,
     extractor: ClipExtractor | None = None,
+    encoder: TrainedEncoder | None = None,
 ) -> list[LearnedEmbedding]:
     """Learn the embedding of every (concept, its pictures), and return the embeddings in the same order.
 
     `slots` and `seed` are those of `Engine`. `extractor` is the feature extractor of `StartChooser` and of
-    `penalties.clip`. Raises ValueError naming the first concept that failed.
+    `penalties.clip`, `encoder` the encoder of `StartChooser`. Raises ValueError naming the first concept that failed.
     """
-    outcomes = learn_outcomes(backbone, concepts, config, slots=slots, seed=seed, extractor=extractor)
+    outcomes = learn_outcomes(backbone, concepts, config, slots=slots, seed=seed, extractor=extractor, encoder=encoder)
     return [outcome.embedding for outcome in outcomes if outcome.embedding]
 
 
@@ -46,6 +48,7 @@ def learn_outcomes(
     seed: int,
     extractor: ClipExtractor | None,
     masks: Mapping[str, Sequence[Image.Image]] | None = None,
+    encoder: TrainedEncoder | None = None,
 ) -> list[Outcome]:
     """Do what `learn` does, and return the whole outcome of each concept.
 
@@ -53,14 +56,14 @@ def learn_outcomes(
     """
     outcomes: dict[str, Outcome] = {}
     waiting = iter(concepts)
-    choose_start = StartChooser(backbone, config.init, extractor, seed=seed)
+    choose_start = StartChooser(backbone, config.init, extractor, seed=seed, encoder=encoder)
 
     def next_assignment(_wait: bool) -> Assignment | None:
         for concept, pictures in waiting:
             start = choose_start(concept, pictures)
             shapes = (masks or {}).get(concept.concept_id, ())
             views = encode_views(backbone, pictures, config.augment, concept.concept_id, seed, shapes)
-            return Assignment(start.concept, views, start=start.embedding)
+            return Assignment(start.concept, views, start=start.embedding, steps=start.steps)
         return None
 
     def on_outcome(outcome: Outcome) -> None:
