@@ -13,7 +13,8 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: demo test test-fast check format image clean
 
 demo: $(STAMP)
-	$(BIN)/python -m pipeline.run manifests/demo.parquet --prompts manifests/demo_prompts.parquet --output output/demo
+	$(BIN)/python -m pipeline.run manifests/demo.parquet --prompts manifests/demo_prompts.parquet \
+		--config demo --output output/demo
 
 test: $(STAMP)  # every group runs, and the last lines repeat what failed in each
 	$(BIN)/python .ci/run_tests.py
