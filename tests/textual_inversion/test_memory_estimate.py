@@ -1,0 +1,181 @@
+"""Estimates of memory against what real passes keep, and against figures of models too large for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests.tiny_models import tiny_latent_diffusion
+from tests.tiny_sd3 import tiny_stable_diffusion_3
+from tests.tiny_sdxl import tiny_stable_diffusion_xl
+from tests.toy_backbone import ToyBackbone
+from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, SamplingConfig
+from textual_inversion.families import load_backbone
+from textual_inversion.families.base import Backbone, MemorySaving
+from textual_inversion.memory_estimate import (
+    PassMemory,
+    draw_made_up,
+    drawing_memory,
+    learn_made_up,
+    learning_memory,
+    trace,
+)
+
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "sdxl": tiny_stable_diffusion_xl,
+    "sd3": tiny_stable_diffusion_3,
+    "ldm": tiny_latent_diffusion,
+}
+
+PLUS_PLUS = AdapterConfig(kind="causal", rank=2, targets=("fc2", "cross_attention"))
+LORA = AdapterConfig(kind="lora", rank=2)
+
+
+@pytest.fixture
+def backbone(tiny_backbone: Backbone) -> Iterator[Backbone]:
+    yield tiny_backbone
+    tiny_backbone.save_memory(MemorySaving())
+
+
+def weights_of(backbone: Backbone) -> set[int]:
+    """Addresses of the weights of all networks of a backbone."""
+    parts = [
+        part for value in vars(backbone).values() for part in (value.values() if isinstance(value, dict) else [value])
+    ]
+    networks = [part for part in parts if isinstance(part, nn.Module)]
+    tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+def kept_in_fact(backbone: Backbone, work: Callable[[], object]) -> int:
+    """Bytes of all storages that autograd keeps of a pass on real tensors, apart from weights."""
+    weights = weights_of(backbone)
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in weights:
+            kept[address] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        InversionConfig(batch_size=2),
+        InversionConfig(batch_size=1, adapter=PLUS_PLUS),
+        InversionConfig(batch_size=1, adapter=LORA, penalties=PenaltyConfig(knowledge=0.1)),
+    ],
+    ids=["rows", "cross-attention", "knowledge"],
+)
+def test_the_estimate_is_what_a_real_pass_keeps(backbone: Backbone, config: InversionConfig, checkpoints: bool) -> None:
+    backbone.save_memory(MemorySaving(checkpoints_gradients=checkpoints))
+    estimate = learning_memory(backbone, config, slots=2)
+    assert estimate.kept == kept_in_fact(backbone, lambda: learn_made_up(backbone, config, slots=2))
+    assert estimate.peak > estimate.kept > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_estimate_holds_for_every_family(family: str, tmp_path: Path) -> None:
+    backbone = load_backbone(str(FAMILIES[family](tmp_path)), device="cpu", precision="float32")
+    config = InversionConfig(batch_size=2, adapter=LORA)
+    kept = []
+    for checkpoints in (False, True):
+        backbone.save_memory(MemorySaving(checkpoints_gradients=checkpoints))
+        kept.append(learning_memory(backbone, config, slots=2).kept)
+        assert kept[-1] == kept_in_fact(backbone, lambda: learn_made_up(backbone, config, slots=2))
+    assert kept[1] < kept[0]
+
+
+def test_more_concepts_take_more_memory_and_nothing_is_left_behind() -> None:
+    backbone = ToyBackbone()
+    before = draw_made_up(backbone, SamplingConfig(batch_size=2))
+    one, two, three = (learning_memory(backbone, InversionConfig(batch_size=2), slots) for slots in (1, 2, 3))
+    assert one.weights == two.weights == three.weights
+    assert 0 < two.peak - one.peak == three.peak - two.peak
+    assert drawing_memory(backbone, SamplingConfig()).kept == 0
+    assert torch.equal(draw_made_up(backbone, SamplingConfig(batch_size=2)), before)
+
+
+def test_slices_take_less_memory_to_decode(backbone: Backbone) -> None:
+    latents = torch.zeros(8, *backbone.latent_shape)
+    whole = trace(lambda: backbone.decode(latents))
+    backbone.save_memory(MemorySaving(slices=True))
+    sliced = trace(lambda: backbone.decode(latents))
+    assert sliced.peak < whole.peak / 2
+    assert sliced.weights == whole.weights
+
+
+def test_what_is_made_counts_until_it_is_freed() -> None:
+    weight = torch.zeros(1000)
+
+    def work() -> None:
+        first = weight + 1
+        second = first * 2
+        del first
+        third = second[:500] + second[500:]
+        del second, third
+
+    assert trace(work) == PassMemory(weights=4000, kept=0, peak=8000)
+
+
+STABLE_DIFFUSION_XL = {
+    "sample_size": 128,
+    "cross_attention_dim": 2048,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+UNETS: dict[str, dict[str, Any]] = {
+    "sd15": {"sample_size": 64, "cross_attention_dim": 768},  # all else are the defaults of the class
+    "sdxl": STABLE_DIFFUSION_XL,
+}
+
+
+@pytest.fixture
+def half_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def a_unet(shape: dict[str, Any]) -> tuple[Any, Callable[[], Tensor]]:
+    """A U-Net whose weights have no data, and its forward pass of one sample."""
+    unet = UNet2DConditionModel(**shape).requires_grad_(False)
+    latents = torch.zeros(1, 4, shape["sample_size"], shape["sample_size"])
+    text = torch.zeros(1, 77, shape["cross_attention_dim"], requires_grad=True)
+    added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
+    inputs = {"encoder_hidden_states": text, "added_cond_kwargs": added, "return_dict": False}
+    return unet, lambda: unet(latents, torch.zeros(1), **inputs)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "plain", "saving"), [("sd15", 0.74, 0.15), ("sdxl", 5.14, 0.49)])
+@pytest.mark.usefixtures("half_precision")
+def test_what_real_models_keep_of_a_sample(kind: str, plain: float, saving: float) -> None:
+    """In GB, as found before with another count of what autograd keeps (fused attention, bfloat16)."""
+    mode = FakeTensorMode()
+    with mode:
+        unet, forward = a_unet(UNETS[kind])
+    assert trace(forward, mode).kept / 1e9 == pytest.approx(plain, abs=0.01)
+    unet.enable_gradient_checkpointing()
+    assert trace(forward, mode).kept / 1e9 == pytest.approx(saving, abs=0.01)
