@@ -13,8 +13,10 @@ machine that is available for ten minutes.
 
 Model FLOPs are those of one sample's forward pass and of the backward pass through its activations, counted on the
 model; activations computed twice to save memory count once. Memory is the peak above the memory in use before, warm-up
-included. Concepts an hour are calculated from encoding a concept's photos, 475 steps of 2 samples at this rate, and its
-sample grid drawn in the same mode, one after the other. No weights are downloaded.
+included; beside it are the estimate by which an actor chooses (`textual_inversion/memory_estimate.py`), which knows
+nothing of compilation, and the ratio of the two. With `--checkpointing` all rows use gradient checkpointing, the common
+algorithm's, too. Concepts an hour are calculated from encoding a concept's photos, 475 steps of 2 samples at this rate,
+and its sample grid drawn in the same mode, one after the other. No weights are downloaded.
 """
 
 from __future__ import annotations
@@ -40,9 +42,11 @@ from pipeline.config import GridConfig
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.engine import Assignment, Engine, Outcome
+from textual_inversion.families.base import MemorySaving
 from textual_inversion.families.sd import StableDiffusion
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.latents import EncodedViews, encode_views
+from textual_inversion.memory_estimate import learning_memory
 
 T = TypeVar("T")
 
@@ -63,6 +67,8 @@ TITLES = [
     "times the common algorithm beside it",
     "MFU %",
     "GB above weights",
+    "GB estimated",
+    "measured / estimated",
     "s a sample grid",
     "concepts/h",
 ]
@@ -89,6 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     parts = Parts(SHAPES[options.shape], options.device, dtype)
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} threads"
     eager = parts.backbone()
+    eager.save_memory(MemorySaving(checkpoints_gradients=options.checkpointing))  # of the U-Net that all rows share
     tflop = count_flops(options.shape) / 1e12
     peak = options.peak_tflops or next((value for name, value in PEAK_TFLOPS.items() if name in device), 0.0)
     once = seconds_once(eager, options.device)
@@ -96,6 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         "device": device,
         "model": f"{options.shape}, U-Net of {parts.parameters() / 1e6:,.1f} M, {dtype}, {eager.resolution} px",
         "samples": f"{options.batch_size} a step and concept",
+        "gradient_checkpointing": "on" if options.checkpointing else "off",
         "repetitions": f"{options.repetitions} of {options.steps} steps",
         "model_GFLOP_a_sample_step": f"{number(1000 * tflop)}; peak {number(peak) if peak else 'unknown'} TFLOP/s",
         "a_concept's_photos_encoded": f"{number(once)} s",
@@ -120,7 +128,8 @@ def works_of(parts: Parts, eager: StableDiffusion, grid: float | None, options: 
     if "eager" in options.modes:
         for slots in options.slots:
             note(f"{slots} slots, eager")
-            yield Work(f"{slots} slots, eager", Attempt(partial(time_engine, eager, options, slots)), grid)
+            attempt = Attempt(partial(time_engine, eager, options, slots))
+            yield Work(f"{slots} slots, eager", attempt, grid, estimated_gb(eager, options, slots))
     for mode in (mode for mode in options.modes if mode != "eager"):
         backbone = parts.backbone(mode, options.backend)
         note(f"a sample grid, {mode}")
@@ -128,8 +137,14 @@ def works_of(parts: Parts, eager: StableDiffusion, grid: float | None, options: 
         forget_compiled()
         for slots in options.compiled_slots:
             note(f"{slots} slots, {mode}")
-            yield Work(f"{slots} slots, {mode}", Attempt(partial(time_engine, backbone, options, slots)), seconds)
+            attempt = Attempt(partial(time_engine, backbone, options, slots))
+            yield Work(f"{slots} slots, {mode}", attempt, seconds, estimated_gb(eager, options, slots))
             forget_compiled()
+
+
+def estimated_gb(eager: StableDiffusion, options: argparse.Namespace, slots: int) -> float:
+    """Return the estimated peak of the tensors that a learning pass makes."""
+    return learning_memory(eager, InversionConfig(batch_size=options.batch_size), slots).peak / 1e9
 
 
 def forget_compiled() -> None:
@@ -160,7 +175,9 @@ def row_of(work: Work, beside: Work, once: float, tflop: float, peak: float) -> 
     times = rate.median / median(beside.rates) if beside.rates else None
     used = 100 * rate.median * tflop / peak if peak else None
     hourly = None if work.grid is None else 3600 / (once + BUDGET_SAMPLES / rate.median + work.grid)
-    return [work.name, rate, times, used, work.memory_gb, work.grid, hourly]
+    memory, estimate = work.memory_gb, work.estimated_gb
+    ratio = memory / estimate if memory and estimate else None
+    return [work.name, rate, times, used, memory, estimate, ratio, work.grid, hourly]
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -188,6 +205,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="for ten minutes: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in SHORT.items()),
     )
+    parser.add_argument("--checkpointing", action="store_true", help="use gradient checkpointing in all rows")
     parser.add_argument("--backend", default="inductor", help="torch.compile's")
     parser.add_argument("--batch-size", type=int, default=2, help="samples a step and concept")
     parser.add_argument("--steps", type=int, default=20, help="a repetition")
@@ -247,6 +265,8 @@ class Work:
     attempt: Attempt[Figures]
     grid: float | None = None
     """Seconds to draw a concept's sample pictures in the same mode."""
+    estimated_gb: float | None = None
+    """Estimate of `memory_gb` without compilation; None for the common algorithm."""
     rates: list[float] = field(default_factory=list)
     """Sample-steps a second of each repetition; empty if one failed."""
 

@@ -32,6 +32,10 @@ def test_the_command_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
         "2 slots, eager",
     ]
     assert {line.count("|") for line in table} == {len(gpu.TITLES) + 1}
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (table[0], *table[2:])]
+    estimates = [row[cells[0].index("GB estimated")] for row in cells]
+    assert estimates[1] == "-"
+    assert 0 < float(estimates[2]) < float(estimates[3])
 
 
 def test_each_row_is_there_before_the_next_is_measured_and_compared_with_what_ran_beside_it() -> None:
@@ -63,12 +67,13 @@ def test_a_row_of_what_fits_and_of_what_does_not() -> None:
         raise torch.OutOfMemoryError("full")
 
     beside = Work("common", Attempt(full), rates=[100.0, 100.0])
-    work = Work("a", Attempt(full), grid=9.0, rates=[150.0, 250.0])
+    work = Work("a", Attempt(full), grid=9.0, estimated_gb=2.5, rates=[150.0, 250.0])
     work.attempt.results = [Figures(1.0, 3.0), Figures(150.0, 2.0), Figures(250.0, 2.0)]  # warm-up took most memory
     row = gpu.row_of(work, beside, once=1.25, tflop=1.8, peak=900.0)
-    assert [str(value) for value in row] == ["a", "200 (150 to 250)", "2.0", "40.0", "3.0", "9.0", "240.0"]
+    memory = ["3.0", "2.5", "1.2"]
+    assert [str(value) for value in row] == ["a", "200 (150 to 250)", "2.0", "40.0", *memory, "9.0", "240.0"]
     work.attempt()
-    assert gpu.row_of(work.with_figures([None]), beside, 1.0, 1.8, 900.0) == ["a", "out of memory", *[None] * 5]
+    assert gpu.row_of(work.with_figures([None]), beside, 1.0, 1.8, 900.0) == ["a", "out of memory", *[None] * 7]
 
 
 def test_a_mode_that_fails_leaves_the_others_their_rows(
