@@ -17,6 +17,7 @@ from textual_inversion.config_checks import require
 
 Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]
+Switch = Literal["auto", "on", "off"]
 
 SCHEMES = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
 """Schemes of addresses; any other (ssh, github, chained URLs) is refused."""
@@ -28,7 +29,7 @@ MAX_LEASE_S = 86_400.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActorConfig:
-    """Settings that spread the work over the cluster. None changes a result beyond rounding."""
+    """Settings that spread the work over the cluster. None changes a result beyond rounding, but for `vae_tiling`."""
 
     count: int = 0
     """Largest number of actors; 0 is one for every GPU of the cluster, or, without GPUs, one for every `cpus` cores."""
@@ -42,6 +43,20 @@ class ActorConfig:
     """Use of torch.compile for the denoiser; `graphs` adds CUDA graphs. Results are equal to rounding. `auto` takes the
     fastest way on a GPU, and none on a CPU. Compiling delays an actor's start by minutes, or by seconds if torch's
     cache on its disk holds the result."""
+
+    gradient_checkpointing: Switch = "auto"
+    """Use of gradient checkpointing in the denoiser: learning keeps less in memory and computes the forward pass twice.
+    Results are equal to rounding. `auto` uses it only where passes of `slots` concepts (of one, on a GPU with automatic
+    slots) do not fit the device's free memory without, by an estimate that an actor makes at its start."""
+
+    vae_slicing: Switch = "auto"
+    """Use of the autoencoder on one picture of a batch after the other. Results are equal to rounding. `auto` does so
+    only where a batch of sample pictures, by an estimate, does not fit beside learning."""
+
+    vae_tiling: Switch = "auto"
+    """Use of the autoencoder on overlapping tiles of half a picture's side. Photos are encoded and pictures decoded a
+    little differently, so results change, and the record says so. `auto` does so only where a single picture, by an
+    estimate, does not fit the device's free memory."""
 
     cpus: float = 1.0
     """CPU cores that Ray reserves for each actor."""

@@ -28,7 +28,7 @@ from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import failure_record, put_done, put_files
 from pipeline.actor.samples import Samples, sample_requests, score
 from pipeline.actor.slot_budget import SlotBudget
-from pipeline.actor.tuning import PassSharing, compile_where_wanted, default_slots, passes_to_learn
+from pipeline.actor.tuning import PassSharing, compile_where_wanted, fit_slots, passes_to_learn
 from pipeline.actor.vitals import Vitals, held_bytes
 from pipeline.actor.warm_start import GivenStarts, load_examples, read_encoder
 from pipeline.config import RunConfig
@@ -85,9 +85,8 @@ class Learner:
             self._backbone, init, self._extractor, seed=config.seed, examples=examples, encoder=encoder
         )
         self._features = self._extractor.pixel_features if self._extractor else None
-        self._budget = SlotBudget(
-            config.actors.slots or default_slots(self._backbone, config.inversion, self._features)
-        )
+        slots, self._memory = fit_slots(self._backbone, config, self._features)
+        self._budget = SlotBudget(slots)
         self._sharing = PassSharing(self._backbone, config, self._features)
         self._jobs: dict[str, Job] = {}
         """Concept id -> job, from the start of `learn` to its end."""
@@ -316,4 +315,5 @@ class Learner:
         files = put_files(self._store, job, outcome, sheet, self._config.model, self._backbone.model_hash())
         self._checkpoints.delete(job)
         job.log.store("published", steps=outcome.steps, seconds=round(outcome.seconds, 1), scores=scores)
-        return put_done(self._store, job, outcome, scores, files, self._config.gate, self._sharing.equality)
+        facts = {"equality": self._sharing.equality, "memory": self._memory.description}
+        return put_done(self._store, job, outcome, scores, files, self._config.gate, **facts)

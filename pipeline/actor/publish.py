@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.config import GateConfig
 from pipeline.ledger.gate import BELOW, verdict
 from pipeline.ledger.plan import ConceptTask
-from pipeline.ledger.records import ConceptRecord, Equality, StoredFile, put_record
+from pipeline.ledger.records import ConceptRecord, StoredFile, put_record
 from pipeline.store import retries
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
@@ -95,9 +95,10 @@ def put_done(
     scores: Mapping[str, float],
     files: Mapping[str, StoredFile],
     gate: GateConfig,
-    equality: Equality,
+    **facts: Any,
 ) -> ConceptRecord:
-    """Put the record of a learned concept, the last of its objects, and return it."""
+    """Put the record of a learned concept, the last of its objects, and return it. `facts` are further fields of the
+    record, about how its actor worked."""
     assert outcome.embedding is not None
     assert job.start is not None
     passed = verdict(scores, gate)
@@ -115,8 +116,8 @@ def put_done(
         files=files,
         gate=passed,
         setbacks=outcome.setbacks,
-        equality=equality,
         repeated=retries.retry_count.take_new(),
+        **facts,
     )
     put_record(store, record)
     return record

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from pipeline.actor.memory_plan import LEARNING_SHARE, MemoryPlan, add_checkpointing, fit_learning
 from pipeline.config import RunConfig
 from pipeline.ledger.records import Equality
+from pipeline.store.errors import describe_error
 from textual_inversion.batch_invariance import choose_sampling, choose_slots_per_pass
 from textual_inversion.compile_trial import NO_ADAPTER, Pass, compile_checked, compile_fastest
-from textual_inversion.config import CROSS_ATTENTION, AdapterConfig, InversionConfig, SamplingConfig
+from textual_inversion.config import CROSS_ATTENTION, AdapterConfig, SamplingConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import guidance_scale
 from textual_inversion.training_data import ImageFeatures
@@ -22,30 +24,57 @@ _CPU_SAMPLES = 8
 _GPU_SLOTS = 16
 """Largest number of slots that is tried on a GPU."""
 
-_GPU_SHARE = 0.7
-"""Largest share of the GPU's free memory that learning may take; the rest is for drawing."""
+
+def fit_slots(backbone: Backbone, config: RunConfig, image_features: ImageFeatures | None) -> tuple[int, MemoryPlan]:
+    """Return how many concepts to learn side by side, and the plan by which the model saves memory to do so.
+
+    If one concept takes more memory than was estimated, gradient checkpointing is added where the setting is `auto`.
+    Raises torch.OutOfMemoryError if that is not enough.
+    """
+    plan = fit_learning(backbone, config, least_slots(backbone, config), image_features)
+    if config.actors.slots:
+        return config.actors.slots, plan
+    try:
+        return default_slots(backbone, config, image_features, plan.most_slots), plan
+    except torch.OutOfMemoryError as error:
+        if config.actors.gradient_checkpointing != "auto" or plan.saving.checkpoints_gradients:
+            raise
+        reason = describe_error(error)
+    plan = add_checkpointing(backbone, plan, reason)
+    return default_slots(backbone, config, image_features), plan
 
 
-def default_slots(backbone: Backbone, config: InversionConfig, image_features: ImageFeatures | None) -> int:
+def least_slots(backbone: Backbone, config: RunConfig) -> int:
+    """Return how many concepts an actor is to learn side by side at least: the configured number or, where that is
+    open, one on a GPU and `default_slots` on a CPU."""
+    if config.actors.slots or backbone.device.type == "cuda":
+        return config.actors.slots or 1
+    return max(1, _CPU_SAMPLES // config.inversion.batch_size)
+
+
+def default_slots(
+    backbone: Backbone, config: RunConfig, image_features: ImageFeatures | None, most: float = _GPU_SLOTS
+) -> int:
     """Return how many concepts to learn side by side when the configuration leaves it open.
 
-    On a GPU the number is found by trying, with room left in its memory for drawing. On a CPU it is the same on every
-    machine, as results are promised to be: enough for a pass of 8 samples. (From about there on a CPU's cores are busy,
-    and more slots make a short run's last concepts wait for copies of each other.)
+    On a GPU the number is found by trying, up to the `most` whose memory was estimated to fit, with room left for
+    drawing. On a CPU it is the same on every machine, as results are promised to be: enough for a pass of 8 samples.
+    (From about there on a CPU's cores are busy, and more slots make a short run's last concepts wait for copies of each
+    other.)
     """
     if backbone.device.type != "cuda":
-        return max(1, _CPU_SAMPLES // config.batch_size)
+        return least_slots(backbone, config)
 
     def rate(slots: int) -> float:
         free_bytes, _ = torch.cuda.mem_get_info(backbone.device)
         before = torch.cuda.memory_allocated(backbone.device)
         torch.cuda.reset_peak_memory_stats(backbone.device)
-        found = samples_per_second(backbone, config, slots, image_features)
-        if torch.cuda.max_memory_allocated(backbone.device) - before > _GPU_SHARE * free_bytes:
+        found = samples_per_second(backbone, config.inversion, slots, image_features)
+        if torch.cuda.max_memory_allocated(backbone.device) - before > LEARNING_SHARE * free_bytes:
             raise torch.OutOfMemoryError(f"{slots} slots leave too little room for drawing")
         return found
 
-    slots = choose_slots(rate, _GPU_SLOTS)
+    slots = choose_slots(rate, int(min(most, _GPU_SLOTS)))
     torch.cuda.empty_cache()
     return slots
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.actor.failures import logged_as_bug
+from pipeline.actor.memory_plan import fit_drawing
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
 from pipeline.actor.tuning import compile_where_wanted, drawing_passes
@@ -151,6 +152,7 @@ class Drawer:
         self._config = config
         self._store = RunStore(config.output)
         self._backbone = load_model(config)
+        fit_drawing(self._backbone, config, config.generation.sampling)
         passes = drawing_passes(self._backbone, config.generation.sampling, config.inversion.adapter)
         compile_where_wanted(self._backbone, config, passes)
         self._passes = lru_cache(self._choose_passes)

@@ -104,6 +104,10 @@ class ConceptRecord:
     of machine. Empty: to the bit. `to rounding`: its actor ran on an accelerator whose results depend on places in a
     batch. See docs/REPRODUCIBILITY.md."""
 
+    memory: str = ""
+    """Estimated memory of its actor's passes, and the ways in which the actor saved memory, in one line. With tiles,
+    photos were encoded and pictures decoded a little differently. Empty in records of earlier releases."""
+
     repeated: int = 0
     """Calls to storage that its actor repeated since the actor's previous record."""
 

@@ -84,6 +84,7 @@ def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[
     store = RunStore(str(tmp_path / "out"))
     assert record.status == "done"
     assert (record.initializer, record.start) == ("cat", "words")
+    assert record.memory.endswith("used to save memory: nothing")
     assert record.steps == 6
     assert from_json(store.get(one.folder.record)) == record
     names = {path.rpartition("/")[2] for path in store.list(one.folder.root)}
@@ -94,6 +95,15 @@ def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[
     (rows,) = load(store.get(one.folder.embedding)).values()
     assert rows.shape == (1, 32)
     assert read_table(tmp_path / "out" / one.folder.curve).num_rows == 6
+
+
+def test_the_record_says_what_memory_was_estimated(tiny_model: Path, photos: tuple[str, str], tmp_path: Path) -> None:
+    actors = {"slots": 2, "gradient_checkpointing": "auto", "vae_slicing": "on"}
+    learner = Learner(tiny_config(tiny_model, tmp_path, actors=actors))
+    (record,) = learn_all(learner, [task("toy", photos)])
+    learner.close()
+    assert record.memory.startswith("a learning pass of 4 samples keeps 0.00")
+    assert record.memory.endswith("GB were free; used to save memory: slices")
 
 
 @pytest.mark.parametrize(("class_cue", "name"), [(True, "<toy> cat"), (False, "<toy>")])

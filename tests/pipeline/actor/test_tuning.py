@@ -17,11 +17,13 @@ from pipeline.actor.tuning import (
     compile_where_wanted,
     default_slots,
     drawing_passes,
+    fit_slots,
     passes_to_learn,
 )
 from tests.pipeline.runs import tiny_config
-from textual_inversion.config import InversionConfig, SamplingConfig
-from textual_inversion.families.base import Backbone
+from tests.toy_backbone import ToyBackbone
+from textual_inversion.config import SamplingConfig
+from textual_inversion.families.base import Backbone, MemorySaving
 
 
 def test_all_kinds_of_passes_that_an_actor_makes_are_named(tiny_backbone: Backbone, tmp_path: Path) -> None:
@@ -39,8 +41,36 @@ def test_all_kinds_of_passes_that_an_actor_makes_are_named(tiny_backbone: Backbo
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(1, 8), (2, 4), (3, 2), (4, 2), (16, 1)])
-def test_on_a_cpu_slots_fill_a_batch_of_8_samples(tiny_backbone: Backbone, batch_size: int, expected: int) -> None:
-    assert default_slots(tiny_backbone, InversionConfig(batch_size=batch_size), None) == expected
+def test_on_a_cpu_slots_fill_a_batch_of_8_samples(
+    tiny_backbone: Backbone, tmp_path: Path, batch_size: int, expected: int
+) -> None:
+    config = tiny_config(tmp_path, tmp_path, inversion={"batch_size": batch_size})
+    assert default_slots(tiny_backbone, config, None) == expected
+
+
+@pytest.mark.parametrize("wanted", ["auto", "off"])
+def test_more_memory_than_estimated_is_saved_where_that_is_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    backbone = ToyBackbone()
+    found: list[MemorySaving] = []
+    monkeypatch.setattr(backbone, "save_memory", found.append)
+
+    def default_slots(*_: object) -> int:
+        if not found[-1].checkpoints_gradients:
+            raise torch.OutOfMemoryError("one slot leaves too little room")
+        return 3
+
+    monkeypatch.setattr(tuning, "default_slots", default_slots)
+    config = tiny_config(tmp_path, tmp_path, actors={"gradient_checkpointing": wanted})
+    if wanted == "off":
+        with pytest.raises(torch.OutOfMemoryError):
+            fit_slots(backbone, config, None)
+        return
+    slots, plan = fit_slots(backbone, config, None)
+    assert slots == 3
+    assert plan.saving == found[-1] == MemorySaving(checkpoints_gradients=True)
+    assert "one slot leaves too little room" in plan.description
 
 
 @pytest.mark.parametrize(
