@@ -280,11 +280,13 @@ def _choose_model(sheet: ContactSheet, config: RunConfig, options: argparse.Name
 
 
 def _draw_rows(sheet: ContactSheet, config: RunConfig, draw: DrawFunction | None = None) -> list[list[Image.Image]]:
+    from pipeline.actor.memory_plan import fit_drawing
     from pipeline.actor.model_loading import load_model
     from textual_inversion.batch_invariance import choose_sampling
     from textual_inversion.generate import generate
 
     backbone = load_model(config)
+    fit_drawing(backbone, config, config.generation.sampling)
     sampling, _ = choose_sampling(backbone, config.generation.sampling, config.inversion.adapter)
     return sheet.draw(backbone, sampling, draw or generate)
 
