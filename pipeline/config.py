@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
+from pipeline.encoder_config import EncoderJobConfig
 from textual_inversion.config import InversionConfig, Precision, SamplingConfig
 from textual_inversion.config_checks import require
 
@@ -314,6 +315,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     actors: ActorConfig = field(default_factory=ActorConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    encoder: EncoderJobConfig = field(default_factory=EncoderJobConfig)
 
     def __post_init__(self) -> None:
         require(bool(self.output), "output", self.output, "a folder or URI to write to")

@@ -119,7 +119,7 @@ class Run:
             record for record in records if record.status == "done" and self._selection.includes(record.concept_id)
         )
         began = time.monotonic()
-        with _handling(signal.default_int_handler):
+        with handling_signals(signal.default_int_handler):
             try:
                 counts = generate_images(self._config, learned, prompts, gpus, stats.until)
             except DeadlinePassed:
@@ -243,12 +243,13 @@ def stopping_on_signals() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    with _handling(handle):
+    with handling_signals(handle):
         yield stop
 
 
 @contextmanager
-def _handling(handler: Any) -> Iterator[None]:
+def handling_signals(handler: Any) -> Iterator[None]:
+    """Give SIGTERM and Ctrl-C to `handler` in the block. Enter it in the main thread, after ray.init."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

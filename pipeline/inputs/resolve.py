@@ -18,6 +18,8 @@ _ADDRESSES: dict[str, Callable[[str], str]] = {
     "inversion.penalties.captions": absolute,
     "inversion.init.earlier_run": absolute,
     "inversion.init.encoder": absolute,
+    "encoder.from_run": absolute,
+    "encoder.init_from": absolute,
 }
 """Settings that are addresses -> the function that makes one the same on every machine."""
 

@@ -6,17 +6,12 @@ shown with pictures inside the page; all are rows of a table that links to the o
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
-
-import jinja2
-from PIL import Image, ImageOps
 
 from pipeline.config import PhotoConfig, RunConfig
 from pipeline.config_file import to_tree
@@ -26,12 +21,12 @@ from pipeline.ledger.records import ConceptRecord, latest, load_records
 from pipeline.ledger.results import write_results
 from pipeline.report.curves import Curve, read_curve
 from pipeline.report.failures import STAGE, group_by_kind
+from pipeline.report.html import JINJA, Picture, embed
 from pipeline.report.overview import COLUMNS, MAX_CARRIED, Overview
 from pipeline.store.redact import redact, redacted
 from pipeline.store.storage import ConceptFolder, RunStore
 from pipeline.times import format_duration, format_utc, now
 from textual_inversion.errors import BAD_INPUT
-from textual_inversion.photos import read_header
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +38,6 @@ _MAX_PHOTOS = 6
 _PHOTO_PX = 112
 _GRID_PX = 640
 _THREADS = 8
-
-_JINJA = jinja2.Environment(
-    loader=jinja2.PackageLoader("pipeline.report"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,22 +67,12 @@ class RunFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
-    """A picture inside the page, or a note that says why it cannot be shown."""
-
-    data_uri: str = ""
-    width: int = 0
-    height: int = 0
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class _Card:
     """A concept with its pictures."""
 
     record: ConceptRecord
-    photos: tuple[_Picture, ...]
-    grid: _Picture
+    photos: tuple[Picture, ...]
+    grid: Picture
     curve: Curve | None
 
 
@@ -133,7 +110,7 @@ def write_page(
     if num_missing:
         log.warning("%d pictures of learned concepts cannot be shown; the report says which and why", num_missing)
     files = {"grid": _ANY_FOLDER.grid, "embedding": _ANY_FOLDER.embedding}
-    page = _JINJA.get_template("report.html").render(
+    page = JINJA.get_template("report.html").render(
         config=config,
         settings=list(_flatten(redacted(to_tree(config)))),
         figures=figures,
@@ -161,9 +138,9 @@ def _card(store: RunStore, record: ConceptRecord, limits: PhotoConfig) -> _Card:
     photos = tuple(_thumbnail(uri, limits) for uri in islice(record.images, _MAX_PHOTOS))
     # On damaged files, the readers of PIL and Arrow raise nearly everything.
     try:
-        grid = _embed(store.get(folder.grid), _GRID_PX, limits.max_pixels)
+        grid = embed(store.get(folder.grid), _GRID_PX, limits.max_pixels)
     except Exception as error:
-        grid = _Picture(note=redact(f"no sample grid: {error}"))
+        grid = Picture(note=redact(f"no sample grid: {error}"))
     try:
         curve = read_curve(store.get(folder.curve))
     except Exception:
@@ -171,28 +148,11 @@ def _card(store: RunStore, record: ConceptRecord, limits: PhotoConfig) -> _Card:
     return _Card(record, photos, grid, curve)
 
 
-def _thumbnail(uri: str, limits: PhotoConfig) -> _Picture:
+def _thumbnail(uri: str, limits: PhotoConfig) -> Picture:
     try:
-        return _embed(fetch(uri, limits), _PHOTO_PX, limits.max_pixels)
+        return embed(fetch(uri, limits), _PHOTO_PX, limits.max_pixels)
     except Exception as error:
-        return _Picture(note=redact(f"{uri}: {error}"))
-
-
-def _embed(data: bytes, side_px: int, max_pixels: int) -> _Picture:
-    """Return a picture as a WebP data URI, with its longer side at most `side_px` pixels.
-
-    Raises ValueError if it is no picture, or has more than `max_pixels` pixels.
-    """
-    with read_header(data, "picture", max_pixels) as found:
-        found.draft("RGB", (side_px, side_px))  # decodes a JPEG at a fraction of its size
-        picture: Image.Image = ImageOps.exif_transpose(found).convert("RGBA")
-    paper = Image.new("RGB", picture.size, "white")
-    paper.paste(picture, mask=picture.getchannel("A"))
-    paper.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    paper.save(buffer, "WEBP", quality=82, method=4)
-    text = base64.b64encode(buffer.getvalue()).decode()
-    return _Picture(f"data:image/webp;base64,{text}", *paper.size)
+        return Picture(note=redact(f"{uri}: {error}"))
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ yaml = pytest.importorskip("yaml", reason="no PyYAML to read manifests with")
 
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
-OVERLAYS = ("cpu-demo", "gpu", "gpu-spot")
+OVERLAYS = ("cpu-demo", "encoder", "gpu", "gpu-spot")
 KUSTOMIZATIONS = (*(f"overlays/{name}" for name in OVERLAYS), "model-cache", "monitoring")
 
 Manifest = dict[str, Any]

@@ -189,7 +189,7 @@ def test_an_unforeseen_error_of_a_picture_is_noted_in_its_place(monkeypatch: pyt
     def fail(*_: object) -> None:
         raise UnknownError("s3://key:pw@bucket/x failed")
 
-    for name in ("fetch", "_embed", "read_curve"):
+    for name in ("fetch", "embed", "read_curve"):
         monkeypatch.setattr(page, name, fail)
     store = RunStore("memory://unforeseen")
     finish(store, "duck", 1, images=("a.png",))
@@ -274,6 +274,6 @@ def test_pictures_are_made_small_and_upright() -> None:
     exif[0x0112] = 6  # turned by 90 degrees
     buffer = io.BytesIO()
     wide.save(buffer, "JPEG", exif=exif)
-    picture = page._embed(buffer.getvalue(), 112, 6_000_000)
+    picture = page.embed(buffer.getvalue(), 112, 6_000_000)
     assert (picture.width, picture.height) == (75, 112)
     assert len(picture.data_uri) < 4000
