@@ -20,6 +20,7 @@ from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import BadRow, ManifestRow, concept_ids, read_manifest
 from pipeline.ledger.differences import input_differences, settings_differences
 from pipeline.ledger.digest import digest
+from pipeline.ledger.listing import ConceptListing
 from pipeline.ledger.plan import addresses_read, fingerprint_inputs, settings_path
 from pipeline.ledger.records import ConceptRecord, record_or_failure
 from pipeline.ledger.selection import unknown_concept
@@ -94,7 +95,7 @@ def explain(store: RunStore, concept_id: str, manifest: str | None = None) -> Ex
     if row is None and not listing:
         raise _no_such_concept(store, concept_id, manifest or run.get("config", {}).get("manifest"), run)
     found.objects = [(store.uri(path), size, at) for path, size, at in sorted(listing, key=lambda each: -each[2])]
-    found.attempts = _read_attempts(store, [path for path, _, _ in listing])
+    found.attempts = _read_attempts(store, listing)
     if is_folder:
         found.pictures = [store.uri(path) for path, _ in store.scan(f"images/{concept_id}")]
     if row is not None:
@@ -192,13 +193,14 @@ def _can_be_folder(concept_id: str) -> bool:
     return bool(concept_id) and "/" not in concept_id and not concept_id.startswith(".")
 
 
-def _read_attempts(store: RunStore, paths: Sequence[str]) -> list[ConceptRecord]:
+def _read_attempts(store: RunStore, objects: Sequence[tuple[str, int, float]]) -> list[ConceptRecord]:
     """Read the records and failures of all fingerprints, the newest first.
 
     A failure older than a record beside it is never found: the actor that writes the record deletes the failure.
     """
-    ends = [path for path in paths if path.endswith(("/record.json", "/failure.json"))]
-    records = [record_or_failure(path, content) for path, content in store.get_many(ends).items()]
+    ends = [path for path, _, _ in objects if path.endswith(("/record.json", "/failure.json"))]
+    listing = ConceptListing(objects)
+    records = [record_or_failure(path, content, listing) for path, content in store.get_many(ends).items()]
     return sorted(records, key=lambda record: record.finished_at, reverse=True)
 
 

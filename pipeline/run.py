@@ -51,9 +51,9 @@ def start(options: argparse.Namespace) -> int:
         store = RunStore(config.output)
         selection = select(config.manifest, store, options.only, options.retry, options.limit, config.gate)
         if options.dry_run:
-            return dry_run(config, selection, photos=options.photos, prune=options.prune)
+            return dry_run(config, selection, photos=options.photos, prune=options.prune, verify=options.verify)
         with hold_lease(store, config.lease_s):
-            return run(config, selection, until=until, prune=options.prune)
+            return run(config, selection, until=until, prune=options.prune, verify=options.verify)
     except ValueError as error:
         sys.stderr.write(redact(f"error: {error}\n"))
         return USAGE
@@ -91,6 +91,9 @@ def parse(
         "--finish-by", metavar="TIME", help="begin no concept after this: 06:00, 2026-11-22T06:00+01:00, or +6h"
     )
     parser.add_argument("--prune", action="store_true", help="delete results that the manifest no longer accounts for")
+    parser.add_argument(
+        "--verify", action="store_true", help="read the files of what is done, and learn again what is damaged"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done or fail; write nothing")
     parser.add_argument("--photos", action="store_true", help="with --dry-run, also fetch and open every photo")
     return parser.parse_args(arguments)
@@ -120,15 +123,21 @@ def configure(options: argparse.Namespace) -> RunConfig:
 
 
 def dry_run(
-    config: RunConfig, selection: Selection = ALL_CONCEPTS, *, photos: bool = False, prune: bool = False
+    config: RunConfig,
+    selection: Selection = ALL_CONCEPTS,
+    *,
+    photos: bool = False,
+    prune: bool = False,
+    verify: bool = False,
 ) -> int:
-    """Print counts of what is done, to do and bad, every bad row, and every finding; return the exit code.
+    """Print counts of what is done, to do and bad, every bad row, damaged result and finding; return the exit code.
 
-    `photos`: also fetch and open them. `prune`: also print what `--prune` would delete.
+    `photos`: also fetch and open them. `prune`: also print what `--prune` would delete. `verify`: also read the files
+    of what is done.
     """
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     store = RunStore(config.output)
-    plan, _ = make_plan(config, store, selection)
+    plan, _ = make_plan(config, store, selection, verify=verify)
     for note in manifest_notes(config.manifest):
         sys.stdout.write(f"note: manifest: {note}\n")
     failing = set()
@@ -137,6 +146,8 @@ def dry_run(
         sys.stdout.write(f"{finding}\n")
         if finding.is_fatal:
             failing.add(finding.concept_id)
+    for concept_id, damage in plan.damaged.items():
+        sys.stdout.write(f"{concept_id}: {redact(damage)}\n")
     for row in plan.bad:
         sys.stdout.write(f"bad row: {describe_bad_row(row)}\n")
     if failing:
@@ -151,18 +162,26 @@ def dry_run(
     if prune:
         for line in find_leftovers(store, config.manifest, plan).lines():
             sys.stdout.write(f"--prune would delete {line}\n")
-    return FAILED if plan.bad or failing else OK
+    return FAILED if plan.bad or failing or plan.damaged else OK
 
 
-def run(config: RunConfig, selection: Selection = ALL_CONCEPTS, *, until: float = math.inf, prune: bool = False) -> int:
+def run(
+    config: RunConfig,
+    selection: Selection = ALL_CONCEPTS,
+    *,
+    until: float = math.inf,
+    prune: bool = False,
+    verify: bool = False,
+) -> int:
     """Learn, retry, draw and report; return the exit code.
 
     `until` is the moment after which no concept is begun, in seconds since 1970. `prune` deletes at the end what the
-    manifest no longer accounts for. Raises ValueError for what is wrong before anything has begun.
+    manifest no longer accounts for. `verify` reads the files of what is done before, and learns damaged concepts again.
+    Raises ValueError for what is wrong before anything has begun.
     """
     check_model(config)  # here and not in every actor
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
-    stages = Run(config, selection, until)
+    stages = Run(config, selection, until, verify=verify)
     stats = stages.stats
     stages.write_state("learning")
     tasks = stages.plan.tasks(read_by_priority(config.manifest))

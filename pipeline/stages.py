@@ -21,8 +21,9 @@ from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import count_rows
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.digest import digest
+from pipeline.ledger.done import find_done
 from pipeline.ledger.gate import BELOW
-from pipeline.ledger.plan import ConceptTask, Plan, read_done, settings_path
+from pipeline.ledger.plan import ConceptTask, Plan, settings_path
 from pipeline.ledger.prune import delete_leftovers, find_leftovers
 from pipeline.ledger.records import ConceptRecord, load_records, put_record
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
@@ -42,23 +43,39 @@ from pipeline.times import DeadlinePassed
 log = logging.getLogger(__name__)
 
 
-def make_plan(config: RunConfig, store: RunStore, selection: Selection = ALL_CONCEPTS) -> tuple[Plan, dict[str, Any]]:
-    """Return the plan, and the settings whose digest is in its fingerprints."""
+def make_plan(
+    config: RunConfig, store: RunStore, selection: Selection = ALL_CONCEPTS, *, verify: bool = False
+) -> tuple[Plan, dict[str, Any]]:
+    """Return the plan, and the settings whose digest is in its fingerprints.
+
+    `verify` reads every file of the concepts that are done, and compares it with its record.
+    """
     settings = current_settings(config)
     identify = partial(content_hashes, photos=config.photos)
-    done = read_done(store.scan("concepts"))
-    return Plan(digest(settings), done.fingerprints, identify, selection, done.awaiting_retry), settings
+    done = find_done(store, verify=verify)
+    plan = Plan(digest(settings), done.fingerprints, identify, selection, done.awaiting_retry, done.damaged)
+    return plan, settings
 
 
 class Run:
     """One run: its configuration, plan and counts, and its stages."""
 
-    def __init__(self, config: RunConfig, selection: Selection = ALL_CONCEPTS, until: float = math.inf) -> None:
-        """Make the plan and store its settings. Raises ValueError for a model or a file that cannot be read."""
+    def __init__(
+        self,
+        config: RunConfig,
+        selection: Selection = ALL_CONCEPTS,
+        until: float = math.inf,
+        *,
+        verify: bool = False,
+    ) -> None:
+        """Make the plan and store its settings. Raises ValueError for a model or a file that cannot be read.
+
+        `verify`: see `make_plan`.
+        """
         self._config = config
         self._selection = selection
         self._store = RunStore(config.output)
-        self.plan, self._settings = make_plan(config, self._store, selection)
+        self.plan, self._settings = make_plan(config, self._store, selection, verify=verify)
         self.stats = RunStats(count_rows(config.manifest), until)
         settings = json.dumps(self._settings, indent=1).encode()
         self._store.put(settings_path(digest(self._settings)), settings)
@@ -74,6 +91,7 @@ class Run:
 
     def learn(self, tasks: Iterator[ConceptTask]) -> None:
         """Learn every task's concept. A failure is recorded, and the other concepts are learned."""
+        tasks = self._without_damaged_records(tasks)
         first = next(tasks, None)
         if first is None or time.time() >= self.stats.until:  # without work, no cluster is needed
             return
@@ -90,6 +108,16 @@ class Run:
                 put_record(self._store, record)
             elif record.gate == BELOW and self._config.gate.ladder:
                 self.plan.awaiting_retry[record.concept_id] = record.fingerprint
+
+    def _without_damaged_records(self, tasks: Iterator[ConceptTask]) -> Iterator[ConceptTask]:
+        """Yield the tasks, after deleting the record of one whose result is damaged: an actor takes a record that it
+        finds for that of a call whose answer was lost."""
+        for task in tasks:
+            damage = self.plan.damaged.get(task.concept.concept_id)
+            if damage is not None:
+                log.warning("concept %s is learned again: %s", task.concept.concept_id, damage)
+                self._store.delete(task.folder.record)
+            yield task
 
     def retry(self) -> None:
         """Learn the concepts below the gate again, by the rules of `gate.ladder`."""

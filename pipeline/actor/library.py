@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.ledger.records import ConceptRecord, StoredFile, latest, load_records
+from pipeline.ledger.records import ConceptRecord, StoredFile, latest, load_records, read_record
 from pipeline.store.addresses import absolute, read_bytes
-from pipeline.store.storage import RunStore
+from pipeline.store.storage import ConceptFolder, RunStore
 from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.concept import LearnedEmbedding, whole_word_pattern
 from textual_inversion.dialects import parse_embedding
@@ -81,6 +81,18 @@ def read_embedding(
         return with_adapter(parse_embedding(read(uri), name), beside)
     except (OSError, ValueError) as error:
         raise ValueError(f"{uri} cannot be used: {error}") from error
+
+
+def read_result(store: RunStore, path: str) -> LearnedEmbedding:
+    """Read the embedding of a run at a path of its output, compared with the record beside it.
+
+    Raises ValueError naming the file if it is not the one of the record or cannot be read, and OSError or ValueError if
+    the record cannot be read.
+    """
+    folder = ConceptFolder.from_path(path)
+    if folder is None:
+        raise ValueError(f"{path} is no concept's file")
+    return read_embedding(store.uri(path), read_record(store, folder).files)
 
 
 class Library:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.actor.failures import logged_as_bug
+from pipeline.actor.library import read_result
 from pipeline.actor.memory_plan import fit_drawing
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
@@ -32,12 +33,10 @@ from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.records import ConceptRecord
 from pipeline.store.storage import RunStore
 from pipeline.times import interrupting
-from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.batch_invariance import choose_sampling
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.config import SamplingConfig
 from textual_inversion.errors import BadInput
-from textual_inversion.formats import parse_diffusers
 from textual_inversion.generate import EncodedRequest, ImageRequest, draw, encode_request
 from textual_inversion.prompt_encoder import PromptEncoder
 from textual_inversion.rng import seed_for
@@ -198,15 +197,14 @@ class Drawer:
         return PromptEncoder(self._backbone, shares_passes=chosen.batch_size > 1), chosen
 
     def _load(self, path: str) -> LearnedEmbedding:
-        folder = path.rpartition("/")[0]
-        rows = parse_diffusers(self._store.get(path))
-        learned_with = rows.metadata.get("model_hash", self._backbone.model_hash())
+        embedding = read_result(self._store, path)
+        learned_with = embedding.metadata.get("model_hash", self._backbone.model_hash())
         if learned_with != self._backbone.model_hash():
             raise ValueError(
                 f"it was learned with the model {learned_with}, but this worker has loaded "
                 f"{self._backbone.model_hash()}; give all machines the same model"
             )
-        return with_adapter(rows, lambda name: self._store.get(f"{folder}/{name}"))
+        return embedding
 
     def _embedding_or_error(self, path: str) -> LearnedEmbedding | str:
         try:

@@ -18,6 +18,7 @@ from pipeline.config import RunConfig
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import BadRow, ManifestRow
 from pipeline.ledger.digest import digest
+from pipeline.ledger.listing import ConceptListing
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
 from pipeline.store.redact import redact
 from pipeline.store.storage import ConceptFolder, RunStore
@@ -57,12 +58,16 @@ class ConceptTask:
 
 @dataclass(frozen=True, slots=True)
 class DoneWork:
-    """Concepts that have a record, as a listing shows them."""
+    """Concepts that have a record."""
 
     fingerprints: set[bytes]
+    """Those whose record and files are as they were written."""
 
     awaiting_retry: dict[str, str]
     """Concept id -> fingerprint of each concept below the gate whose retries have not ended."""
+
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Fingerprint -> damage of a record or of its files."""
 
 
 def settings_of(
@@ -137,23 +142,6 @@ def fingerprint_inputs(
     return {"concept": row, "images": list(identities), "settings": settings, **given}
 
 
-def read_done(listing: Iterable[tuple[str, int]]) -> DoneWork:
-    """Find the concepts that have a record in a listing of `concepts/`, (path, bytes) pairs.
-
-    An empty record does not count: its store has lost the content.
-    """
-    done = DoneWork(set(), {})
-    for path, size in listing:
-        folder = ConceptFolder.from_path(path)
-        if folder is None:
-            continue
-        if path == folder.record and size:
-            done.fingerprints.add(folder.fingerprint.encode())
-        elif path == folder.ladder:
-            done.awaiting_retry[folder.concept_id] = folder.fingerprint
-    return done
-
-
 def earlier_hash(output: str) -> str:
     """Return the digest of an earlier run's fingerprints with a record; empty for an empty `output`.
 
@@ -161,7 +149,7 @@ def earlier_hash(output: str) -> str:
     """
     if not output:
         return ""
-    done = read_done(RunStore(output).scan("concepts")).fingerprints
+    done = ConceptListing(RunStore(output).scan_with_times("concepts")).records
     if not done:
         raise ValueError(f"inversion.init.earlier_run = {output!r}: must be the output folder of a run with concepts")
     return digest(sorted(fingerprint.decode() for fingerprint in done))
@@ -177,15 +165,17 @@ class Plan:
         content_hashes: Identify = content_hashes,
         selection: Selection = ALL_CONCEPTS,
         awaiting_retry: dict[str, str] | None = None,
+        damaged: Mapping[str, str] | None = None,
     ) -> None:
         """Start with no rows.
 
         settings: digest of `settings_of`.
-        done, awaiting_retry: results of `read_done`.
+        done, awaiting_retry, damaged: the fields of `done.find_done`.
         """
         self._settings = settings
         self._selection = selection
         self._done_before = done
+        self._damaged_before = damaged or {}
         self._identify = content_hashes
         self.num_done = 0
         self.num_todo = 0
@@ -195,6 +185,10 @@ class Plan:
         """Concept id -> fingerprint of each concept below the gate whose retries have not ended; the fingerprint may be
         that of earlier photos or settings."""
         self.bad: list[BadRow] = []
+        self.damaged: dict[str, str] = {}
+        """Concept id -> damage of its present result, of every good row so far. It does not count as done."""
+        self.damaged_left_out: set[str] = set()
+        """Ids among `damaged` that the selection does not take."""
         self.carried: dict[bytes, bytes] = {}
         """Fingerprint -> carried columns as JSON text, of every good row so far. The keys are the present
         fingerprints: a record under another one is not a result of this manifest and these settings."""
@@ -247,8 +241,11 @@ class Plan:
         if key in self._done_before:
             self.num_done += 1
             return None
+        if task.fingerprint in self._damaged_before:
+            self.damaged[concept.concept_id] = self._damaged_before[task.fingerprint]
         if not self._selection.accepts(concept.concept_id, self.num_todo):
             self.num_left_out += 1
+            self.damaged_left_out |= {concept.concept_id} & self.damaged.keys()
             return None
         self.num_todo += 1
         return task

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from pipeline.store.parquet import read_table
+from pipeline.ledger.digest import digest
+from pipeline.ledger.listing import ConceptListing, Entry
+from pipeline.ledger.record_cache import RecordCache
 from pipeline.store.storage import ConceptFolder, RunStore
 from textual_inversion.errors import STORAGE
 
-log = logging.getLogger(__name__)
-
 _BATCH = 500
-
 
 Equality = Literal["", "to rounding"]
 
@@ -155,28 +150,37 @@ class ConceptRecord:
         """The folder of the embedding, grid and curve."""
         return ConceptFolder(self.concept_id, self.kept or self.fingerprint)
 
+    def as_damaged(self, damage: str) -> ConceptRecord:
+        """Return the record as one of a failed concept, whose results are not as they were written."""
+        error = f"damaged: {damage}; the next run learns it again"
+        return dataclasses.replace(self, status="failed", error=error, error_kind=STORAGE)
+
 
 _ADAPTER = TypeAdapter(ConceptRecord)
 
-CACHE_PATH = "records.parquet"
-
-_CACHE_SCHEMA = pa.schema(
-    [("path", pa.string()), ("size", pa.int64()), ("written", pa.float64()), ("content", pa.binary())]
-)
+_DIGEST = "digest"
+"""Key of the digest of all other keys, by which a record that was edited is known. Earlier releases wrote none."""
 
 
 def to_json(record: ConceptRecord) -> bytes:
-    """Return the JSON text of a record."""
-    return json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False).encode()
+    """Return the JSON text of a record, with its digest."""
+    tree = dataclasses.asdict(record)
+    return json.dumps(tree | {_DIGEST: digest(tree, escape_non_ascii=True)}, indent=1, allow_nan=False).encode()
 
 
 def from_json(data: bytes) -> ConceptRecord:
-    """Parse a record. Raises ValueError naming the keys that are missing or wrong."""
+    """Parse a record. Raises ValueError naming the keys that are missing or wrong, and for a record that is not as it
+    was written."""
     try:
-        return _ADAPTER.validate_json(data)
+        record = _ADAPTER.validate_json(data)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
         raise ValueError("not a concept record: " + "; ".join(problems)) from error
+    tree = json.loads(data)
+    stated = tree.pop(_DIGEST, None)
+    if stated is not None and stated != digest(tree, escape_non_ascii=True):
+        raise ValueError("it is not as it was written: its digest is another")
+    return record
 
 
 def put_record(store: RunStore, record: ConceptRecord) -> None:
@@ -196,37 +200,38 @@ def load_records(
     """Yield the record of every fingerprint, or its failure where there is no record.
 
     `carried` is `Plan.carried`: only records of its fingerprints are read then, in its order, and they get its carried
-    columns. A record that cannot be read is yielded as a failed one with the reason.
+    columns. A record that cannot be read, or whose files are not there as it says, is yielded as a failed one with the
+    reason.
 
     Makes one listing and, on object stores, one request for each record that `RecordCache` does not hold;
     `update_cache` stores the cache anew after the last record.
     """
-    listed: dict[bytes, tuple[ConceptFolder, tuple[str, int, float]]] = {}
-    for path, size, written in store.scan_with_times("concepts"):
-        folder = ConceptFolder.from_path(path)
-        key = folder.fingerprint.encode() if folder is not None else b""
-        if folder is None or (carried is not None and key not in carried):
-            continue
-        if path == folder.record and size:
-            listed[key] = folder, (path, size, written)
-        elif path == folder.failure:
-            listed.setdefault(key, (folder, (path, size, written)))
+    listing = ConceptListing(store.scan_with_times("concepts"))
+    ends = listing.failures | listing.records
     cache = RecordCache(store)
-    wanted = iter([listed[key] for key in (listed if carried is None else carried) if key in listed])
-    while batch := list(islice(wanted, _BATCH)):
-        contents: dict[str, bytes | OSError | None] = {entry[0]: cache.content(*entry) for _, entry in batch}
-        contents.update(store.get_many([path for path, content in contents.items() if content is None]))
-        for folder, entry in batch:
-            content = contents[entry[0]]
-            assert content is not None
-            if update_cache and isinstance(content, bytes):
-                cache.keep(*entry, content)
-            record = record_or_failure(entry[0], content)
-            if carried is not None:
-                record = dataclasses.replace(record, carried=json.loads(carried[folder.fingerprint.encode()]))
-            yield record
+    wanted = ends.values() if carried is None else (ends[key] for key in carried if key in ends)
+    for entry, content in read_contents(store, cache, wanted):
+        if update_cache and isinstance(content, bytes):
+            cache.keep(entry.path, entry.num_bytes, entry.written_at, content)
+        record = record_or_failure(entry.path, content, listing)
+        if carried is not None:
+            record = dataclasses.replace(record, carried=json.loads(carried[entry.folder.fingerprint.encode()]))
+        yield record
     if update_cache:
         cache.store()
+
+
+def read_contents(
+    store: RunStore, cache: RecordCache, entries: Iterable[Entry]
+) -> Iterator[tuple[Entry, bytes | OSError]]:
+    """Yield the entries with the bytes of each, from the cache where it holds them, or the error of reading it."""
+    rest = iter(entries)
+    while batch := list(islice(rest, _BATCH)):
+        contents = {each.path: cache.content(each.path, each.num_bytes, each.written_at) for each in batch}
+        read = store.get_many([path for path, content in contents.items() if content is None])
+        for entry in batch:
+            content = contents[entry.path]
+            yield entry, read[entry.path] if content is None else content
 
 
 def latest(records: Iterable[ConceptRecord]) -> list[ConceptRecord]:
@@ -239,8 +244,11 @@ def latest(records: Iterable[ConceptRecord]) -> list[ConceptRecord]:
     return list(newest.values())
 
 
-def record_or_failure(path: str, content: bytes | OSError) -> ConceptRecord:
-    """Return the record or failure at `path`, or a failed record that says why it cannot be read."""
+def record_or_failure(path: str, content: bytes | OSError, listing: ConceptListing | None = None) -> ConceptRecord:
+    """Return the record or failure at `path`, or a failed record that says why it cannot be read.
+
+    With a listing, a record whose files are not there as it says is such a failure, too.
+    """
     folder = ConceptFolder.from_path(path)
     assert folder is not None
     try:
@@ -249,66 +257,10 @@ def record_or_failure(path: str, content: bytes | OSError) -> ConceptRecord:
         record = from_json(content)
         if record.folder != folder:
             raise ValueError(f"it is the record of {record.folder.root}")
-    except (OSError, ValueError) as error:
-        return ConceptRecord(
-            concept_id=folder.concept_id,
-            fingerprint=folder.fingerprint,
-            status="failed",
-            placeholder_token="",
-            error=f"{path} cannot be read ({error}); delete it and run again",
-            error_kind=STORAGE,
+    except (OSError, ValueError, RecursionError) as error:
+        unread = ConceptRecord(
+            concept_id=folder.concept_id, fingerprint=folder.fingerprint, status="failed", placeholder_token=""
         )
-    return record
-
-
-class RecordCache:
-    """A copy of all records in one object, `records.parquet`; unused on local disks, where a request costs nothing."""
-
-    def __init__(self, store: RunStore) -> None:
-        self._store = store
-        self._table = _CACHE_SCHEMA.empty_table()
-        self._rows: dict[str, int] = {}
-        """Path of a record -> its row in the table."""
-        self._kept: list[dict[str, object]] = []
-        """Rows of the next table."""
-        self._is_changed = False
-        if not store.is_remote:
-            return
-        try:
-            self._table = read_table(io.BytesIO(store.get(CACHE_PATH)), _CACHE_SCHEMA.names).cast(_CACHE_SCHEMA)
-        except FileNotFoundError:
-            return
-        except (pa.ArrowException, OSError) as error:
-            log.warning("%s is ignored, as it cannot be read: %s", store.uri(CACHE_PATH), error)
-            return
-        self._rows = {path: row for row, path in enumerate(self._table["path"].to_pylist())}
-
-    def content(self, path: str, size: int, written: float) -> bytes | None:
-        """Return the cached content of an object; None unless its size and time of writing are those of the listing."""
-        row = self._rows.get(path)
-        if row is None or not written:
-            return None
-        if (self._table["size"][row].as_py(), self._table["written"][row].as_py()) != (size, written):
-            return None
-        content: bytes = self._table["content"][row].as_py()
-        return content
-
-    def keep(self, path: str, size: int, written: float, content: bytes) -> None:
-        """Add an object to the table that `store` writes."""
-        self._is_changed |= self.content(path, size, written) is None
-        if self._store.is_remote and written:
-            self._kept.append({"path": path, "size": size, "written": written, "content": content})
-
-    def store(self) -> None:
-        """Replace the stored table by the kept rows, if they differ.
-
-        A failure is logged and not raised: without the cache, the next run reads every record by itself.
-        """
-        if not self._kept or not (self._is_changed or len(self._kept) != len(self._rows)):
-            return
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(self._kept, _CACHE_SCHEMA), buffer, compression="zstd")
-        try:
-            self._store.put(CACHE_PATH, buffer.getvalue())
-        except OSError as error:
-            log.warning("%s was not stored: %s", self._store.uri(CACHE_PATH), error)
+        return unread.as_damaged(f"{path} cannot be read ({error})")
+    damage = listing.damage(record.result, record.files) if listing is not None else ""
+    return record.as_damaged(damage) if damage else record

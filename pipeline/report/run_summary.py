@@ -83,6 +83,7 @@ def conclude(config: RunConfig, stats: RunStats, plan: Plan, selection: Selectio
         unlearned = plan.num_todo - stats.num_settled
         write(f"ended at --finish-by with {unlearned} not learned; run the same command again to continue\n")
     failures = [f"{name}: {error}" for name, error in (*stats.problems.items(), *stats.failures.items())]
+    failures += [f"{name}: {redact(plan.damaged[name])}" for name in sorted(plan.damaged_left_out)]
     failures += [f"bad row: {describe_bad_row(row)}" for row in bad]
     for failure in failures[:SHOWN_FAILURES]:
         write(f"FAILED {failure}\n")

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import dispatch
 from benchmarks.dispatch import engine_share, known, plan_once, write_manifest
 from benchmarks.stand_ins import FILES, NoLearning
-from pipeline.ledger.plan import read_done
+from pipeline.ledger.done import find_done
 from pipeline.ledger.records import load_records
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import task
@@ -33,7 +33,7 @@ def test_a_stand_in_leaves_what_a_concept_leaves(tmp_path: Path) -> None:
     record = asyncio.run(actor.learn(task("k"), 1))
     assert (actor.ready(), record.status) == (3, "done")
     store = RunStore(str(tmp_path))
-    assert read_done(store.scan("concepts")).fingerprints == {b"f-k"}
+    assert find_done(store).fingerprints == {b"f-k"}
     assert [each.concept_id for each in load_records(store)] == ["k"]
     assert {path.rpartition("/")[2]: size for path, size in store.scan("concepts")}.items() >= FILES.items()
 

@@ -20,7 +20,8 @@ import pytest
 from pipeline.actor.learner import Learner
 from pipeline.config import RunConfig
 from pipeline.inputs.manifest import ManifestRow, read_manifest
-from pipeline.ledger.plan import ConceptTask, read_done
+from pipeline.ledger.done import find_done
+from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, from_json
 from pipeline.store import retries
 from pipeline.store.addresses import filesystem_for_workers, open_filesystem, open_for_reading, read_bytes
@@ -91,7 +92,7 @@ def test_half_an_object_is_none(faults: S3Faults, s3_server: S3Server, bucket: s
         store.put(one.folder.record, b"{" + b"x" * 5000)
     faults.rates = {}
     assert not directly(s3_server).exists(store.uri(one.folder.record))
-    assert read_done(store.scan("concepts")).fingerprints == set()
+    assert find_done(store).fingerprints == set()
 
 
 def test_credentials_that_expire_are_read_anew(
@@ -153,13 +154,13 @@ def test_a_listing_that_lags_costs_work_but_loses_nothing(
     store = RunStore(config.output)
     (record,) = learn(config, [one])
     faults.lag_s = 3600.0
-    assert read_done(store.scan("concepts")).fingerprints == set()  # so it is learned again
+    assert find_done(store).fingerprints == set()  # so it is learned again
     before = {path: store.get(path) for path in (one.folder.embedding, one.folder.grid, one.folder.curve)}
     (again,) = learn(config, [one])
     assert {path: store.get(path) for path in before} == before
     assert again.files == record.files
     faults.lag_s = 0.0
-    assert read_done(store.scan("concepts")).fingerprints == {one.fingerprint.encode()}
+    assert find_done(store).fingerprints == {one.fingerprint.encode()}
 
 
 def learn(config: RunConfig, tasks: list[ConceptTask]) -> list[ConceptRecord]:

@@ -16,8 +16,9 @@ from pipeline.gate_retries import decide, retry_below_gate, retry_rules
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.digest import digest
+from pipeline.ledger.done import find_done
 from pipeline.ledger.gate import verdict
-from pipeline.ledger.plan import ConceptTask, Plan, read_done, settings_of
+from pipeline.ledger.plan import ConceptTask, Plan, settings_of
 from pipeline.ledger.records import ConceptRecord, Try, load_records, put_record, read_record
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
 from pipeline.report.run_stats import RetryStats
@@ -89,7 +90,7 @@ class Learners:
 
 
 def planned(config: RunConfig, store: RunStore) -> tuple[Plan, list[ConceptTask]]:
-    done = read_done(store.scan("concepts"))
+    done = find_done(store)
     settings = digest(settings_of(config, model_hash="m"))
     plan = Plan(settings, done.fingerprints, content_hashes, awaiting_retry=done.awaiting_retry)
     return plan, list(plan.tasks(read_manifest(config.manifest)))

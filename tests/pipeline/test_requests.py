@@ -18,7 +18,8 @@ from pipeline.exit_codes import OK
 from pipeline.inputs.manifest import ManifestRow, read_manifest
 from pipeline.ledger.digest import digest
 from pipeline.ledger.plan import Plan
-from pipeline.ledger.records import RecordCache, to_json
+from pipeline.ledger.record_cache import RecordCache
+from pipeline.ledger.records import to_json
 from pipeline.ledger.settings import current_settings
 from pipeline.run import main
 from pipeline.store.storage import RunStore

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import pipeline.bulk.generate
+from pipeline.actor import library
 from pipeline.bulk.generate import PLAN_SCHEMA, Drawer, plan_rows
 from pipeline.config import RunConfig
 from pipeline.inputs.prompt_table import Prompt
-from pipeline.ledger.records import ConceptRecord
+from pipeline.ledger.records import ConceptRecord, StoredFile, put_record
+from pipeline.store.addresses import read_bytes
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config
 from tests.tiny_models import DIM
@@ -41,8 +43,17 @@ def an_embedding(name: str, seed: int) -> LearnedEmbedding:
 
 def learned(store: RunStore, name: str, seed: int) -> ConceptRecord:
     """A record whose embedding is in the store."""
-    store.put(record(name).folder.embedding, dump_diffusers(an_embedding(name, seed)))
-    return record(name)
+    return put(store, record(name), an_embedding(name, seed))
+
+
+def put(store: RunStore, one: ConceptRecord, embedding: LearnedEmbedding) -> ConceptRecord:
+    """Put an embedding, without its adapter, and its record; return the record."""
+    data = dump_diffusers(embedding)
+    files = {
+        "learned_embeds.safetensors": StoredFile(bytes=len(data), sha256=store.put_checked(one.folder.embedding, data))
+    }
+    put_record(store, replace(one, files=files))
+    return replace(one, files=files)
 
 
 def with_adapter(
@@ -153,11 +164,23 @@ def test_an_embedding_of_another_model_is_not_drawn(tiny_model: Path, tmp_path: 
     rows = list(plan_rows(config, [learned(store, "a", 1)], PROMPTS[:1]))
     embedding = parse_diffusers(store.get(rows[0]["embedding"]))
     other = replace(embedding, metadata={**embedding.metadata, "model_hash": "0123abcd"})
-    store.put(rows[0]["embedding"], dump_diffusers(other))
+    put(store, record("a"), other)
     drawer = Drawer(config)
     (result,) = drawer(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
     assert result["status"] == "failed"
     assert f"with the model 0123abcd, but this worker has loaded {drawer._backbone.model_hash()}" in result["error"]
+
+
+def test_an_embedding_that_is_not_its_records_is_not_drawn(tiny_model: Path, tmp_path: Path) -> None:
+    config, store = tiny_config(tiny_model, tmp_path), RunStore(str(tmp_path))
+    records = [learned(store, name, seed) for seed, name in enumerate("ab")]
+    a, b = (store.get(each.folder.embedding) for each in records)
+    store.put(records[0].folder.embedding, b)
+    store.put(records[1].folder.embedding, a)
+    rows = list(plan_rows(config, records, PROMPTS[:1]))
+    results = Drawer(config)(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
+    assert [result["status"] for result in results] == ["failed", "failed"]
+    assert all("is not the file that its record names" in result["error"] for result in results)
 
 
 def test_a_calls_embeddings_are_fetched_side_by_side_and_once_each(
@@ -170,21 +193,20 @@ def test_a_calls_embeddings_are_fetched_side_by_side_and_once_each(
     under_way: set[str] = set()
     most = 0
 
-    def slow(self: RunStore, path: str) -> bytes:
+    def slow(uri: str) -> bytes:
         nonlocal most
-        asked.append(path)
-        under_way.add(path)
+        asked.append(uri)
+        under_way.add(uri)
         most = max(most, len(under_way))
         time.sleep(0.05)
-        under_way.remove(path)
-        return plain(self, path)
+        under_way.remove(uri)
+        return read_bytes(uri)
 
-    plain = RunStore.get
-    monkeypatch.setattr(RunStore, "get", slow)
+    monkeypatch.setattr(library, "read_bytes", slow)
     rows = list(plan_rows(config, records, PROMPTS))
     results = drawer.draw(rows, config.generation.sampling)
     assert most > 1
-    assert sorted(asked) == sorted(each.folder.embedding for each in records)
+    assert sorted(asked) == sorted(store.uri(each.folder.embedding) for each in records[:-1])
     wrong = [row["concept_id"] for row, result in zip(rows, results, strict=True) if isinstance(result, str)]
     assert wrong == ["gone"] * len(PROMPTS)
 
@@ -199,7 +221,7 @@ def test_a_concept_is_drawn_with_its_adapter(
     plain, adapted, lost = record("plain"), record("adapted"), record("lost")
     embeddings = [an_embedding("plain", 1), with_adapter(tiny_backbone, an_embedding("adapted", 1), kind, targets)]
     for one, embedding in ((plain, embeddings[0]), (adapted, embeddings[1]), (lost, embeddings[1])):
-        store.put(one.folder.embedding, dump_diffusers(embedding))
+        put(store, one, embedding)
     store.put(adapted.folder.adapter, dump_adapter(embeddings[1]))
     assert adapted.folder.adapter == adapted.folder.file(ADAPTER_FILE)
 

@@ -14,6 +14,7 @@ import pytest
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.inputs.manifest import BadRow, ManifestRow, read_manifest
+from pipeline.ledger.done import find_done
 from pipeline.ledger.plan import (
     ConceptTask,
     Plan,
@@ -21,10 +22,9 @@ from pipeline.ledger.plan import (
     earlier_hash,
     fingerprint,
     fingerprint_inputs,
-    read_done,
     settings_of,
 )
-from pipeline.ledger.records import ConceptRecord, put_record
+from pipeline.ledger.records import ConceptRecord, load_records, put_record
 from pipeline.ledger.selection import Selection
 from pipeline.store.storage import RunStore
 from textual_inversion.concept import Concept
@@ -187,14 +187,14 @@ def make_run(store: RunStore, num_concepts: int) -> str:
 
 
 def plan_again(store: RunStore, manifest: str, chosen: str = "settings") -> tuple[Plan, list[str]]:
-    plan = Plan(chosen, read_done(store.scan("concepts")).fingerprints)
+    plan = Plan(chosen, find_done(store).fingerprints)
     return plan, [task.concept.concept_id for task in plan.tasks(read_manifest(manifest))]
 
 
 def test_running_again_does_what_is_left(root: str) -> None:
     store = RunStore(root)
     manifest = make_run(store, 4)
-    plan = Plan("settings", read_done(store.scan("concepts")).fingerprints)
+    plan = Plan("settings", find_done(store).fingerprints)
     tasks = list(plan.tasks(read_manifest(manifest)))
     assert [task.concept.concept_id for task in tasks] == ["c0", "c1", "c2", "c3"]
     assert tasks[1].carried == {"sku": 1}
@@ -226,7 +226,7 @@ def test_a_selection_leaves_the_others_as_they_are_and_in_the_results(root: str)
     put_record(store, record(everything[0]))
 
     def planned(selection: Selection) -> tuple[list[str], Plan]:
-        plan = Plan("settings", read_done(store.scan("concepts")).fingerprints, selection=selection)
+        plan = Plan("settings", find_done(store).fingerprints, selection=selection)
         return [task.concept.concept_id for task in plan.tasks(read_manifest(manifest))], plan
 
     names, plan = planned(Selection(only=frozenset({"c0", "c3", "c4"})))
@@ -352,14 +352,15 @@ def test_a_task_is_small_and_travels() -> None:
 
 
 @pytest.mark.slow
-def test_planning_on_s3_costs_listings_only(bucket: str, s3_calls: list[str]) -> None:
+def test_planning_on_s3_costs_listings_and_the_copy_of_the_records(bucket: str, s3_calls: list[str]) -> None:
     store = RunStore(bucket)
     manifest = make_run(store, 30)
     tasks = list(Plan("settings", set()).tasks(read_manifest(manifest)))
     for task in tasks[:20]:
         put_record(store, record(task))
     rows = list(read_manifest(manifest))
+    list(load_records(store, update_cache=True))  # as the report of an earlier run does
     s3_calls.clear()
-    plan = Plan("settings", read_done(store.scan("concepts")).fingerprints)
+    plan = Plan("settings", find_done(store).fingerprints)
     assert len(list(plan.tasks(rows))) == 10
-    assert s3_calls == ["ListObjectsV2"] * 2
+    assert s3_calls == ["ListObjectsV2", "GetObject", "ListObjectsV2"]  # the records' copy between both listings

@@ -13,7 +13,8 @@ from pipeline.bulk.generate import RESULT_SCHEMA
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.digest import digest
-from pipeline.ledger.plan import Plan, read_done
+from pipeline.ledger.done import find_done
+from pipeline.ledger.plan import Plan
 from pipeline.ledger.prune import METADATA, delete_leftovers, find_leftovers
 from pipeline.ledger.records import Try, read_record
 from pipeline.store.parquet import read_table
@@ -24,7 +25,7 @@ NOW, BEFORE = settings(), settings(seed=7)
 
 
 def planned(store: RunStore, manifest: str) -> Plan:
-    plan = Plan(digest(NOW), read_done(store.scan("concepts")).fingerprints, content_hashes)
+    plan = Plan(digest(NOW), find_done(store).fingerprints, content_hashes)
     for _ in plan.tasks(read_manifest(manifest)):
         pass
     return plan
