@@ -5,13 +5,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.tiny_models import tiny_latent_diffusion
 from tests.tiny_sd3 import tiny_stable_diffusion_3
@@ -122,52 +119,3 @@ def test_what_is_made_counts_until_it_is_freed() -> None:
         del second, third
 
     assert trace(work) == PassMemory(weights=4000, kept=0, peak=8000)
-
-
-STABLE_DIFFUSION_XL = {
-    "sample_size": 128,
-    "cross_attention_dim": 2048,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-UNETS: dict[str, dict[str, Any]] = {
-    "sd15": {"sample_size": 64, "cross_attention_dim": 768},  # all else are the defaults of the class
-    "sdxl": STABLE_DIFFUSION_XL,
-}
-
-
-@pytest.fixture
-def half_precision() -> Iterator[None]:
-    torch.set_default_dtype(torch.bfloat16)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def a_unet(shape: dict[str, Any]) -> tuple[Any, Callable[[], Tensor]]:
-    """A U-Net whose weights have no data, and its forward pass of one sample."""
-    unet = UNet2DConditionModel(**shape).requires_grad_(False)
-    latents = torch.zeros(1, 4, shape["sample_size"], shape["sample_size"])
-    text = torch.zeros(1, 77, shape["cross_attention_dim"], requires_grad=True)
-    added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
-    inputs = {"encoder_hidden_states": text, "added_cond_kwargs": added, "return_dict": False}
-    return unet, lambda: unet(latents, torch.zeros(1), **inputs)[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "plain", "saving"), [("sd15", 0.74, 0.15), ("sdxl", 5.14, 0.49)])
-@pytest.mark.usefixtures("half_precision")
-def test_what_real_models_keep_of_a_sample(kind: str, plain: float, saving: float) -> None:
-    """In GB, as found before with another count of what autograd keeps (fused attention, bfloat16)."""
-    mode = FakeTensorMode()
-    with mode:
-        unet, forward = a_unet(UNETS[kind])
-    assert trace(forward, mode).kept / 1e9 == pytest.approx(plain, abs=0.01)
-    unet.enable_gradient_checkpointing()
-    assert trace(forward, mode).kept / 1e9 == pytest.approx(saving, abs=0.01)

@@ -1,0 +1,62 @@
+"""Estimates of memory for models of real shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks import memory
+from benchmarks.random_model import SHAPES
+from textual_inversion.memory_estimate import trace
+
+
+def a_unet(shape: dict[str, Any]) -> tuple[Any, Callable[[], Tensor]]:
+    """A U-Net whose weights have no data, and its forward pass of one sample."""
+    unet = UNet2DConditionModel(**shape).requires_grad_(False)
+    latents = torch.zeros(1, 4, shape["sample_size"], shape["sample_size"])
+    text = torch.zeros(1, 77, shape["cross_attention_dim"], requires_grad=True)
+    added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
+    inputs = {"encoder_hidden_states": text, "added_cond_kwargs": added, "return_dict": False}
+    return unet, lambda: unet(latents, torch.zeros(1), **inputs)[0]
+
+
+@pytest.fixture
+def half_precision() -> Iterator[None]:
+    with memory.default_dtype(torch.bfloat16):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "plain", "saving"),
+    [(SHAPES["sd15"].unet, 0.74, 0.15), (memory.UNET_XL, 5.14, 0.49)],
+    ids=["sd15", "sdxl"],
+)
+@pytest.mark.usefixtures("half_precision")
+def test_what_real_models_keep_of_a_sample(shape: dict[str, Any], plain: float, saving: float) -> None:
+    """In GB, as found before with another count of what autograd keeps (fused attention, bfloat16)."""
+    mode = FakeTensorMode()
+    with mode:
+        unet, forward = a_unet(shape)
+    assert trace(forward, mode).kept / 1e9 == pytest.approx(plain, abs=0.01)
+    unet.enable_gradient_checkpointing()
+    assert trace(forward, mode).kept / 1e9 == pytest.approx(saving, abs=0.01)
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_row_without_and_one_with_checkpointing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert memory.main(["--models", "sd15", "--batch-size", "2", "--pictures", "2"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| sd15")]
+    plain, saving = ([float(cell) for cell in line.split("|")[2:-1]] for line in lines)
+    assert (
+        plain[0] == saving[0] == pytest.approx(2.2, abs=0.1)
+    )  # 0.86 of U-Net and autoencoder, 0.12 of text, times 2, 4
+    assert saving[1] < plain[1] / 3
+    assert saving[2] < plain[2]
+    assert plain[5] < plain[4]
