@@ -158,7 +158,7 @@ def test_gradients_are_those_of_plain_hooks(tiny_backbone: Backbone, tiny_model:
     for one, other in zip(gradients(ours), gradients(theirs), strict=True):
         assert one.abs().max() > 0
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
-    unet: Any = tiny_backbone._unet  # type: ignore[attr-defined]
+    unet: Any = tiny_backbone._network  # type: ignore[attr-defined]
     assert not any(weight.requires_grad for weight in unet.parameters())
 
 

@@ -24,10 +24,9 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from textual_inversion import model_files
-from textual_inversion.compiled import Compiled
 from textual_inversion.conditioning import Conditioning
-from textual_inversion.families.base import MemorySaving
 from textual_inversion.families.clips import ClipEncoders
+from textual_inversion.families.latent import LatentBackbone, downscaling
 from textual_inversion.families.parts import (
     device_named,
     dtype_named,
@@ -35,19 +34,17 @@ from textual_inversion.families.parts import (
     read_component,
     read_text_encoder,
     replaced_table,
-    save_memory,
 )
 from textual_inversion.lora import AdapterBatch
-from textual_inversion.noise import Noise, from_scheduler_config
+from textual_inversion.noise import from_scheduler_config
 from textual_inversion.prompts import Vocabularies
 from textual_inversion.text_encoders import CLIP_KEYS, T5_KEY, T5_LENGTH, components, load_vocabularies
-from textual_inversion.tokens import TokenTable
 
 _GUIDANCE_SCALE = 7.0
 """Guidance scale of a model whose scheduler config gives none: the default of StableDiffusion3Pipeline."""
 
 
-class StableDiffusion3:
+class StableDiffusion3(LatentBackbone):
     """A frozen Stable Diffusion 3 checkpoint as a `Backbone`; build it with `load`."""
 
     def __init__(
@@ -65,27 +62,23 @@ class StableDiffusion3:
 
         `text_encoders` and `vocabularies`: by text encoder key. Raises ValueError if the parts do not fit together.
         """
-        for module in (*text_encoders.values(), transformer, vae):
-            module.requires_grad_(False).eval()
+        super().__init__(denoiser=transformer, vae=vae, digest=digest)
+        for encoder in text_encoders.values():
+            encoder.requires_grad_(False).eval()
         self._text_encoders = text_encoders
-        self._transformer = transformer
-        self._vae = vae
-        self._denoiser: Any = transformer
-        self._digest = digest
-
+        self._text_width: int = transformer.config.joint_attention_dim
         self.vocabularies = vocabularies
-        self.device: torch.device = transformer.device
-        self.dtype: torch.dtype = transformer.dtype
         self._clips = ClipEncoders({key: text_encoders[key] for key in CLIP_KEYS}, vocabularies, self.dtype)
-        self.token_tables: Mapping[str, TokenTable] = {
+        self.token_tables = {
             **self._clips.token_tables,
             **{key: replaced_table(text_encoders[key], learns_rows=False) for key in text_encoders if key == T5_KEY},
         }
         self.adapter_layers = self._clips.adapter_layers
-        self.latent_shape, self.resolution = _shape(transformer.config, vae.config)
-        self.noise: Noise = from_scheduler_config(scheduler_config, self.device)
+        side = transformer.config.sample_size
+        self.latent_shape = (transformer.config.in_channels, side, side)
+        self.resolution = side * downscaling(vae.config)
+        self.noise = from_scheduler_config(scheduler_config, self.device)
         self.guidance_scale = float(scheduler_config.get("_guidance_scale", _GUIDANCE_SCALE))
-        self.guides_by_zeros = False
 
     def single_token_words(self) -> list[str]:
         """Return the words of `ClipEncoders.single_token_words`."""
@@ -102,7 +95,7 @@ class StableDiffusion3:
         """
         encoded = self._clips.encode(ids, rows, adapters).values()
         clips = torch.cat([each.states for each in encoded], dim=-1)
-        states = [F.pad(clips, (0, self._transformer.config.joint_attention_dim - clips.shape[-1])).to(self.dtype)]
+        states = [F.pad(clips, (0, self._text_width - clips.shape[-1])).to(self.dtype)]
         if T5_KEY in self._text_encoders:
             states.append(self._t5(ids[T5_KEY], rows.get(T5_KEY)).to(self.dtype))
         pooled = torch.cat([each.pooled for each in encoded], dim=-1).to(self.dtype)
@@ -120,15 +113,6 @@ class StableDiffusion3:
         states = {key: encoded.states for key, encoded in self._clips.encode(ids, {}).items()}
         return states | {key: self._t5(ids[key], None) for key in self._text_encoders if key == T5_KEY}
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Encode pictures [batch, 3, resolution, resolution] in [-1, 1] as moments [batch, 2, *latent_shape] float32:
-        mean, less the autoencoder's shift, and standard deviation, both times its scaling factor."""
-        with torch.no_grad():
-            posterior = self._vae.encode(pixels.to(self.device, self._vae.dtype)).latent_dist
-        mean, std = posterior.mean.float(), (0.5 * posterior.logvar.float()).exp()
-        shift, scaling = _scale(self._vae.config)
-        return torch.stack([mean - shift, std], dim=1) * scaling
-
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the transformer's output for [batch, *latent_shape] at timesteps [batch]; same shape, float32."""
         hidden = conditioning.hidden
@@ -142,29 +126,6 @@ class StableDiffusion3:
             return_dict=False,
         )[0]
         return output.float()
-
-    def compile(self, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False) -> None:
-        """Run `predict` through torch.compile in all later calls; see `Compiled`."""
-        self._denoiser = Compiled(self._transformer, backend=backend, or_plain=or_plain, graphs=graphs)
-
-    def uncompile(self) -> None:
-        """Run `predict` without torch.compile in all later calls."""
-        self._denoiser = self._transformer
-
-    def save_memory(self, saving: MemorySaving) -> None:
-        """Run the transformer and the autoencoder in these ways in all later calls."""
-        save_memory(saving, self._transformer, self._vae, self.latent_shape)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents [batch, *latent_shape] to pixels [batch, 3, resolution, resolution] in [-1, 1], float32.
-        Gradients reach the latents."""
-        shift, scaling = _scale(self._vae.config)
-        pixels: Tensor = self._vae.decode(latents.to(self._vae.dtype) / scaling + shift, return_dict=False)[0]
-        return pixels.float().clamp(-1, 1)
-
-    def model_hash(self) -> str:
-        """Return the digest of the files this model was loaded from (`model_files.model_hash`)."""
-        return self._digest
 
 
 def load(files: model_files.ModelFiles, *, device: str, precision: str) -> StableDiffusion3:
@@ -199,19 +160,3 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
         ),
         digest=model_files.model_hash(str(directory)),
     )
-
-
-def _scale(vae: Any) -> tuple[float, float]:
-    """Return the shift and the factor that turn the autoencoder's latents into the denoiser's."""
-    return float(vae.shift_factor or 0), float(vae.scaling_factor)
-
-
-def _shape(transformer: Any, vae: Any) -> tuple[tuple[int, int, int], int]:
-    """Read latent shape and picture side (px) off the transformer's and the autoencoder's configs."""
-    if transformer.in_channels != vae.latent_channels or transformer.in_channels != transformer.out_channels:
-        raise ValueError(
-            f"the transformer takes {transformer.in_channels} channels and returns {transformer.out_channels}, but the "
-            f"autoencoder has {vae.latent_channels}; a plain text-to-image checkpoint is needed"
-        )
-    side = transformer.sample_size
-    return (transformer.in_channels, side, side), side * 2 ** (len(vae.block_out_channels) - 1)

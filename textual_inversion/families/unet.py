@@ -1,24 +1,23 @@
-"""Bases of the families with a U-Net with cross-attention and an autoencoder, in diffusers' layout.
+"""Bases of the families with a U-Net with cross-attention, in diffusers' layout.
 
 A family adds how its text encoders are loaded and run, and what else its U-Net and its autoencoder take.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from textual_inversion.compiled import Compiled
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.cross_attention import CrossAttentionLayers
-from textual_inversion.families.base import MemorySaving
-from textual_inversion.families.parts import products_in, save_memory
+from textual_inversion.families.latent import LatentBackbone, downscaling
+from textual_inversion.families.parts import products_in
 from textual_inversion.lora import AdaptableLayers, AdapterBatch
-from textual_inversion.noise import Noise, from_scheduler_config
+from textual_inversion.noise import from_scheduler_config
 from textual_inversion.prompts import Vocabularies
 from textual_inversion.tokens import TokenTable
 
@@ -30,60 +29,22 @@ _DISTILLED_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
 """Schedulers of models that were distilled to draw in a few steps."""
 
 
-class UNetBackbone(ABC):
+class UNetBackbone(LatentBackbone):
     """A frozen U-Net and autoencoder as a `Backbone`; subclasses add the text encoders."""
-
-    token_tables: Mapping[str, TokenTable]
-    vocabularies: Vocabularies
-    adapter_layers: Mapping[str, tuple[int, int]]
-    guides_by_zeros = False
 
     def __init__(self, *, unet: Any, vae: Any, scheduler_config: Mapping[str, Any], digest: str) -> None:
         """Freeze the modules, which come on their device and in their precision, and let the U-Net's cross-attention
         take adapters."""
-        for module in (unet, vae):
-            module.requires_grad_(False).eval()
         if unet.device.type == "cuda":  # convolutions are fastest in this layout; on a CPU they choose their own
             unet = unet.to(memory_format=torch.channels_last)
             vae = vae.to(memory_format=torch.channels_last)
-        self._unet = unet
-        self._vae = vae
-        self._denoiser: Any = unet
-        self._digest = digest
+        super().__init__(denoiser=unet, vae=vae, digest=digest)
         self._cross_attention = CrossAttentionLayers(unet)
-
-        self.device: torch.device = unet.device
-        self.dtype: torch.dtype = unet.dtype
-        self.latent_shape, self.resolution = _shape(unet.config, vae.config)
-        self.noise: Noise = from_scheduler_config(scheduler_config, self.device)
+        scale = downscaling(vae.config)
+        side = unet.config.sample_size or vae.config.sample_size // scale
+        self.latent_shape, self.resolution = (unet.config.in_channels, side, side), side * scale
+        self.noise = from_scheduler_config(scheduler_config, self.device)
         self.guidance_scale = _guidance_scale(scheduler_config)
-
-    @abstractmethod
-    def single_token_words(self) -> list[str]:
-        """See `Backbone.single_token_words`."""
-
-    @abstractmethod
-    def encode_prompts(
-        self, ids: Mapping[str, Tensor], rows: Mapping[str, Tensor], adapters: Sequence[AdapterBatch] = ()
-    ) -> Conditioning:
-        """See `Backbone.encode_prompts`."""
-
-    @abstractmethod
-    def encoder_states(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `Backbone.encoder_states`."""
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Encode pictures [batch, 3, resolution, resolution] in [-1, 1] as moments [batch, 2, *latent_shape] float32:
-        mean and standard deviation, times the autoencoder's scaling factor (these pipelines have no shift)."""
-        with torch.no_grad():
-            mean, std = self._moments(self._vae.encode(pixels.to(self.device, self._vae.dtype)))
-        scaling: float = self._vae.config.scaling_factor
-        return torch.stack([mean, std], dim=1) * scaling
-
-    def _moments(self, encoded: Any) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of what a KL autoencoder's `encode` returned (untyped), float32."""
-        posterior = encoded.latent_dist
-        return posterior.mean.float(), (0.5 * posterior.logvar.float()).exp()
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the U-Net's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
@@ -101,29 +62,6 @@ class UNetBackbone(ABC):
         """Return what the U-Net takes from the conditioning besides the states, as keyword arguments."""
         del conditioning
         return {}
-
-    def compile(self, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False) -> None:
-        """Run `predict` through torch.compile in all later calls; see `Compiled`."""
-        self._denoiser = Compiled(self._unet, backend=backend, or_plain=or_plain, graphs=graphs)
-
-    def uncompile(self) -> None:
-        """Run `predict` without torch.compile in all later calls."""
-        self._denoiser = self._unet
-
-    def save_memory(self, saving: MemorySaving) -> None:
-        """Run the U-Net and the autoencoder in these ways in all later calls."""
-        save_memory(saving, self._unet, self._vae, self.latent_shape)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents [batch, *latent_shape] to pixels [batch, 3, resolution, resolution] in [-1, 1], float32.
-        Gradients reach the latents."""
-        unscaled = latents.to(self._vae.dtype) / self._vae.config.scaling_factor
-        pixels: Tensor = self._vae.decode(unscaled, return_dict=False)[0]
-        return pixels.float().clamp(-1, 1)
-
-    def model_hash(self) -> str:
-        """Return the digest of the files this model was loaded from (`model_files.model_hash`)."""
-        return self._digest
 
 
 class OneEncoderBackbone(UNetBackbone):
@@ -195,18 +133,3 @@ def _guidance_scale(scheduler: Mapping[str, Any]) -> float:
         is_trailing and scheduler.get("prediction_type", "epsilon") == "epsilon"
     )
     return float(scheduler.get("_guidance_scale", 1.0 if is_distilled else GUIDANCE_SCALE))
-
-
-def _shape(unet: Any, vae: Any) -> tuple[tuple[int, int, int], int]:
-    """Read latent shape and picture side (px) off the U-Net's and the autoencoder's configs."""
-    channels = vae.get("vq_embed_dim") or vae.latent_channels
-    if unet.in_channels != channels:
-        raise ValueError(
-            f"the U-Net takes {unet.in_channels} channels but the autoencoder has {channels} (an inpainting "
-            "or depth model?); a plain text-to-image checkpoint is needed"
-        )
-    scale = 2 ** (len(vae.block_out_channels) - 1)
-    side = unet.sample_size or vae.sample_size // scale
-    if not isinstance(side, int):
-        raise ValueError(f"the U-Net's sample_size {side!r} is not one number; only square pictures are supported")
-    return (unet.in_channels, side, side), side * scale

@@ -249,7 +249,7 @@ def test_gradients_reach_the_rows_and_nothing_else(backbone: Any) -> None:
     assert rows.grad is not None
     assert rows.grad[1].any()
     assert not rows.grad[[0, 2]].any()
-    for module in (backbone._text_encoder, backbone._unet, backbone._vae):
+    for module in (backbone._text_encoder, backbone._network, backbone._vae):
         assert not module.training
         assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
 

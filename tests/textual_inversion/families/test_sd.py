@@ -69,7 +69,7 @@ def test_gradients_reach_the_rows_and_nothing_else(tiny_model: Path) -> None:
     assert rows.grad is not None
     assert rows.grad[1].norm() > 0
     assert not rows.grad[[0, 2]].any()
-    for module in (backbone._text_encoder, backbone._unet, backbone._vae):
+    for module in (backbone._text_encoder, backbone._network, backbone._vae):
         assert not module.training
         assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
 
@@ -98,7 +98,7 @@ def test_fp16_files_are_upcast_without_loss(tiny_model: Path, tmp_path: Path) ->
     table = next(w for name, w in weights.items() if name.endswith("token_embedding.weight"))
     assert table.dtype == torch.float16
     assert torch.equal(backbone.token_tables["clip_l"].weight, table.float())
-    assert {backbone._unet.dtype, backbone._vae.dtype, backbone._text_encoder.dtype} == {torch.float32}
+    assert {backbone._network.dtype, backbone._vae.dtype, backbone._text_encoder.dtype} == {torch.float32}
 
 
 def test_a_text_encoder_with_a_half_config_and_full_weights_keeps_its_digits(a_copy: Path) -> None:

@@ -243,7 +243,7 @@ def test_a_photos_size_and_crop_reach_the_denoiser(backbone: Any, monkeypatch: p
 
     def listen(*args: Any, **kwargs: Any) -> Any:
         heard.append(kwargs["added_cond_kwargs"]["time_ids"])
-        return backbone._unet(*args, **kwargs)
+        return backbone._network(*args, **kwargs)
 
     monkeypatch.setattr(backbone, "_denoiser", listen)
     run(backbone, config(1), assignment(backbone, concept(2), config()))
