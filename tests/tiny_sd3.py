@@ -40,10 +40,7 @@ def tiny_stable_diffusion_3(directory: Path | str, *, t5: bool = True, seed: int
         )
         for width, end in ((WIDTHS["clip_l"], 2), (WIDTHS["clip_g"], first.eos_token_id))
     ]  # fmt: skip
-    last = T5EncoderModel(
-        T5Config(vocab_size=VOCAB_SIZE_T5, d_model=WIDTHS["t5xxl"], d_kv=8, d_ff=32, num_layers=1, num_heads=2,
-                 feed_forward_proj="gated-gelu")
-    )  # fmt: skip
+    last = tiny_t5_encoder(WIDTHS["t5xxl"])
     transformer = SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=8,
         num_attention_heads=2, joint_attention_dim=WIDTHS["t5xxl"], caption_projection_dim=16,
@@ -63,6 +60,14 @@ def tiny_stable_diffusion_3(directory: Path | str, *, t5: bool = True, seed: int
         text_encoder_3=last if t5 else None, tokenizer_3=tiny_t5_tokenizer() if t5 else None,
     ).save_pretrained(directory, safe_serialization=True)  # fmt: skip
     return Path(directory)
+
+
+def tiny_t5_encoder(width: int) -> T5EncoderModel:
+    """Make a T5 of one layer."""
+    return T5EncoderModel(
+        T5Config(vocab_size=VOCAB_SIZE_T5, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+                 feed_forward_proj="gated-gelu")
+    )  # fmt: skip
 
 
 def tiny_t5_tokenizer() -> T5Tokenizer:

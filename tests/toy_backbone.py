@@ -71,6 +71,7 @@ class ToyBackbone:
         processes: dict[str, type[Epsilon] | type[VPrediction]] = {"epsilon": Epsilon, "v_prediction": VPrediction}
         self.noise: Noise = processes[prediction_type](ALPHAS_CUMPROD.to(device), {"steps_offset": 1})
         self.guidance_scale = 5.0
+        self.embeds_guidance = False
         self.guides_by_zeros = False
         self.vocabularies: Vocabularies = dict.fromkeys(DIMS, VOCABULARY)
         self.token_tables: Mapping[str, TokenTable] = {

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.config import CROSS_ATTENTION
-from textual_inversion.formats import ADAPTER_FILE, FLOATS, from_bytes, to_bytes
+from textual_inversion.formats import ADAPTER_FILE, FLOATS, SEVERAL, from_bytes, to_bytes
 from textual_inversion.lora import last_part, layer_name
 
 Kind = Literal["lora", "causal"]
@@ -72,6 +72,8 @@ def to_peft(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, s
         "rank": str(rank),
         "scale": repr(adapter.scale),
     }
+    if len(embedding.vectors) > 1:
+        metadata[SEVERAL] = ", ".join(embedding.vectors)
     if adapter.kind == "causal":
         return tensors, metadata | {"note": _CAUSAL_NOTE}
     return tensors, metadata | {_PEFT_KEY: json.dumps(_peft_settings(adapter, rank), sort_keys=True)}
@@ -88,7 +90,7 @@ def from_peft(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     if kind not in get_args(Kind):
         raise ValueError(f"the adapter's header says kind {kind!r}; known are {', '.join(map(repr, get_args(Kind)))}")
     halves: dict[str, dict[str, Tensor]] = {}
-    has_several = any(key.startswith(f"{ENCODERS['clip_g']}.") for key in tensors)
+    has_several = SEVERAL in header or any(key.startswith(f"{ENCODERS['clip_g']}.") for key in tensors)
     for key, tensor in tensors.items():
         name, half = _layer_of(key, has_several=has_several)
         halves.setdefault(name, {})[half] = tensor

@@ -13,6 +13,10 @@ FRAMING = "framing"
 """Name of the extra in which a family keeps what each picture shows of its photo, [batch, 4] float32
 (`Framing.numbers`), if its denoiser reads that."""
 
+GUIDANCE = "guidance"
+"""Name of the extra in which a family keeps the guidance scale of each picture, [batch] float32, if its denoiser reads
+that; 1 as encoded, for learning."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LayerChanges:
@@ -89,6 +93,13 @@ class Conditioning:
         if framing is None or FRAMING not in self.extras:
             return self
         return replace(self, extras={**self.extras, FRAMING: framing})
+
+    def guided(self, scale: float) -> Conditioning:
+        """Return the value with this guidance scale for every picture; unchanged where the family's denoiser reads
+        none."""
+        if GUIDANCE not in self.extras:
+            return self
+        return replace(self, extras={**self.extras, GUIDANCE: torch.full_like(self.extras[GUIDANCE], scale)})
 
     def zeroed(self) -> Conditioning:
         """Return the value with zeros in place of what the text encoders made; the extras stay."""

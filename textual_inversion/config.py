@@ -374,9 +374,10 @@ class SamplingConfig:
     """Denoising steps per picture."""
 
     guidance_scale: float = 0.0
-    """Scale of classifier-free guidance; 1 turns guidance off and halves the cost. 0 takes the model's own scale:
-    `_guidance_scale` in its scheduler's config; where the config has none, 1 if it is that of a distilled model, else
-    the family's, 5 with a U-Net (as Gal et al. 2022 drew) and 7 for Stable Diffusion 3."""
+    """Scale of classifier-free guidance; 1 turns guidance off and halves the cost. A denoiser that reads the scale
+    (FLUX.1 dev) is told it and costs the same at any. 0 takes the model's own scale: `_guidance_scale` in its
+    scheduler's config; where the config has none, 1 if it is that of a distilled model, else the family's, 5 with a
+    U-Net (as Gal et al. 2022 drew), 7 for Stable Diffusion 3 and 3.5 for FLUX.1 dev."""
 
     batch_size: int = 16
     """Pictures in one forward pass. Batches are padded to this size, so that a picture never depends on the others in

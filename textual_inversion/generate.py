@@ -86,7 +86,12 @@ def _tokenized(backbone: Backbone, prompt: str, embeddings: Sequence[LearnedEmbe
 
 
 def check_guided(backbone: Backbone, request: ImageRequest, config: SamplingConfig) -> None:
-    """Raise BadInput for a negative prompt where pictures are drawn without guidance, in which it has no part."""
+    """Raise BadInput for a negative prompt where pictures are drawn without comparing two prompts."""
+    if request.negative_prompt and backbone.embeds_guidance:
+        raise BadInput(
+            f"negative prompt {request.negative_prompt!r} has no effect on this model, which reads the guidance scale "
+            "and compares with no other prompt; leave the negative prompt out"
+        )
     if request.negative_prompt and guidance_scale(backbone, config) <= 1:
         chosen = "the settings'" if config.guidance_scale else "this model's own, as of one distilled to need none"
         raise BadInput(
@@ -179,9 +184,14 @@ def batches(requests: Sequence[EncodedRequest], size: int) -> Iterator[Sequence[
 
 
 def guidance_scale(backbone: Backbone, config: SamplingConfig) -> float:
-    """Return the scale to draw with: 1, which needs no output for the empty prompt, or more. A configured 0 stands for
-    the backbone's own."""
+    """Return the scale to draw with, 1, which is none, or more. A configured 0 stands for the backbone's own."""
     return max(1.0, config.guidance_scale or backbone.guidance_scale)
+
+
+def compares_prompts(backbone: Backbone, config: SamplingConfig) -> bool:
+    """Return whether each step also needs the denoiser's output for the empty or negative prompt, which doubles its
+    samples."""
+    return guidance_scale(backbone, config) > 1 and not backbone.embeds_guidance
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +215,8 @@ class Guidance:
         prompts = [request.prompt for request in requests]
         backbone = encoder.backbone
         scale = guidance_scale(backbone, config)
-        if scale <= 1:
-            return cls(encoder(prompts), scale)
+        if not compares_prompts(backbone, config):
+            return cls(encoder(prompts).guided(scale), 1)
         others = [request.negative or request.prompt.empty(backbone.vocabularies) for request in requests]
         conditioning = encoder([*others, *prompts])
         if backbone.guides_by_zeros:

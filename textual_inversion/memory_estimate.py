@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from textual_inversion.concept import Concept
 from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.families.base import Backbone, stack_prompts
-from textual_inversion.generate import guidance_scale
+from textual_inversion.generate import compares_prompts
 from textual_inversion.knowledge import FrozenPrompts
 from textual_inversion.objective import Batch, Trained, objective, per_concept
 from textual_inversion.parameters import Layout
@@ -209,7 +209,7 @@ def draw_made_up(backbone: Backbone, config: SamplingConfig) -> Tensor:
     prompt = encode_prompt(f"a photo of a {HOLE}", {HOLE: range(1)}, backbone.vocabularies)
     ids = {key: each.to(device) for key, each in stack_prompts([prompt]).items()}
     rows = {key: torch.zeros(1, table.dim, device=device) for key, table in backbone.token_tables.items()}
-    samples = config.batch_size * (1 + (guidance_scale(backbone, config) > 1))
+    samples = config.batch_size * (1 + compares_prompts(backbone, config))
     latents = torch.zeros(samples, *backbone.latent_shape, device=device)
     timesteps = backbone.noise.model_timesteps(torch.zeros(samples, dtype=torch.long, device=device))
     output = backbone.predict(latents, timesteps, backbone.encode_prompts(ids, rows).repeat(samples))

@@ -11,8 +11,9 @@ from typing import Any
 from textual_inversion.model_files import ModelFiles
 
 _PREDICTIONS = ("epsilon", "v_prediction")
+_SHIFTS_BY_SIZE = "use_dynamic_shifting"
 _FLOW_VARIANTS = (
-    "use_dynamic_shifting",
+    _SHIFTS_BY_SIZE,
     "invert_sigmas",
     "shift_terminal",
     "stochastic_sampling",
@@ -21,6 +22,9 @@ _FLOW_VARIANTS = (
     "use_beta_sigmas",
 )
 """Settings of FlowMatchEulerDiscreteScheduler that change the noise levels or the steps."""
+PACKED_RESOLUTION = 1024
+"""Side of the pictures of a transformer that reads packed latents, px, where the autoencoder's config is silent: the
+default of FluxPipeline."""
 _MAX_HEADER_BYTES = 100_000_000
 """Largest header that the safetensors library reads."""
 
@@ -114,42 +118,68 @@ class UNetLayout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlowLayout:
-    """Folders of a diffusers pipeline with several text encoders, a transformer, an autoencoder and rectified flow."""
+    """Folders of a diffusers pipeline with CLIPs, T5, a transformer, an autoencoder and rectified flow."""
 
     clips: tuple[str, ...]
     """Folders of the CLIP text encoders, whose pooled vectors the transformer reads side by side."""
+    clip_class: str
+    """Class of the CLIPs, by the name in `model_index.json`: with a projection of the pooled vectors, or without."""
     t5: str
-    """Folder of the T5 text encoder, which a model may do without."""
+    """Folder of the T5 text encoder."""
+    needs_t5: bool
+    """False if a model may do without T5."""
     transformer_class: str
     """Class of the transformer, by the name in `model_index.json`."""
+    first_layer: str
+    """End of the name of the transformer's weights that read the latents."""
+    packs_latents: bool = False
+    """True if the transformer reads squares of 2 x 2 latents, with a multiple of their channels, and the pictures' size
+    is the autoencoder's."""
+    shifts_by_size: bool = False
+    """True if the shift of the noise levels may depend on the pictures' size."""
 
     def check(self, files: ModelFiles) -> None:
         """Raise ValueError, with a remedy, for a model that cannot be loaded or is no plain text-to-image model."""
         directory = files.directory
+        has_t5 = self.needs_t5 or bool(component_class(directory, self.t5))
         for folder in self.clips:
-            check_class(directory, folder, ("CLIPTextModelWithProjection",))
+            check_class(directory, folder, (self.clip_class,))
+            check_class(directory, _tokenizer_of(folder), ("CLIPTokenizer", "CLIPTokenizerFast"))
+        if has_t5:
+            check_class(directory, self.t5, ("T5EncoderModel",))
+            check_class(directory, _tokenizer_of(self.t5), ("T5Tokenizer", "T5TokenizerFast"))
         check_class(directory, "transformer", (self.transformer_class,))
         check_class(directory, "vae", ("AutoencoderKL",))
         check_class(directory, "scheduler", ("FlowMatchEulerDiscreteScheduler",))
-        if problem := unsupported_flow(read_config(directory, "scheduler")):
+        if problem := unsupported_flow(read_config(directory, "scheduler"), shifts_by_size=self.shifts_by_size):
             raise _refusal(files, problem)
-        transformer, vae = read_config(directory, "transformer"), read_config(directory, "vae")
+        self._check_sizes(files, read_config(directory, "transformer"), has_t5=has_t5)
+
+    def _check_sizes(self, files: ModelFiles, transformer: dict[str, Any], *, has_t5: bool) -> None:
+        """Raise ValueError for folders whose sizes do not fit together, or differ from their weights'."""
+        directory = files.directory
+        vae = read_config(directory, "vae")
         texts = {folder: read_config(directory, folder) for folder in self.clips}
+        width = "projection_dim" if self.clip_class.endswith("Projection") else "hidden_size"
         self._check_size(files, "pooled_projection_dim", transformer,
-                         sum(text.get("projection_dim", 512) for text in texts.values()))  # fmt: skip
-        self._check_size(files, "in_channels", transformer, vae.get("latent_channels", 4))
+                         sum(text.get(width, 512) for text in texts.values()))  # fmt: skip
+        self._check_size(files, "in_channels", transformer,
+                         vae.get("latent_channels", 4) * (4 if self.packs_latents else 1))  # fmt: skip
         tables = {folder: ("token_embedding.weight", text.get("hidden_size")) for folder, text in texts.items()}
-        if component_class(directory, self.t5):
-            check_class(directory, self.t5, ("T5EncoderModel",))
+        if has_t5:
             texts[self.t5] = read_config(directory, self.t5)
             self._check_size(files, "joint_attention_dim", transformer, texts[self.t5].get("d_model"))
             tables[self.t5] = "shared.weight", texts[self.t5].get("d_model")
-        for folder, (name, width) in tables.items():
+        for folder, (name, dim) in tables.items():
             shapes = weight_shapes(files, folder)
-            _check_shape(files, folder, shapes, name, [texts[folder].get("vocab_size"), width])
+            _check_shape(files, folder, shapes, name, [texts[folder].get("vocab_size"), dim])
         shapes = weight_shapes(files, "transformer")
-        _check_shape(files, "transformer", shapes, "pos_embed.proj.weight", [None, transformer.get("in_channels")])
+        _check_shape(files, "transformer", shapes, self.first_layer, [None, transformer.get("in_channels")])
+        if transformer.get("guidance_embeds"):
+            _check_shape(files, "transformer", shapes, "guidance_embedder.linear_1.weight", [])
         weight_shapes(files, "vae")
+        if self.packs_latents:
+            _check_packing(files, vae)
 
     def _check_size(self, files: ModelFiles, name: str, transformer: dict[str, Any], made: Any) -> None:
         """Raise ValueError unless the transformer reads as much as the other folders make."""
@@ -172,11 +202,15 @@ def read_config(directory: Path, component: str) -> dict[str, Any]:
     return content
 
 
-def unsupported_flow(scheduler: Mapping[str, Any]) -> str:
-    """Return what is not supported in the config of a rectified flow's scheduler; empty if nothing is."""
+def unsupported_flow(scheduler: Mapping[str, Any], *, shifts_by_size: bool = False) -> str:
+    """Return what is not supported in the config of a rectified flow's scheduler; empty if nothing is.
+
+    `shifts_by_size`: True if the family knows how the shift depends on the pictures' size.
+    """
+    variants = [name for name in _FLOW_VARIANTS if not (shifts_by_size and name == _SHIFTS_BY_SIZE)]
     return next(
         (f"{name} = {scheduler[name]!r} in the scheduler's config is not supported"
-         for name in _FLOW_VARIANTS if scheduler.get(name)),
+         for name in variants if scheduler.get(name)),
         "",
     )  # fmt: skip
 
@@ -195,6 +229,11 @@ def check_class(directory: Path, component: str, known: Sequence[str]) -> None:
             f"model {directory}: model_index.json names {found or 'nothing'} as {component!r}; "
             f"{' or '.join(known)} is needed"
         )
+
+
+def _tokenizer_of(text_encoder: str) -> str:
+    """Return the folder of a text encoder's tokenizer."""
+    return text_encoder.replace("text_encoder", "tokenizer")
 
 
 def weight_shapes(files: ModelFiles, component: str) -> dict[str, list[int]]:
@@ -242,6 +281,17 @@ def _check_unet(files: ModelFiles, unet: dict[str, Any], autoencoder: dict[str, 
     side = unet.get("sample_size") or 1
     if not isinstance(side, int):
         raise _refusal(files, f"the U-Net's sample_size {side!r} is not one number; only square pictures are supported")
+
+
+def _check_packing(files: ModelFiles, autoencoder: dict[str, Any]) -> None:
+    """Raise ValueError unless the pictures of an autoencoder are cut into whole squares of 2 x 2 latents."""
+    side = autoencoder.get("sample_size", PACKED_RESOLUTION)
+    square = 2 ** len(autoencoder.get("block_out_channels", (64,)))
+    if not isinstance(side, int) or side % square:
+        raise _refusal(
+            files, f"the autoencoder's sample_size, which is the side of a picture, is {side!r}; it must be a multiple "
+            f"of {square} px"
+        )  # fmt: skip
 
 
 def _check_schedule(files: ModelFiles, scheduler: dict[str, Any]) -> None:

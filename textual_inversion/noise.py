@@ -202,9 +202,22 @@ class RectifiedFlow:
     sigma_t = shift u / (1 + (shift - 1) u) (Esser et al. 2024, Eq. 23). The last timestep is pure noise, sigma 1.
     """
 
-    def __init__(self, num_timesteps: int = 1000, shift: float = 1.0, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        num_timesteps: int = 1000,
+        shift: float = 1.0,
+        *,
+        even_steps: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Make the noise levels.
+
+        `even_steps`: True if Euler's n steps begin at u = 1, 1 - 1/n, ..., 1/n, as FluxPipeline has it, and not at the
+        levels that the scheduler chooses itself.
+        """
         self.num_timesteps = num_timesteps
         self._shift = shift
+        self._even_steps = even_steps
         u = torch.linspace(1, num_timesteps, num_timesteps) / num_timesteps
         self._sigma = (shift * u / (1 + (shift - 1) * u)).to(device)
 
@@ -239,6 +252,8 @@ class RectifiedFlow:
 
         if solver == "ddim":
             scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.num_timesteps, shift=self._shift)
+            even = [1 - step / steps for step in range(steps)] if self._even_steps else None
+            scheduler.set_timesteps(steps, sigmas=even)
         elif solver == "dpm++":
             scheduler = DPMSolverMultistepScheduler(
                 num_train_timesteps=self.num_timesteps,
@@ -248,10 +263,9 @@ class RectifiedFlow:
                 use_flow_sigmas=True,
                 flow_shift=self._shift,
             )
+            scheduler.set_timesteps(steps)
         else:
             raise _unknown_solver(solver)
-
-        scheduler.set_timesteps(steps)
 
         def mix(latents: Tensor, noise: Tensor, step: int) -> Tensor:
             sigma: Tensor = scheduler.sigmas[step]

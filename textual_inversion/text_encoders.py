@@ -23,15 +23,19 @@ T5_KEY = "t5xxl"
 """Key of the T5 text encoder, whatever its size; ComfyUI's key for its rows in a file."""
 
 T5_LENGTH = 256
-"""Number of ids that diffusers' pipelines pad a prompt to for T5, unless they are told otherwise."""
+"""Number of ids that a prompt is padded to for T5: the default of StableDiffusion3Pipeline, and what FLUX.1 schnell was
+trained with."""
+
+_T5_LENGTH_WITH_GUIDANCE = 512
+"""The same of a transformer that reads the guidance scale, FLUX.1 dev: the default of FluxPipeline."""
 
 
 class T5Tokenizer:
     """One T5 text encoder's `prompts.Vocabulary`: "words </s>", padded with "<pad>"."""
 
-    def __init__(self, backend: Any, size: int) -> None:
+    def __init__(self, backend: Any, size: int, length: int = T5_LENGTH) -> None:
         """Wrap a tokenizer of the tokenizers library (untyped). `size`: number of vectors of the text encoder, which is
-        rounded up and more than the tokenizer has ids.
+        rounded up and more than the tokenizer has ids. `length`: number of ids of a prompt.
 
         Raises ValueError if a special token is missing.
         """
@@ -44,14 +48,14 @@ class T5Tokenizer:
         self.end_of_text: int = special["</s>"]
         self.unknown: int = special["<unk>"]
         self._padding: int = special["<pad>"]
-        self.max_tokens = T5_LENGTH - 1
+        self.max_tokens = length - 1
 
     def tokenize(self, text: str) -> list[int]:
         """Return the vocabulary ids of a text, without end or padding."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def assemble(self, ids: Sequence[int]) -> list[int]:
-        """Add end and padding: `T5_LENGTH` ids. Raises BadInput if they do not fit."""
+        """Add end and padding, up to the length of a prompt. Raises BadInput if they do not fit."""
         padding = self.max_tokens - len(ids)
         if padding < 0:
             raise BadInput(too_long(len(ids), self.max_tokens))
@@ -110,6 +114,12 @@ def _load_t5(directory: Path, component: str, text_encoder: str) -> T5Tokenizer:
             ).backend_tokenizer
         backend.no_padding()
         backend.no_truncation()
-        return T5Tokenizer(backend, int(config.get("vocab_size", 32128)))
+        return T5Tokenizer(backend, int(config.get("vocab_size", 32128)), _t5_length(directory))
     except Exception as error:  # the tokenizers library raises plain exceptions
         raise ValueError(f"the tokenizer {component!r} of the model in {directory} cannot be read: {error}") from error
+
+
+def _t5_length(directory: Path) -> int:
+    """Return the number of ids of a T5's prompts."""
+    transformer = json.loads((directory / "transformer" / "config.json").read_text())
+    return _T5_LENGTH_WITH_GUIDANCE if transformer.get("guidance_embeds") else T5_LENGTH

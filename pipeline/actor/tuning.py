@@ -14,7 +14,7 @@ from textual_inversion.batch_invariance import choose_sampling, choose_slots_per
 from textual_inversion.compile_trial import NO_ADAPTER, Pass, compile_checked, compile_fastest
 from textual_inversion.config import CROSS_ATTENTION, AdapterConfig, SamplingConfig
 from textual_inversion.families.base import Backbone
-from textual_inversion.generate import guidance_scale
+from textual_inversion.generate import compares_prompts
 from textual_inversion.training_data import ImageFeatures
 from textual_inversion.trial import choose_slots, samples_per_second
 
@@ -110,7 +110,7 @@ def drawing_passes(backbone: Backbone, config: SamplingConfig, adapter: AdapterC
     `adapter`: settings of the adapters that concepts are learned with. Where they change cross-attention, a batch of
     other prompts alone is a kind of its own.
     """
-    guided = guidance_scale(backbone, config) > 1
+    guided = compares_prompts(backbone, config)
     size = (1 + guided) * config.batch_size
     kinds = [adapter, NO_ADAPTER] if CROSS_ATTENTION in adapter.targets else [adapter]
     return [Pass(size, gradients=False, adapter=each) for each in kinds]

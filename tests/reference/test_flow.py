@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -40,3 +43,14 @@ def test_a_run_equals_diffusers(shift: float) -> None:
         ours = run.step((ours * timestep / 1000).sin(), step, ours)
         theirs = scheduler.step((theirs * timestep / 1000).sin(), timestep, theirs).prev_sample
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("kind", "shift"), [("exponential", math.exp(0.8)), ("linear", 0.8)])
+def test_even_steps_equal_diffusers_with_a_dynamic_shift(kind: str, shift: float) -> None:
+    """As FluxPipeline calls the scheduler, with mu = 0.8."""
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 7, 7), mu=0.8)
+    run = RectifiedFlow(shift=shift, even_steps=True).begin("ddim", 7)
+    torch.testing.assert_close(run.timesteps, scheduler.timesteps)
+    torch.testing.assert_close(RectifiedFlow(even_steps=True).begin("ddim", 4).timesteps,
+                               torch.tensor([1000.0, 750, 500, 250]))  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from textual_inversion.conditioning import FRAMING, Conditioning, concatenate
+from textual_inversion.conditioning import FRAMING, GUIDANCE, Conditioning, concatenate
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -95,6 +95,14 @@ def test_a_framing_is_taken_by_families_that_read_it() -> None:
     assert torch.equal(framed.extras[FRAMING], framing)
     assert torch.equal(framed.hidden, one.hidden)
     assert torch.equal(framed.extras["mask"], one.extras["mask"])
+
+
+def test_a_guidance_scale_is_taken_by_families_that_read_it() -> None:
+    one = some(2)
+    assert one.guided(3.5) is one
+    guided = replace(one, extras={**one.extras, GUIDANCE: torch.ones(2)}).guided(3.5)
+    assert guided.extras[GUIDANCE].tolist() == [3.5, 3.5]
+    assert torch.equal(guided.hidden, one.hidden)
 
 
 def test_zeros_take_the_place_of_encodings_alone() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.tiny_flux import tiny_flux
 from tests.tiny_models import tiny_latent_diffusion
 from tests.tiny_sd3 import tiny_stable_diffusion_3
 from tests.tiny_sdxl import tiny_stable_diffusion_xl
@@ -30,6 +31,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "sdxl": tiny_stable_diffusion_xl,
     "sd3": tiny_stable_diffusion_3,
     "ldm": tiny_latent_diffusion,
+    "flux": tiny_flux,
 }
 
 PLUS_PLUS = AdapterConfig(kind="causal", rank=2, targets=("fc2", "cross_attention"))

@@ -84,7 +84,27 @@ FAMILIES: dict[str, Family] = {
         module="textual_inversion.families.sd3",
         vocabularies="textual_inversion.text_encoders",
         layout=FlowLayout(
-            clips=("text_encoder", "text_encoder_2"), t5="text_encoder_3", transformer_class="SD3Transformer2DModel"
+            clips=("text_encoder", "text_encoder_2"),
+            clip_class="CLIPTextModelWithProjection",
+            t5="text_encoder_3",
+            needs_t5=False,
+            transformer_class="SD3Transformer2DModel",
+            first_layer="pos_embed.proj.weight",
+        ),
+    ),
+    "FluxPipeline": Family(
+        description="FLUX.1",
+        module="textual_inversion.families.flux",
+        vocabularies="textual_inversion.text_encoders",
+        layout=FlowLayout(
+            clips=("text_encoder",),
+            clip_class="CLIPTextModel",
+            t5="text_encoder_2",
+            needs_t5=True,
+            transformer_class="FluxTransformer2DModel",
+            first_layer="x_embedder.weight",
+            packs_latents=True,
+            shifts_by_size=True,
         ),
     ),
 }

@@ -48,6 +48,9 @@ class Backbone(Protocol):
     """The process that adds noise to latents and undoes it."""
     guidance_scale: float
     """Guidance scale of its pictures where no setting gives one."""
+    embeds_guidance: bool
+    """True if the denoiser reads the guidance scale (`conditioning.GUIDANCE`), so that no output for an empty or
+    negative prompt is compared with."""
     guides_by_zeros: bool
     """True if guidance compares the prompt with zeros in place of the empty prompt's encoding."""
     vocabularies: Vocabularies

@@ -27,16 +27,18 @@ class ClipEncoders:
     """Frozen CLIPs with rows beside their vocabularies and adapters on their linear layers."""
 
     def __init__(self, encoders: Mapping[str, Any], vocabularies: Vocabularies, dtype: torch.dtype) -> None:
-        """Replace the encoders' vocabularies by token tables, and let their linear layers take adapters.
+        """Freeze the encoders, replace their vocabularies by token tables, and let their linear layers take adapters.
 
         `encoders`: CLIPTextModel or CLIPTextModelWithProjection, by text encoder key. `dtype`: the denoiser's
         precision.
         """
+        for each in encoders.values():
+            each.requires_grad_(False).eval()
         self._encoders = encoders
         self._dtype = dtype
         self._vocabularies = vocabularies
         self._end = {key: vocabularies[key].end_of_text for key in encoders}
-        self.token_tables: Mapping[str, TokenTable] = {key: replaced_table(each) for key, each in encoders.items()}
+        self.token_tables: dict[str, TokenTable] = {key: replaced_table(each) for key, each in encoders.items()}
         self._adaptable = {key: AdaptableLayers(each, key, prefix=f"{key}.") for key, each in encoders.items()}
         self.adapter_layers: Mapping[str, tuple[int, int]] = {
             name: size for adaptable in self._adaptable.values() for name, size in adaptable.layers.items()

@@ -32,6 +32,7 @@ class LatentBackbone(ABC):
     latent_shape: tuple[int, int, int]
     resolution: int
     guidance_scale: float
+    embeds_guidance = False
     guides_by_zeros = False
 
     def __init__(self, *, denoiser: Any, vae: Any, digest: str) -> None:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
-from transformers import CLIPTextModelWithProjection, T5EncoderModel
+from transformers import CLIPTextModelWithProjection
 
 from textual_inversion import model_files
 from textual_inversion.conditioning import Conditioning
@@ -33,8 +33,8 @@ from textual_inversion.families.parts import (
     read_autoencoder,
     read_component,
     read_text_encoder,
-    replaced_table,
 )
+from textual_inversion.families.t5 import T5Encoder, read_t5
 from textual_inversion.lora import AdapterBatch
 from textual_inversion.noise import from_scheduler_config
 from textual_inversion.prompts import Vocabularies
@@ -60,19 +60,14 @@ class StableDiffusion3(LatentBackbone):
         """Freeze the modules, which come on their device and in their precision; replace the text encoders'
         vocabularies by token tables, and let the linear layers of the CLIPs take adapters.
 
-        `text_encoders` and `vocabularies`: by text encoder key. Raises ValueError if the parts do not fit together.
+        `text_encoders` and `vocabularies`: by text encoder key.
         """
         super().__init__(denoiser=transformer, vae=vae, digest=digest)
-        for encoder in text_encoders.values():
-            encoder.requires_grad_(False).eval()
-        self._text_encoders = text_encoders
         self._text_width: int = transformer.config.joint_attention_dim
         self.vocabularies = vocabularies
         self._clips = ClipEncoders({key: text_encoders[key] for key in CLIP_KEYS}, vocabularies, self.dtype)
-        self.token_tables = {
-            **self._clips.token_tables,
-            **{key: replaced_table(text_encoders[key], learns_rows=False) for key in text_encoders if key == T5_KEY},
-        }
+        self._t5 = T5Encoder(text_encoders[T5_KEY]) if T5_KEY in text_encoders else None
+        self.token_tables = self._clips.token_tables | ({T5_KEY: self._t5.token_table} if self._t5 else {})
         self.adapter_layers = self._clips.adapter_layers
         side = transformer.config.sample_size
         self.latent_shape = (transformer.config.in_channels, side, side)
@@ -96,27 +91,21 @@ class StableDiffusion3(LatentBackbone):
         encoded = self._clips.encode(ids, rows, adapters).values()
         clips = torch.cat([each.states for each in encoded], dim=-1)
         states = [F.pad(clips, (0, self._text_width - clips.shape[-1])).to(self.dtype)]
-        if T5_KEY in self._text_encoders:
-            states.append(self._t5(ids[T5_KEY], rows.get(T5_KEY)).to(self.dtype))
+        if self._t5:
+            states.append(self._t5.states(ids[T5_KEY], rows.get(T5_KEY)).to(self.dtype))
         pooled = torch.cat([each.pooled for each in encoded], dim=-1).to(self.dtype)
         return Conditioning(hidden=torch.cat(states, dim=1), pooled=pooled)
-
-    def _t5(self, ids: Tensor, rows: Tensor | None) -> Tensor:
-        """Return T5's states, [batch, length, dim]. No mask hides the padding, as in the pipeline."""
-        with self.token_tables[T5_KEY].reading(None if rows is None else rows.to(self.device)):
-            states: Tensor = self._text_encoders[T5_KEY](ids.to(self.device)).last_hidden_state
-        return states
 
     def encoder_states(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return each text encoder's states for prompts without rows: key -> [batch, length, dim]; of the CLIPs, those
         before the last layer."""
         states = {key: encoded.states for key, encoded in self._clips.encode(ids, {}).items()}
-        return states | {key: self._t5(ids[key], None) for key in self._text_encoders if key == T5_KEY}
+        return states | ({T5_KEY: self._t5.states(ids[T5_KEY])} if self._t5 else {})
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the transformer's output for [batch, *latent_shape] at timesteps [batch]; same shape, float32."""
         hidden = conditioning.hidden
-        if T5_KEY not in self._text_encoders:  # zeros have no part in comparing encodings, so they come in here
+        if not self._t5:  # zeros have no part in comparing encodings, so they come in here
             hidden = F.pad(hidden, (0, 0, 0, T5_LENGTH))
         output: Tensor = self._denoiser(
             hidden_states=noisy_latents.to(self.dtype),
@@ -131,18 +120,15 @@ class StableDiffusion3(LatentBackbone):
 def load(files: model_files.ModelFiles, *, device: str, precision: str) -> StableDiffusion3:
     """Load the components one by one, from safetensors only; see `families.load_backbone`.
 
-    The CLIPs' weights are always float32, as the rows are. T5, which no gradient passes through, is bfloat16 beside a
-    denoiser of half precision: it overflows in float16. The autoencoder is float32 beside a float16 denoiser.
+    The CLIPs' weights are always float32, as the rows are. T5 is bfloat16 beside a denoiser of half precision. The
+    autoencoder is float32 beside a float16 denoiser.
     """
     torch_device = device_named(device)
     dtype = dtype_named(precision, torch_device)
     directory = files.directory
     encoders = {key: encoder for key, (_, encoder) in components(directory).items()}
-    if tuple(encoders) not in (CLIP_KEYS, (*CLIP_KEYS, T5_KEY)):
-        raise ValueError(f"model {directory}: text encoders {list(encoders)}; two CLIPs are needed, and T5 if any more")
-    t5_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
     text_encoders = {
-        key: read_text_encoder(files, folder, T5EncoderModel, t5_dtype)
+        key: read_t5(files, folder, dtype)
         if key == T5_KEY
         else read_text_encoder(files, folder, CLIPTextModelWithProjection, torch.float32)
         for key, folder in encoders.items()

@@ -64,8 +64,6 @@ class StableDiffusionXL(UNetBackbone):
         `force_zeros_for_empty_prompt`.
         """
         super().__init__(unet=unet, vae=vae, scheduler_config=scheduler_config, digest=digest)
-        for encoder in text_encoders.values():
-            encoder.requires_grad_(False).eval()
         self._clips = ClipEncoders(text_encoders, vocabularies, self.dtype)
         self.vocabularies = vocabularies
         self.token_tables = self._clips.token_tables

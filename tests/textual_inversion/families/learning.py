@@ -12,13 +12,16 @@ import torch
 from PIL import Image
 
 from textual_inversion.adapter_formats import dump_adapter, with_adapter
-from textual_inversion.batch_invariance import choose_slots_per_pass
+from textual_inversion.batch_invariance import choose_sampling, choose_slots_per_pass
 from textual_inversion.concept import Concept, LearnedEmbedding
-from textual_inversion.config import InversionConfig
+from textual_inversion.config import AdapterConfig, InversionConfig, SamplingConfig
 from textual_inversion.engine import Assignment, Engine, Outcome
+from textual_inversion.families import load_vocabularies
 from textual_inversion.families.base import Backbone
 from textual_inversion.formats import dump_diffusers, parse_diffusers
+from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.latents import encode_views
+from textual_inversion.slot_state import SlotState
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -89,3 +92,57 @@ def assert_equal(ours: LearnedEmbedding, theirs: LearnedEmbedding) -> None:
         for name, (down, up) in ours.adapter.tensors.items():
             assert torch.equal(down, theirs.adapter.tensors[name][0])
             assert torch.equal(up, theirs.adapter.tensors[name][1])
+
+
+def learned_alone_as_together(
+    backbone: Backbone, config: InversionConfig, *concepts: Concept
+) -> list[LearnedEmbedding]:
+    """Learn concepts together and each alone, compare the results to the bit, and return them."""
+    together = learn(backbone, config, *concepts)
+    alone = [embedding_of(learn(backbone, config, each)[each.concept_id]) for each in concepts]
+    for each, ours in zip(concepts, alone, strict=True):
+        assert_equal(ours, embedding_of(together[each.concept_id]))
+    return alone
+
+
+def assert_resumes(backbone: Backbone, config: InversionConfig, concept: Concept) -> None:
+    """Learn a concept in one go and from a checkpoint after half of the steps, and compare the results to the bit."""
+    half, name = config.steps // 2, concept.concept_id
+    saved: dict[int, SlotState] = {}
+    whole = learn(backbone, config, concept, on_checkpoint=lambda _, state: saved.update({state.step: state}),
+                  checkpoint_steps=half)  # fmt: skip
+    resumed = run(backbone, config, assignment(backbone, concept, config, state=saved[half]))
+    assert_equal(embedding_of(whole[name]), embedding_of(resumed[name]))
+
+
+def assert_pictures_depend_on_no_company_and_survive_files(backbone: Backbone, adapter: AdapterConfig) -> None:
+    """Draw two concepts together, and each alone after it went through its files, and compare the pictures' bytes."""
+    outcomes = learn(backbone, config(adapter=adapter), concept(0), concept(1, 2))
+    embeddings = [embedding_of(outcome) for _, outcome in sorted(outcomes.items())]
+    read = [through_files(embedding) for embedding in embeddings]
+    for pair in zip(embeddings, read, strict=True):
+        assert_equal(*pair)
+    sampling, _ = choose_sampling(backbone, SamplingConfig(steps=2, batch_size=4), adapter)
+    asked = [
+        [ImageRequest("a photo of a <c0>", 0, (first,)), ImageRequest("a <c1> and a <c0>", 1, (first, second))]
+        for first, second in (embeddings, read)
+    ]
+    together = [picture.tobytes() for picture in generate(backbone, asked[0], sampling)]
+    assert together == [generate(backbone, [each], sampling)[0].tobytes() for each in asked[1]]
+
+
+def assert_vocabularies_alone_are_the_models(backbone: Backbone, model: Path) -> None:
+    """Compare the vocabularies that are read without torch with a backbone's."""
+    alone = load_vocabularies(str(model))
+    assert list(alone) == list(backbone.token_tables)
+    for key, vocabulary in alone.items():
+        ids = vocabulary.tokenize("A close-up photo of my red statue")
+        assert ids == backbone.vocabularies[key].tokenize("A close-up photo of my red statue")
+        assert vocabulary.assemble(ids) == backbone.vocabularies[key].assemble(ids)
+        assert vocabulary.size == backbone.vocabularies[key].size
+
+
+def golden_losses(backbone: Backbone, number: int = 0) -> list[float]:
+    """Return the losses of ten steps of a concept with two vectors."""
+    curve = learn(backbone, config(10), concept(number, 2))[f"c{number}"].curve
+    return [round(loss, 5) for loss in curve[:, 1].tolist()]

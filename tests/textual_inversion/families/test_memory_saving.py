@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.textual_inversion.families.learning import concept, config, embedding_of, learn
+from tests.tiny_flux import tiny_flux
 from tests.tiny_models import tiny_latent_diffusion, tiny_stable_diffusion
 from tests.tiny_sd3 import tiny_stable_diffusion_3
 from tests.tiny_sdxl import tiny_stable_diffusion_xl
@@ -25,6 +26,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "sdxl": tiny_stable_diffusion_xl,
     "sd3": tiny_stable_diffusion_3,
     "ldm": tiny_latent_diffusion,
+    "flux": tiny_flux,
 }
 
 

@@ -16,23 +16,25 @@ from PIL import Image
 from safetensors.torch import load as load_tensors
 
 from tests.textual_inversion.families.learning import (
-    assert_equal,
+    assert_pictures_depend_on_no_company_and_survive_files,
+    assert_resumes,
+    assert_vocabularies_alone_are_the_models,
     assignment,
     concept,
     config,
     edit,
     embedding_of,
+    golden_losses,
     learn,
+    learned_alone_as_together,
     photo,
     run,
     some_rows,
-    through_files,
 )
 from tests.tiny_models import MAX_LENGTH, RESOLUTION
 from tests.tiny_sdxl import LATENT_SHAPE, POOLED, WIDTHS, tiny_stable_diffusion_xl
 from textual_inversion.adapter_formats import dump_adapter
 from textual_inversion.augment_config import AugmentConfig
-from textual_inversion.batch_invariance import choose_sampling
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.config import AdapterConfig, PenaltyConfig, SamplingConfig, TimestepConfig
 from textual_inversion.families import check_model, load_backbone, load_vocabularies
@@ -42,7 +44,6 @@ from textual_inversion.generate import ImageRequest, generate, initial_noise
 from textual_inversion.initialise import encoder_output, initial_rows
 from textual_inversion.latents import encode_views
 from textual_inversion.prompts import encode_prompt
-from textual_inversion.slot_state import SlotState
 
 PROMPT = "a photo of a <c>"
 LORA = AdapterConfig(kind="lora", rank=2, learning_rate=0.05)
@@ -282,12 +283,9 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_concepts_learn_together_what_they_learn_alone(backbone: Any, method: str) -> None:
-    settings = config(**METHODS[method])
     concepts = [concept(0), concept(1, 2), concept(2)]
-    together = learn(backbone, settings, *concepts)
-    for each in concepts:
-        ours = embedding_of(learn(backbone, settings, each)[each.concept_id])
-        assert_equal(ours, embedding_of(together[each.concept_id]))
+    learned = learned_alone_as_together(backbone, config(**METHODS[method]), *concepts)
+    for each, ours in zip(concepts, learned, strict=True):
         start = initial_rows(each, backbone, noise=0.0, seed=1)
         assert list(ours.vectors) == list(WIDTHS)
         assert all((rows != start[key]).any(1).all() for key, rows in ours.vectors.items())
@@ -305,40 +303,18 @@ def test_rows_may_start_from_the_encoders_output(backbone: Any) -> None:
 
 
 def test_a_checkpoint_is_resumed_to_the_bit(backbone: Any) -> None:
-    settings = config(6, adapter=LORA)
-    saved: dict[int, SlotState] = {}
-    whole = learn(backbone, settings, concept(1), on_checkpoint=lambda _, state: saved.update({state.step: state}),
-                  checkpoint_steps=3)  # fmt: skip
-    resumed = run(backbone, settings, assignment(backbone, concept(1), settings, state=saved[3]))
-    assert_equal(embedding_of(whole["c1"]), embedding_of(resumed["c1"]))
+    assert_resumes(backbone, config(6, adapter=LORA), concept(1))
 
 
 @pytest.mark.parametrize("adapter", [LORA, METHODS["textboost++"]["adapter"]], ids=["lora", "textboost++"])
 def test_pictures_of_learned_concepts_depend_on_no_company_and_survive_files(
     backbone: Any, adapter: AdapterConfig
 ) -> None:
-    outcomes = learn(backbone, config(adapter=adapter), concept(0), concept(1, 2))
-    embeddings = [embedding_of(outcome) for _, outcome in sorted(outcomes.items())]
-    read = [through_files(embedding) for embedding in embeddings]
-    for pair in zip(embeddings, read, strict=True):
-        assert_equal(*pair)
-    sampling, _ = choose_sampling(backbone, SamplingConfig(steps=2, batch_size=4), adapter)
-    asked = [
-        [ImageRequest("a photo of a <c0>", 0, (first,)), ImageRequest("a <c1> and a <c0>", 1, (first, second))]
-        for first, second in (embeddings, read)
-    ]
-    together = [picture.tobytes() for picture in generate(backbone, asked[0], sampling)]
-    assert together == [generate(backbone, [each], sampling)[0].tobytes() for each in asked[1]]
+    assert_pictures_depend_on_no_company_and_survive_files(backbone, adapter)
 
 
 def test_the_vocabularies_alone_are_the_models(backbone: Any, model: Path) -> None:
-    alone = load_vocabularies(str(model))
-    assert list(alone) == list(WIDTHS)
-    for key, vocabulary in alone.items():
-        ids = vocabulary.tokenize("A close-up photo of my red statue")
-        assert vocabulary.assemble(ids) == backbone.vocabularies[key].assemble(ids)
-        assert ids == backbone.vocabularies[key].tokenize("A close-up photo of my red statue")
-        assert vocabulary.size == backbone.vocabularies[key].size
+    assert_vocabularies_alone_are_the_models(backbone, model)
 
 
 @pytest.mark.parametrize(
@@ -381,16 +357,11 @@ LOSSES = [1.19257, 1.08904, 1.12682, 1.3795, 1.19706, 1.21397, 1.19014, 1.35056,
 """Losses of ten steps. `python -m tests.textual_inversion.families.test_sdxl` renews them."""
 
 
-def golden_losses(backbone: Any) -> list[float]:
-    curve = learn(backbone, config(10), concept(1, 2))["c1"].curve
-    return [round(loss, 5) for loss in curve[:, 1].tolist()]
-
-
 def test_golden_losses(backbone: Any) -> None:
-    assert golden_losses(backbone) == pytest.approx(LOSSES, rel=1e-4)
+    assert golden_losses(backbone, 1) == pytest.approx(LOSSES, rel=1e-4)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        print(golden_losses(load_backbone(str(tiny_stable_diffusion_xl(folder)), device="cpu")))  # noqa: T201
+        print(golden_losses(load_backbone(str(tiny_stable_diffusion_xl(folder)), device="cpu"), 1))  # noqa: T201
