@@ -12,6 +12,9 @@ keys are its own, so that no loader takes it for a LoRA and draws something else
 denoiser's cross-attention `unet.<block>.cross_attention.down.weight` [rank, dim] and `.up.weight` [dim, rank], where
 `<block>` is the path of the transformer block in diffusers' U-Net. Files of earlier releases have the LoRA's keys and
 are read as well. `diffusers_pipeline.load_into_pipeline` lets a pipeline of diffusers draw with it.
+
+An adapter that changes a T5 is not, either, as plain loaders leave a T5 out. Its keys are `t5xxl.<layer>.down.weight`
+and `.up.weight`, and of a `lora` one's CLIP `text_encoder.text_model.<layer>.down.weight` and `.up.weight`.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ _ENCODER = "text_encoder"
 ENCODERS = {"clip_l": _ENCODER, "clip_g": f"{_ENCODER}_2"}
 """Text encoder key, with which the names of layers begin in a model of several -> the encoder's name in diffusers'
 pipelines."""
+_T5 = "t5xxl."
+"""Start of the names of a T5's layers."""
 _LORA_HALVES = ("lora_A", "lora_B")
 _HALVES = ("down", "up")
 """Last parts of the keys of a layer's two tensors, before `.weight`: down, up."""
@@ -61,7 +66,7 @@ def to_peft(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, s
     _check_adapter(adapter)
     tensors = {}
     for name, pair in adapter.tensors.items():
-        for key, tensor in zip(_keys_of(name, adapter.kind), pair, strict=True):
+        for key, tensor in zip(_keys_of(name, adapter), pair, strict=True):
             tensors[key] = tensor.detach().cpu().float().contiguous()
     rank = len(next(iter(adapter.tensors.values()))[0])
     metadata = {
@@ -76,6 +81,8 @@ def to_peft(embedding: LearnedEmbedding) -> tuple[dict[str, Tensor], dict[str, s
         metadata[SEVERAL] = ", ".join(embedding.vectors)
     if adapter.kind == "causal":
         return tensors, metadata | {"note": _CAUSAL_NOTE}
+    if changes_t5(adapter):
+        return tensors, metadata
     return tensors, metadata | {_PEFT_KEY: json.dumps(_peft_settings(adapter, rank), sort_keys=True)}
 
 
@@ -120,15 +127,20 @@ def _peft_settings(adapter: LearnedAdapter, rank: int) -> dict[str, Any]:
     return settings
 
 
-def _keys_of(name: str, kind: Kind) -> tuple[str, str]:
+def changes_t5(adapter: LearnedAdapter) -> bool:
+    """Return whether an adapter changes layers of a T5."""
+    return any(name.startswith(_T5) for name in adapter.tensors)
+
+
+def _keys_of(name: str, adapter: LearnedAdapter) -> tuple[str, str]:
     """Return the keys of a layer's tensors, down and up."""
     path, (down, up) = name, _HALVES
-    if last_part(name) != CROSS_ATTENTION:
+    if last_part(name) != CROSS_ATTENTION and not name.startswith(_T5):
         encoder, layer = _encoder_of(name)
         path = f"{encoder}.{_MODULE}{layer}"
-        if kind == "causal":
+        if adapter.kind == "causal":
             path += _CAUSAL
-        else:
+        elif not changes_t5(adapter):
             down, up = _LORA_HALVES
     return f"{path}.{down}.weight", f"{path}.{up}.weight"
 
@@ -149,10 +161,10 @@ def _layer_of(key: str, *, has_several: bool) -> tuple[str, str]:
     path, _, half = key.removesuffix(".weight").rpartition(".")
     is_causal = path.endswith(_CAUSAL)
     encoder, _, layer = path.removesuffix(_CAUSAL).partition(".")
-    if encoder in ENCODERS.values() and half in (_HALVES if is_causal else _LORA_HALVES):
+    if encoder in ENCODERS.values() and half in (_HALVES if is_causal else (*_HALVES, *_LORA_HALVES)):
         start = next(f"{own}." for own, name in ENCODERS.items() if name == encoder) if has_several else ""
         return start + layer_name(layer), half
-    if last_part(path) == CROSS_ATTENTION and half in _HALVES:
+    if (last_part(path) == CROSS_ATTENTION or path.startswith(_T5)) and half in _HALVES:
         return path, half
     raise ValueError(
         f"the key {key!r} is not one of a text encoder's LoRA ('{_ENCODER}.<layer>.lora_A.weight'), of a causal "

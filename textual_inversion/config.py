@@ -25,6 +25,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """Names of the linear layers in a block of a text encoder, as transformers' CLIP spells them."""
 
+T5_TARGETS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
+"""Names of the same in a block of T5, as transformers spells them."""
+
 CROSS_ATTENTION = "cross_attention"
 """Name of the text states given to a cross-attention layer of the denoiser, among the targets of an adapter."""
 
@@ -125,7 +128,7 @@ class AdapterConfig:
     targets: tuple[str, ...] = ADAPTER_TARGETS
     """Linear layers of every block of the text encoder that are changed, and `cross_attention` for the text states that
     each cross-attention layer of the denoiser is given (TextBoost++). That one needs kind 'causal' and a denoiser with
-    such layers."""
+    such layers. A T5 is changed only where layers of it are named: `q`, `k`, `v`, `o`, `wi_0`, `wi_1`, `wo`."""
 
     learning_rate: float = 5e-5
     """Learning rate of the adapter, constant. AdamW trains it under either `optimizer`, without norm control."""
@@ -140,7 +143,7 @@ class AdapterConfig:
         require_choice("adapter.kind", self.kind, AdapterKind)
         require(self.rank >= 1, "adapter.rank", self.rank, "1 or more; for no adapter set adapter.kind to 'none'")
         require(self.alpha > 0, "adapter.alpha", self.alpha, "positive")
-        known = (*ADAPTER_TARGETS, CROSS_ATTENTION)
+        known = (*ADAPTER_TARGETS, *T5_TARGETS, CROSS_ATTENTION)
         is_known = bool(self.targets) and set(self.targets) <= set(known)
         require(is_known, "adapter.targets", self.targets, f"some of {', '.join(known)}")
         clashes = self.kind == "lora" and CROSS_ATTENTION in self.targets

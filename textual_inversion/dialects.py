@@ -53,7 +53,7 @@ _LORA = re.compile(
     r"[._]lora_?(?:A|B|up|down|mid)(?:\.\w+)?\.weight$|\.lora_linear_layer\.|[._]lora\.(?:up|down)\.weight$"
     r"|\.(?:alpha|dora_scale|diff|diff_b)$|\.(?:hada|lokr|oft|ia3)_\w+$"
 )
-_OWN_ADAPTER = re.compile(r"\.(?:causal|cross_attention)\.(?:down|up)\.weight$")
+_OWN_ADAPTER = re.compile(r"(?:\.(?:causal|cross_attention)|^t5xxl\..*)\.(?:down|up)\.weight$")
 _WEIGHTS = re.compile(r"\.(?:weight|bias|running_mean|gamma|beta)$")
 _SHOWN_KEYS = 4
 

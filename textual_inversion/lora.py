@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from textual_inversion.concept import LearnedAdapter
-from textual_inversion.config import ADAPTER_TARGETS, CROSS_ATTENTION, AdapterConfig
+from textual_inversion.config import ADAPTER_TARGETS, CROSS_ATTENTION, T5_TARGETS, AdapterConfig
 
 TARGETS = ADAPTER_TARGETS
 """Last parts of the names of a CLIP block's linear layers."""
@@ -76,7 +76,7 @@ class AdaptableLayers:
         self.layers: dict[str, tuple[int, int]] = {}
         """Layer name -> (inputs, outputs)."""
         for path, module in text_encoder.named_modules():
-            if isinstance(module, nn.Linear) and last_part(path) in TARGETS:
+            if isinstance(module, nn.Linear) and last_part(path) in (*TARGETS, *T5_TARGETS):
                 name = prefix + layer_name(path)
                 self.layers[name] = (module.in_features, module.out_features)
                 module.register_forward_hook(partial(self._change, name))

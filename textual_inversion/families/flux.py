@@ -12,7 +12,8 @@ values (`families.sd3` says which). That is the default of diffusers' training s
 (train_dreambooth_lora_flux_advanced, whose `enable_t5_ti` is off), and what users report speaks for it: with rows in
 both, most of the likeness is the CLIP's, and T5's alone change next to nothing (huggingface/diffusers issue 10313).
 One also reports that rows alone do less on FLUX than on Stable Diffusion, until weights are trained as well
-(kohya-ss/sd-scripts issue 1588). An adapter of the text encoder trains weights, and is the stronger option.
+(kohya-ss/sd-scripts issue 1588). An adapter trains weights of a text encoder, and is the stronger option: one of the
+CLIP changes the vector that the transformer reads, one of T5 (`adapter.targets`) every state.
 
 Pictures have the size that the autoencoder's config names (`sample_size`, 1024 px as published), on which the shift of
 the noise levels depends.
@@ -80,7 +81,7 @@ class Flux(LatentBackbone):
         self._clips = ClipEncoders({_CLIP: clip}, vocabularies, self.dtype)
         self._t5 = T5Encoder(t5)
         self.token_tables = {**self._clips.token_tables, T5_KEY: self._t5.token_table}
-        self.adapter_layers = self._clips.adapter_layers
+        self.adapter_layers = {**self._clips.adapter_layers, **self._t5.adapter_layers}
         self.resolution = resolution
         side = resolution // downscaling(vae.config)
         self.latent_shape = (vae.config.latent_channels, side, side)
@@ -107,7 +108,7 @@ class Flux(LatentBackbone):
     ) -> Conditioning:
         """Encode prompts as FluxPipeline does: T5's states, the CLIP's pooled vector, and guidance scale 1 if the
         transformer reads one."""
-        hidden = self._t5.states(ids[T5_KEY], rows.get(T5_KEY)).to(self.dtype)
+        hidden = self._t5.states(ids[T5_KEY], rows.get(T5_KEY), adapters).to(self.dtype)
         pooled = self._clips.encode(ids, rows, adapters)[_CLIP].pooled.to(self.dtype)
         scale = {GUIDANCE: torch.ones(len(hidden), device=self.device)} if self.embeds_guidance else {}
         return Conditioning(hidden=hidden, pooled=pooled, extras=scale)

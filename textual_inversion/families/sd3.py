@@ -58,7 +58,7 @@ class StableDiffusion3(LatentBackbone):
         digest: str,
     ) -> None:
         """Freeze the modules, which come on their device and in their precision; replace the text encoders'
-        vocabularies by token tables, and let the linear layers of the CLIPs take adapters.
+        vocabularies by token tables, and let their linear layers take adapters.
 
         `text_encoders` and `vocabularies`: by text encoder key.
         """
@@ -68,7 +68,7 @@ class StableDiffusion3(LatentBackbone):
         self._clips = ClipEncoders({key: text_encoders[key] for key in CLIP_KEYS}, vocabularies, self.dtype)
         self._t5 = T5Encoder(text_encoders[T5_KEY]) if T5_KEY in text_encoders else None
         self.token_tables = self._clips.token_tables | ({T5_KEY: self._t5.token_table} if self._t5 else {})
-        self.adapter_layers = self._clips.adapter_layers
+        self.adapter_layers = {**self._clips.adapter_layers, **(self._t5.adapter_layers if self._t5 else {})}
         side = transformer.config.sample_size
         self.latent_shape = (transformer.config.in_channels, side, side)
         self.resolution = side * downscaling(vae.config)
@@ -92,7 +92,7 @@ class StableDiffusion3(LatentBackbone):
         clips = torch.cat([each.states for each in encoded], dim=-1)
         states = [F.pad(clips, (0, self._text_width - clips.shape[-1])).to(self.dtype)]
         if self._t5:
-            states.append(self._t5.states(ids[T5_KEY], rows.get(T5_KEY)).to(self.dtype))
+            states.append(self._t5.states(ids[T5_KEY], rows.get(T5_KEY), adapters).to(self.dtype))
         pooled = torch.cat([each.pooled for each in encoded], dim=-1).to(self.dtype)
         return Conditioning(hidden=torch.cat(states, dim=1), pooled=pooled)
 

@@ -30,11 +30,12 @@ from tests.textual_inversion.families.learning import (
 )
 from tests.tiny_flux import LATENT_SHAPE, SCALE, SHIFT, WIDTHS, tiny_flux
 from tests.tiny_models import MAX_LENGTH, RESOLUTION
+from textual_inversion.adapter_dialects import check_plain
 from textual_inversion.adapter_formats import dump_adapter
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.conditioning import GUIDANCE
 from textual_inversion.config import AdapterConfig, PenaltyConfig, SamplingConfig, TimestepConfig
-from textual_inversion.dialects import diffusers_files
+from textual_inversion.dialects import diffusers_files, parse_embedding
 from textual_inversion.errors import BadInput
 from textual_inversion.families import check_model, load_backbone
 from textual_inversion.families.base import stack_prompts
@@ -44,6 +45,8 @@ from textual_inversion.prompts import encode_prompt
 
 PROMPT = "a photo of a <c>"
 LORA = AdapterConfig(kind="lora", rank=2, learning_rate=0.05)
+OF_T5 = replace(LORA, targets=("q", "v", "wo"))
+OF_BOTH = replace(LORA, targets=("q_proj", "fc2", "q", "wo"))
 SAMPLING = SamplingConfig(solver="ddim", steps=4, batch_size=1)
 LENGTHS = {True: 512, False: 256}
 """Ids of T5's prompts, by whether the transformer reads a guidance scale."""
@@ -63,6 +66,12 @@ def backbone(model: Path) -> Any:
 @pytest.fixture(scope="module")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_flux(tmp_path_factory.mktemp("dev"))
+
+
+@pytest.fixture(scope="module")
+def schnell(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A backbone whose prompts for T5 are half as long as dev's."""
+    return load_backbone(str(tiny_flux(tmp_path_factory.mktemp("schnell"), guidance=False)), device="cpu")
 
 
 @pytest.fixture
@@ -248,30 +257,54 @@ METHODS: dict[str, dict[str, Any]] = {
         "adapter": LORA, "penalties": PenaltyConfig(knowledge=0.1), "timesteps": TimestepConfig(sampler="snr"),
     },
     "causal": {"adapter": replace(LORA, kind="causal"), "per_image_tokens": True},
+    "adapter of T5": {"adapter": OF_T5, "penalties": PenaltyConfig(knowledge=0.1)},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_concepts_learn_together_what_they_learn_alone(backbone: Any, method: str) -> None:
+def test_concepts_learn_together_what_they_learn_alone(schnell: Any, method: str) -> None:
     """And an encoder that learns no rows keeps the initializer's."""
     settings = config(**METHODS[method])
     learning = settings.text_encoders or ("clip_l",)
     concepts = [concept(0), concept(1, 2)]
-    for each, ours in zip(concepts, learned_alone_as_together(backbone, settings, *concepts), strict=True):
-        start = initial_rows(each, backbone, noise=0.0, seed=1, learning=learning)
+    for each, ours in zip(concepts, learned_alone_as_together(schnell, settings, *concepts), strict=True):
+        start = initial_rows(each, schnell, noise=0.0, seed=1, learning=learning)
         assert list(ours.vectors) == list(WIDTHS)
         assert {key for key, rows in ours.vectors.items() if not torch.equal(rows, start[key])} == set(learning)
         if ours.adapter:
-            assert {name.partition(".")[0] for name, (_, up) in ours.adapter.tensors.items() if up.any()} == {"clip_l"}
+            adapted = {name.partition(".")[0] for name, (_, up) in ours.adapter.tensors.items() if up.any()}
+            assert adapted == ({"t5xxl"} if method == "adapter of T5" else {"clip_l"})
 
 
 def test_a_checkpoint_is_resumed_to_the_bit(backbone: Any) -> None:
     assert_resumes(backbone, config(6, adapter=LORA), concept(0))
 
 
-@pytest.mark.parametrize("kind", ["lora", "causal"])
-def test_pictures_of_learned_concepts_depend_on_no_company_and_survive_files(backbone: Any, kind: Any) -> None:
-    assert_pictures_depend_on_no_company_and_survive_files(backbone, replace(LORA, kind=kind))
+@pytest.mark.parametrize("adapter", [LORA, OF_BOTH, replace(OF_BOTH, kind="causal")], ids=["CLIP", "both", "causal"])
+def test_pictures_of_learned_concepts_depend_on_no_company_and_survive_files(
+    backbone: Any, adapter: AdapterConfig
+) -> None:
+    assert_pictures_depend_on_no_company_and_survive_files(backbone, adapter)
+
+
+def test_no_other_tool_takes_an_adapter_of_t5_for_a_lora(backbone: Any, model: Path, tmp_path: Path) -> None:
+    embedding = embedding_of(learn(backbone, config(1, adapter=OF_BOTH), concept(0))["c0"])
+    file = tmp_path / "adapter.safetensors"
+    file.write_bytes(dump_adapter(embedding))
+    with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
+        FluxPipeline.from_pretrained(model).load_lora_weights(tmp_path, weight_name=file.name)
+    with pytest.raises(ValueError, match="it is the adapter of a concept"):
+        parse_embedding(file.read_bytes(), "c0")
+    with pytest.raises(ValueError, match="its adapter is one of the text encoder 't5xxl'"):
+        check_plain(embedding)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_an_adapter_of_t5_beside_a_denoiser_of_half_precision(dev: Path, precision: str) -> None:
+    backbone = load_backbone(str(dev), device="cpu", precision=precision)
+    adapter = embedding_of(learn(backbone, config(2, adapter=OF_BOTH), concept(0))["c0"]).adapter
+    assert adapter is not None
+    assert {name.partition(".")[0] for name, (_, up) in adapter.tensors.items() if up.any()} == {"clip_l", "t5xxl"}
 
 
 @pytest.mark.parametrize(
