@@ -5,8 +5,8 @@
     python -m benchmarks.encoder --encoder output/night/encoder.safetensors
 
 Rows, scores and tables are those of `benchmarks.methods`, which says how they are measured; run it again to continue.
-Learning takes `batch_size` 2, and 2,000 samples are the project's default, 500 steps of 4. The words without a step are
-the pictures of the initializer itself. Differences are to the default from the words.
+Learning takes steps of one sample, and 2,000 samples are the project's default, 500 steps of 4. The words without a
+step are the pictures of the initializer itself. Differences are to the default from the words.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from textual_inversion.config import InversionConfig
 BUDGETS = (0, 50, 200, 800, 2000)
 """Samples of a concept's photos that learning takes."""
 DEMO_ENCODER = "demo/encoder/encoder.safetensors"
-_BATCH_SIZE = 2
+_BATCH_SIZE = 1
 
 
 def setups_of(budgets: Sequence[int], num_photos: int, encoder: str) -> dict[str, Setup]:

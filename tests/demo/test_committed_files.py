@@ -13,10 +13,17 @@ from transformers import CLIPModel, CLIPTokenizer
 from demo.make_manifests import MANIFEST_SCHEMA, PROMPTS_SCHEMA, STYLE_INITIALIZERS, manifest, prompts
 from demo.objects import HELD_OUT
 from demo.tokenizer import MAX_LENGTH, load_tokenizer
+from pipeline.inputs.models import extractor_hash
 from pipeline.store.parquet import read_table
+from textual_inversion.concept import Concept
+from textual_inversion.encoder import PhotoFeatures, canonical_order
+from textual_inversion.encoder_file import load_encoder
+from textual_inversion.extractors import ClipExtractor
+from textual_inversion.families import load_backbone
 
 ROOT = Path(__file__).parents[2]
 MODEL, CLIP, IMAGES = ROOT / "demo/model", ROOT / "demo/clip", ROOT / "demo/images"
+ENCODER = ROOT / "demo/encoder/encoder.safetensors"
 MANIFEST, PROMPTS = ROOT / "manifests/demo.parquet", ROOT / "manifests/demo_prompts.parquet"
 
 
@@ -27,6 +34,24 @@ def _size_bytes(folder: Path) -> int:
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(MODEL)
+
+
+def test_the_encoder_knows_the_demos_objects_and_leaves_its_styles_alone() -> None:
+    backbone = load_backbone(str(MODEL), device="cpu", precision="float32")
+    data = ENCODER.read_bytes()
+    assert len(data) <= 2**20
+    encoder = load_encoder(data, backbone, extractor_hash(str(CLIP)))
+    features = PhotoFeatures(backbone, ClipExtractor(str(CLIP), "cpu"), encoder.network.config)
+    for row in manifest().to_pylist():
+        photos = [Image.open(MANIFEST.parent / path).convert("RGB") for path in row["images"]]
+        concept = Concept(
+            concept_id=row["concept_id"],
+            placeholder_token=row["placeholder"],
+            images=tuple(row["images"]),
+            category=row["category"],
+        )
+        reason = encoder.why_unreliable(concept, features(canonical_order(photos)))
+        assert bool(reason) == (row["category"] == "style"), (row["concept_id"], reason)
 
 
 def test_model_is_small_and_loads_plainly(pipeline: StableDiffusionPipeline) -> None:

@@ -1,0 +1,170 @@
+"""Train the demo's encoder in this process: `python -m demo.encoder_training`.
+
+Takes the concepts that `python -m demo.encoder_concepts` drew, and the parts of a training that `python -m
+pipeline.train_encoder` spreads over a cluster; writes `demo/encoder/encoder.safetensors`. A training that was stopped
+continues from its checkpoint in the work folder. Every twentieth taught object is held out: its concepts take no part,
+show the loss on objects that the encoder does not know, and calibrate its doubt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from demo.objects import TRAINING
+from pipeline.inputs.models import extractor_hash
+from pipeline.store.parquet import read_table
+from textual_inversion.concept import Concept
+from textual_inversion.encoder import ConceptEncoder, PhotoFeatures
+from textual_inversion.encoder_config import EncoderConfig, EncoderTrainingConfig
+from textual_inversion.encoder_file import Doubt, TrainedEncoder, dump_encoder
+from textual_inversion.encoder_training import ConceptExample, EncoderTrainer, encode_example
+from textual_inversion.extractors import ClipExtractor
+from textual_inversion.families import load_backbone
+from textual_inversion.families.base import Backbone
+
+HERE = Path(__file__).parent
+_HELD_OUT_EVERY = 20
+_HELD_OUT_OFFSET = 7
+_EVALUATED = 96
+"""Concepts of held-out objects whose loss is reported."""
+_REPORT_EVERY = 50
+_EVALUATE_EVERY = 500
+_SAVE_EVERY_S = 150.0
+
+
+def read_examples(folder: Path, backbone: Backbone, features: PhotoFeatures) -> list[ConceptExample]:
+    """Encode the concepts of the folder's manifest, or read them as an earlier call encoded them."""
+    path = folder / "encoded.pt"
+    concepts = [_concept(row) for row in read_table(folder / "manifest.parquet").to_pylist()]
+    if not path.exists():
+        encoded = []
+        for concept in concepts:
+            photos = [Image.open(folder / name).convert("RGB") for name in concept.images]
+            example = encode_example(concept, photos, backbone, features)
+            encoded.append((example.features.half(), example.moments.half()))
+        _save(encoded, path)
+    stored = torch.load(path, mmap=True)
+    return [
+        ConceptExample(concept=concept, features=seen, moments=moments)
+        for concept, (seen, moments) in zip(concepts, stored, strict=True)
+    ]
+
+
+def split(examples: list[ConceptExample]) -> tuple[list[ConceptExample], list[ConceptExample]]:
+    """Return the concepts of the objects to train on, and those of the held-out objects."""
+    held_out = [i % len(TRAINING) % _HELD_OUT_EVERY == _HELD_OUT_OFFSET for i in range(len(examples))]
+    pairs = list(zip(examples, held_out, strict=True))
+    return [each for each, is_held in pairs if not is_held], [each for each, is_held in pairs if is_held]
+
+
+def train(
+    trainer: EncoderTrainer,
+    examples: list[ConceptExample],
+    held_out: list[ConceptExample],
+    config: EncoderTrainingConfig,
+    seed: int,
+    checkpoint: Path,
+) -> None:
+    """Take the steps that are left. The concepts of a step depend on the seed and the step alone."""
+    if checkpoint.exists():
+        trainer.load_state_dict(torch.load(checkpoint))
+    saved = time.monotonic()
+    while trainer.step_number < config.steps:
+        step = trainer.step_number
+        if step % _EVALUATE_EVERY == 0:
+            print(f"step {step}: loss {evaluated(trainer, held_out):.4f} on held-out objects", flush=True)
+        chosen = np.random.default_rng((seed, step)).integers(len(examples), size=config.concepts_per_step)
+        result = trainer.step([examples[i] for i in chosen])
+        if step % _REPORT_EVERY == 0:
+            print(
+                f"step {step}: {', '.join(f'{name} {value:.4f}' for name, value in result.losses.items())}", flush=True
+            )
+        if time.monotonic() - saved > _SAVE_EVERY_S or trainer.step_number == config.steps:
+            _save(trainer.state_dict(), checkpoint)
+            saved = time.monotonic()
+
+
+def evaluated(trainer: EncoderTrainer, held_out: list[ConceptExample]) -> float:
+    """Return the mean denoising loss on concepts of held-out objects."""
+    return trainer.evaluate(held_out[:_EVALUATED])
+
+
+def finished(
+    network: ConceptEncoder,
+    backbone: Backbone,
+    clip: str,
+    examples: list[ConceptExample],
+    held_out: list[ConceptExample],
+    record: dict[str, str],
+) -> TrainedEncoder:
+    """Return the encoder with its doubt, calibrated on the concepts of held-out objects."""
+    width = network.sizes.pooled
+    return TrainedEncoder(
+        network=network,
+        doubt=Doubt.fit(
+            torch.cat([each.features[:, :width].float() for each in examples]),
+            [each.features[:, :width].float() for each in held_out],
+        ),
+        model_hash=backbone.model_hash(),
+        extractor_hash=extractor_hash(clip),
+        categories=("object",),
+        record=record,
+    )
+
+
+def _concept(row: dict[str, Any]) -> Concept:
+    return Concept(
+        concept_id=row["concept_id"],
+        placeholder_token="<concept>",
+        images=tuple(row["images"]),
+        captions=tuple(row["captions"]),
+        initializer=row["initializer"],
+    )
+
+
+def _save(state: Any, path: Path) -> None:
+    """Write a state so that a stop leaves the former one or the new one."""
+    temporary = path.with_suffix(".new")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    """Encode the concepts, train, write the encoder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=HERE / ".work" / "encoder")
+    parser.add_argument("--model", default=str(HERE / "model"))
+    parser.add_argument("--clip", default=str(HERE / "clip"))
+    parser.add_argument("--output", type=Path, default=HERE / "encoder" / "encoder.safetensors")
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--precision", default="bfloat16", help="of the frozen model while the encoder is trained")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    config = EncoderTrainingConfig(steps=options.steps, concepts_per_step=64, samples_per_concept=1)
+    sizes_and_shape = EncoderConfig()
+    exact = load_backbone(options.model, device="cpu", precision="float32")
+    features = PhotoFeatures(exact, ClipExtractor(options.clip, "cpu"), sizes_and_shape)
+    examples, held_out = split(read_examples(options.work, exact, features))
+    backbone = load_backbone(options.model, device="cpu", precision=options.precision)
+    torch.manual_seed(options.seed)
+    network = ConceptEncoder(sizes_and_shape, features.sizes(), backbone)
+    trainer = EncoderTrainer(network, backbone, config, seed=options.seed)
+    train(trainer, examples, held_out, config, options.seed, options.work / "training.pt")
+    loss = evaluated(trainer, held_out)
+    print(f"step {trainer.step_number}: loss {loss:.4f} on held-out objects")
+    record = {"steps": str(trainer.step_number), "concepts": str(len(examples)), "held_out_loss": f"{loss:.4f}"}
+    encoder = finished(trainer.averaged, backbone, options.clip, examples, held_out, record)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_bytes(dump_encoder(encoder))
+
+
+if __name__ == "__main__":
+    main()
