@@ -35,6 +35,9 @@ class EncoderJobConfig:
     """Share of the concepts that is held out, chosen by a hash of their ids, so that a concept held out once always
     is. At least one is held out."""
 
+    evaluated: int = 512
+    """Largest number of held-out concepts whose loss is measured, spread evenly over their ids."""
+
     checkpoint_steps: int = 200
     """Steps between two checkpoints; before each, the loss on the held-out concepts is measured."""
 
@@ -54,6 +57,7 @@ class EncoderJobConfig:
         divides = self.workers <= 1 or size % self.workers == 0
         require(divides, "encoder.workers", self.workers, f"a divisor of encoder.training.concepts_per_step = {size}")
         require(0 < self.held_out_share < 1, "encoder.held_out_share", self.held_out_share, "between 0 and 1")
+        require(self.evaluated >= 1, "encoder.evaluated", self.evaluated, "1 or more")
         require(self.checkpoint_steps >= 1, "encoder.checkpoint_steps", self.checkpoint_steps, "1 or more")
         require(self.patience >= 0, "encoder.patience", self.patience, "0 (never) or more")
         require(self.max_failures >= 0, "encoder.max_failures", self.max_failures, "0 or more")

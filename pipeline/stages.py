@@ -237,9 +237,12 @@ class Run:
             stats.is_stopped = stop.is_set()
 
 
-def connect(config: RunConfig) -> tuple[float, float]:
+def connect(config: RunConfig, *, dashboard: bool = False) -> tuple[float, float]:
     """Join the cluster of this process, or start one on this machine; return its GPUs, 0 if none are to be used, and
-    its cores. Raises ValueError for an output that other processes cannot see."""
+    its cores. Raises ValueError for an output that other processes cannot see.
+
+    dashboard: start Ray's dashboard with a cluster of this machine; Ray Train asks it whether its processes live.
+    """
     if config.output.startswith("memory:"):
         raise ValueError(f"output {config.output!r}: memory:// is seen by one process only; give a folder or a bucket")
     if config.log_format == "json":
@@ -249,7 +252,7 @@ def connect(config: RunConfig) -> tuple[float, float]:
     if not ray.is_initialized():
         # Ray finds RAY_ADDRESS (set by `ray job submit`) or a cluster of this machine without an address. Ray refuses
         # arguments that shape a new cluster when it joins one.
-        local = {"include_dashboard": False} if os.environ.get("RAY_ADDRESS", "local") == "local" else {}
+        local = {"include_dashboard": dashboard} if os.environ.get("RAY_ADDRESS", "local") == "local" else {}
         ray.init(logging_level=logging.WARNING, **local)
     resources = ray.cluster_resources()
     gpus = 0.0 if config.device == "cpu" else float(resources.get("GPU", 0))

@@ -165,7 +165,7 @@ class Training:
         bad: list[BadRow] = []
         rows = plan_missing(store, PLAN, _plan(config, bad), PLAN_SCHEMA, done_row_ids(store, PARTS))
         if rows.missing:
-            gpus, _ = connect(config)
+            gpus, _ = connect(config, dashboard=True)
             with handling_signals(signal.default_int_handler), _aborting("reading the photos"):
                 run_stage(config, examples_stage(), len(rows.missing), gpus)
         failed = set(rows.missing) - done_row_ids(store, PARTS)
@@ -182,6 +182,7 @@ class Training:
             "examples": example_settings(self._config),
             "training": dataclasses.asdict(encoder.training),
             "held_out_share": encoder.held_out_share,
+            "evaluated": encoder.evaluated,
             "checkpoint_steps": encoder.checkpoint_steps,
             "patience": encoder.patience,
             "seed": self._config.seed,
@@ -209,7 +210,7 @@ class Training:
         split = split_concepts(self._row_ids.values(), config.encoder.held_out_share)
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        gpus, _ = connect(config)
+        gpus, _ = connect(config, dashboard=True)
         from pipeline.encoder_training.blocks import load_blocks
         from pipeline.encoder_training.workers import TrainingJob, train_on_workers
 

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 from pipeline.encoder_config import EncoderJobConfig
-from pipeline.encoder_training.schedule import Split, concepts_of_step, shard
-from pipeline.encoder_training.state import TrainingState, load_checkpoint, save_checkpoint
+from pipeline.encoder_training.schedule import Split, concepts_of_step, shard, spread
+from pipeline.encoder_training.state import TrainingState, load_checkpoint, save_checkpoint, save_curve
 from pipeline.store.storage import RunStore
 
 if TYPE_CHECKING:
@@ -143,7 +143,8 @@ class TrainingLoop:
 
     def _evaluate(self) -> None:
         """Add a point to the curve, and keep the encoder if it is the best so far."""
-        held_out = shard(self.split.held_out, self.team.rank, self.team.num_workers)
+        measured = spread(self.split.held_out, self.config.evaluated)
+        held_out = shard(measured, self.team.rank, self.team.num_workers)
         size = self.config.training.concepts_per_step
         losses = [
             pair
@@ -165,9 +166,10 @@ class TrainingLoop:
         return zip(concept_ids, losses.tolist(), strict=True)
 
     def _save(self) -> None:
-        """Store the checkpoint, by the first worker alone; all hold the same weights."""
+        """Store curve and checkpoint, by the first worker alone; all hold the same weights."""
         (total,) = self.team.sum(self.state.loss_sum)
         self.state.loss_sum = total / self.team.num_workers
         self.state.left_out = self.team.union(self.state.left_out)
         if self.team.rank == 0:
+            save_curve(self.store, self.state.curve)
             save_checkpoint(self.store, self.state, self.trainer.state_dict(), self.fingerprint)

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.actor.publish import to_png
 from pipeline.config import RunConfig
 from pipeline.encoder_training.loop import TrainingLoop
+from pipeline.encoder_training.schedule import spread
 from pipeline.inputs.models import extractor_hash, locate, model_hash
 from pipeline.inputs.photos import open_pictures
 from pipeline.ledger.encoder_record import ENCODER
@@ -78,8 +79,8 @@ def publish(loop: TrainingLoop, backbone: Backbone, config: RunConfig) -> Publis
     """Write the encoder with the lowest held-out loss, and pictures of held-out concepts drawn with its rows."""
     network = loop.trainer.averaged
     network.load_state_dict(loop.state.best)
-    examples = loop.read(loop.split.trained[:: max(1, len(loop.split.trained) // _DOUBT_CONCEPTS)])
-    held_out = loop.read(loop.split.held_out[:_DOUBT_CONCEPTS])
+    examples = loop.read(spread(loop.split.trained, _DOUBT_CONCEPTS))
+    held_out = loop.read(spread(loop.split.held_out, _DOUBT_CONCEPTS))
     pooled = network.sizes.pooled
     encoder = TrainedEncoder(
         network=network,

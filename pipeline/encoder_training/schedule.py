@@ -54,6 +54,12 @@ def concepts_of_step(concept_ids: Sequence[str], seed: int, step: int, size: int
     return [concept_ids[order[i % len(order)]] for i in range(place * size, (place + 1) * size)]
 
 
+def spread(concept_ids: Sequence[str], most: int) -> list[str]:
+    """Return at most `most` of the concepts, spread evenly over them."""
+    count = min(most, len(concept_ids))
+    return [concept_ids[i * len(concept_ids) // count] for i in range(count)]
+
+
 def shard(concept_ids: Sequence[str], rank: int, num_workers: int) -> list[str]:
     """Return the part of a step's concepts that one of the workers trains on."""
     return list(concept_ids[rank::num_workers])

@@ -6,17 +6,21 @@ import dataclasses
 import io
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.ledger.encoder_record import CHECKPOINT
+from pipeline.ledger.encoder_record import CHECKPOINT, CURVE
 from pipeline.store.storage import RunStore
 
 log = logging.getLogger(__name__)
+
+_CURVE_SCHEMA = pa.schema([("step", pa.int64()), ("loss", pa.float64()), ("held_out", pa.float64())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,13 @@ def save_checkpoint(store: RunStore, state: TrainingState, trainer: Mapping[str,
     buffer = io.BytesIO()
     torch.save({"fingerprint": fingerprint, "state": values, "trainer": trainer}, buffer)
     store.put(CHECKPOINT, buffer.getvalue())
+
+
+def save_curve(store: RunStore, curve: Sequence[CurvePoint]) -> None:
+    """Put the curve as Parquet in the place of the former one."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([dataclasses.asdict(point) for point in curve], _CURVE_SCHEMA), buffer)
+    store.put(CURVE, buffer.getvalue())
 
 
 def load_checkpoint(store: RunStore, fingerprint: str) -> tuple[TrainingState, dict[str, Any]]:

@@ -78,10 +78,11 @@ def train_on_workers(job: TrainingJob, gpus: float, stop: threading.Event) -> Ne
     """Train and publish; return the last news of the first worker.
 
     `gpus` is the cluster's number; with 0 the workers train on CPUs. When `stop` is set, the workers save a checkpoint
-    and end. Raises RunAborted if training failed more often than `encoder.max_failures`.
+    and end. Raises RunAborted if training failed more often than `encoder.max_failures`, and ValueError for a number of
+    workers that does not divide the concepts of a step.
     """
     config = job.config
-    num_workers = config.encoder.workers or int(gpus) or 1
+    num_workers = count_workers(config, gpus)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     resources = {"CPU": config.actors.cpus} | ({"GPU": 1} if gpus else {})
     # Ray Train wants a folder, and finds nothing to keep in it: checkpoints go to the output.
@@ -103,6 +104,21 @@ def train_on_workers(job: TrainingJob, gpus: float, stop: threading.Event) -> Ne
         raise RunAborted(f"the encoder's training failed: {describe_error(failure)}") from failure
     last: News = ray.get(mailbox.news.remote())
     return last
+
+
+def count_workers(config: RunConfig, gpus: float) -> int:
+    """Return the number of training processes: as configured, or one for every GPU, or one.
+
+    Raises ValueError unless it divides the concepts of a step: unequal parts would not be learned from as one.
+    """
+    num_workers = config.encoder.workers or int(gpus) or 1
+    size = config.encoder.training.concepts_per_step
+    if size % num_workers:
+        raise ValueError(
+            f"encoder.training.concepts_per_step = {size}: must be a multiple of the number of workers, here "
+            f"{num_workers}, one for every GPU; change it, or set encoder.workers to a divisor of it"
+        )
+    return num_workers
 
 
 def _follow(fit: Callable[[], object], mailbox: Any, config: RunConfig, stop: threading.Event) -> BaseException | None:

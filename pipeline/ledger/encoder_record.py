@@ -19,6 +19,9 @@ ENCODER = "encoder.safetensors"
 RECORD = "encoder.json"
 """Path of its record."""
 
+CURVE = "curve.parquet"
+"""Path of the learning curve, which grows at every checkpoint: `step`, `loss` and `held_out`."""
+
 CHECKPOINT = "training/checkpoint.pt"
 """Path of the checkpoint, which exists while the encoder is trained."""
 

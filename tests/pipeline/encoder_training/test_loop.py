@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+from dataclasses import astuple
 from math import inf
 
 import fsspec
@@ -12,7 +14,8 @@ import torch
 from pipeline.encoder_training.loop import NOT_FINITE
 from pipeline.encoder_training.schedule import concepts_of_step
 from pipeline.encoder_training.state import TrainingState, load_checkpoint
-from pipeline.ledger.encoder_record import CHECKPOINT
+from pipeline.ledger.encoder_record import CHECKPOINT, CURVE
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 from tests.pipeline.encoder_training.stand_ins import SPLIT, StandInTrainer, loop_of
 
@@ -35,6 +38,8 @@ def test_a_training_to_its_end(store: RunStore) -> None:
     numbers = [sum(float(name[1:]) for name in names) / 4 for names in trainer.seen]
     assert loop.state.curve[1].loss == pytest.approx(sum(numbers[4:8]) / 4)
     torch.testing.assert_close(loop.state.best["weight"], trainer.weight / 2)
+    table = read_table(io.BytesIO(store.get(CURVE)))
+    assert [tuple(row.values()) for row in table.to_pylist()] == [astuple(point) for point in loop.state.curve]
 
 
 def test_a_killed_training_goes_on_as_if_it_had_not_been_killed(store: RunStore) -> None:
@@ -100,6 +105,12 @@ def test_a_poisoned_concept_is_named_and_left_out(store: RunStore) -> None:
     assert loop.state.left_out == {"c03": NOT_FINITE, "h1": NOT_FINITE}
     assert [point.held_out for point in loop.state.curve] == pytest.approx([1 / 4, 1 / 8, 1 / 12])
     assert load_checkpoint(store, "f")[0].left_out == loop.state.left_out
+
+
+def test_a_bounded_number_of_held_out_concepts_is_measured(store: RunStore) -> None:
+    loop = loop_of(StandInTrainer(poisoned=["h2"]), store, evaluated=2)
+    assert loop.run() == "all steps"
+    assert loop.state.left_out == {}  # h0 and h1 are measured
 
 
 def test_held_out_losses_that_are_not_finite_are_never_the_best(store: RunStore) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline.encoder_training.schedule import concepts_of_step, shard, split_concepts
+from pipeline.encoder_training.schedule import concepts_of_step, shard, split_concepts, spread
 
 NAMES = tuple(f"concept-{i}" for i in range(100))
 
@@ -48,3 +48,8 @@ def test_shards_are_equal_parts_of_the_step() -> None:
     shards = [shard(chosen, rank, 3) for rank in range(3)]
     assert [len(each) for each in shards] == [4, 4, 4]
     assert sorted(each for part in shards for each in part) == sorted(chosen)
+
+
+def test_a_few_of_many_concepts_are_spread_over_them() -> None:
+    assert spread(NAMES, 4) == [NAMES[0], NAMES[25], NAMES[50], NAMES[75]]
+    assert spread(NAMES[:3], 4) == list(NAMES[:3])

@@ -1,0 +1,79 @@
+"""The driver's side of a training, without Ray: how many workers, how they are followed, and how they are stopped."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config
+from pipeline.encoder_training import workers
+from pipeline.encoder_training.state import CurvePoint, TrainingState
+from pipeline.encoder_training.workers import Mailbox, News, count_workers
+
+
+@pytest.mark.parametrize(("asked", "gpus", "found"), [(0, 0.0, 1), (0, 4.0, 4), (2, 0.0, 2), (2, 4.0, 2), (8, 1.0, 8)])
+def test_one_worker_for_every_gpu_unless_asked_otherwise(asked: int, gpus: float, found: int) -> None:
+    assert count_workers(load_config(overrides=[f"encoder.workers={asked}"]), gpus) == found
+
+
+def test_parts_of_a_step_are_equal() -> None:
+    with pytest.raises(
+        ValueError, match=r"concepts_per_step = 32: must be a multiple of the number of workers, here 3"
+    ):
+        count_workers(RunConfig(), 3.0)
+
+
+class LocalMailbox:
+    """A mailbox in this process, with Ray's way to call it."""
+
+    def __init__(self) -> None:
+        mailbox = Mailbox()
+        self.stopped = threading.Event()
+        self.news = SimpleNamespace(remote=mailbox.news)
+        self.tell = SimpleNamespace(remote=mailbox.tell)
+        self.stop = SimpleNamespace(remote=lambda: (mailbox.stop(), self.stopped.set()))
+
+
+@pytest.fixture
+def mailbox(monkeypatch: pytest.MonkeyPatch) -> LocalMailbox:
+    monkeypatch.setattr(workers.ray, "get", lambda value: value)
+    monkeypatch.setattr(workers, "_ASK_EVERY_S", 0.01)
+    return LocalMailbox()
+
+
+def test_the_wish_to_stop_reaches_the_workers(mailbox: LocalMailbox, capsys: pytest.CaptureFixture[str]) -> None:
+    stop = threading.Event()
+
+    def fit() -> None:
+        state = TrainingState(step=7, curve=[CurvePoint(5, 0.5, 0.25)])
+        assert not mailbox.tell.remote(News(state))
+        stop.set()
+        mailbox.stopped.wait()
+        assert mailbox.tell.remote(News(state))
+
+    assert workers._follow(fit, mailbox, RunConfig(), stop) is None
+    assert "training: 7/10000 done, held-out loss 0.2500" in capsys.readouterr().err
+
+
+def test_workers_that_do_not_stop_are_left_behind(mailbox: LocalMailbox) -> None:
+    config = RunConfig()
+    stop, never = threading.Event(), threading.Event()
+    stop.set()
+    hasty = replace(config, actors=replace(config.actors, drain_s=0.05))
+    assert workers._follow(never.wait, mailbox, hasty, stop) is None
+    assert mailbox.stopped.is_set()
+    never.set()
+
+
+def test_a_failure_of_ray_train_comes_back(mailbox: LocalMailbox) -> None:
+    error = RuntimeError("no worker starts")
+
+    def fit() -> Any:
+        raise error
+
+    assert workers._follow(fit, mailbox, RunConfig(), threading.Event()) is error
