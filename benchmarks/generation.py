@@ -35,7 +35,9 @@ from diffusers.utils.logging import disable_progress_bar
 
 from benchmarks.timing import Spread, alternate, heading, parse_numbers, say, table
 from pipeline.actor.model_loading import load_model
-from pipeline.bulk.generate import METADATA, PLAN, PLAN_SCHEMA, Drawer, drawing_stage
+from pipeline.bulk.drawer import Drawer
+from pipeline.bulk.generate import METADATA, PLAN, drawing_stage
+from pipeline.bulk.picture_rows import PLAN_SCHEMA
 from pipeline.bulk.rows import put_plan
 from pipeline.bulk.stage import run_stage
 from pipeline.config import RunConfig

@@ -205,6 +205,14 @@ class GenerationConfig:
     prompts: str = ""
     """URI of the prompts; empty skips this stage."""
 
+    negative_prompt: str = ""
+    """Prompt that guidance leads away from, in place of the empty prompt, where the table of prompts gives none. It may
+    hold `{}`, `{token}` and `{initializer}`, and placeholder tokens of the concepts in `learned`."""
+
+    learned: tuple[str, ...] = ()
+    """Concepts that negative prompts may name: output folders of runs, and embedding files of this or another tool.
+    `WORD=` before a file gives its concept another placeholder token."""
+
     images_per_prompt: int = 1
     """Pictures per concept and prompt."""
 

@@ -11,6 +11,8 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,15 +20,15 @@ from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
 from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
 from pipeline.gate_retries import concepts_to_retry, retry_rules
-from pipeline.inputs.manifest import manifest_notes, read_by_priority
+from pipeline.inputs.manifest import concept_ids, manifest_notes, read_by_priority
 from pipeline.inputs.models import check_model, load_model_vocabularies, locate
-from pipeline.inputs.prompt_table import read_prompts
+from pipeline.inputs.prompt_table import Prompt, prompt_notes, read_prompts, unknown_concepts
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.ledger.preflight import examine
 from pipeline.ledger.prune import find_leftovers
 from pipeline.ledger.selection import ALL_CONCEPTS, RETRIES, Selection, select
-from pipeline.report.logs import configure_logs
-from pipeline.report.run_summary import conclude, describe_bad_row, describe_left_out
+from pipeline.report.logs import configure_logs, say
+from pipeline.report.run_summary import SHOWN_FAILURES, conclude, describe_bad_row, describe_left_out
 from pipeline.stages import Run, make_plan
 from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.errors import StoreFailed
@@ -138,8 +140,10 @@ def dry_run(
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     store = RunStore(config.output)
     plan, _ = make_plan(config, store, selection, verify=verify)
-    for note in manifest_notes(config.manifest):
-        sys.stdout.write(f"note: manifest: {note}\n")
+    for note in (*manifest_notes(config.manifest), *notes_on_prompts(config, prompts)):
+        sys.stdout.write(f"note: {note}\n")
+    stray = stray_prompts(config, store, prompts)
+    sys.stdout.write("".join(f"would fail: {remark}\n" for remark in stray))
     failing = set()
     tasks = plan.tasks(read_by_priority(config.manifest))
     for finding in examine(tasks, config, prompts, load_model_vocabularies(config), photos=photos):
@@ -162,7 +166,30 @@ def dry_run(
     if prune:
         for line in find_leftovers(store, config.manifest, plan).lines():
             sys.stdout.write(f"--prune would delete {line}\n")
-    return FAILED if plan.bad or failing or plan.damaged else OK
+    return FAILED if plan.bad or failing or plan.damaged or stray else OK
+
+
+def notes_on_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> list[str]:
+    """Return remarks on the texts of bulk and sample prompts."""
+    texts = [text for prompt in prompts for text in (prompt.text, prompt.negative)]
+    return prompt_notes([*texts, config.generation.negative_prompt, *config.grid.prompts, *config.grid.style_prompts])
+
+
+def stray_prompts(config: RunConfig, store: RunStore, prompts: Sequence[Prompt]) -> list[str]:
+    """Return a remark on each concept of a prompt that neither the manifest nor the output has."""
+    if not unknown_concepts(prompts, concept_ids(config.manifest)):
+        return []
+    in_output = (path.split("/")[1] for path, _ in store.scan("concepts"))
+    return unknown_concepts(prompts, chain(concept_ids(config.manifest), in_output))
+
+
+def check_negatives(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Raise ValueError for a negative prompt whose concepts cannot be read."""
+    negatives = (config.generation.negative_prompt, *(prompt.negative for prompt in prompts))
+    if prompts and (config.generation.learned or any("<" in text for text in negatives)):
+        from pipeline.bulk.negatives import check_negative_prompts  # here, because it needs torch
+
+        check_negative_prompts(config, prompts)
 
 
 def run(
@@ -181,8 +208,12 @@ def run(
     """
     check_model(config)  # here and not in every actor
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
+    check_negatives(config, prompts)
     stages = Run(config, selection, until, verify=verify)
     stats = stages.stats
+    stray = stray_prompts(config, RunStore(config.output), prompts)
+    for note in (*manifest_notes(config.manifest), *notes_on_prompts(config, prompts), *stray):
+        say(config.log_format, f"note: {note}\n")
     stages.write_state("learning")
     tasks = stages.plan.tasks(read_by_priority(config.manifest))
     stages.learn(tasks)
@@ -194,6 +225,8 @@ def run(
         stages.retry()
     if prompts and stages.can_continue():
         stages.draw(prompts)
+        if stray:
+            stats.problems["prompts"] = "; ".join(stray[:SHOWN_FAILURES])
     if not stats.is_stopped:
         stages.write_state("reporting")
         stages.report()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -26,6 +27,7 @@ from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.exit_codes import OK, USAGE
 from pipeline.inputs.models import portable
+from pipeline.inputs.prompt_table import prompt_notes
 from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
@@ -124,6 +126,11 @@ def _common_options() -> argparse.ArgumentParser:
     options.add_argument("--output", metavar="URI", required=True, help="folder to write to")
     options.add_argument("--overwrite", action="store_true", help="replace files that an earlier command wrote there")
     options.add_argument("--model", help="directory or hub id (default: the model the concepts were learned on)")
+    options.add_argument(
+        "--negative-prompt",
+        metavar="PROMPT",
+        help="what guidance leads away from, with any placeholder tokens in it (default: generation.negative_prompt)",
+    )
     options.add_argument("--seed", type=int, default=0, help="seed of each prompt's first picture; the next adds 1")
     options.add_argument("--config", metavar="TOML", help="file of settings, as for pipeline.run")
     options.add_argument(
@@ -137,21 +144,24 @@ def configure(options: argparse.Namespace) -> RunConfig:
     if options.count < 1:
         raise ValueError(f"--count {options.count}: draw at least 1 picture per prompt")
     toml = read_bytes(absolute(options.config)).decode() if options.config else ""
-    config = load_config(toml, options.set, model=options.model, output=absolute(options.output))
+    overrides = list(options.set)
+    if options.negative_prompt:
+        overrides.append(f"generation.negative_prompt={json.dumps(options.negative_prompt, ensure_ascii=False)}")
+    config = load_config(toml, overrides, model=options.model, output=absolute(options.output))
     return dataclasses.replace(config, model=portable(config.model))
 
 
 def variations(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
     """Draw variations of a concept (Gal et al. 2022, section 4.1)."""
     concept = library.named(options.concept)
-    sheet = _new_sheet(library, [_default_prompt(concept)], options, [concept])
+    sheet = _new_sheet(library, [_default_prompt(concept)], options, config, [concept])
     _draw_and_write(sheet, config, options)
 
 
 def draw(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
     """Draw prompts with learned concepts in them (Gal et al. 2022, section 4.2)."""
-    sheet = _new_sheet(library, options.prompts, options)
-    _note_bare_tokens(sheet)
+    sheet = _new_sheet(library, options.prompts, options, config)
+    _note_prompts(sheet)
     _draw_and_write(sheet, config, options)
 
 
@@ -161,7 +171,7 @@ def style(options: argparse.Namespace, config: RunConfig, library: Library) -> N
     words = [library.named(name).name_in_prompts if library.knows(name) else name for name in options.objects]
     prompts = [STYLE_PROMPT.format(concept.name_in_prompts)]
     prompts += [STYLED_OBJECT_PROMPT.format(word, concept.name_in_prompts) for word in words]
-    _draw_and_write(_new_sheet(library, prompts, options, [concept]), config, options)
+    _draw_and_write(_new_sheet(library, prompts, options, config, [concept]), config, options)
 
 
 def compose(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
@@ -171,7 +181,7 @@ def compose(options: argparse.Namespace, config: RunConfig, library: Library) ->
     if together.count("{}") != 2:
         raise ValueError(f"--prompt {together!r} must have {{}} twice, for the two concepts")
     prompts = [together.format(*(concept.name_in_prompts for concept in pair)), *map(_default_prompt, pair)]
-    _draw_and_write(_new_sheet(library, prompts, options, pair, photos_each=2), config, options)
+    _draw_and_write(_new_sheet(library, prompts, options, config, pair, photos_each=2), config, options)
 
 
 def bias(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
@@ -185,7 +195,7 @@ def bias(options: argparse.Namespace, config: RunConfig, library: Library) -> No
         raise ValueError(f"--prompt {options.prompt!r} must have {{}} once, for the word")
     concept = library.named(options.concept)
     prompts = [options.prompt.format(word) for word in (options.word, concept.name_in_prompts)]
-    sheet = _new_sheet(library, prompts, options, [concept], title="the set it was learned from")
+    sheet = _new_sheet(library, prompts, options, config, [concept], title="the set it was learned from")
     config = _choose_model(sheet, config, options)
     extractor = load_extractor(config, options.caption)
     before, after = _draw_rows(sheet, config)
@@ -206,9 +216,14 @@ def edit(options: argparse.Namespace, config: RunConfig, library: Library) -> No
     picture = read_and_decode(options.picture, open_photo)
     mask = read_and_decode(options.mask, partial(open_mask, photo=picture))
     sheet = ContactSheet.for_prompts(
-        library, options.prompts, _seeds(options), title="picture and mask", given=[picture, mask]
+        library,
+        options.prompts,
+        _seeds(options),
+        title="picture and mask",
+        given=[picture, mask],
+        negative_prompt=config.generation.negative_prompt,
     )
-    _note_bare_tokens(sheet)
+    _note_prompts(sheet)
     config = _choose_model(sheet, config, options)
 
     def redraw(backbone: Backbone, requests: list[ImageRequest], sampling: SamplingConfig) -> list[Image.Image]:
@@ -232,8 +247,11 @@ def edit(options: argparse.Namespace, config: RunConfig, library: Library) -> No
     _write(sheet, _draw_rows(sheet, config, redraw), config, edit=edit_facts)
 
 
-def _note_bare_tokens(sheet: ContactSheet) -> None:
-    """Say which given prompts name a concept otherwise than it was learned. They are drawn as they are."""
+def _note_prompts(sheet: ContactSheet) -> None:
+    """Say which given prompts name a concept otherwise than it was learned, or have weights. They are drawn as they
+    are."""
+    for note in prompt_notes([*sheet.prompts, sheet.negative_prompt]):
+        sys.stderr.write(f"note: {note}\n")
     for prompt, concepts in zip(sheet.prompts, sheet.concepts, strict=True):
         for concept in concepts:
             if concept.name_in_prompts not in prompt:
@@ -252,6 +270,7 @@ def _new_sheet(
     library: Library,
     prompts: Sequence[str],
     options: argparse.Namespace,
+    config: RunConfig,
     concepts: Sequence[LearnedConcept] = (),
     *,
     photos_each: int | None = None,
@@ -261,7 +280,9 @@ def _new_sheet(
     from pipeline.sheets.contact_sheet import ContactSheet, read_concept_photos
 
     photos = read_concept_photos(concepts, photos_each)
-    return ContactSheet.for_prompts(library, prompts, _seeds(options), title=title, given=photos)
+    return ContactSheet.for_prompts(
+        library, prompts, _seeds(options), title=title, given=photos, negative_prompt=config.generation.negative_prompt
+    )
 
 
 def _draw_and_write(sheet: ContactSheet, config: RunConfig, options: argparse.Namespace) -> None:

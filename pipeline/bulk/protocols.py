@@ -67,14 +67,21 @@ PROTOCOLS = {
 def choose_protocol(config: RunConfig) -> Protocol:
     """Return the protocol that `config.evaluation` names, with the settings there in place of its own.
 
-    Raises ValueError if its file of prompts cannot be read.
+    Raises ValueError if its file of prompts cannot be read, or has columns that an evaluation does not use.
     """
     settings: EvaluationConfig = config.evaluation
     named = PROTOCOLS[settings.protocol]
     file = settings.prompts or (named.prompts_file and str(ROOT / named.prompts_file))
+    prompts = tuple(read_prompts(file)) if file else named.prompts
+    further = sorted({name for prompt in prompts for name in prompt.further_columns()})
+    if further:
+        raise ValueError(
+            f"prompts {file}: an evaluation draws every prompt with the protocol's settings and carries no columns; "
+            f"take out {', '.join(further)}"
+        )
     return replace(
         named,
-        prompts=tuple(read_prompts(file)) if file else named.prompts,
+        prompts=prompts,
         images_per_prompt=settings.images_per_prompt or named.images_per_prompt,
         sampling=replace(named.sampling, batch_size=config.generation.sampling.batch_size),
     )

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipeline.actor.failures import logged_as_bug
+from pipeline.bulk.drawer import Drawer
 from pipeline.bulk.evaluation import RESULT_SCHEMA
-from pipeline.bulk.generate import Drawer
 from pipeline.config import RunConfig
 from pipeline.inputs.models import locate
 from pipeline.inputs.photos import fetch, fetch_as_planned

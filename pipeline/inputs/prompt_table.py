@@ -1,17 +1,25 @@
-"""Read the prompts of bulk generation: a text file with one prompt a line, or a Parquet table."""
+"""Prompts of bulk generation, row by row.
+
+manifests/README.md describes the columns. A file with a mistake is refused, with the line or row that has it.
+"""
 
 from __future__ import annotations
 
+import difflib
+import json
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-
-from pipeline.store.addresses import absolute, open_for_reading, read_bytes
-from pipeline.store.parquet import read_table
-from textual_inversion.prompts import HOLE
+from pipeline.inputs.cells import id_text, jsonable, short_repr, whole_number
+from pipeline.inputs.manifest import MAX_CARRIED_BYTES
+from pipeline.inputs.prompt_files import COLUMNS, Row, prompt_files, prompt_rows
+from pipeline.store.addresses import absolute
+from pipeline.store.redact import redact, redacted
+from textual_inversion.errors import BadInput
+from textual_inversion.prompts import HOLE, weight_in
 
 INITIALIZER = "{initializer}"
 """Hole in a prompt that the concept's initializer fills."""
@@ -20,6 +28,8 @@ TOKEN = "{token}"
 """Hole in a prompt that the placeholder token fills, without the class noun."""
 
 _HOLES = re.compile("|".join(map(re.escape, (HOLE, TOKEN))))
+_MAX_STEPS = 1000
+_MAX_SIDE_PX = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,66 +47,170 @@ class Prompt:
     seed: int | None = None
     """Seed of the first picture, to which further ones add 1 each; None derives it from the run's seed, the concept and
     the text."""
+    negative: str = ""
+    """Negative prompt, in which the same holes may stand; empty for `generation.negative_prompt`."""
+    guidance_scale: float | None = None
+    """Guidance scale of its pictures, 1 or more; None for `generation.sampling.guidance_scale`."""
+    steps: int | None = None
+    """Denoising steps of its pictures; None for `generation.sampling.steps`."""
+    size_px: tuple[int, int] | None = None
+    """Width and height of its pictures; None for the model's own."""
+    carried: str = ""
+    """Values of the table's other columns, a JSON object; empty without any."""
 
     def is_for(self, concept_id: str, category: str) -> bool:
         return self.concept_id in (None, concept_id) and self.category in (None, category)
 
     def filled(self, token: str, initializer: str, prompt_as: str = "") -> str:
-        """Return the prompt with a concept in its holes.
-
-        `prompt_as`: text for `{}`, the concept's name in prompts; where it is empty, that is the token.
-        """
-        text = self.text
-        if INITIALIZER in text:
-            text = text.replace(f"{HOLE} {INITIALIZER}", f"{TOKEN} {INITIALIZER}")
-            text = " ".join(text.replace(INITIALIZER, initializer).split())
-        words = {HOLE: prompt_as or token, TOKEN: token}
-        return _HOLES.sub(lambda hole: words[hole[0]], text)
+        """Return the prompt with a concept in its holes; see `fill_holes`."""
+        return fill_holes(self.text, token, initializer, prompt_as)
 
     def template(self, initializer: str) -> str:
         """Return the prompt with `{}` for the concept and no other hole."""
         return self.filled(HOLE, initializer)
 
+    def further_columns(self) -> list[str]:
+        """Return the columns that it has besides those of the same prompt in an evaluation."""
+        values = (self.negative, self.guidance_scale, self.steps, self.size_px)
+        names = ("negative_prompt", "guidance_scale", "steps", "width and height")
+        return [*(name for name, value in zip(names, values, strict=True) if value), *json.loads(self.carried or "{}")]
+
+
+def fill_holes(text: str, token: str, initializer: str, prompt_as: str = "") -> str:
+    """Return a text with a concept in its holes.
+
+    `prompt_as`: text for `{}`, the concept's name in prompts; where it is empty, that is the token.
+    """
+    if INITIALIZER in text:
+        text = text.replace(f"{HOLE} {INITIALIZER}", f"{TOKEN} {INITIALIZER}")
+        text = " ".join(text.replace(INITIALIZER, initializer).split())
+    words = {HOLE: prompt_as or token, TOKEN: token}
+    return _HOLES.sub(lambda hole: words[hole[0]], text)
+
 
 def read_prompts(uri: str) -> list[Prompt]:
-    """Read prompts without duplicates, from Parquet (`.parquet`) with a column `prompt` and optionally `concept_id`,
-    `category` and `seed`, or from text, where empty lines and lines that begin with `#` are left out.
+    """Read prompts without duplicates: from a table (`.parquet`, `.csv`, `.tsv`, `.json`, `.jsonl`, `.ndjson`) with a
+    column `prompt` and any others of `COLUMNS`, or from text, where empty lines and lines that begin with `#` are left
+    out. A folder of Parquet files and a glob are read as one.
 
     Raises ValueError naming the file and the line or row.
     """
     uri = absolute(uri)
-    try:
-        prompts = _read_table(uri) if uri.endswith(".parquet") else _read_lines(uri)
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise ValueError(f"prompts {uri} cannot be read: {error}") from error
-    if not prompts:
-        raise ValueError(f"prompts {uri}: there are none in it")
-    return list(dict.fromkeys(prompts))
+    found: dict[Prompt, tuple[str, Prompt]] = {}
+    for file in prompt_files(uri):
+        for location, row in prompt_rows(file):
+            try:
+                prompt = _parse(row)
+                first, same = found.setdefault(replace(prompt, carried=""), (location, prompt))
+                if same.carried != prompt.carried:
+                    raise BadInput(f"it asks for the pictures of {first} again, with other values in carried columns")
+            except BadInput as error:
+                raise ValueError(f"{location}: {redact(str(error))}") from error
+    if not found:
+        raise ValueError(f"prompts {redact(uri)}: there are none in it")
+    return [prompt for _, prompt in found.values()]
 
 
-def _read_lines(uri: str) -> list[Prompt]:
-    lines = enumerate(read_bytes(uri).decode("utf-8-sig").splitlines(), 1)
-    return [
-        _parse(f"{uri}, line {number}", {"prompt": line.strip()})
-        for number, line in lines
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
+def prompt_notes(texts: Iterable[str]) -> list[str]:
+    """Return remarks on prompts that are drawn otherwise than another tool would draw them."""
+    weights = [weight for weight in map(weight_in, texts) if weight]
+    if not weights:
+        return []
+    return [f"{len(weights)} prompts have weights such as {weights[0]!r}; weights are not interpreted, but plain text"]
 
 
-def _read_table(uri: str) -> list[Prompt]:
-    with open_for_reading(uri) as file:
-        table = read_table(file)
-    if "prompt" not in table.column_names:
-        raise ValueError(f"prompts {uri} has no column 'prompt'; it has {', '.join(table.column_names)}")
-    return [_parse(f"{uri}, row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]
+def unknown_concepts(prompts: Sequence[Prompt], known: Iterable[str]) -> list[str]:
+    """Return a remark on each concept id of the prompts that is none of the `known` ids."""
+    wanted = {prompt.concept_id for prompt in prompts if prompt.concept_id is not None}
+    if not wanted:
+        return []
+    ids = set(known)
+    remarks: list[str] = []
+    for concept_id in sorted(wanted - ids):
+        close = difflib.get_close_matches(concept_id, ids, n=1) if len(remarks) < 10 else []  # slow for many
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        remarks.append(f"no concept has the concept_id {short_repr(concept_id)} of a prompt{meant}")
+    return remarks
 
 
-def _parse(location: str, row: Mapping[str, Any]) -> Prompt:
-    text, concept_id, category, seed = (row.get(name) for name in ("prompt", "concept_id", "category", "seed"))
+def _parse(row: Row) -> Prompt:
+    """Return the prompt of a row. Raises BadInput naming the column and the value."""
+    if isinstance(row, BadInput):
+        raise row
+    text = row.get("prompt")
     if not isinstance(text, str) or not _HOLES.search(text):
-        raise ValueError(f"{location}: prompt {text!r} must be text with {{}} where the concept goes")
+        raise BadInput(f"prompt {short_repr(text)} must be text with {{}} where the concept goes")
+    category = row.get("category") or None
     if category not in (None, "object", "style"):
-        raise ValueError(f"{location}: category {category!r} must be 'object' or 'style', or be left out")
-    if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**62):
-        raise ValueError(f"{location}: seed {seed!r} must be a whole number, 0 or more and below 2**62")
-    return Prompt(text, None if concept_id is None else str(concept_id), category, seed)
+        raise BadInput(f"category {short_repr(category)} must be 'object' or 'style', or be left out")
+    negative = row.get("negative_prompt")
+    if not isinstance(negative, str | None):
+        raise BadInput(f"negative_prompt {short_repr(negative)} must be text")
+    return Prompt(
+        text,
+        _concept_id(row.get("concept_id")),
+        category,
+        _whole_number(row, "seed", 0, 2**62 - 1),
+        (negative or "").strip(),
+        _guidance_scale(row),
+        _whole_number(row, "steps", 1, _MAX_STEPS),
+        _size_px(row),
+        _carried(row),
+    )
+
+
+def _concept_id(value: Any) -> str | None:
+    concept_id = id_text(value)
+    if concept_id is None or (isinstance(concept_id, float) and math.isnan(concept_id)):
+        return None
+    if isinstance(concept_id, float):
+        raise BadInput(
+            f"concept_id {concept_id} is a broken number, as pandas makes of whole ones beside missing ones; write "
+            "texts, or whole numbers by .astype('Int64')"
+        )
+    if not isinstance(concept_id, str) or not concept_id.strip():
+        raise BadInput(f"concept_id {short_repr(concept_id)} must be a concept's id; null stands for every concept")
+    return concept_id
+
+
+def _whole_number(row: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
+    value = whole_number({name: _number(row.get(name))}, name, None, most)
+    if value is not None and value < least:
+        raise BadInput(f"{name} {value} must be a whole number, {least} or more")
+    return value
+
+
+def _guidance_scale(row: Mapping[str, Any]) -> float | None:
+    value = _number(row.get("guidance_scale"))
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < math.inf:
+        raise BadInput(f"guidance_scale {short_repr(value)} must be a number, 1 (no guidance) or more")
+    return float(value)
+
+
+def _size_px(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    width, height = (_whole_number(row, name, 1, _MAX_SIDE_PX) for name in ("width", "height"))
+    if width is None and height is None:
+        return None
+    if width is None or height is None:
+        raise BadInput(f"width {width} and height {height}: give both, or neither")
+    return width, height
+
+
+def _number(value: Any) -> Any:
+    """Return the number that a text spells (the cells of CSV and of partition folders are texts), else the value."""
+    if isinstance(value, str):
+        try:
+            return float(value) if "." in value or "e" in value.lower() else int(value)
+        except ValueError:
+            pass
+    return value
+
+
+def _carried(row: Mapping[str, Any]) -> str:
+    others = {name: redacted(jsonable(value)) for name, value in row.items() if name not in COLUMNS}
+    text = json.dumps(others, ensure_ascii=False) if others else ""
+    if len(text.encode()) > MAX_CARRIED_BYTES:
+        raise BadInput(f"its other columns hold more than {MAX_CARRIED_BYTES:,} bytes; drop large ones")
+    return text

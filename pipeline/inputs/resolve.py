@@ -37,4 +37,14 @@ def resolve_addresses(config: RunConfig) -> RunConfig:
             section = section[each]
         if section[key]:
             section[key] = resolve(section[key])
+    generation = tree["generation"]
+    generation["learned"] = [absolute_source(source) for source in generation["learned"]]
     return parse_config(tree)
+
+
+def absolute_source(source: str) -> str:
+    """Return a source of learned concepts, `[WORD=]URI`, with an absolute URI."""
+    word, equals, uri = source.partition("=")
+    if not equals or "/" in word:
+        return absolute(source)
+    return f"{word}={absolute(uri)}"

@@ -6,15 +6,16 @@ functions.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 
-from pipeline.config import RunConfig
+from pipeline.config import GenerationConfig, RunConfig
 from pipeline.inputs.photos import open_pictures
-from pipeline.inputs.prompt_table import Prompt
+from pipeline.inputs.prompt_table import Prompt, fill_holes
 from pipeline.ledger.plan import ConceptTask
 from pipeline.store.errors import describe_bug
 from pipeline.store.redact import redact
@@ -32,12 +33,15 @@ from textual_inversion.prompts import (
     name_in_prompt,
     placeholder_rows,
     training_templates,
+    without_placeholder,
     words_in,
 )
 
 _THREADS = 4
 """Threads that open photos; each may hold one concept's decoded photos."""
 _BATCH = 64
+_OTHER_WORD = re.compile(r"<[^<>\s]+>")
+"""Word in a negative prompt that must be a learned concept's placeholder token."""
 _TOKENS_PER_WORD = 3
 """Largest number of tokens of an initializer's word that is likely to be known to the model; a word of more tokens is
 spelled out in pieces without a meaning."""
@@ -117,7 +121,7 @@ def text_findings(
         yield from (Finding(concept.concept_id, remark, is_fatal=False) for remark in _remarks(concept, vocabularies))
     mine = [prompt for prompt in prompts if prompt.is_for(concept.concept_id, concept.category)]
     noun = class_noun(concept, class_cue=config.inversion.class_cue)
-    yield from _bulk_findings(concept, mine, noun, vocabularies)
+    yield from _bulk_findings(concept, mine, noun, config.generation, vocabularies)
 
 
 def _check_training(concept: Concept, config: RunConfig, vocabularies: Vocabularies) -> None:
@@ -144,7 +148,7 @@ def _remarks(concept: Concept, vocabularies: Vocabularies) -> Iterator[str]:
 
 
 def _bulk_findings(
-    concept: Concept, prompts: Sequence[Prompt], noun: str, vocabularies: Vocabularies
+    concept: Concept, prompts: Sequence[Prompt], noun: str, config: GenerationConfig, vocabularies: Vocabularies
 ) -> Iterator[Finding]:
     token = concept.placeholder_token
     reasons = []
@@ -155,6 +159,11 @@ def _bulk_findings(
             encode_prompt(text, {token: placeholder_rows(concept)[HOLE]}, vocabularies)
             if not words_in(text, [token]):
                 raise BadInput(f"prompt {text!r} does not have the placeholder as a word of its own")
+            negative = fill_holes(
+                prompt.negative or config.negative_prompt, token, concept.initializer, name_in_prompt(token, noun)
+            )
+            if negative:
+                _check_negative(concept, negative, prompt.guidance_scale, config, vocabularies)
         except BadInput as error:
             reasons.append(str(error))
         num_outside += token in prompt.filled(HOLE, concept.initializer, name_in_prompt(HOLE, noun)).split()
@@ -164,6 +173,25 @@ def _bulk_findings(
     if num_outside:
         text = f"{num_outside} prompts also have its placeholder {token!r} outside the hole"
         yield Finding(concept.concept_id, text, is_fatal=False)
+
+
+def _check_negative(
+    concept: Concept, text: str, scale: float | None, config: GenerationConfig, vocabularies: Vocabularies
+) -> None:
+    """Raise BadInput for a negative prompt that cannot be drawn, as far as that is seen without the embeddings of
+    `generation.learned`: each is counted as one token here."""
+    if (scale or config.sampling.guidance_scale) == 1:
+        raise BadInput(f"negative prompt {text!r} has no effect without guidance, and the guidance scale is 1")
+    token = concept.placeholder_token
+    words = _OTHER_WORD.findall(without_placeholder(text, token))
+    if words and not config.learned:
+        raise BadInput(
+            f"negative prompt {text!r}: {words[0]} is no learned concept's placeholder token; name the run or the file "
+            "that has it in generation.learned"
+        )
+    rows = placeholder_rows(concept)[HOLE]
+    others = {word: [rows.stop + i] for i, word in enumerate(words)}
+    encode_prompt(text, {**others, token: rows}, vocabularies)
 
 
 class _CachedVocabulary:

@@ -54,6 +54,10 @@ class ContactSheet:
     """Pictures shown in the first row, such as the concept's photos."""
     embeddings: dict[LearnedConcept, LearnedEmbedding] = field(default_factory=dict)
     """Embedding of every concept on the sheet."""
+    negative_prompt: str = ""
+    """Negative prompt of all pictures."""
+    negative_concepts: tuple[LearnedConcept, ...] = ()
+    """Concepts whose placeholder tokens stand in the negative prompt."""
 
     @classmethod
     def for_prompts(
@@ -63,8 +67,9 @@ class ContactSheet:
         seeds: Sequence[int],
         title: str = "photos",
         given: Sequence[Image.Image] = (),
+        negative_prompt: str = "",
     ) -> ContactSheet:
-        """Look up the prompts' concepts and read their embeddings.
+        """Look up the concepts of the prompts and of the negative prompt, and read their embeddings.
 
         Raises ValueError for a prompt that names an unknown concept, and if no prompt has a learned concept although
         the library has some.
@@ -73,19 +78,26 @@ class ContactSheet:
         if library.concepts and not any(concepts):
             words = ", ".join(concept.placeholder_token for concept in library.concepts[:8])
             raise ValueError(f"no prompt has a learned concept's placeholder token in it; write one of {words}")
+        negative_concepts = library.in_prompt(negative_prompt)
+        named = dict.fromkeys([*(concept for row in concepts for concept in row), *negative_concepts])
         return cls(
             prompts=tuple(prompts),
             concepts=concepts,
             seeds=tuple(seeds),
             title=title,
             given=tuple(given),
-            embeddings={concept: concept.read() for concept in dict.fromkeys(c for row in concepts for c in row)},
+            embeddings={concept: concept.read() for concept in named},
+            negative_prompt=negative_prompt,
+            negative_concepts=negative_concepts,
         )
 
     def draw(self, backbone: Backbone, sampling: SamplingConfig, draw: DrawFunction) -> list[list[Image.Image]]:
         """Draw a row of pictures for each prompt."""
+        away = tuple(self.embeddings[concept] for concept in self.negative_concepts)
         requests = [
-            ImageRequest(prompt, seed, tuple(self.embeddings[concept] for concept in concepts))
+            ImageRequest(
+                prompt, seed, tuple(self.embeddings[concept] for concept in concepts), self.negative_prompt, away
+            )
             for prompt, concepts in zip(self.prompts, self.concepts, strict=True)
             for seed in self.seeds
         ]
@@ -176,6 +188,7 @@ def write(
         "model": config.model,
         "model_hash": model_hash(config.model),
         "sampling": dataclasses.asdict(config.generation.sampling),
+        "negative_prompt": sheet.negative_prompt,
         "concepts": {concept.placeholder_token: concept.uri for concept in sheet.embeddings},
         "pictures": [
             {"path": path, "prompt": prompt, "seed": seed}

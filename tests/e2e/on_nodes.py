@@ -24,7 +24,7 @@ from pipeline.actor.checkpoints import Checkpoints
 from pipeline.actor.job import Job
 from pipeline.actor.learner import Learner
 from pipeline.bulk import generate
-from pipeline.bulk.generate import Drawer
+from pipeline.bulk.drawer import Drawer
 from pipeline.config import RunConfig
 from pipeline.driver import drive
 from pipeline.store.storage import RunStore

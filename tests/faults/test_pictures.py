@@ -12,7 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.bulk.generate import METADATA, PLAN_SCHEMA, Drawer, plan_rows
+from pipeline.bulk.drawer import Drawer
+from pipeline.bulk.generate import METADATA
+from pipeline.bulk.picture_rows import PLAN_SCHEMA, plan_rows
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.inputs.prompt_table import Prompt

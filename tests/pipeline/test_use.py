@@ -80,6 +80,26 @@ def prompts(output: Path | str) -> list[str]:
     return list(dict.fromkeys(picture["prompt"] for picture in drawn(output)["pictures"]))
 
 
+def test_a_negative_prompt_with_concepts_in_it(
+    command: Command, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ink = next(run.glob("concepts/ink/*/learned_embeds.safetensors"))
+    weighted = ["draw", "a (big:1.2) <tiger>", "--negative-prompt", "a dark <taxi>, <bad>", "--learned", f"<bad>={ink}"]
+    assert command(*weighted, output=str(tmp_path / "away")) == 0
+    assert "weights such as '(big:1.2)'; weights are not interpreted" in capsys.readouterr().err
+    assert command("draw", "a (big:1.2) <tiger>", output=str(tmp_path / "plain")) == 0
+    away, plain = drawn(tmp_path / "away"), drawn(tmp_path / "plain")
+    assert (away["negative_prompt"], plain["negative_prompt"]) == ("a dark <taxi>, <bad>", "")
+    assert set(away["concepts"]) == {"<tiger>", "<taxi>", "<bad>"}
+    pictures = [RunStore(str(tmp_path / name)).get(away["pictures"][0]["path"]) for name in ("away", "plain")]
+    assert pictures[0] != pictures[1]
+    assert command("draw", "a <tiger>", "--negative-prompt", "<none>", output=str(tmp_path / "x")) == 2
+    assert "<none> is no learned concept's placeholder token" in capsys.readouterr().err
+    unguided = ["--negative-prompt", "dark", "--set=generation.sampling.guidance_scale=1.0"]
+    assert command("draw", "a <tiger>", *unguided, output=str(tmp_path / "x")) == 2
+    assert "'dark' has no effect without guidance" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -249,3 +249,10 @@ def test_protocols_by_name(config: RunConfig, tmp_path: Path) -> None:
     file.write_text("{} in the rain\n")
     mine = chosen(protocol="paper", prompts=str(file), images_per_prompt=2)
     assert (mine.prompts, mine.images_per_prompt) == ((Prompt("{} in the rain"),), 2)
+
+
+def test_prompts_with_settings_of_their_own_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,steps,scene\na {},9,hall\n")
+    config = tiny_config("m", tmp_path, evaluation={"prompts": str(tmp_path / "p.csv")})
+    with pytest.raises(ValueError, match=r"p\.csv: an evaluation draws .*; take out scene, steps"):
+        choose_protocol(config)

@@ -75,6 +75,45 @@ def test_bulk_prompts_are_tried_with_every_concept(config: RunConfig) -> None:
     assert twice == [Finding("it", "1 prompts also have its placeholder 'catty' outside the hole", is_fatal=False)]
 
 
+def test_negative_prompts_are_tried_too(tiny_model: Path, tmp_path: Path) -> None:
+    def said(negative: str, scale: float | None = None, **generation: Any) -> list[str]:
+        config = tiny_config(tiny_model, tmp_path / "out", generation=generation)
+        prompts = [Prompt("a {}", negative=negative, guidance_scale=scale)]
+        return [finding.text for finding in findings(config, prompts)]
+
+    assert said("dark {}") == said("dark <bad>", learned=["bad.safetensors"]) == said("", negative_prompt="dark") == []
+    assert "has no effect without guidance" in said("dark", 1.0)[0]
+    assert (
+        "negative prompt 'a <bad>': <bad> is no learned concept's placeholder" in said("", negative_prompt="a <bad>")[0]
+    )
+    assert "more than the 22 that fit" in said("a very " * 12 + "{}")[0]
+
+
+def test_a_dry_run_names_prompts_for_nobody_and_weights(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path, ["cat", "dog"])
+    (tmp_path / "run.toml").write_text(tiny_toml(tiny_model))
+    prompts = tmp_path / "prompts.csv"
+    options = [
+        str(manifest),
+        f"--config={tmp_path / 'run.toml'}",
+        f"--output={tmp_path / 'out'}",
+        f"--prompts={prompts}",
+    ]
+    prompts.write_text("prompt,concept_id\na (red:1.2) {},\n{},catt\n{},cat\n")
+    assert main(options) == 1
+    weights, stray, *_ = capsys.readouterr().out.splitlines()
+    assert weights.startswith("note: 1 prompts have weights such as '(red:1.2)'")
+    assert stray == "would fail: no concept has the concept_id 'catt' of a prompt; did you mean 'cat'?"
+    prompts.write_text("prompt,concept_id\n{},dog\n")
+    assert main(options) == 0
+    (tmp_path / "out/concepts/catt/f").mkdir(parents=True)
+    (tmp_path / "out/concepts/catt/f/record.json").write_text("{}")
+    prompts.write_text("prompt,concept_id\n{},catt\n")
+    assert main(options) == 0, "an earlier run's concept"
+
+
 def test_prompts_are_tried_with_the_class_noun(tiny_model: Path, tmp_path: Path) -> None:
     cued = tiny_config(tiny_model, tmp_path / "out", inversion={"class_cue": True})
     fits = "a {}" + " the" * 20

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.bulk.generate import RESULT_SCHEMA
+from pipeline.bulk.picture_rows import RESULT_SCHEMA
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.digest import digest

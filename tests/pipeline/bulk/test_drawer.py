@@ -1,4 +1,4 @@
-"""The bulk stage without a cluster: what is planned, what a batch becomes, what counts as done."""
+"""The drawing actor without a cluster: what a batch of rows becomes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-import pipeline.bulk.generate
+import pipeline.bulk.drawer
 from pipeline.actor import library
-from pipeline.bulk.generate import PLAN_SCHEMA, Drawer, plan_rows
-from pipeline.config import RunConfig
+from pipeline.actor.publish import to_png
+from pipeline.bulk.drawer import Drawer
+from pipeline.bulk.picture_rows import PLAN_SCHEMA, plan_rows
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.records import ConceptRecord, StoredFile, put_record
 from pipeline.store.addresses import read_bytes
@@ -65,52 +66,6 @@ def with_adapter(
     return replace(embedding, adapter=LearnedAdapter(kind=kind, scale=0.5, tensors=tensors))
 
 
-def rows_of(config: RunConfig, names: list[str], prompts: list[Prompt] = PROMPTS) -> list[dict[str, Any]]:
-    return list(plan_rows(config, [record(name) for name in names], prompts))
-
-
-def test_rows_are_the_same_every_time_and_none_is_like_another() -> None:
-    config = tiny_config("m", "out", generation={"images_per_prompt": 3})
-    rows = rows_of(config, ["a", "b"])
-    assert rows == rows_of(config, ["a", "b"])
-    assert len(rows) == len({row["row_id"] for row in rows}) == len({row["seed"] for row in rows}) == 12
-    assert rows[0]["prompt"] == "a photo of a <a>"
-    assert {row["row_id"] for row in rows_of(config, ["a"])} < {row["row_id"] for row in rows}
-
-
-def test_a_row_changes_with_what_its_picture_depends_on() -> None:
-    sampling = {"steps": 2, "guidance_scale": 2.0, "batch_size": 4}
-    same = tiny_config("m", "out", generation={"sampling": sampling | {"batch_size": 2}})
-    other = tiny_config("m", "out", generation={"sampling": sampling | {"steps": 3}})
-    first = rows_of(tiny_config("m", "out"), ["a"])[0]["row_id"]
-    assert rows_of(same, ["a"])[0]["row_id"] == first
-    assert rows_of(other, ["a"])[0]["row_id"] != first
-
-
-def test_prompts_of_one_concept_and_seeds_that_are_given() -> None:
-    prompts = [Prompt("{} in the snow", concept_id="b"), Prompt("a {}", seed=7)]
-    rows = rows_of(tiny_config("m", "out", generation={"images_per_prompt": 2}), ["a", "b"], prompts)
-    assert [(row["prompt"], row["seed"]) for row in rows if row["concept_id"] == "a"] == [("a <a>", 7), ("a <a>", 8)]
-    assert "<b> in the snow" in {row["prompt"] for row in rows}
-    assert "<a> in the snow" not in {row["prompt"] for row in rows}
-
-
-def test_a_concept_is_drawn_by_the_name_in_its_record() -> None:
-    def rows(named: ConceptRecord, *texts: str) -> list[dict[str, Any]]:
-        return list(plan_rows(tiny_config("m", "out"), [named], [Prompt(text) for text in texts]))
-
-    old = record("a")
-    cued = replace(old, prompt_as="<a> cat", initializer="cat")
-    texts = ("a photo of a {}", "a {} {initializer} in the snow", "a photo of a {token}")
-    assert [row["prompt"] for row in rows(cued, *texts)] == [
-        "a photo of a <a> cat", "a <a> cat in the snow", "a photo of a <a>",
-    ]  # fmt: skip
-    (bare,) = rows(old, "a photo of a {}")
-    assert rows(replace(old, prompt_as="<a>"), "a photo of a {}") == [bare], "pictures drawn before are not drawn again"
-    assert rows(cued, "a photo of a {}")[0]["row_id"] != bare["row_id"]
-    assert rows(cued, "a photo of a {token}") == [bare], "the same text is the same picture"
-
-
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_batch_is_drawn_and_described(tiny_model: Path, tmp_path: Path, packed: bool) -> None:
     config = tiny_config(tiny_model, tmp_path, generation={"packed": packed})
@@ -141,7 +96,7 @@ def test_a_bug_with_one_row_ends_that_row_alone(
     rows = list(
         plan_rows(config, [learned(store, "a", 1), learned(store, "b", 2), learned(store, "c", 3)], PROMPTS[:1])
     )
-    check, to_png = pipeline.bulk.generate.encode_request, pipeline.bulk.generate.to_png
+    check, to_png = pipeline.bulk.drawer.encode_request, pipeline.bulk.drawer.to_png
     stored = iter([False, True])
 
     def unforeseen(backbone: Any, request: Any) -> Any:
@@ -150,8 +105,8 @@ def test_a_bug_with_one_row_ends_that_row_alone(
     def unforeseen_later(picture: Any) -> bytes:
         return to_png(picture) if next(stored) else {}["a mistake in the code"]
 
-    monkeypatch.setattr(pipeline.bulk.generate, "encode_request", unforeseen)
-    monkeypatch.setattr(pipeline.bulk.generate, "to_png", unforeseen_later)
+    monkeypatch.setattr(pipeline.bulk.drawer, "encode_request", unforeseen)
+    monkeypatch.setattr(pipeline.bulk.drawer, "to_png", unforeseen_later)
     results = Drawer(config)(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
     errors = {row["concept_id"]: row["error"] for row in results if row["status"] == "failed"}
     assert "bug in this software, not a fault of the concept: ZeroDivisionError" in errors.pop("a")
@@ -261,11 +216,9 @@ def test_pictures_are_stored_while_the_next_are_drawn(
         drawn.append(len(pictures))
         return pictures
 
-    monkeypatch.setattr(
-        pipeline.bulk.generate, "choose_sampling", lambda _backbone, sampling, _adapter: (sampling, True)
-    )
-    plain_draw = pipeline.bulk.generate.draw
-    monkeypatch.setattr(pipeline.bulk.generate, "draw", draw)
+    monkeypatch.setattr(pipeline.bulk.drawer, "choose_sampling", lambda _backbone, sampling, _adapter: (sampling, True))
+    plain_draw = pipeline.bulk.drawer.draw
+    monkeypatch.setattr(pipeline.bulk.drawer, "draw", draw)
     rows = [
         {"row_id": f"r{i}", "concept_id": "c", "fingerprint": "f", "embedding": "", "prompt": "a cat", "seed": i}
         for i in range(2 * size)
@@ -273,3 +226,63 @@ def test_pictures_are_stored_while_the_next_are_drawn(
     results = Drawer(config)(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
     assert drawn == [size, size]
     assert [(row["row_id"], row["status"]) for row in results] == [(row["row_id"], "ok") for row in rows]
+
+
+def test_rows_with_settings_of_their_own_are_drawn_as_if_alone_and_equal_ones_share_batches(
+    tiny_backbone: Backbone, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(dump_diffusers(replace(an_embedding("bad", 7), placeholder_token="<bad>")))
+    config = tiny_config(tiny_model, tmp_path / "out", generation={"learned": [f"<worse>={bad}"]})
+    store = RunStore(config.output)
+    prompts = [
+        Prompt("a {}", seed=1),
+        Prompt("a {}", seed=1, negative="dark"),
+        Prompt("a {}", seed=1, negative="dark {} and <worse>"),
+        Prompt("a {}", seed=1, steps=3),
+        Prompt("a {}", seed=1, guidance_scale=4.0),
+        Prompt("a {}", seed=1, guidance_scale=1.0),
+        Prompt("a {}", seed=1, guidance_scale=1.0, negative="dark"),
+        Prompt("a {}", seed=1, negative="dark <unknown>"),
+        Prompt("a {}", seed=1, size_px=(4096, 64)),
+        Prompt("a {}", seed=1, size_px=(tiny_backbone.resolution,) * 2, carried='{"scene": 5}'),
+    ]
+    rows = list(plan_rows(config, [learned(store, "a", 1), learned(store, "b", 2)], prompts))
+    batches: list[tuple[int, int]] = []
+    plain_draw = pipeline.bulk.drawer.draw
+
+    def draw(encoder: Any, requests: Any, sampling: Any) -> Any:
+        batches.append((sampling.steps, len(requests)))
+        return plain_draw(encoder, requests, sampling)
+
+    monkeypatch.setattr(pipeline.bulk.drawer, "draw", draw)
+    drawer = Drawer(config)
+    results = drawer(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
+    assert [row["row_id"] for row in results] == [row["row_id"] for row in rows]
+    good = [0, 1, 2, 3, 4, 5, 9]
+    errors = [row["error"] or "" for row in results[: len(prompts)]]
+    assert [bool(error) for error in errors] == [index not in good for index in range(len(prompts))], errors
+    assert "'dark' has no effect without guidance" in errors[6]
+    assert "<unknown> is no learned concept's placeholder token" in errors[7]
+    assert "4096 x 64 px: this model draws 64 x 64" in errors[8].replace(str(tiny_backbone.resolution), "64")
+    size = config.generation.sampling.batch_size
+    assert size >= 2
+    assert sum(number for _, number in batches) == 2 * len(good)
+    assert (3, 2) in batches, "the two concepts' rows of three steps are one batch"
+
+    digests = [results[index]["sha256"] for index in good]
+    assert len(set(digests)) == len(good) - 1, "all settings matter, but the model's own size does not"
+    assert (results[0]["sha256"], results[9]["carried"]) == (results[9]["sha256"], '{"scene": 5}')
+    assert (results[4]["guidance_scale"], results[2]["negative_prompt"]) == (4.0, "dark <a> and <worse>")
+    for index in good:
+        (alone,) = drawer(pa.Table.from_pylist([rows[index]], PLAN_SCHEMA)).to_pylist()
+        assert alone["sha256"] == results[index]["sha256"], prompts[index]
+
+    embedding, worse = an_embedding("a", 1), replace(an_embedding("bad", 7), placeholder_token="<worse>")
+    request = ImageRequest("a <a>", 1, (embedding,), "dark <a> and <worse>", (embedding, worse))
+    (expected,) = generate(tiny_backbone, [request], config.generation.sampling)
+    assert to_png(expected) == store.get(results[2]["path"])
+
+    bad.write_bytes(dump_diffusers(replace(an_embedding("bad", 8), placeholder_token="<bad>")))
+    (changed,) = Drawer(config).draw([rows[2]], config.generation.sampling)
+    assert "its concepts changed meanwhile" in str(changed)
