@@ -292,7 +292,8 @@ class Learner:
             self._backbone, pictures.photos, config.inversion.augment, concept.concept_id, config.seed, pictures.masks
         )
         state = self._checkpoints.load(job)
-        job.log.note("prepared", start=job.start.reason, step=state.step if state else 0)
+        step = state.step if state else 0
+        job.log.note("prepared", start=job.start.reason, step=step, memory=self._memory.description)
         return Assignment(concept, views, state, job.start.embedding, job.start.steps)
 
     async def _publish(self, job: Job, photos: list[Image.Image], outcome: Outcome) -> ConceptRecord:
