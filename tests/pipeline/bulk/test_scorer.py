@@ -17,7 +17,7 @@ from pipeline.bulk.scorer import Scorer
 from pipeline.config import RunConfig
 from pipeline.inputs.photos import content_md5
 from pipeline.inputs.prompt_table import Prompt
-from pipeline.ledger.records import ConceptRecord
+from pipeline.ledger.records import ConceptRecord, StoredFile, put_record
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config, write_photo
 from tests.tiny_models import DIM, tiny_extractor
@@ -59,7 +59,10 @@ def learned(config: RunConfig, name: str, photos: int = 2, seed: int = 0) -> tup
         initializer="cat",
         images=images,
     )
-    RunStore(config.output).put(record.folder.embedding, dump_diffusers(embedding))
+    store, data = RunStore(config.output), dump_diffusers(embedding)
+    stored = StoredFile(bytes=len(data), sha256=store.put_checked(record.folder.embedding, data))
+    record = replace(record, files={"learned_embeds.safetensors": stored})
+    put_record(store, record)
     return record, embedding
 
 
@@ -148,7 +151,7 @@ def test_one_bad_concept_never_takes_the_others_with_it(config: RunConfig) -> No
         ("c", "learned")
     }
     assert f"photo {no_photo.images[1]}" in failed["b", "learned"]
-    assert "FileNotFoundError" in failed["c", "learned"]
+    assert no_embedding.folder.embedding in failed["c", "learned"]
     assert [row["clip_i"] for row in scored(config, good)] == [r["clip_i"] for r in rows if r["concept_id"] == "a"]
 
 
