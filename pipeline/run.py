@@ -76,7 +76,7 @@ def parse(
     )
     parser.add_argument("manifest", nargs="?", metavar="MANIFEST", help="Parquet file, folder or glob; any fsspec URI")
     parser.add_argument("--output", metavar="URI", help="where everything is written (default: output/<manifest name>)")
-    parser.add_argument("--model", help="Stable Diffusion directory or hub id (default: the demo model)")
+    parser.add_argument("--model", help="model: directory, .safetensors file or hub id (default: the demo)")
     parser.add_argument("--prompts", metavar="URI", help="prompts to draw with every concept: text or Parquet")
     parser.add_argument("--config", metavar="TOML", help="a file of settings, or a recipe's name (pipeline/recipes)")
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="one setting; may be repeated")

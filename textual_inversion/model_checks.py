@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from textual_inversion.model_files import ModelFiles
+from textual_inversion.schedule_checks import discrete_problem
+from textual_inversion.weight_files import is_lfs_pointer, missing_parts, not_finite
 
-_PREDICTIONS = ("epsilon", "v_prediction")
 _SHIFTS_BY_SIZE = "use_dynamic_shifting"
 _FLOW_VARIANTS = (
     _SHIFTS_BY_SIZE,
@@ -25,8 +27,10 @@ _FLOW_VARIANTS = (
 PACKED_RESOLUTION = 1024
 """Side of the pictures of a transformer that reads packed latents, px, where the autoencoder's config is silent: the
 default of FluxPipeline."""
-_MAX_HEADER_BYTES = 100_000_000
-"""Largest header that the safetensors library reads."""
+_UNET_LAYERS = ("conv_in", "time_embedding.linear_1", "time_embedding.linear_2", "conv_norm_out", "conv_out")
+_TEXT_LAYER = re.compile(r"(?!vision_model\.)(?:.*\.)?layers\.(\d+)\.")
+_OTHER_INPUTS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim")
+"""Settings of a U-Net that reads more than latents, a timestep and text states."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +71,8 @@ class UNetLayout:
         texts = {folder: read_config(files.directory, folder.name) for folder in self.text_encoders}
         unet = read_config(files.directory, "unet")
         _check_unet(files, unet, read_config(files.directory, self.autoencoder))
-        _check_schedule(files, read_config(files.directory, "scheduler"))
+        if problem := discrete_problem(read_config(files.directory, "scheduler")):
+            raise _refusal(files, problem)
         widths: list[Any] = [text.get(folder.width) for folder, text in texts.items()]
         states = unet.get("cross_attention_dim")
         if isinstance(states, int) and all(isinstance(width, int) for width in widths) and states != sum(widths):
@@ -83,13 +88,31 @@ class UNetLayout:
                     files, f"the text encoder has {positions} positions; prompts have {folder.min_positions} ids"
                 )  # fmt: skip
         self._check_added(files, unet, next(reversed(texts.values())))
+        if files.checkpoint:
+            self._check_single_file(files, unet, texts)
+            return
         for folder, text in texts.items():
             shapes = weight_shapes(files, folder.name)
             _check_shape(
                 files, folder.name, shapes, folder.token_table, [text.get("vocab_size"), text.get(folder.width)]
             )
+            _check_layers(files, folder.name, shapes, text.get("num_hidden_layers", text.get("encoder_layers")))
         shapes = weight_shapes(files, "unet")
+        _check_names(files, "unet", shapes, _unet_weights(unet))
         _check_shape(files, "unet", shapes, "conv_in.weight", [None, unet.get("in_channels")])
+        weight_shapes(files, self.autoencoder)
+
+    def _check_single_file(
+        self, files: ModelFiles, unet: dict[str, Any], texts: Mapping[TextFolder, dict[str, Any]]
+    ) -> None:
+        """Raise ValueError unless a single file has weights of every component, of the sizes that the configs say."""
+        for folder, text in texts.items():
+            shapes = weight_shapes(files, folder.name)
+            sizes = [text.get("vocab_size"), text.get(folder.width)]
+            _check_shape(files, folder.name, shapes, folder.token_table, sizes)
+        shapes = weight_shapes(files, "unet")
+        _check_shape(files, "unet", shapes, "input_blocks.0.0.weight", [None, unet.get("in_channels")])
+        _check_shape(files, "unet", shapes, "attn2.to_k.weight", [None, unet.get("cross_attention_dim")])
         weight_shapes(files, self.autoencoder)
 
     def _check_added(self, files: ModelFiles, unet: dict[str, Any], text: dict[str, Any]) -> None:
@@ -173,7 +196,7 @@ class FlowLayout:
         for folder, (name, dim) in tables.items():
             shapes = weight_shapes(files, folder)
             _check_shape(files, folder, shapes, name, [texts[folder].get("vocab_size"), dim])
-        shapes = weight_shapes(files, "transformer")
+        shapes = weight_shapes(files, "transformer", is_uniform=False)  # the last block of SD3 has fewer
         _check_shape(files, "transformer", shapes, self.first_layer, [None, transformer.get("in_channels")])
         if transformer.get("guidance_embeds"):
             _check_shape(files, "transformer", shapes, "guidance_embedder.linear_1.weight", [])
@@ -196,7 +219,9 @@ def read_config(directory: Path, component: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"model {directory}: {component}/{path.name} cannot be read: {error}") from error
+        is_pointer = path.is_file() and is_lfs_pointer(path)
+        why = "it is a pointer of Git LFS, not the file itself: run `git lfs pull`" if is_pointer else error
+        raise ValueError(f"model {directory}: {component}/{path.name} cannot be read: {why}") from error
     if not isinstance(content, dict):
         raise ValueError(f"model {directory}: {component}/{path.name} is no JSON object")
     return content
@@ -236,35 +261,35 @@ def _tokenizer_of(text_encoder: str) -> str:
     return text_encoder.replace("text_encoder", "tokenizer")
 
 
-def weight_shapes(files: ModelFiles, component: str) -> dict[str, list[int]]:
+def weight_shapes(files: ModelFiles, component: str, *, is_uniform: bool = True) -> dict[str, tuple[int, ...]]:
     """Read the headers of a component's weight files: name of each tensor -> its shape.
 
-    Raises ValueError if there are no such files, or one was cut short or is no safetensors file.
+    `is_uniform`: all its layers of a kind have the same weights. Raises ValueError if there are no such files, if one
+    was cut short, is no safetensors file or is missing, if a layer lacks a weight that another one has, or if a sample
+    of the values has NaN or infinity.
     """
-    names = [name for name in files.names if name.startswith(f"{component}/") and name.endswith(".safetensors")]
-    if not names:
+    try:
+        tensors = files.tensors(component)
+    except ValueError as error:
+        raise _refusal(files, str(error)) from error
+    if not tensors:
+        if files.checkpoint:
+            raise _refusal(
+                files, f"it has no weights of {component!r} under the names of the original Stable Diffusion; give the "
+                "model's directory in the diffusers layout"
+            )  # fmt: skip
         raise _refusal(files, f"folder {component!r} has no .safetensors weights")
-    shapes: dict[str, list[int]] = {}
-    for name in names:
-        header, end = _header(files.directory / name)
-        tensors = {key: value for key, value in header.items() if key != "__metadata__"}
-        size = (files.directory / name).stat().st_size
-        if end + max((value["data_offsets"][1] for value in tensors.values()), default=0) != size:
-            raise _refusal(files, f"{name} was cut short or is no safetensors file; copy or download it again")
-        shapes |= {key: list(value["shape"]) for key, value in tensors.items()}
-    return shapes
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """Read a safetensors file's header, and the place where its tensors begin; an empty header if it is no such
-    file."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            content = json.loads(file.read(length)) if length <= _MAX_HEADER_BYTES else {}
-        except ValueError:
-            content = {}
-    return content, 8 + length
+    if is_uniform and (missing := missing_parts(tensors)):
+        raise _refusal(
+            files, f"the weights in {component!r} have no {missing[0]!r}, but other layers have one; without it the "
+            "model would be partly random: copy or download it again"
+        )  # fmt: skip
+    if broken := not_finite(tensors):
+        raise _refusal(
+            files, f"{broken[0]!r} in {component!r} has values that are NaN or infinite ({len(broken)} of the tensors "
+            "sampled); the training or merging that made it failed"
+        )  # fmt: skip
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _check_unet(files: ModelFiles, unet: dict[str, Any], autoencoder: dict[str, Any]) -> None:
@@ -278,6 +303,15 @@ def _check_unet(files: ModelFiles, unet: dict[str, Any], autoencoder: dict[str, 
             files, f"the U-Net takes {taken} channels but the autoencoder has {latent} (an inpainting or depth "
             "model?); a plain text-to-image checkpoint is needed"
         )  # fmt: skip
+    given = unet.get("out_channels", 4)
+    if given != latent:
+        raise _refusal(files, f"the U-Net returns {given} channels but the autoencoder has {latent}")
+    for name in _OTHER_INPUTS:
+        if unet.get(name) is not None:
+            raise _refusal(
+                files, f"the U-Net's {name} is {unet[name]!r}: it reads more than a prompt; a plain text-to-image "
+                "checkpoint is needed"
+            )  # fmt: skip
     side = unet.get("sample_size") or 1
     if not isinstance(side, int):
         raise _refusal(files, f"the U-Net's sample_size {side!r} is not one number; only square pictures are supported")
@@ -294,25 +328,8 @@ def _check_packing(files: ModelFiles, autoencoder: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
-def _check_schedule(files: ModelFiles, scheduler: dict[str, Any]) -> None:
-    """Raise ValueError for a noise process that a U-Net of these families is not trained for."""
-    name, prediction = str(scheduler.get("_class_name", "")), scheduler.get("prediction_type", "epsilon")
-    if name.startswith(("EDM", "KarrasEDM")):
-        raise _refusal(files, f"its scheduler {name} scales what the U-Net reads in a way that is not supported")
-    if name.startswith("FlowMatch") or scheduler.get("use_flow_sigmas"):
-        raise _refusal(
-            files, f"its scheduler {name} is one of rectified flow, for which these U-Nets are not trained; put the "
-            "scheduler that the model was trained with into its folder"
-        )  # fmt: skip
-    if prediction not in _PREDICTIONS:
-        raise _refusal(
-            files, f"prediction_type {prediction!r} in the scheduler's config: 'epsilon' and 'v_prediction' are "
-            "supported"
-        )  # fmt: skip
-
-
 def _check_shape(
-    files: ModelFiles, component: str, shapes: dict[str, list[int]], ending: str, expected: Sequence[Any]
+    files: ModelFiles, component: str, shapes: Mapping[str, tuple[int, ...]], ending: str, expected: Sequence[Any]
 ) -> None:
     """Raise ValueError unless the weights have a tensor of this name whose first sizes are as expected; None fits."""
     name = next((name for name in sorted(shapes) if name == ending or name.endswith(f".{ending}")), None)
@@ -324,10 +341,43 @@ def _check_shape(
     found = shapes[name][: len(expected)]
     if any(want is not None and want != have for want, have in zip(expected, found, strict=True)):
         raise _refusal(
-            files, f"{name!r} in {component!r} has shape {shapes[name]}, which is not what its config.json says "
+            files, f"{name!r} in {component!r} has shape {list(shapes[name])}, which is not what its config.json says "
             f"({list(expected)}); the two files belong to different models"
         )  # fmt: skip
 
 
+def _check_layers(files: ModelFiles, component: str, names: Iterable[str], expected: Any) -> None:
+    """Raise ValueError unless the weights have as many layers of a text encoder as its config says; None fits."""
+    layers = {match[1] for name in names if (match := _TEXT_LAYER.match(name))}
+    if expected is not None and len(layers) != expected:
+        raise _refusal(
+            files, f"the weights in {component!r} have {len(layers)} layers, but its config.json says {expected}; the "
+            "two files belong to different models"
+        )  # fmt: skip
+
+
+def _unet_weights(unet: Mapping[str, Any]) -> list[str]:
+    """Return names of weights that a U-Net of this config has: those outside its blocks, and one of each block."""
+    names = [f"{layer}.{kind}" for layer in _UNET_LAYERS for kind in ("weight", "bias")]
+    down, up = unet.get("down_block_types", ()), unet.get("up_block_types", ())
+    layers = unet.get("layers_per_block", 2)
+    counts = layers if isinstance(layers, list) else [layers] * len(down)
+    for i in range(len(down)):
+        names += [f"down_blocks.{i}.resnets.{j}.conv1.weight" for j in range(counts[i])]
+    for i, count in zip(range(len(up)), reversed(counts), strict=False):
+        names += [f"up_blocks.{i}.resnets.{j}.conv1.weight" for j in range(count + 1)]
+    return names
+
+
+def _check_names(files: ModelFiles, component: str, names: Collection[str], expected: Iterable[str]) -> None:
+    """Raise ValueError unless the weights have all these names."""
+    for name in expected:
+        if name not in names:
+            raise _refusal(
+                files, f"the weights in {component!r} have no {name!r}, which its config.json calls for; the two files "
+                "belong to different models, or weights are missing"
+            )  # fmt: skip
+
+
 def _refusal(files: ModelFiles, problem: str) -> ValueError:
-    return ValueError(f"model {files.directory}: {problem}")
+    return ValueError(f"model {files.checkpoint or files.directory}: {problem}")

@@ -13,12 +13,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+from textual_inversion.single_file import SUFFIXES, component_tensors, configurations
+from textual_inversion.weight_files import StoredTensor, is_lfs_pointer, read_header, read_index
 
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that no computation here reads."""
+_NOTES = ("_diffusers_version", "_name_or_path", "requires_safety_checker")
+"""Entries of `model_index.json` that decide nothing that a model computes."""
 _SETTINGS = re.compile(r"[^/]+\.(json|txt|model)")
 _PLAIN = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
 _HALF = re.compile(r"(diffusion_pytorch_)?model(\.fp16(-\d+-of-\d+)?|-\d+-of-\d+\.fp16)\.safetensors")
+_INDEX = re.compile(r"\.safetensors\.index[^/]*\.json$")
 _PICKLED = re.compile(r"[^/]+\.(bin|ckpt|pt|pth|msgpack)")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -36,15 +43,62 @@ class ModelFiles:
     ones."""
     names: tuple[str, ...]
     """Names of the files read, relative to `directory`, sorted: weights, configurations, tokenizer."""
+    checkpoint: Path | None = None
+    """Single file with all weights under the names of the original code; None if each component has its own files."""
+    index: Mapping[str, Any]
+    """What `model_index.json` says: the class of the pipeline, that of each component, and the pipeline's settings."""
+
+    def tensors(self, component: str) -> dict[str, StoredTensor]:
+        """Read the headers of a component's weight files: name of each tensor -> its entry; empty if it has none.
+
+        Raises ValueError if one of them is missing, was cut short or is no safetensors file.
+        """
+        if self.checkpoint:
+            return component_tensors(self.checkpoint, component)
+        own = [name for name in self.names if name.startswith(f"{component}/")]
+        tensors: dict[str, StoredTensor] = {}
+        parts = []
+        for name in own:
+            if name.endswith(".safetensors"):
+                tensors |= read_header(self.directory / name)
+                parts += re.findall(r"-\d+-of-\d+", name)
+        if parts:
+            is_half = self.variants[component] == "fp16"
+            indices = [name for name in own if _INDEX.search(name) and ("fp16" in name) == is_half]
+            if not indices:
+                raise ValueError(f"folder {component!r} has weights in several files, but no index of them")
+            _check_index(self.directory / indices[0], tensors)
+        return tensors
+
+    def digest(self) -> str:
+        """Return the BLAKE2b digest, 32 hex digits, of the names and full content of the files, and of the index.
+
+        Of the index, components that no computation reads and notes of the library that wrote it do not count. Nor does
+        the model's directory. A file is read once per process and path, size and modification time (about a second for
+        each GB).
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        index = {key: value for key, value in self.index.items() if key not in (*_UNUSED, *_NOTES)}
+        digest.update(f"model_index.json\x1f{json.dumps(index, sort_keys=True)}\x1e".encode())
+        files = {name: self.directory / name for name in self.names}
+        if self.checkpoint:
+            files["single file"] = self.checkpoint
+        for name, path in files.items():
+            stat = path.stat()
+            digest.update(f"{name}\x1f{_file_digest(path, stat.st_size, stat.st_mtime_ns)}\x1e".encode())
+        return digest.hexdigest()
 
 
 def find_model_files(model: str) -> ModelFiles:
-    """Find the files of a model, given a diffusers directory or a hub id (`owner/name`, `owner/name@revision`).
+    """Find the files of a model, given a diffusers directory, a checkpoint in one file, or a hub id (`owner/name`,
+    `owner/name@revision`).
 
     A hub id is looked up in the local cache first and downloaded if it is not whole there. Raises ValueError if `model`
     is neither, is no diffusers model, or has no safetensors weights.
     """
-    directory = Path(model).expanduser()
+    path = Path(model).expanduser()
+    checkpoint = path if path.suffix in SUFFIXES and not path.is_dir() else None
+    directory = configurations(path) if checkpoint else path
     if not directory.is_dir():
         directory = _download(model)
     index_path = directory / "model_index.json"
@@ -53,28 +107,41 @@ def find_model_files(model: str) -> ModelFiles:
             f"model {model!r}: no model_index.json in {directory}; give a directory in the diffusers layout, as "
             "`StableDiffusionPipeline.save_pretrained` writes it"
         )
-    index = json.loads(index_path.read_text())
+    index = _read_index(index_path, model)
     present = {p.relative_to(directory).as_posix() for p in directory.glob("*/*") if p.is_file()}
+    if checkpoint:
+        present = {name for name in present if _SETTINGS.fullmatch(name.rpartition("/")[2])}
     names, variants = _select_files(index, present, model)
     return ModelFiles(
-        directory=directory, pipeline_class=str(index.get("_class_name")), variants=variants, names=tuple(names)
+        directory=directory,
+        pipeline_class=index["_class_name"],
+        variants=variants,
+        names=tuple(names),
+        checkpoint=checkpoint,
+        index=index,
     )
 
 
-def model_hash(model: str) -> str:
-    """Return the BLAKE2b digest, 32 hex digits, of the names and full content of a model's files.
+def _read_index(path: Path, model: str) -> dict[str, Any]:
+    """Read a `model_index.json`. Raises ValueError if it is none, or if it names code that comes with the model."""
+    try:
+        index = json.loads(path.read_text())
+        if not isinstance(index, dict):
+            raise ValueError("it is no JSON object")
+    except ValueError as error:
+        why = "it is a pointer of Git LFS: run `git lfs pull`" if is_lfs_pointer(path) else error
+        raise ValueError(f"model {model!r}: model_index.json cannot be read: {why}") from error
+    if not isinstance(index.get("_class_name"), str):
+        raise ValueError(
+            f"model {model!r}: model_index.json has the pipeline class {index.get('_class_name')!r}; code that comes "
+            "with a model is never run, so the name of one of diffusers' own classes is needed"
+        )
+    return index
 
-    The files are those that `find_model_files` lists: the weights, and the configurations and tokenizer that decide
-    what the weights compute. The model's directory does not enter the digest. A file is read once per process and
-    path, size and modification time (about a second for each GB).
-    """
-    files = find_model_files(model)
-    digest = hashlib.blake2b(digest_size=16)
-    for name in files.names:
-        path = files.directory / name
-        stat = path.stat()
-        digest.update(f"{name}\x1f{_file_digest(path, stat.st_size, stat.st_mtime_ns)}\x1e".encode())
-    return digest.hexdigest()
+
+def model_hash(model: str) -> str:
+    """Return the digest of a model's files; see `ModelFiles.digest`. Raises ValueError as `find_model_files` does."""
+    return find_model_files(model).digest()
 
 
 @lru_cache(maxsize=4096)
@@ -83,6 +150,13 @@ def _file_digest(path: Path, size_bytes: int, modified_ns: int) -> str:
     del size_bytes, modified_ns
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _check_index(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise ValueError unless the files beside an index of weights in several files have what the index names."""
+    for tensor, file in read_index(path).items():
+        if tensor not in tensors or tensors[tensor].file.name != file:
+            raise ValueError(f"{path.name} places {tensor!r} in {file}, which is missing or lacks it")
 
 
 def _select_files(
@@ -136,7 +210,7 @@ def _download(model: str) -> Path:
     except (LocalEntryNotFoundError, ValueError):
         pass  # not in the cache, or not whole there: ask the hub
     try:
-        index = json.loads(Path(hf_hub_download(name, "model_index.json", revision=at)).read_text())
+        index = _read_index(Path(hf_hub_download(name, "model_index.json", revision=at)), model)
         names, _ = _select_files(index, HfApi().list_repo_files(name, revision=at), model)
         return Path(snapshot_download(name, revision=at, allow_patterns=["model_index.json", *names]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:

@@ -20,20 +20,20 @@ CAPTIONS_FILE = "captions.txt"
 
 
 def locate(model: str) -> str:
-    """Return a model's directory on this machine, or its hub id.
+    """Return the path of a model's directory or file on this machine, or its hub id.
 
     A relative path may lie in the current directory or in the repository, which may be elsewhere on another machine.
     """
-    for directory in (Path(model), ROOT / model):
-        if directory.is_dir():
-            return str(directory.resolve())
+    for path in (Path(model), ROOT / model):
+        if path.is_dir() or path.is_file():
+            return str(path.resolve())
     return model
 
 
 def portable(model: str) -> str:
-    """Return a name of the model that `locate` understands on every machine: a directory's absolute path, unless the
-    repository has it."""
-    return model if not Path(model).is_dir() or (ROOT / model).is_dir() else str(Path(model).resolve())
+    """Return a name of the model that `locate` understands on every machine: an absolute path, unless the repository
+    has it."""
+    return model if not Path(model).exists() or (ROOT / model).exists() else str(Path(model).resolve())
 
 
 def model_hash(model: str) -> str:

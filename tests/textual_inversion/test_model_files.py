@@ -37,6 +37,11 @@ def a_model(directory: Path, half: bool = False) -> Path:
     return directory
 
 
+def edit_index(model: Path, **changes: object) -> None:
+    path = model / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 def test_the_hash_does_not_depend_on_where_the_model_lies(tmp_path: Path) -> None:
     first = a_model(tmp_path / "a")
     again = shutil.copytree(first, tmp_path / "somewhere/else")
@@ -54,10 +59,20 @@ def test_the_hash_changes_with_each_file_that_matters(tmp_path: Path, name: str)
     assert model_hash(str(model)) != before
 
 
+def test_the_hash_changes_with_the_classes_and_settings_of_the_index(tmp_path: Path) -> None:
+    model = a_model(tmp_path / "a")
+    hashes = [model_hash(str(model))]
+    for changes in ({"_class_name": "Other"}, {"unet": ["library", "Other"]}, {"force_zeros_for_empty_prompt": False}):
+        edit_index(model, **changes)
+        hashes.append(model_hash(str(model)))
+    assert len(set(hashes)) == 4
+
+
 def test_the_hash_ignores_what_is_not_used(tmp_path: Path) -> None:
     model = a_model(tmp_path / "a")
     before = model_hash(str(model))
     (model / "README.md").write_text("changed")
+    edit_index(model, _diffusers_version="9.9", _name_or_path="elsewhere", safety_checker=[None, None])
     (model / "safety_checker/model.safetensors").write_text("changed")
     (model / "unet/diffusion_pytorch_model.bin").write_text("the same weights, pickled")
     (model / "unet/diffusion_pytorch_model.fp16.safetensors").write_text("the same weights, in half")

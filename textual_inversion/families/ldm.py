@@ -73,7 +73,7 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Laten
         unet=unet,
         vae=vae,
         scheduler_config=scheduler_config(files.directory),
-        digest=model_files.model_hash(str(files.directory)),
+        digest=files.digest(),
     )
 
 

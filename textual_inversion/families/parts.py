@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from textual_inversion import model_files
 from textual_inversion.families.base import MemorySaving
 from textual_inversion.model_checks import read_config
 from textual_inversion.tokens import TokenTable
-from textual_inversion.weights import load_pretrained
+from textual_inversion.weights import load_pretrained, load_single_file
+
+SAMPLING_STEPS = 20
+"""Denoising steps of a model that was not distilled and whose scheduler config gives none."""
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,9 @@ def read_component(files: model_files.ModelFiles, component: str, cls: Any, **op
     `options`: handed to `load_pretrained`. Raises ValueError if it lacks weights or has unknown ones.
     """
     directory = str(files.directory)
+    if files.checkpoint:
+        dtype = options.get("dtype") or options["torch_dtype"]
+        return load_single_file(cls, files.checkpoint, component, directory, dtype)
     if component not in files.variants:
         raise ValueError(f"model {directory}: folder {component!r} has no .safetensors weights")
     variant = files.variants[component]
@@ -76,6 +83,12 @@ def scheduler_config(directory: Path) -> dict[str, Any]:
     scheduler: Any = getattr(diffusers, config["_class_name"])
     whole = dict(scheduler.from_config(config).config)
     return {**whole, **{name: value for name, value in config.items() if name.startswith("_")}}
+
+
+def drawing_defaults(scheduler: Mapping[str, Any], *, guidance_scale: float, steps: int) -> tuple[float, int]:
+    """Return a model's own guidance scale and number of denoising steps: those that its scheduler's config gives as
+    `_guidance_scale` and `_num_inference_steps`, else the given ones."""
+    return float(scheduler.get("_guidance_scale", guidance_scale)), int(scheduler.get("_num_inference_steps", steps))
 
 
 def products_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[None]:

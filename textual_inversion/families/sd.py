@@ -79,7 +79,7 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
     return StableDiffusion(
         tokenizer=read_tokenizer(directory),
         scheduler_config=DDPMScheduler.load_config(directory, subfolder="scheduler", local_files_only=True),
-        digest=model_files.model_hash(directory),
+        digest=files.digest(),
         **{name: module.to(torch_device) for name, module in modules.items()},
     )
 

@@ -128,7 +128,7 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
         vae=vae.to(torch_device),
         scheduler_config=scheduler_config(directory),
         guides_by_zeros=_guides_by_zeros(directory),
-        digest=model_files.model_hash(str(directory)),
+        digest=files.digest(),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
-from pipeline.inputs.models import CAPTIONS_FILE, ROOT, check_model, with_captions
+from pipeline.inputs.models import CAPTIONS_FILE, ROOT, check_model, locate, portable, with_captions
 from pipeline.ledger.settings import captions_hash, current_settings
 
 PRESERVED = ["inversion.adapter.kind=lora", "inversion.penalties.knowledge=0.1"]
@@ -62,3 +62,17 @@ def test_text_encoders_that_the_model_does_not_have_are_refused(tiny_model: Path
     check('["clip_l"]')
     with pytest.raises(ValueError, match=r"inversion\.text_encoders names 't5xxl', but .* text encoders are clip_l"):
         check('["clip_l", "t5xxl"]')
+
+
+def test_a_file_is_a_path_and_never_a_hub_id(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "models/mine.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    assert locate("models/mine.safetensors") == portable("models/mine.safetensors") == str(path)
+    with pytest.raises(ValueError, match=r"mine\.safetensors cannot be used: it is no safetensors file"):
+        check_model(load_config(overrides=["model=models/mine.safetensors"]))
+    with pytest.raises(ValueError, match="there is no such file"):
+        check_model(load_config(overrides=["model=models/absent.safetensors"]))
+    assert locate("owner/name") == portable("owner/name") == "owner/name"
+    assert portable(str(tiny_model)) == str(tiny_model)
