@@ -163,7 +163,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="torch's, on a CPU")
     parser.add_argument("--solver", default=default.solver, choices=("ddim", "dpm++"))
-    parser.add_argument("--steps", type=int, default=default.steps)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=5.0)
     parser.add_argument(
         "--stage", type=int, default=0, metavar="ROWS", help="the stage against a loop, in place of all this"

@@ -294,6 +294,9 @@ def _describe_attempt(record: ConceptRecord, is_present: bool) -> Iterator[str]:
         yield f"    {record.error}"
     if record.start:
         yield f"    started from {record.start}"
+    if record.sampling:
+        drawn = record.sampling
+        yield f"    sample pictures drawn in {drawn.steps} {drawn.solver} steps with guidance {drawn.guidance_scale:g}"
     if record.scores:
         yield f"    {', '.join(f'{name} {value:.3f}' for name, value in record.scores.items())}"
     if record.gate:

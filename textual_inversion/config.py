@@ -373,8 +373,9 @@ class SamplingConfig:
     """Solver of the reverse process. `dpm++`: DPM-Solver++(2M). `ddim`: deterministic DDIM (eta 0), the papers'
     sampler; on a rectified flow, Euler's method, which is the same step there."""
 
-    steps: int = 20
-    """Denoising steps per picture."""
+    steps: int = 0
+    """Denoising steps per picture. 0 takes the model's own number: `_num_inference_steps` in its scheduler's config;
+    where the config has none, 4 if it is that of a distilled model, else 20."""
 
     guidance_scale: float = 0.0
     """Scale of classifier-free guidance; 1 turns guidance off and halves the cost. A denoiser that reads the scale
@@ -388,7 +389,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         require_choice("sampling.solver", self.solver, Solver)
-        require(self.steps >= 1, "sampling.steps", self.steps, "1 or more")
+        require(self.steps >= 0, "sampling.steps", self.steps, "1 or more, or 0 for the model's own")
         is_scale = self.guidance_scale == 0 or self.guidance_scale >= 1
         require(is_scale, "sampling.guidance_scale", self.guidance_scale, "1 or more, or 0 for the model's own")
         require(self.batch_size >= 1, "sampling.batch_size", self.batch_size, "1 or more")

@@ -28,6 +28,7 @@ from textual_inversion.generate import (
     initial_noises,
     pad,
     to_pictures,
+    with_own_defaults,
 )
 from textual_inversion.prompt_encoder import PromptEncoder
 
@@ -101,6 +102,7 @@ def _edit_batch(
 ) -> list[Image.Image]:
     """Run algorithm 1 for one batch: z_k ~ noise(z_init, k); after each step, z_t = z_fg m + z_bg (1 - m)."""
     backbone = encoder.backbone
+    config = with_own_defaults(config, backbone)
     padded = pad(requests, config.batch_size)
     noise = initial_noises(backbone, padded)
     source = source.expand_as(noise)

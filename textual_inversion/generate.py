@@ -7,7 +7,7 @@ its neighbours or their number. `generate` says what holds to the bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -154,6 +154,7 @@ def draw(encoder: PromptEncoder, requests: Sequence[EncodedRequest], config: Sam
 def draw_pixels(encoder: PromptEncoder, requests: Sequence[EncodedRequest], config: SamplingConfig) -> Tensor:
     """Draw one batch and return its pixels before they are rounded, [requests, 3, height, width] in [-1, 1]."""
     backbone = encoder.backbone
+    config = with_own_defaults(config, backbone)
     run = backbone.noise.begin(config.solver, config.steps)
     latents = initial_noises(backbone, requests)
     guidance = Guidance.from_requests(encoder, requests, config)
@@ -186,6 +187,12 @@ def batches(requests: Sequence[EncodedRequest], size: int) -> Iterator[Sequence[
 def guidance_scale(backbone: Backbone, config: SamplingConfig) -> float:
     """Return the scale to draw with, 1, which is none, or more. A configured 0 stands for the backbone's own."""
     return max(1.0, config.guidance_scale or backbone.guidance_scale)
+
+
+def with_own_defaults(config: SamplingConfig, backbone: Backbone) -> SamplingConfig:
+    """Return the settings to draw with: the backbone's own steps and guidance scale in place of a configured 0."""
+    steps = config.steps or backbone.sampling_steps
+    return replace(config, steps=steps, guidance_scale=guidance_scale(backbone, config))
 
 
 def compares_prompts(backbone: Backbone, config: SamplingConfig) -> bool:

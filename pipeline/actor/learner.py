@@ -35,7 +35,7 @@ from pipeline.config import RunConfig
 from pipeline.inputs.models import locate, with_captions
 from pipeline.inputs.photos import open_pictures
 from pipeline.ledger.plan import ConceptTask
-from pipeline.ledger.records import ConceptRecord, from_json
+from pipeline.ledger.records import ConceptRecord, DrawnWith, from_json
 from pipeline.store.errors import (
     ActorBroken,
     ActorLeaving,
@@ -47,6 +47,7 @@ from pipeline.store.storage import RunStore
 from textual_inversion.engine import Assignment, Engine, Outcome
 from textual_inversion.errors import BUG
 from textual_inversion.extractors import ClipExtractor
+from textual_inversion.generate import with_own_defaults
 from textual_inversion.latents import encode_views
 from textual_inversion.prompts import check_placeholder, check_sample_prompts
 from textual_inversion.start_choice import ChosenStart, StartChooser
@@ -316,5 +317,7 @@ class Learner:
         files = put_files(self._store, job, outcome, sheet, self._config.model, self._backbone.model_hash())
         self._checkpoints.delete(job)
         job.log.store("published", steps=outcome.steps, seconds=round(outcome.seconds, 1), scores=scores)
-        facts = {"equality": self._sharing.equality, "memory": self._memory.description}
+        drawn = with_own_defaults(self._config.grid.sampling, self._backbone)
+        sampling = DrawnWith(solver=drawn.solver, steps=drawn.steps, guidance_scale=drawn.guidance_scale)
+        facts = {"equality": self._sharing.equality, "memory": self._memory.description, "sampling": sampling}
         return put_done(self._store, job, outcome, scores, files, self._config.gate, **facts)

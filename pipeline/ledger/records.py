@@ -31,6 +31,15 @@ class StoredFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnWith:
+    """Settings of a sampler (`textual_inversion.config.SamplingConfig`)."""
+
+    solver: str
+    steps: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Try:
     """A try of the quality gate: a concept learned with one set of settings. The record has the same fields, with the
     values of the try that is kept."""
@@ -115,6 +124,10 @@ class ConceptRecord:
 
     scores: Mapping[str, float] = field(default_factory=dict)
     """Scores of the sample pictures by name, `clip_i` and `clip_t` among them; empty without a feature extractor."""
+
+    sampling: DrawnWith | None = None
+    """Settings that its sample pictures were drawn with, the model's own in place of 0; None in failures and in records
+    of releases that did not keep them."""
 
     files: Mapping[str, StoredFile] = field(default_factory=dict)
     """Files of the concept's folder, by name."""

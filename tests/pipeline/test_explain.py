@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.exit_codes import OK, USAGE
 from pipeline.explain import decide_verdict, describe, explain, main
-from pipeline.ledger.records import ConceptRecord, Try
+from pipeline.ledger.records import ConceptRecord, DrawnWith, Try
 from pipeline.store.storage import RunStore
 from tests.pipeline.outputs import end, make_photos, put_manifest, put_run, settings, tasks_of
 
@@ -20,7 +20,8 @@ def store(root: str) -> RunStore:
     store = RunStore(root)
     manifest = put_manifest(store, make_photos(store, "cat", "dog"))
     put_run(store, manifest, settings())
-    end(store, tasks_of(manifest, settings())["cat"], start="words", scores={"clip_i": 0.8})
+    drawn = DrawnWith(solver="ddim", steps=4, guidance_scale=1.0)
+    end(store, tasks_of(manifest, settings())["cat"], start="words", scores={"clip_i": 0.8}, sampling=drawn)
     return store
 
 
@@ -42,6 +43,7 @@ def test_done(store: RunStore) -> None:
     assert text.startswith("cat: DONE. a record has the present fingerprint")
     assert "done under the present fingerprint, 10 steps in 2.0 s" in text
     assert "clip_i 0.800" in text
+    assert "sample pictures drawn in 4 ddim steps with guidance 1" in text
 
 
 def test_below_the_gate_and_what_was_tried(store: RunStore) -> None:

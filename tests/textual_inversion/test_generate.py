@@ -18,7 +18,7 @@ from textual_inversion.batch_invariance import choose_sampling
 from textual_inversion.concept import LearnedAdapter
 from textual_inversion.config import AdapterConfig, SamplingConfig
 from textual_inversion.families.base import Backbone
-from textual_inversion.generate import ImageRequest, draw, encode_request, generate, initial_noise
+from textual_inversion.generate import ImageRequest, draw, encode_request, generate, initial_noise, with_own_defaults
 from textual_inversion.prompt_encoder import PromptEncoder
 
 FAST = SamplingConfig(steps=2, batch_size=4)
@@ -150,6 +150,17 @@ def test_the_models_own_guidance_where_none_is_set(tiny_backbone: Backbone, monk
     own, named = (
         generate(tiny_backbone, requests()[:1], settings) for settings in (config, replace(config, guidance_scale=3.0))
     )
+    assert all(same(own, named))
+
+
+def test_the_models_own_steps_where_none_are_set(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_backbone, "sampling_steps", 2)
+    config = SamplingConfig(batch_size=1)
+    assert config.steps == 0
+    chosen = with_own_defaults(config, tiny_backbone)
+    assert (chosen.steps, chosen.guidance_scale) == (2, tiny_backbone.guidance_scale)
+    assert with_own_defaults(replace(config, steps=7, guidance_scale=1.5), tiny_backbone).steps == 7
+    own, named = (generate(tiny_backbone, requests()[:1], settings) for settings in (config, replace(config, steps=2)))
     assert all(same(own, named))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from textual_inversion.noise import Epsilon, Noise, RectifiedFlow, VPrediction, from_scheduler_config
 
@@ -106,3 +107,54 @@ def test_the_schedulers_config_says_which_process_it_is() -> None:
 def test_an_unknown_solver_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="solver 'heun' must be 'ddim' or"):
         PROCESSES[name].begin("heun", 4)
+
+
+ZERO_SNR = {
+    "_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing",
+    "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": True,
+}  # fmt: skip
+TRAINED_BETAS = {
+    "_class_name": "DDIMScheduler", "trained_betas": torch.linspace(0.02, 0.0001, 1000).square().tolist(),
+    "prediction_type": "epsilon", "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False,
+}  # fmt: skip
+
+
+def test_a_schedule_of_zero_terminal_snr_learns_from_pure_noise() -> None:
+    """Lin et al. 2024, algorithm 1: the roots of abar are shifted and scaled to end at 0 and to begin as before."""
+    process = from_scheduler_config(ZERO_SNR, torch.device("cpu"))
+    latents, noise, t = batch()
+    x_t, target = process.corrupt(latents, noise, t)
+    plain = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()).cumprod(0).sqrt()
+    signal = ((plain - plain[-1]) * plain[0] / (plain[0] - plain[-1]))[t].reshape(-1, 1, 1, 1)
+    sigma = (1 - signal.square()).sqrt()
+    torch.testing.assert_close(x_t, signal * latents + sigma * noise)
+    torch.testing.assert_close(target, signal * noise - sigma * latents)
+    assert torch.equal(x_t[-1], noise[-1])
+    assert torch.equal(target[-1], -latents[-1])
+    assert torch.equal(process.predicted_latents(target, x_t, t)[-1], latents[-1])
+    assert process.min_snr_weights(t, 5.0)[-1] == 0
+
+
+def test_trained_betas_are_the_schedule() -> None:
+    process = from_scheduler_config(TRAINED_BETAS, torch.device("cpu"))
+    latents, noise, t = batch()
+    abar = (1 - torch.tensor(TRAINED_BETAS["trained_betas"])).cumprod(0)[t].reshape(-1, 1, 1, 1)
+    assert torch.equal(process.corrupt(latents, noise, t)[0], abar.sqrt() * latents + (1 - abar).sqrt() * noise)
+
+
+@pytest.mark.parametrize("config", [ZERO_SNR, TRAINED_BETAS], ids=["zero SNR", "trained betas"])
+@pytest.mark.parametrize(("solver", "theirs"), [("ddim", DDIMScheduler), ("dpm++", DPMSolverMultistepScheduler)])
+def test_drawing_follows_diffusers_on_unusual_schedules(config: dict[str, Any], solver: str, theirs: Any) -> None:
+    run = from_scheduler_config(config, torch.device("cpu")).begin(solver, 5)
+    names = inspect.signature(theirs.__init__).parameters
+    scheduler = theirs(**{name: value for name, value in config.items() if name in names})
+    scheduler.set_timesteps(5)
+    assert torch.equal(run.timesteps, scheduler.timesteps)
+    ours, output = batch()[0][:1], batch()[1][:1]
+    expected = ours
+    for step, timestep in enumerate(scheduler.timesteps):
+        ours = run.step(output, step, ours)
+        expected = scheduler.step(output, timestep, expected).prev_sample
+    assert torch.equal(ours, expected)
+    assert ours.isfinite().all()

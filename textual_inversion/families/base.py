@@ -51,6 +51,8 @@ class Backbone(Protocol):
     embeds_guidance: bool
     """True if the denoiser reads the guidance scale (`conditioning.GUIDANCE`), so that no output for an empty or
     negative prompt is compared with."""
+    sampling_steps: int
+    """Denoising steps of its pictures where no setting gives a number."""
     guides_by_zeros: bool
     """True if guidance compares the prompt with zeros in place of the empty prompt's encoding."""
     vocabularies: Vocabularies

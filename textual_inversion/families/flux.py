@@ -36,8 +36,11 @@ from textual_inversion.conditioning import GUIDANCE, Conditioning
 from textual_inversion.families.clips import ClipEncoders
 from textual_inversion.families.latent import LatentBackbone, downscaling
 from textual_inversion.families.parts import (
+    DISTILLED_STEPS,
+    SAMPLING_STEPS,
     UNUSED_CLIP_PARTS,
     device_named,
+    drawing_defaults,
     dtype_named,
     read_autoencoder,
     read_component,
@@ -86,8 +89,12 @@ class Flux(LatentBackbone):
         side = resolution // downscaling(vae.config)
         self.latent_shape = (vae.config.latent_channels, side, side)
         self.embeds_guidance = bool(transformer.config.guidance_embeds)
-        own = scheduler_config.get("_guidance_scale", _GUIDANCE_SCALE if self.embeds_guidance else 1.0)
-        self.guidance_scale = float(own)
+        # schnell, which was distilled to draw in 1 to 4 steps, is the one that does not read the scale
+        self.guidance_scale, self.sampling_steps = drawing_defaults(
+            scheduler_config,
+            guidance_scale=_GUIDANCE_SCALE if self.embeds_guidance else 1.0,
+            steps=SAMPLING_STEPS if self.embeds_guidance else DISTILLED_STEPS,
+        )
 
         tokens_side = torch.arange(side // 2, device=self.device)
         # each token's place among all kinds of tokens, row and column; text has zeros
@@ -155,7 +162,7 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Flux:
         vae=vae.to(torch_device),
         resolution=read_config(directory, "vae").get("sample_size", PACKED_RESOLUTION),
         scheduler_config=read_config(directory, "scheduler"),
-        digest=model_files.model_hash(str(directory)),
+        digest=files.digest(),
     )
 
 

@@ -32,6 +32,7 @@ class LatentBackbone(ABC):
     latent_shape: tuple[int, int, int]
     resolution: int
     guidance_scale: float
+    sampling_steps: int
     embeds_guidance = False
     guides_by_zeros = False
 

@@ -19,6 +19,8 @@ from textual_inversion.weights import load_pretrained, load_single_file
 
 SAMPLING_STEPS = 20
 """Denoising steps of a model that was not distilled and whose scheduler config gives none."""
+DISTILLED_STEPS = 4
+"""Denoising steps of a distilled model whose scheduler config gives none."""
 
 log = logging.getLogger(__name__)
 

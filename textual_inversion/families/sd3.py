@@ -28,7 +28,9 @@ from textual_inversion.conditioning import Conditioning
 from textual_inversion.families.clips import ClipEncoders
 from textual_inversion.families.latent import LatentBackbone, downscaling
 from textual_inversion.families.parts import (
+    SAMPLING_STEPS,
     device_named,
+    drawing_defaults,
     dtype_named,
     read_autoencoder,
     read_component,
@@ -73,7 +75,9 @@ class StableDiffusion3(LatentBackbone):
         self.latent_shape = (transformer.config.in_channels, side, side)
         self.resolution = side * downscaling(vae.config)
         self.noise = from_scheduler_config(scheduler_config, self.device)
-        self.guidance_scale = float(scheduler_config.get("_guidance_scale", _GUIDANCE_SCALE))
+        self.guidance_scale, self.sampling_steps = drawing_defaults(
+            scheduler_config, guidance_scale=_GUIDANCE_SCALE, steps=SAMPLING_STEPS
+        )
 
     def single_token_words(self) -> list[str]:
         """Return the words of `ClipEncoders.single_token_words`."""
@@ -144,5 +148,5 @@ def load(files: model_files.ModelFiles, *, device: str, precision: str) -> Stabl
         scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(
             str(directory), subfolder="scheduler", local_files_only=True
         ),
-        digest=model_files.model_hash(str(directory)),
+        digest=files.digest(),
     )

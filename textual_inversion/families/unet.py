@@ -15,7 +15,7 @@ from torch import Tensor
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.cross_attention import CrossAttentionLayers
 from textual_inversion.families.latent import LatentBackbone, downscaling
-from textual_inversion.families.parts import products_in
+from textual_inversion.families.parts import DISTILLED_STEPS, SAMPLING_STEPS, drawing_defaults, products_in
 from textual_inversion.lora import AdaptableLayers, AdapterBatch
 from textual_inversion.noise import from_scheduler_config
 from textual_inversion.prompts import Vocabularies
@@ -44,7 +44,12 @@ class UNetBackbone(LatentBackbone):
         side = unet.config.sample_size or vae.config.sample_size // scale
         self.latent_shape, self.resolution = (unet.config.in_channels, side, side), side * scale
         self.noise = from_scheduler_config(scheduler_config, self.device)
-        self.guidance_scale = _guidance_scale(scheduler_config)
+        is_distilled = _is_distilled(scheduler_config)
+        self.guidance_scale, self.sampling_steps = drawing_defaults(
+            scheduler_config,
+            guidance_scale=1.0 if is_distilled else GUIDANCE_SCALE,
+            steps=DISTILLED_STEPS if is_distilled else SAMPLING_STEPS,
+        )
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the U-Net's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
@@ -121,15 +126,14 @@ class OneEncoderBackbone(UNetBackbone):
         return {self._key: self.encode_prompts(ids, {}).hidden}
 
 
-def _guidance_scale(scheduler: Mapping[str, Any]) -> float:
-    """Return a model's own guidance scale: the one its scheduler's config gives; 1, which is none, for a model that was
-    distilled to draw in a few steps without guidance; else `GUIDANCE_SCALE`.
+def _is_distilled(scheduler: Mapping[str, Any]) -> bool:
+    """Return whether the scheduler's config is that of a model that was distilled to draw in a few steps without
+    guidance.
 
     The published SD-Turbo, SDXL-Turbo and SDXL-Lightning begin to draw at the last timestep ("trailing"); of the other
     models, only those whose last timestep is pure noise do.
     """
     is_trailing = scheduler.get("timestep_spacing") == "trailing" and not scheduler.get("rescale_betas_zero_snr")
-    is_distilled = scheduler.get("_class_name") in _DISTILLED_SCHEDULERS or (
+    return scheduler.get("_class_name") in _DISTILLED_SCHEDULERS or (
         is_trailing and scheduler.get("prediction_type", "epsilon") == "epsilon"
     )
-    return float(scheduler.get("_guidance_scale", 1.0 if is_distilled else GUIDANCE_SCALE))

@@ -29,7 +29,7 @@ from pipeline.actor.job import Job
 from pipeline.actor.learner import POOL_THREADS, Learner
 from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.plan import ConceptTask
-from pipeline.ledger.records import ConceptRecord, from_json
+from pipeline.ledger.records import ConceptRecord, DrawnWith, from_json
 from pipeline.stages import make_plan
 from pipeline.store.errors import ActorBroken, ActorLeaving, InputChanged, PhotosUnreachable, RunAborted, StoreFailed
 from pipeline.store.parquet import read_table
@@ -87,6 +87,7 @@ def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[
     assert record.memory.endswith("used to save memory: nothing")
     assert record.steps == 6
     assert from_json(store.get(one.folder.record)) == record
+    assert record.sampling == DrawnWith(solver="dpm++", steps=2, guidance_scale=2.0)
     names = {path.rpartition("/")[2] for path in store.list(one.folder.root)}
     assert names == {"learned_embeds.safetensors", "grid.png", "curve.parquet", "log.jsonl", "record.json"}
     for name, stored in record.files.items():

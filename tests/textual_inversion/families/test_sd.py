@@ -56,6 +56,15 @@ def test_guidance_is_what_the_schedulers_config_says(a_copy: Path, tiny_backbone
     assert load(Path(__file__).parents[3] / "demo/model").guidance_scale == 2
 
 
+def test_steps_are_what_the_schedulers_config_says(a_copy: Path, tiny_backbone: Backbone) -> None:
+    assert tiny_backbone.sampling_steps == 20
+    edit(a_copy / "scheduler/scheduler_config.json", timestep_spacing="trailing")  # as SD-Turbo is published
+    distilled = load(a_copy)
+    assert (distilled.guidance_scale, distilled.sampling_steps) == (1, 4)
+    edit(a_copy / "scheduler/scheduler_config.json", _num_inference_steps=2)
+    assert load(a_copy).sampling_steps == 2
+
+
 def test_resolution_falls_back_to_the_autoencoders(a_copy: Path) -> None:
     edit(a_copy / "unet/config.json", sample_size=None)
     assert load(a_copy).resolution == RESOLUTION
