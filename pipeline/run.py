@@ -138,6 +138,7 @@ def dry_run(
     of what is done.
     """
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
+    vocabularies = load_model_vocabularies(config)  # before the plan, which reads the whole model for its digest
     store = RunStore(config.output)
     plan, _ = make_plan(config, store, selection, verify=verify)
     for note in (*manifest_notes(config.manifest), *notes_on_prompts(config, prompts)):
@@ -146,7 +147,7 @@ def dry_run(
     sys.stdout.write("".join(f"would fail: {remark}\n" for remark in stray))
     failing = set()
     tasks = plan.tasks(read_by_priority(config.manifest))
-    for finding in examine(tasks, config, prompts, load_model_vocabularies(config), photos=photos):
+    for finding in examine(tasks, config, prompts, vocabularies, photos=photos):
         sys.stdout.write(f"{finding}\n")
         if finding.is_fatal:
             failing.add(finding.concept_id)

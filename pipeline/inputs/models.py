@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import RunConfig
 from pipeline.inputs.content_hash import folder_hash
+from pipeline.store.local_copies import local_copy
+from pipeline.store.redact import redact
 from textual_inversion import families, model_files
 
 if TYPE_CHECKING:
@@ -22,8 +24,15 @@ CAPTIONS_FILE = "captions.txt"
 def locate(model: str) -> str:
     """Return the path of a model's directory or file on this machine, or its hub id.
 
-    A relative path may lie in the current directory or in the repository, which may be elsewhere on another machine.
+    A relative path may lie in the current directory or in the repository, which may be elsewhere on another machine. A
+    file at another address (`s3://bucket/name.safetensors`) is copied to this machine's disk once. Raises ValueError if
+    it cannot be fetched.
     """
+    if "://" in model:
+        try:
+            return str(local_copy(model))
+        except OSError as error:
+            raise ValueError(redact(f"model {model} cannot be fetched: {type(error).__name__}: {error}")) from error
     for path in (Path(model), ROOT / model):
         if path.is_dir() or path.is_file():
             return str(path.resolve())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from pipeline.config import RunConfig
@@ -64,13 +65,23 @@ def test_text_encoders_that_the_model_does_not_have_are_refused(tiny_model: Path
         check('["clip_l", "t5xxl"]')
 
 
+def test_a_file_at_an_address_is_copied_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fsspec.filesystem("memory").pipe_file("/models/mine.safetensors", b"x")
+    address = "memory://models/mine.safetensors"
+    assert Path(locate(address)).read_bytes() == b"x"
+    assert portable(address) == address
+    with pytest.raises(ValueError, match=r"model memory://models/absent\.safetensors cannot be fetched: FileNotFound"):
+        locate("memory://models/absent.safetensors")
+
+
 def test_a_file_is_a_path_and_never_a_hub_id(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "models/mine.safetensors"
     path.parent.mkdir()
     path.write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
     assert locate("models/mine.safetensors") == portable("models/mine.safetensors") == str(path)
-    with pytest.raises(ValueError, match=r"mine\.safetensors cannot be used: it is no safetensors file"):
+    with pytest.raises(ValueError, match=r"mine\.safetensors is no safetensors file"):
         check_model(load_config(overrides=["model=models/mine.safetensors"]))
     with pytest.raises(ValueError, match="there is no such file"):
         check_model(load_config(overrides=["model=models/absent.safetensors"]))
