@@ -22,7 +22,7 @@ from pipeline.actor.publish import failure_record
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
 from pipeline.report.progress import Progress
-from pipeline.store.errors import RunAborted, describe_error
+from pipeline.store.errors import RunAborted, StorageLost, describe_error
 from pipeline.store.retries import backoff_s
 from pipeline.verdict import ActorFacts, Fate, Policy, Verdict, actor_fate, cause_of, decide, proves_nothing
 from pipeline.work_queue import Work, WorkQueue
@@ -341,7 +341,7 @@ class _Fleet:
             return
         self._store_failures += 1
         if self._store_failures >= self._policy.max_store_failures:
-            raise RunAborted(
+            raise StorageLost(
                 f"storage failed {self._store_failures} times in a row: {describe_error(error)}"
             ) from error
         pause_s = self._pause_s(self._store_failures)

@@ -35,15 +35,15 @@ from pipeline.bulk.rows import done_row_ids, plan_missing
 from pipeline.bulk.stage import Stage, run_stage
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
-from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
+from pipeline.exit_codes import FAILED, OK, STOPPED
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.ledger.records import ConceptRecord, latest, load_records
+from pipeline.report.command_errors import exit_code_of
 from pipeline.report.logs import configure_logs
 from pipeline.report.run_summary import SHOWN_FAILURES
 from pipeline.stages import connect
 from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.errors import describe_error
-from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 
 _PICTURES_PER_CALL = 64
@@ -53,16 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     configure_logs()
     options = parse(arguments)
-    try:
-        config, code = prepare(options)
-        configure_logs(config.log_format)
-        return code if code == STOPPED else max(code, evaluate(config))
-    except ValueError as error:
-        sys.stderr.write(redact(f"error: {error}\n"))
-        return USAGE
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; run the same command again to continue\n")
-        return STOPPED
+    return exit_code_of(lambda: _prepare_and_evaluate(options))
+
+
+def _prepare_and_evaluate(options: argparse.Namespace) -> int:
+    config, code = prepare(options)
+    configure_logs(config.log_format)
+    return code if code == STOPPED else max(code, evaluate(config))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -5,7 +5,9 @@ FAILED = 1
 """A concept, a row or a picture failed."""
 USAGE = 2
 """The command cannot do what it was asked to; nothing was begun."""
+BUG = 70
+"""A mistake in this software ended the command; the traceback is on stderr."""
 STOPPED = 75
-"""A signal ended the run; the same command continues it."""
+"""A signal ended the run, or its storage failed; the same command continues it."""
 LATE = 76
 """`--finish-by` ended the run; the same command continues it."""

@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
-from pipeline.exit_codes import FAILED, OK, USAGE
+from pipeline.exit_codes import FAILED, OK
 from pipeline.exports.names import file_names
 from pipeline.inputs.models import load_model_vocabularies
 from pipeline.ledger.gate import PASSED, gate_verdict
 from pipeline.ledger.records import ConceptRecord, latest, load_records
 from pipeline.ledger.selection import unknown_concept
+from pipeline.report.command_errors import exit_code_of
 from pipeline.store.addresses import absolute
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
@@ -48,12 +49,7 @@ _SHOWN = 20
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: FAILED if a concept was refused for a tool."""
     options = parse(arguments)
-    try:
-        entries = export(options)
-    except (ValueError, OSError) as error:  # a wrong argument, or storage that cannot be read or written
-        sys.stderr.write(redact(f"error: {error}\n"))
-        return USAGE
-    return conclude(entries, absolute(options.to))
+    return exit_code_of(lambda: conclude(export(options), absolute(options.to)))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -21,12 +21,13 @@ from pipeline.config import GateConfig, RunConfig
 from pipeline.config_file import load_config, recipe, to_tree
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import ManifestRow, read_by_priority
+from pipeline.inputs.models import with_captions
 from pipeline.ledger.digest import digest
 from pipeline.ledger.gate import BELOW, PASSED, against_first, best, verdict
-from pipeline.ledger.plan import ConceptTask, Plan, settings_path
+from pipeline.ledger.plan import ConceptTask, Plan, earlier_hash, settings_path
 from pipeline.ledger.records import ConceptRecord, Try, from_json, put_record
 from pipeline.ledger.selection import Selection
-from pipeline.ledger.settings import current_settings
+from pipeline.ledger.settings import captions_hash, current_settings
 from pipeline.report.run_stats import RetryStats
 from pipeline.store.addresses import read_bytes
 from pipeline.store.storage import ConceptFolder, RunStore
@@ -66,6 +67,15 @@ def retry_rules(config: RunConfig) -> list[RetryRule]:
         except (ValueError, OSError) as error:
             raise ValueError(f"gate.ladder: {text!r}: {error}") from error
     return rules
+
+
+def check_rule_files(config: RunConfig) -> None:
+    """Read the files and runs that the rules' settings name: a missing one is to be told before the learning. Raises
+    ValueError for one that cannot be read."""
+    for rule in retry_rules(config):
+        inversion = with_captions(rule.config).inversion
+        captions_hash(inversion.penalties.captions)
+        earlier_hash(inversion.init.earlier_run)
 
 
 def _apply_rule(config: RunConfig, text: str, number: int) -> RunConfig:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
-from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
+from pipeline.exit_codes import FAILED, OK
 from pipeline.gate_retries import concepts_to_retry, retry_rules
 from pipeline.inputs.manifest import concept_ids, manifest_notes, read_by_priority
 from pipeline.inputs.models import check_model, load_model_vocabularies, locate
@@ -27,11 +27,11 @@ from pipeline.inputs.resolve import resolve_addresses
 from pipeline.ledger.preflight import examine
 from pipeline.ledger.prune import find_leftovers
 from pipeline.ledger.selection import ALL_CONCEPTS, RETRIES, Selection, select
+from pipeline.report.command_errors import exit_code_of
 from pipeline.report.logs import configure_logs, say
 from pipeline.report.run_summary import SHOWN_FAILURES, conclude, describe_bad_row, describe_left_out
 from pipeline.stages import Run, make_plan
 from pipeline.store.addresses import absolute, read_bytes
-from pipeline.store.errors import StoreFailed
 from pipeline.store.lease import hold_lease
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
@@ -46,25 +46,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def start(options: argparse.Namespace) -> int:
     """Run with parsed options and return the exit code; errors are printed in one line."""
-    try:
-        config = configure(options)
-        configure_logs(config.log_format)
-        until = parse_deadline(options.finish_by)
-        store = RunStore(config.output)
-        selection = select(config.manifest, store, options.only, options.retry, options.limit, config.gate)
-        if options.dry_run:
-            return dry_run(config, selection, photos=options.photos, prune=options.prune, verify=options.verify)
-        with hold_lease(store, config.lease_s):
-            return run(config, selection, until=until, prune=options.prune, verify=options.verify)
-    except ValueError as error:
-        sys.stderr.write(redact(f"error: {error}\n"))
-        return USAGE
-    except StoreFailed as error:
-        sys.stderr.write(redact(f"error: storage failed: {error}\nnothing done is lost; run the same command again\n"))
-        return STOPPED
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; run the same command again to continue\n")
-        return STOPPED
+    return exit_code_of(lambda: _start(options))
+
+
+def _start(options: argparse.Namespace) -> int:
+    config = configure(options)
+    configure_logs(config.log_format)
+    until = parse_deadline(options.finish_by)
+    store = RunStore(config.output)
+    selection = select(config.manifest, store, options.only, options.retry, options.limit, config.gate)
+    if options.dry_run:
+        return dry_run(config, selection, photos=options.photos, prune=options.prune, verify=options.verify)
+    with hold_lease(store, config.lease_s):
+        return run(config, selection, until=until, prune=options.prune, verify=options.verify)
 
 
 def parse(
@@ -229,11 +223,12 @@ def run(
         if stray:
             stats.problems["prompts"] = "; ".join(stray[:SHOWN_FAILURES])
     if not stats.is_stopped:
-        stages.write_state("reporting")
+        stages.enter("reporting")
+    if not stats.is_stopped:
         stages.report()
         if prune:
             stages.prune()  # last: nothing is deleted before the results are written
-    stages.write_state("stopped" if stats.is_stopped else "ended")
+    stages.enter("stopped" if stats.is_stopped else "ended")
     return conclude(config, stats, stages.plan, selection)
 
 

@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.gate_retries import retry_below_gate
+from pipeline.gate_retries import check_rule_files, retry_below_gate
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import count_rows
 from pipeline.inputs.prompt_table import Prompt
@@ -33,9 +33,10 @@ from pipeline.report.page import build_report
 from pipeline.report.progress import Progress, ProgressNumbers
 from pipeline.report.run_stats import DeviceTime, RunStats
 from pipeline.report.run_summary import describe_run, figures_of
-from pipeline.store.errors import RunAborted, describe_bug, describe_error
+from pipeline.store.errors import RunAborted, StorageLost, describe_bug, describe_error
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
+from pipeline.store.trouble import describe_trouble
 from pipeline.times import DeadlinePassed
 
 # ray and torch are imported where they are first needed, so that --help and --dry-run answer at once.
@@ -51,6 +52,7 @@ def make_plan(
     `verify` reads every file of the concepts that are done, and compares it with its record.
     """
     settings = current_settings(config)
+    check_rule_files(config)
     identify = partial(content_hashes, photos=config.photos)
     done = find_done(store, verify=verify)
     plan = Plan(digest(settings), done.fingerprints, identify, selection, done.awaiting_retry, done.damaged)
@@ -89,6 +91,13 @@ class Run:
         self.stats.stage = stage
         self._store.put("run.json", describe_run(self._config, self.stats, self.plan, self._settings))
 
+    def enter(self, stage: str) -> None:
+        """Set the stage and write `run.json`. Ends the run if the output cannot be written."""
+        try:
+            self.write_state(stage)
+        except OSError as error:
+            self._stop_for(stage, error)
+
     def learn(self, tasks: Iterator[ConceptTask]) -> None:
         """Learn every task's concept. A failure is recorded, and the other concepts are learned."""
         tasks = self._without_damaged_records(tasks)
@@ -105,7 +114,11 @@ class Run:
             self.stats.settle(record)
             metrics.settled(record)
             if record.status == "failed":
-                put_record(self._store, record)
+                try:
+                    put_record(self._store, record)
+                except OSError as error:
+                    self._stop_for("learning", error)
+                    return
             elif record.gate == BELOW and self._config.gate.ladder:
                 self.plan.awaiting_retry[record.concept_id] = record.fingerprint
 
@@ -130,12 +143,17 @@ class Run:
             if first is not None and time.time() < stats.until:  # without work, no cluster is needed
                 yield from self._learn_all(config, chain([first], tasks), stage, lambda: num_tasks)
 
-        retry_below_gate(self._config, self._store, self.plan, self._selection, learn_all, stats.gate_retries)
+        try:
+            retry_below_gate(self._config, self._store, self.plan, self._selection, learn_all, stats.gate_retries)
+        except OSError as error:
+            self._stop_for("trying again", error)
         stats.is_late |= bool(stats.gate_retries.waiting) and time.time() >= stats.until
 
     def draw(self, prompts: Sequence[Prompt]) -> None:
         """Draw every prompt with every selected concept that is done."""
-        self.write_state("drawing")
+        self.enter("drawing")
+        if self.stats.is_stopped:
+            return
         gpus, cpus = connect(self._config)
         from ray.exceptions import RayError
 
@@ -155,6 +173,10 @@ class Run:
                 return
             except RayError as error:
                 stats.problems["drawing"] = f"stopped, run again to continue: {describe_error(error)}"
+                stats.is_stopped = isinstance(getattr(error, "cause", None), OSError)
+                return
+            except OSError as error:
+                self._stop_for("drawing", error)
                 return
             finally:
                 stats.on_gpus = bool(gpus)
@@ -186,9 +208,9 @@ class Run:
             log.exception("the report was not written")
             self.stats.problems["report"] = f"not written: {describe_bug(error)}"
 
-    def _stop_for(self, stage: str, error: Exception) -> None:
+    def _stop_for(self, stage: str, error: OSError) -> None:
         """End the run, to be continued by the same command, because its output cannot be written."""
-        self.stats.problems[stage] = f"not written: {describe_error(error)}"
+        self.stats.problems[stage] = f"not written: {describe_trouble(error)}"
         self.stats.is_stopped = True
 
     def _learn_all(
@@ -234,7 +256,8 @@ class Run:
                     yield record
             except RunAborted as error:
                 stats.problems[stage] = f"given up: {error}"
-            stats.is_stopped = stop.is_set()
+                stats.is_stopped = isinstance(error, StorageLost)
+            stats.is_stopped |= stop.is_set()
 
 
 def connect(config: RunConfig, *, dashboard: bool = False) -> tuple[float, float]:

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from pipeline.exit_codes import OK, USAGE
+from pipeline.exit_codes import OK
+from pipeline.report.command_errors import exit_code_of
 from pipeline.report.failures import group_by_kind
 from pipeline.report.run_status import RunStatus, read_status
-from pipeline.store.errors import is_client_error
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 from pipeline.times import format_duration, format_rough_duration, format_utc
@@ -144,23 +144,15 @@ def _advice(status: RunStatus) -> Iterable[str]:
 def run_query(
     output: str, find: Callable[[RunStore], Found], describe: Callable[[Found], Iterable[str]], *, as_json: bool
 ) -> int:
-    """Print what `find` returns for an output, a dataclass, as lines or as JSON; return the exit code.
+    """Print what `find` returns for an output, a dataclass, as lines or as JSON; return the exit code."""
 
-    A ValueError of `find`, and any error of a store, becomes one line on stderr.
-    """
-    try:
+    def query() -> int:
         found = find(RunStore(output))
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {redact(str(error)) or type(error).__name__}\n")
-        return USAGE
-    except Exception as error:
-        if not is_client_error(error):
-            raise
-        sys.stderr.write(f"error: {redact(f'{output} cannot be reached: {error}')}\n")
-        return USAGE
-    text = json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(describe(found))
-    sys.stdout.write(redact(text) + "\n")
-    return OK
+        text = json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(describe(found))
+        sys.stdout.write(redact(text) + "\n")
+        return OK
+
+    return exit_code_of(query)
 
 
 if __name__ == "__main__":

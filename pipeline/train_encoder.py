@@ -20,19 +20,20 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
-from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
+from pipeline.exit_codes import FAILED, OK, STOPPED
 from pipeline.inputs.manifest import BadRow, read_manifest
 from pipeline.inputs.models import check_model, locate
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.ledger.digest import digest
 from pipeline.ledger.encoder_record import CHECKPOINT, ENCODER, RECORD, EncoderRecord, put_record, read_record
 from pipeline.ledger.records import latest, load_records
+from pipeline.report.command_errors import exit_code_of
 from pipeline.report.encoder_page import PATH, write_encoder_page
 from pipeline.report.logs import configure_logs, say
 from pipeline.report.run_summary import SHOWN_FAILURES
 from pipeline.stages import connect, handling_signals, stopping_on_signals
 from pipeline.store.addresses import absolute, read_bytes
-from pipeline.store.errors import RunAborted, StoreFailed, describe_error
+from pipeline.store.errors import RunAborted, describe_error
 from pipeline.store.lease import hold_lease
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
@@ -54,20 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code; errors are printed in one line."""
     configure_logs()
     options = parse(arguments)
-    try:
-        config = configure(options)
-        configure_logs(config.log_format)
-        with hold_lease(RunStore(config.output), config.lease_s):
-            return train(config)
-    except ValueError as error:
-        sys.stderr.write(redact(f"error: {error}\n"))
-        return USAGE
-    except StoreFailed as error:
-        sys.stderr.write(redact(f"error: storage failed: {error}\nnothing done is lost; run the same command again\n"))
-        return STOPPED
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; run the same command again to continue\n")
-        return STOPPED
+    return exit_code_of(lambda: _train(options))
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = configure(options)
+    configure_logs(config.log_format)
+    with hold_lease(RunStore(config.output), config.lease_s):
+        return train(config)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
-from pipeline.exit_codes import OK, USAGE
+from pipeline.exit_codes import OK
 from pipeline.inputs.models import portable
 from pipeline.inputs.prompt_table import prompt_notes
+from pipeline.report.command_errors import exit_code_of
 from pipeline.store.addresses import absolute, read_bytes
-from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ COMPOSITION_PROMPT = "a photo of a {} and a {}"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parse(arguments)
+    return exit_code_of(lambda: _use(options))
+
+
+def _use(options: argparse.Namespace) -> int:
     from pipeline.actor.library import open_library
 
-    try:
-        config = configure(options)
-        options.use(options, config, open_library(options.learned))
-    except (ValueError, OSError) as error:  # a wrong argument, or storage that cannot be read or written
-        sys.stderr.write(redact(f"error: {error}\n"))
-        return USAGE
+    config = configure(options)
+    options.use(options, config, open_library(options.learned))
     sys.stdout.write(f"{RunStore(config.output).uri('sheet.png')}\n")
     return OK
 

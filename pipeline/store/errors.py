@@ -35,6 +35,10 @@ class RunAborted(RuntimeError):
     """The run cannot go on for a reason that no concept can be blamed for; the text names the reason."""
 
 
+class StorageLost(RunAborted):
+    """The run cannot go on because its own storage fails; the same command continues it."""
+
+
 _DIED = "its process ended without a word: killed, out of memory, or crashed (a log of its node says which)"
 _CLIENTS = ("botocore", "aiobotocore", "google", "gcsfs", "azure", "adlfs", "aiohttp")
 """Packages of object stores' clients, whose errors need not be OSErrors."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,8 +17,12 @@ from pipeline.config import RunConfig
 from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
 from pipeline.inputs.models import ROOT, locate, portable
 from pipeline.ledger.digest import digest
-from pipeline.ledger.settings import captions_hash
+from pipeline.ledger.records import StoredFile
+from pipeline.ledger.settings import captions_hash, current_settings
 from pipeline.run import configure, main, parse
+from pipeline.store import disk
+from pipeline.store.storage import RunStore
+from tests.pipeline import outputs
 from tests.pipeline.runs import tiny_toml, write_manifest
 
 
@@ -161,7 +166,11 @@ def test_a_selection_is_counted_and_what_is_left_is_no_failure(
     ("error", "code", "line"),
     [
         (OverflowError("Python int too large"), FAILED, "FAILED report: not written: bug in this software"),
-        (OSError(errno.ENOSPC, "No space left on device"), STOPPED, "FAILED report: not written: OSError"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            STOPPED,
+            "FAILED report: not written: No space left on device; the disk is full",
+        ),
     ],
 )
 def test_an_error_of_the_report_is_a_problem_of_the_run_and_nothing_is_pruned(
@@ -185,3 +194,68 @@ def test_an_error_of_the_report_is_a_problem_of_the_run_and_nothing_is_pruned(
     assert "FAILED pruning: nothing was deleted" in said
     assert old.exists()
     assert json.loads((tmp_path / "out" / "run.json").read_text())["stage"] in ("ended", "stopped")
+
+
+def test_a_disk_that_is_full_after_the_learning_ends_the_run_with_its_summary(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path, ["a"])
+    job = tmp_path / "job.toml"
+    job.write_text(tiny_toml(tiny_model))
+    put = disk.put
+    written: list[str] = []
+
+    def put_once(path: Path, data: bytes) -> None:
+        if path.name in written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        written.append(path.name)
+        put(path, data)
+
+    monkeypatch.setattr(disk, "put", put_once)
+    command = [str(manifest), "--config", str(job), "--output", str(tmp_path / "out"), "--retry", "failed"]
+    assert main([*command, "--set", "lease_s=0"]) == STOPPED
+    said = capsys.readouterr()
+    assert said.out.startswith("0 learned, 0 done before, 1 left out")
+    assert "FAILED reporting: not written: " in said.out
+    assert "the disk is full: free some space" in said.out
+    assert "Traceback" not in said.err
+
+
+def test_what_a_retry_rule_names_is_read_before_the_learning(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path, ["a"])
+    job = tmp_path / "job.toml"
+    gone = tmp_path / "gone.txt"
+    rule = f"inversion.penalties.captions={gone}"
+    inversion = {"adapter": {"kind": "lora"}, "penalties": {"knowledge": 0.1}}
+    job.write_text(tiny_toml(tiny_model, inversion=inversion, gate={"min_clip_i": 0.5, "ladder": [rule]}))
+    assert main([str(manifest), "--config", str(job), "--output", str(tmp_path / "out")]) == USAGE
+    assert f"captions = '{gone}' cannot be read" in capsys.readouterr().err
+
+
+def test_damage_is_named_where_it_is_not_learned_again(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path, ["a", "b"])
+    job = tmp_path / "job.toml"
+    job.write_text(tiny_toml(tiny_model))
+    command = [str(manifest), "--config", str(job), "--output", str(tmp_path / "out")]
+    config = configured(*command)
+    for task in outputs.tasks_of(str(manifest), current_settings(config)).values():
+        (tmp_path / "out" / task.folder.root).mkdir(parents=True)
+        (tmp_path / "out" / task.folder.grid).write_bytes(b"grid")
+        files = {"grid.png": StoredFile(bytes=4, sha256=hashlib.sha256(b"grid").hexdigest())}
+        outputs.end(RunStore(config.output), task, files=files)
+    assert main([*command, "--dry-run", "--verify"]) == OK
+    (path,) = (tmp_path / "out" / "concepts" / "b").rglob("grid.png")
+    path.write_bytes(b"dirg")
+    assert main([*command, "--dry-run"]) == OK
+    assert "2 done, 0 to do" in capsys.readouterr().out
+    assert main([*command, "--dry-run", "--verify"]) == FAILED
+    said = capsys.readouterr().out
+    assert "b: damaged: concepts/b/" in said
+    assert "1 done, 1 to do" in said
+    path.write_bytes(b"")
+    assert main([*command, "--only", "a"]) == FAILED
+    assert "FAILED b: damaged: concepts/b/" in capsys.readouterr().out

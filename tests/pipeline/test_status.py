@@ -125,7 +125,10 @@ def test_a_store_without_credentials_is_named(arguments: list[str]) -> None:
     command = [sys.executable, "-m", f"pipeline.{arguments[0]}", "s3://bucket/out", *arguments[1:]]
     done = subprocess.run(command, cwd=ROOT, env=nobody, capture_output=True, text=True, check=False)
     assert done.returncode == USAGE
-    assert done.stderr == "error: s3://bucket/out cannot be reached: Unable to locate credentials\n"
+    assert done.stderr == (
+        "error: Unable to locate credentials; give the store's client credentials, such as "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY\n"
+    )
 
 
 @pytest.mark.parametrize("module", ["status", "explain"])
