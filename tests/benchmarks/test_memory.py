@@ -13,7 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import memory
 from benchmarks.random_model import SHAPES
-from textual_inversion.memory_estimate import trace
+from pipeline.actor.memory_plan import LEARNING_SHARE
+from textual_inversion.config import InversionConfig
+from textual_inversion.families.base import MemorySaving
+from textual_inversion.memory_estimate import learn_made_up, trace
 
 
 def a_unet(shape: dict[str, Any]) -> tuple[Any, Callable[[], Tensor]]:
@@ -60,3 +63,17 @@ def test_the_command_prints_a_row_without_and_one_with_checkpointing(capsys: pyt
     assert saving[1] < plain[1] / 3
     assert saving[2] < plain[2]
     assert plain[5] < plain[4]
+
+
+@pytest.mark.slow
+def test_stable_diffusion_xl_learns_on_a_card_of_24_gb_with_checkpointing_only() -> None:
+    """A pass of 4 samples, within the share of the free memory that an actor gives to learning."""
+    mode = FakeTensorMode()
+    with mode:
+        backbone = memory.MODELS["sdxl"]()
+    fits = {}
+    for checkpoints in (False, True):
+        backbone.save_memory(MemorySaving(checkpoints_gradients=checkpoints))
+        found = trace(lambda: learn_made_up(backbone, InversionConfig(batch_size=4), 1), mode)
+        fits[checkpoints] = found.peak < LEARNING_SHARE * (24e9 - found.weights)
+    assert fits == {False: False, True: True}
