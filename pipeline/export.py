@@ -121,7 +121,7 @@ def choose(
         if concept_id not in by_id:
             raise unknown_concept(concept_id, by_id, place)
         record = by_id[concept_id]
-        if record.status != "done":
+        if record.status != "done" and not record.is_damaged:  # a damaged one is refused by name
             if only is not None:
                 raise ValueError(f"concept {concept_id!r} was not learned: {record.error}; mend that and run it again")
         elif gate != PASSED or gate_verdict(record, config.gate) == PASSED:

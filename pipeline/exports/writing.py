@@ -103,6 +103,8 @@ class Export:
 
     def _make(self, name: str, record: ConceptRecord) -> tuple[Entry, dict[str, bytes]]:
         """Return a concept's entry, without its files, and its files for all tools: path -> content."""
+        if record.is_damaged:
+            return Entry(record=record, name=name, refused=dict.fromkeys(self.tools, record.error)), {}
         try:
             embedding = read_embedding(self.source.uri(record.result.embedding), record.files)
         except ValueError as error:

@@ -18,6 +18,7 @@ from pipeline.store.storage import ConceptFolder, RunStore
 from textual_inversion.errors import STORAGE
 
 _BATCH = 500
+_DAMAGED = "damaged: "
 
 Equality = Literal["", "to rounding"]
 
@@ -165,8 +166,12 @@ class ConceptRecord:
 
     def as_damaged(self, damage: str) -> ConceptRecord:
         """Return the record as one of a failed concept, whose results are not as they were written."""
-        error = f"damaged: {damage}; the next run learns it again"
+        error = f"{_DAMAGED}{damage}; the next run learns it again"
         return dataclasses.replace(self, status="failed", error=error, error_kind=STORAGE)
+
+    @property
+    def is_damaged(self) -> bool:
+        return self.status == "failed" and self.error.startswith(_DAMAGED)
 
 
 _ADAPTER = TypeAdapter(ConceptRecord)

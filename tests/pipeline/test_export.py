@@ -275,13 +275,16 @@ def test_only_what_passed_the_gate(tiny_model: Path, tmp_path: Path, capsys: pyt
 
 def test_a_stored_file_that_is_not_the_records_is_not_exported(tiny_model: Path, tmp_path: Path) -> None:
     store = RunStore(str(tmp_path / "run"))
-    files = {"learned_embeds.safetensors": StoredFile(bytes=1, sha256="0" * 64)}
-    put_concept(store, learned("tiger", tiny_model), files=files)
     put_concept(store, learned("taxi", tiny_model))
-    code, out = command(store.root, "--for", "webui")
-    assert code == 1
-    assert "SHA-256 digests differ" in index(out)["tiger"]["refused"]
-    assert index(out)["taxi"]["files"]
+    put_concept(store, learned("tiger", tiny_model))
+    size = next(size for path, size in store.scan("concepts/tiger") if path.endswith("learned_embeds.safetensors"))
+    for num_bytes, said in ((size, "SHA-256 digests differ"), (1, f"has {size:,} bytes and not the 1 of its record")):
+        files = {"learned_embeds.safetensors": StoredFile(bytes=num_bytes, sha256="0" * 64)}
+        put_concept(store, learned("tiger", tiny_model), files=files)
+        code, out = command(store.root, "--for", "webui", "--overwrite")
+        assert code == 1
+        assert said in index(out)["tiger"]["refused"]
+        assert index(out)["taxi"]["files"]
 
 
 def test_a_grid_of_other_settings_is_shown_whole(tiny_model: Path, tmp_path: Path) -> None:
