@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from pipeline.config import RunConfig
@@ -167,7 +167,7 @@ class Training:
         self._left_out = {_place(row): row.reason for row in bad} | failures(store, rows.wanted, failed)
         self._row_ids = {row_id: name for row_id, name in rows.wanted.items() if row_id not in failed}
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """All settings that the encoder depends on, as JSON values."""
         from pipeline.encoder_training.examples import example_settings
