@@ -45,7 +45,7 @@ def fit_learning(
     """Let the model save memory as the settings of actors say, so that a pass of `slots` concepts fits and sample
     pictures can be drawn beside it.
 
-    `free`: bytes of free memory; None measures them. Raises ValueError if the settings do not go with the model.
+    `free`: bytes of free memory; None measures them.
     """
     free = free_bytes(backbone.device) if free is None else free
     room = LEARNING_SHARE * free
@@ -103,8 +103,8 @@ def _plan(backbone: Backbone, actors: ActorConfig, free: float, fit: Callable[[_
     try:
         if "auto" in (actors.gradient_checkpointing, actors.vae_slicing, actors.vae_tiling):
             most_slots = fit(choice)
-    except RuntimeError as error:  # an operation of the model has no fake form
-        log.warning("memory cannot be estimated: %s", describe_error(error))
+    except Exception as error:  # an operation without a fake form; settings that cannot be, the engine refuses
+        log.warning("memory cannot be estimated: %s", describe_error(error), exc_info=True)
         choice.note(f"no estimate: {describe_error(error)}")
         choice.take(_as_configured(actors))
     saving = choice.saving

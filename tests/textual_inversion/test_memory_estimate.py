@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny_flux import tiny_flux
-from tests.tiny_models import tiny_latent_diffusion
+from tests.tiny_models import tiny_extractor, tiny_latent_diffusion
 from tests.tiny_sd3 import tiny_stable_diffusion_3
 from tests.tiny_sdxl import tiny_stable_diffusion_xl
 from tests.toy_backbone import ToyBackbone
 from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, SamplingConfig
+from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone, MemorySaving
 from textual_inversion.memory_estimate import (
@@ -89,6 +90,15 @@ def test_the_estimate_holds_for_every_family(family: str, tmp_path: Path) -> Non
         kept.append(learning_memory(backbone, config, slots=2).kept)
         assert kept[-1] == kept_in_fact(lambda: learn_made_up(backbone, config, slots=2))
     assert kept[1] < kept[0]
+
+
+def test_the_estimate_counts_pictures_that_are_compared(backbone: Backbone, tmp_path: Path) -> None:
+    """The penalty decodes each prediction, and gradients pass through the autoencoder and the extractor."""
+    features = ClipExtractor(str(tiny_extractor("clip", tmp_path)), "cpu").pixel_features
+    config = InversionConfig(batch_size=1, penalties=PenaltyConfig(clip=0.1))
+    estimate = learning_memory(backbone, config, 2, features)
+    assert estimate.kept == kept_in_fact(lambda: learn_made_up(backbone, config, 2, features))
+    assert estimate.kept > learning_memory(backbone, InversionConfig(batch_size=1), 2, features).kept
 
 
 def test_more_concepts_take_more_memory_and_nothing_is_left_behind() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from textual_inversion import model_files
 from textual_inversion.families.base import MemorySaving
@@ -120,7 +121,7 @@ def save_memory(saving: MemorySaving, denoiser: Any, autoencoder: Any, latent_sh
     """Run networks of diffusers in these ways; a warning names what an autoencoder has no code for, such as slices of
     VQModel."""
     if saving.checkpoints_gradients:
-        denoiser.enable_gradient_checkpointing()
+        denoiser.enable_gradient_checkpointing(_checkpoint)
     else:
         denoiser.disable_gradient_checkpointing()
     for way, wanted in (("slicing", saving.slices), ("tiling", saving.tiles)):
@@ -132,3 +133,8 @@ def save_memory(saving: MemorySaving, denoiser: Any, autoencoder: Any, latent_sh
         tile = latent_shape[-1] // 2
         autoencoder.tile_latent_min_size = tile
         autoencoder.tile_sample_min_size = tile * 2 ** (len(autoencoder.config.block_out_channels) - 1)
+
+
+def _checkpoint(module: Any, *args: Any) -> Any:
+    """Call a module of a frozen network, which draws nothing at random, so that its activations are computed again."""
+    return checkpoint(module.__call__, *args, use_reentrant=False, preserve_rng_state=False)
