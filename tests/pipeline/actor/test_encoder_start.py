@@ -16,7 +16,9 @@ from pipeline.actor.learner import Learner
 from pipeline.inputs.models import extractor_hash
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
+from pipeline.report.page import RunFigures, build_report
 from pipeline.store.parquet import read_table
+from pipeline.store.storage import RunStore
 from tests.pipeline.runs import task, tiny_config, write_photo
 from tests.tiny_models import tiny_extractor
 from textual_inversion.encoder import ConceptEncoder, EncoderConfig, PhotoFeatures, canonical_order
@@ -86,6 +88,9 @@ def test_without_steps_the_encoders_rows_are_published(
     ((record, data),) = learn(tiny_model, clip, tmp_path, encoder, [one])
     assert (record.status, record.start, record.steps) == ("done", "encoder", 0)
     assert read_table(tmp_path / record.folder.curve).num_rows == 0
+    store = RunStore(str(tmp_path))
+    build_report(store, tiny_config(tiny_model, tmp_path), RunFigures())
+    assert "toy" in store.get("report.html").decode()
     features = PhotoFeatures(tiny_backbone, ClipExtractor(clip, "cpu"), CONFIG)
     pictures = canonical_order([Image.open(path).convert("RGB") for path in photos])
     rows = encoder.rows(features(pictures), class_vectors(one.concept, tiny_backbone))["clip_l"]
