@@ -12,7 +12,7 @@ from torch import Tensor
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.cross_attention import layer_changes
 from textual_inversion.errors import BadInput
-from textual_inversion.families.base import MemorySaving
+from textual_inversion.families.base import MemorySaving, sized_latents
 from textual_inversion.latents import EncodedViews
 from textual_inversion.lora import AdapterBatch
 from textual_inversion.noise import Epsilon, Noise, VPrediction
@@ -84,6 +84,9 @@ class ToyBackbone:
         self._mix = {key: weight(32, dim) for key, dim in DIMS.items()}
         self._see = weight(32, 32)
         self._encoder = weight(64, 192)
+
+    def latent_shape_for(self, width: int, height: int) -> tuple[int, int, int]:
+        return sized_latents(self, width, height, multiple_px=self.resolution, most_px=self.resolution)
 
     def single_token_words(self) -> list[str]:
         return ["animal", "cat", "clock", "dog", "toy", "tree"]

@@ -21,7 +21,7 @@ from textual_inversion.compiled import Compiled
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.errors import BadInput
 from textual_inversion.families import Family
-from textual_inversion.families.base import MemorySaving
+from textual_inversion.families.base import MemorySaving, sized_latents
 from textual_inversion.lora import AdaptableLayers, AdapterBatch
 from textual_inversion.noise import Noise, from_scheduler_config
 from textual_inversion.prompts import Vocabularies
@@ -200,6 +200,9 @@ class ToyFamily:
             self._adaptable[key] = AdaptableLayers(encoder, key, prefix=f"{key}.")
         layers = [adaptable.layers for adaptable in self._adaptable.values()]
         self.adapter_layers: Mapping[str, tuple[int, int]] = {**layers[0], **layers[1]}
+
+    def latent_shape_for(self, width: int, height: int) -> tuple[int, int, int]:
+        return sized_latents(self, width, height, multiple_px=self.resolution, most_px=self.resolution)
 
     def single_token_words(self) -> list[str]:
         return ["animal", "cat", "clock", "dog", "toy", "tree"]

@@ -51,13 +51,18 @@ def learning_is_invariant(
     return slots == 1 or _is_invariant(learn, slots)
 
 
-def drawing_is_invariant(backbone: Backbone, sampling: SamplingConfig, adapter: AdapterConfig | None = None) -> bool:
+def drawing_is_invariant(
+    backbone: Backbone,
+    sampling: SamplingConfig,
+    adapter: AdapterConfig | None = None,
+    size_px: tuple[int, int] | None = None,
+) -> bool:
     """Tell whether batches of `sampling.batch_size` pictures give a picture the same in every place and beside any
     others.
 
     Compared after one denoising step: the pixels before they are rounded; and of prompts, the text encoder's states.
-    `adapter`: settings of the adapters that concepts are learned with. Raises torch.OutOfMemoryError if the batch does
-    not fit in the device's memory.
+    `adapter`: settings of the adapters that concepts are learned with. `size_px`: width and height, None for the
+    model's own. Raises torch.OutOfMemoryError if the batch does not fit in the device's memory.
     """
     one_step = replace(sampling, steps=1)
 
@@ -67,7 +72,7 @@ def drawing_is_invariant(backbone: Backbone, sampling: SamplingConfig, adapter: 
         return [conditioning[place : place + 1].tensors() for place in range(len(prompts))]
 
     def draw(numbers: Sequence[int]) -> list[list[Tensor]]:
-        requests = [_made_up_request(backbone, number, adapter) for number in numbers]
+        requests = [_made_up_request(backbone, number, adapter, size_px) for number in numbers]
         return [[pixels] for pixels in draw_pixels(PromptEncoder(backbone), requests, one_step)]
 
     if sampling.batch_size == 1:
@@ -91,11 +96,14 @@ def choose_slots_per_pass(
 
 
 def choose_sampling(
-    backbone: Backbone, sampling: SamplingConfig, adapter: AdapterConfig | None = None
+    backbone: Backbone,
+    sampling: SamplingConfig,
+    adapter: AdapterConfig | None = None,
+    size_px: tuple[int, int] | None = None,
 ) -> tuple[SamplingConfig, bool]:
     """Return the settings to draw with, and whether a picture's bytes are then those it has alone: batches of one
     picture where larger ones depend on places and the device is a CPU, and unchanged settings otherwise."""
-    if drawing_is_invariant(backbone, sampling, adapter):
+    if drawing_is_invariant(backbone, sampling, adapter, size_px):
         return sampling, True
     is_cpu = backbone.device.type == "cpu"
     log.info("drawing depends on a picture's place in batches of %d; %s", sampling.batch_size, _consequence(is_cpu))
@@ -147,7 +155,9 @@ def _made_up_assignment(backbone: Backbone, number: int) -> Assignment:
     return Assignment(concept, EncodedViews(moments=moments, photo_indices=(0,), augmentations=(Augmentation(),)))
 
 
-def _made_up_request(backbone: Backbone, number: int, adapter: AdapterConfig | None) -> EncodedRequest:
+def _made_up_request(
+    backbone: Backbone, number: int, adapter: AdapterConfig | None, size_px: tuple[int, int] | None = None
+) -> EncodedRequest:
     generator = torch.Generator().manual_seed(number)
     embedding = LearnedEmbedding(
         placeholder_token="<a>",
@@ -159,4 +169,4 @@ def _made_up_request(backbone: Backbone, number: int, adapter: AdapterConfig | N
             made_up_adapter(backbone.adapter_layers, adapter, generator) if adapter and adapter.kind != "none" else None
         ),
     )
-    return encode_request(backbone, ImageRequest("a photo of a <a>", number, (embedding,)))
+    return encode_request(backbone, ImageRequest("a photo of a <a>", number, (embedding,), size_px=size_px))

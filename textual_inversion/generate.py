@@ -18,6 +18,7 @@ from textual_inversion.conditioning import Conditioning
 from textual_inversion.config import SamplingConfig
 from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
+from textual_inversion.framing import Framing
 from textual_inversion.noise import SolverRun
 from textual_inversion.prompt_encoder import PromptEncoder, TokenizedPrompt
 from textual_inversion.prompts import encode_prompt, words_in
@@ -39,6 +40,8 @@ class ImageRequest:
     negative_embeddings: tuple[LearnedEmbedding, ...] = ()
     """Embeddings of the concepts whose placeholder tokens stand in the negative prompt. Their adapters act on the
     negative prompt alone; `lora` adapters of `embeddings` act on both prompts."""
+    size_px: tuple[int, int] | None = None
+    """Width and height; None for the square of the model's resolution. `Backbone.latent_shape_for` says which fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class EncodedRequest:
 
     prompt: TokenizedPrompt
     seed: int
+    latent_shape: tuple[int, int, int]
+    """[channels, height, width] of the picture's latents; requests of one shape share a batch."""
     negative: TokenizedPrompt | None = None
     """Negative prompt; None stands for the empty prompt."""
 
@@ -60,10 +65,11 @@ def encode_request(backbone: Backbone, request: ImageRequest) -> EncodedRequest:
     if not 0 <= request.seed < 2**63:
         raise BadInput(f"prompt {request.prompt!r}: seed {request.seed} must be at least 0 and below 2**63")
     prompt = _tokenized(backbone, request.prompt, request.embeddings)
+    shape = backbone.latent_shape_for(*request.size_px) if request.size_px else backbone.latent_shape
     if not request.negative_prompt and not request.negative_embeddings:
-        return EncodedRequest(prompt, request.seed)
+        return EncodedRequest(prompt, request.seed, shape)
     negative = _tokenized(backbone, request.negative_prompt, request.negative_embeddings)
-    return EncodedRequest(prompt, request.seed, negative.with_acting(prompt.acting_everywhere()))
+    return EncodedRequest(prompt, request.seed, shape, negative.with_acting(prompt.acting_everywhere()))
 
 
 def _tokenized(backbone: Backbone, prompt: str, embeddings: Sequence[LearnedEmbedding]) -> TokenizedPrompt:
@@ -140,11 +146,18 @@ def generate(backbone: Backbone, requests: Sequence[ImageRequest], config: Sampl
         check_guided(backbone, request, config)
     encoded = [encode_request(backbone, request) for request in requests]
     encoder = PromptEncoder(backbone, shares_passes=config.batch_size > 1)
-    return [picture for batch in batches(encoded, config.batch_size) for picture in draw(encoder, batch, config)]
+    pictures: dict[int, Image.Image] = {}
+    for shape in dict.fromkeys(each.latent_shape for each in encoded):
+        alike = [index for index, each in enumerate(encoded) if each.latent_shape == shape]
+        for start in range(0, len(alike), config.batch_size):
+            some = alike[start : start + config.batch_size]
+            pictures |= zip(some, draw(encoder, [encoded[index] for index in some], config), strict=True)
+    return [pictures[index] for index in range(len(encoded))]
 
 
 def draw(encoder: PromptEncoder, requests: Sequence[EncodedRequest], config: SamplingConfig) -> list[Image.Image]:
-    """Draw at most `config.batch_size` pictures; a smaller batch is padded with copies of its last request."""
+    """Draw at most `config.batch_size` pictures of one size; a smaller batch is padded with copies of its last
+    request."""
     if not requests:
         return []
     return to_pictures(draw_pixels(encoder, pad(requests, config.batch_size), config)[: len(requests)])
@@ -168,14 +181,16 @@ def pad(requests: Sequence[EncodedRequest], size: int) -> list[EncodedRequest]:
     return [*requests, *[requests[-1]] * (size - len(requests))]
 
 
-def initial_noise(backbone: Backbone, seed: int) -> Tensor:
-    """Draw standard normal noise [*latent_shape] on the CPU, from the seed alone: the same for every device."""
-    return torch.randn(backbone.latent_shape, generator=torch.Generator().manual_seed(seed))
+def initial_noise(backbone: Backbone, seed: int, shape: tuple[int, int, int] | None = None) -> Tensor:
+    """Draw standard normal noise [*latent_shape], or of another shape, on the CPU, from the seed alone: the same for
+    every device."""
+    return torch.randn(shape or backbone.latent_shape, generator=torch.Generator().manual_seed(seed))
 
 
 def initial_noises(backbone: Backbone, requests: Sequence[EncodedRequest]) -> Tensor:
     """Draw each request's initial noise by its own seed, [batch, *latent_shape] on the backbone's device."""
-    return to_device(torch.stack([initial_noise(backbone, request.seed) for request in requests]), backbone.device)
+    noises = [initial_noise(backbone, request.seed, request.latent_shape) for request in requests]
+    return to_device(torch.stack(noises), backbone.device)
 
 
 def batches(requests: Sequence[EncodedRequest], size: int) -> Iterator[Sequence[EncodedRequest]]:
@@ -223,13 +238,24 @@ class Guidance:
         backbone = encoder.backbone
         scale = guidance_scale(backbone, config)
         if not compares_prompts(backbone, config):
-            return cls(encoder(prompts).guided(scale), 1)
+            return cls(_framed(backbone, encoder(prompts).guided(scale), requests[0].latent_shape), 1)
         others = [request.negative or request.prompt.empty(backbone.vocabularies) for request in requests]
         conditioning = encoder([*others, *prompts])
         if backbone.guides_by_zeros:
             is_kept = [*(request.negative is not None for request in requests), *[True] * len(requests)]
             conditioning = conditioning.where(torch.tensor(is_kept, device=backbone.device), conditioning.zeroed())
-        return cls(conditioning, scale)
+        return cls(_framed(backbone, conditioning, requests[0].latent_shape), scale)
+
+
+def _framed(backbone: Backbone, conditioning: Conditioning, shape: tuple[int, int, int]) -> Conditioning:
+    """Return the conditioning of pictures whose latents have this shape. Those of another size than the model's own are
+    whole pictures, too, for families whose denoiser reads the framing."""
+    if shape == backbone.latent_shape:
+        return conditioning
+    height, width = (side * backbone.resolution // backbone.latent_shape[1] for side in shape[1:])
+    whole = Framing(height=height, width=width, top=0, left=0, right=0).numbers()
+    framing = torch.tensor([whole], dtype=torch.float32).expand(len(conditioning), -1).contiguous()
+    return conditioning.framed(to_device(framing, backbone.device))
 
 
 def _unchanged(latents: Tensor, _step: int) -> Tensor:

@@ -7,6 +7,7 @@ the same bytes. A row that cannot be drawn becomes a metadata row with the error
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,9 +35,9 @@ from textual_inversion.generate import (
     EncodedRequest,
     ImageRequest,
     check_guided,
+    compares_prompts,
     draw,
     encode_request,
-    guidance_scale,
 )
 from textual_inversion.prompt_encoder import PromptEncoder
 from textual_inversion.prompts import without_placeholder, words_in
@@ -51,6 +52,8 @@ class _Job:
 
     request: EncodedRequest
     sampling: SamplingConfig
+    size_px: tuple[int, int] | None
+    """Width and height of its picture; None for the model's own."""
 
 
 class Drawer:
@@ -99,19 +102,21 @@ class Drawer:
         return self._pictures(checked)
 
     def _pictures(self, jobs: Sequence[_Job | str]) -> Iterator[Image.Image | str]:
-        waiting: dict[SamplingConfig, list[int]] = {}
+        waiting: dict[tuple[SamplingConfig, tuple[int, int] | None], list[int]] = {}
         for index, job in enumerate(jobs):
             if not isinstance(job, str):
-                waiting.setdefault(job.sampling, []).append(index)
+                waiting.setdefault((job.sampling, job.size_px), []).append(index)
         drawn: dict[int, Image.Image] = {}
         for index, job in enumerate(jobs):
             if isinstance(job, str):
                 yield job
                 continue
             if index not in drawn:
-                sampling = replace(job.sampling, batch_size=self._batch_size(self._kind_of_pass(job.sampling)))
-                alike = waiting[job.sampling]
-                batch, waiting[job.sampling] = alike[: sampling.batch_size], alike[sampling.batch_size :]
+                batch_size = self._batch_size(self._kind_of_pass(job.sampling), job.size_px)
+                sampling = replace(job.sampling, batch_size=batch_size)
+                alike = waiting[job.sampling, job.size_px]
+                batch = alike[:batch_size]
+                del alike[:batch_size]
                 requests = [each.request for each in (jobs[i] for i in batch) if not isinstance(each, str)]
                 encoder = self._encoder(shares_passes=sampling.batch_size > 1)
                 drawn |= zip(batch, draw(encoder, requests, sampling), strict=True)
@@ -119,11 +124,15 @@ class Drawer:
 
     def _kind_of_pass(self, sampling: SamplingConfig) -> SamplingConfig:
         """Return settings that are equal for all that draw with passes of one shape."""
-        return replace(sampling, steps=1, guidance_scale=2.0 if guidance_scale(self._backbone, sampling) > 1 else 1.0)
+        return replace(sampling, steps=1, guidance_scale=2.0 if compares_prompts(self._backbone, sampling) else 1.0)
 
-    def _choose_batch_size(self, sampling: SamplingConfig) -> int:
-        """Return a batch size with which, on a CPU, a picture does not depend on its batch."""
-        return choose_sampling(self._backbone, sampling, self._config.inversion.adapter)[0].batch_size
+    def _choose_batch_size(self, sampling: SamplingConfig, size_px: tuple[int, int] | None) -> int:
+        """Return a batch size with which, on a CPU, a picture does not depend on its batch; a batch of larger pictures
+        has no more pixels than one of the model's own."""
+        if size_px:
+            share = min(1.0, self._backbone.resolution**2 / math.prod(size_px))
+            sampling = replace(sampling, batch_size=max(1, int(sampling.batch_size * share)))
+        return choose_sampling(self._backbone, sampling, self._config.inversion.adapter, size_px)[0].batch_size
 
     def _load(self, path: str) -> LearnedEmbedding:
         embedding = read_result(self._store, path)
@@ -154,13 +163,7 @@ class Drawer:
             sampling = replace(sampling, **own)
             request = self._request(row, (embedding,) if embedding else ())
             check_guided(self._backbone, request, sampling)
-            side = self._backbone.resolution
-            width, height = row.get("width") or side, row.get("height") or side
-            if (width, height) != (side, side):
-                raise BadInput(
-                    f"pictures of {width} x {height} px: this model draws {side} x {side}; leave the size out"
-                )
-            return _Job(encode_request(self._backbone, request), sampling)
+            return _Job(encode_request(self._backbone, request), sampling, request.size_px)
         except BadInput as error:
             return str(error)
         except Exception as error:
@@ -179,7 +182,15 @@ class Drawer:
         try:
             if self._negatives.digest_of(others) != (row.get("negative_digest") or ""):
                 raise BadInput(f"negative prompt {negative!r}: its concepts changed meanwhile; run again")
-            return ImageRequest(row["prompt"], row["seed"], own, negative, (*named, *self._negatives.named_in(others)))
+            size_px = (row["width"], row["height"]) if row.get("width") else None
+            return ImageRequest(
+                row["prompt"],
+                row["seed"],
+                own,
+                negative,
+                (*named, *self._negatives.named_in(others)),
+                None if size_px == (self._backbone.resolution,) * 2 else size_px,
+            )
         except (ValueError, OSError) as error:
             raise BadInput(f"{type(error).__name__}: {error}") from error
 

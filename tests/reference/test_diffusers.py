@@ -80,11 +80,14 @@ def with_solver(pipeline: Any, solver: Solver) -> Any:
 
 
 def drawn_by_diffusers(pipeline: Any, backbone: Backbone, request: ImageRequest, config: SamplingConfig) -> Image.Image:
-    noise = initial_noise(backbone, request.seed)[None]
+    width, height = request.size_px or (backbone.resolution,) * 2
+    noise = initial_noise(backbone, request.seed, backbone.latent_shape_for(width, height))[None]
     return pipeline(
         request.prompt,
         negative_prompt=request.negative_prompt or None,
         latents=noise,
+        width=width,
+        height=height,
         num_inference_steps=config.steps,
         guidance_scale=config.guidance_scale,
     ).images[0]
@@ -133,6 +136,17 @@ def test_a_concept_in_the_negative_prompt_does_what_it_does_in_diffusers(
     assert_same_picture(ours, drawn_by_diffusers(pipeline, backbone, request, config))
     (plain,) = generate(backbone, [replace(request, negative_prompt="", negative_embeddings=())], config)
     assert np.abs(np.asarray(ours).astype(int) - np.asarray(plain).astype(int)).max() > 1
+
+
+def test_a_picture_of_another_size_is_that_of_diffusers(backbone: Backbone, pipeline: Any, tmp_path: Path) -> None:
+    embedding = an_embedding(1)
+    load_into(pipeline, embedding, tmp_path)
+    with_solver(pipeline, "ddim")
+    config = SamplingConfig(solver="ddim", steps=4, guidance_scale=5.0, batch_size=1)
+    request = ImageRequest(PROMPTS[0], 3, (embedding,), size_px=(2 * backbone.resolution, backbone.resolution))
+    (ours,) = generate(backbone, [request], config)
+    assert ours.size == request.size_px
+    assert_same_picture(ours, drawn_by_diffusers(pipeline, backbone, request, config))
 
 
 def test_without_guidance_too(backbone: Backbone, pipeline: Any, tmp_path: Path) -> None:

@@ -97,6 +97,20 @@ def test_nor_do_pictures_with_negative_prompts(tiny_backbone: Backbone, batch_si
     assert len({picture.tobytes() for picture in together}) == len(asked)
 
 
+def test_pictures_of_several_sizes_are_drawn_as_if_alone(tiny_backbone: Backbone) -> None:
+    config, _ = choose_sampling(tiny_backbone, FAST, size_px=(2 * RESOLUTION, RESOLUTION))
+    sizes = [None, (2 * RESOLUTION, RESOLUTION), (RESOLUTION, 2 * RESOLUTION), None, (2 * RESOLUTION, RESOLUTION)]
+    asked = [ImageRequest("a <c>", seed, (an_embedding(0),), size_px=size) for seed, size in enumerate(sizes)]
+    together = generate(tiny_backbone, asked, config)
+    assert [picture.size for picture in together] == [size or (RESOLUTION, RESOLUTION) for size in sizes]
+    assert all(same(together, [generate(tiny_backbone, [request], config)[0] for request in asked]))
+    own = [replace(request, size_px=(RESOLUTION, RESOLUTION)) for request in asked[:1]]
+    assert all(same(together[:1], generate(tiny_backbone, own, config)))
+    for size in ((RESOLUTION + 1, RESOLUTION), (4 * RESOLUTION, RESOLUTION), (0, RESOLUTION)):
+        with pytest.raises(ValueError, match=rf"no pictures of {size[0]} x {size[1]} px, but of .* multiples of"):
+            generate(tiny_backbone, [replace(asked[0], size_px=size)], config)
+
+
 def test_a_negative_prompt_needs_guidance(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     request = ImageRequest("a photo of a <c>", 0, (an_embedding(0),), "dark")
     with pytest.raises(ValueError, match=r"'dark' has no effect without guidance, .* 1, the settings'; set a guidance"):

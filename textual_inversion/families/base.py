@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from textual_inversion.conditioning import Conditioning
+from textual_inversion.errors import BadInput
 from textual_inversion.lora import AdapterBatch
 from textual_inversion.noise import Noise
 from textual_inversion.prompts import Vocabularies
@@ -63,6 +64,11 @@ class Backbone(Protocol):
     """Name of each layer that can be adapted -> (inputs, outputs): linear layers of the text encoders, and the
     denoiser's cross-attention layers, if it has any, in order of execution. The last part of a name is a word of
     `adapter.targets`; names of different text encoders differ."""
+
+    def latent_shape_for(self, width: int, height: int) -> tuple[int, int, int]:
+        """Return the shape of the latents of a picture of this size, px; raise BadInput for a size that the model does
+        not draw. `sized_latents` is the rule of the families here."""
+        ...
 
     def single_token_words(self) -> list[str]:
         """Return words of three lower-case letters a-z or more that are one token each, in alphabetic order; rare ends
@@ -117,6 +123,26 @@ class Backbone(Protocol):
     def model_hash(self) -> str:
         """Return the digest of the weights' content; it enters fingerprints and provenance."""
         ...
+
+
+def sized_latents(
+    backbone: Backbone, width: int, height: int, *, multiple_px: int, most_px: int
+) -> tuple[int, int, int]:
+    """Return the shape of the latents of a picture of this size, px.
+
+    Raises BadInput unless both sides are multiples of `multiple_px`, at which the denoiser's levels fit together, and
+    at most `most_px`. The square of the model's own resolution always fits.
+    """
+    channels, own_height, own_width = backbone.latent_shape
+    side = backbone.resolution
+    is_fine = all(each % multiple_px == 0 and multiple_px <= each <= most_px for each in (width, height))
+    if (width, height) != (side, side) and not is_fine:
+        others = f" and others whose sides are multiples of {multiple_px} and at most {most_px}"
+        raise BadInput(
+            f"this model draws no pictures of {width} x {height} px, but of {side} x {side}"
+            f"{others if multiple_px < most_px else ''}"
+        )
+    return channels, height * own_height // side, width * own_width // side
 
 
 def stack_prompts(prompts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:

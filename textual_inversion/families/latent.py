@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textual_inversion.compiled import Compiled
 from textual_inversion.conditioning import Conditioning
-from textual_inversion.families.base import MemorySaving
+from textual_inversion.families.base import MemorySaving, sized_latents
 from textual_inversion.families.parts import save_memory
 from textual_inversion.lora import AdapterBatch
 from textual_inversion.noise import Noise
@@ -46,6 +46,10 @@ class LatentBackbone(ABC):
         self._digest = digest
         self.device: torch.device = denoiser.device
         self.dtype: torch.dtype = denoiser.dtype
+
+    def latent_shape_for(self, width: int, height: int) -> tuple[int, int, int]:
+        """Return the shape of a picture's latents: of the model's own size alone, unless a family draws others."""
+        return sized_latents(self, width, height, multiple_px=self.resolution, most_px=self.resolution)
 
     @abstractmethod
     def single_token_words(self) -> list[str]:

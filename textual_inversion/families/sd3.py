@@ -25,6 +25,7 @@ from transformers import CLIPTextModelWithProjection
 
 from textual_inversion import model_files
 from textual_inversion.conditioning import Conditioning
+from textual_inversion.families.base import sized_latents
 from textual_inversion.families.clips import ClipEncoders
 from textual_inversion.families.latent import LatentBackbone, downscaling
 from textual_inversion.families.parts import (
@@ -78,6 +79,13 @@ class StableDiffusion3(LatentBackbone):
         self.guidance_scale, self.sampling_steps = drawing_defaults(
             scheduler_config, guidance_scale=_GUIDANCE_SCALE, steps=SAMPLING_STEPS
         )
+
+    def latent_shape_for(self, width: int, height: int) -> tuple[int, int, int]:
+        """Return the shape of a picture's latents: whole patches, and no more of them on a side than there are
+        positions."""
+        patch_px = self.resolution // self.latent_shape[1] * self._network.config.patch_size
+        most_px = patch_px * self._network.config.pos_embed_max_size
+        return sized_latents(self, width, height, multiple_px=patch_px, most_px=most_px)
 
     def single_token_words(self) -> list[str]:
         """Return the words of `ClipEncoders.single_token_words`."""

@@ -97,10 +97,13 @@ class StableDiffusionXL(UNetBackbone):
         dim]."""
         return {key: encoded.states for key, encoded in self._clips.encode(ids, {}).items()}
 
-    def _further_inputs(self, conditioning: Conditioning) -> dict[str, Any]:
+    def _further_inputs(self, conditioning: Conditioning, noisy_latents: Tensor) -> dict[str, Any]:
         """Return the pooled vectors and the six numbers: framing, and the picture's height and width."""
         framing = conditioning.extras[FRAMING]
-        time_ids = torch.cat([framing, self._whole[:, :2].expand(len(framing), -1)], dim=1)
+        is_own_size = noisy_latents.shape[1:] == self.latent_shape
+        # A picture of another size is framed as the whole of itself (`generate`), so that its size is there already.
+        size = self._whole[:, :2].expand(len(framing), -1) if is_own_size else framing[:, :2]
+        time_ids = torch.cat([framing, size], dim=1)
         return {"added_cond_kwargs": {"text_embeds": conditioning.pooled, "time_ids": time_ids}}
 
 

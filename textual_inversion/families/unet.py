@@ -14,6 +14,7 @@ from torch import Tensor
 
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.cross_attention import CrossAttentionLayers
+from textual_inversion.families.base import sized_latents
 from textual_inversion.families.latent import LatentBackbone, downscaling
 from textual_inversion.families.parts import DISTILLED_STEPS, SAMPLING_STEPS, drawing_defaults, products_in
 from textual_inversion.lora import AdaptableLayers, AdapterBatch
@@ -24,6 +25,9 @@ from textual_inversion.tokens import TokenTable
 GUIDANCE_SCALE = 5.0
 """Guidance scale of a model whose scheduler config gives none: Gal et al. 2022, and StableDiffusionXLPipeline's
 default."""
+
+_LARGEST = 2
+"""Largest side of a picture, in sides of the model's resolution: beyond, U-Nets repeat what they draw."""
 
 _DISTILLED_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
 """Schedulers of models that were distilled to draw in a few steps."""
@@ -51,6 +55,13 @@ class UNetBackbone(LatentBackbone):
             steps=DISTILLED_STEPS if is_distilled else SAMPLING_STEPS,
         )
 
+    def latent_shape_for(self, width: int, height: int) -> tuple[int, int, int]:
+        """Return the shape of a picture's latents: sides are multiples of what the U-Net's lowest level divides them
+        by, and at most twice the model's resolution."""
+        cell_px = self.resolution // self.latent_shape[1]
+        multiple_px = cell_px * 2 ** (len(self._network.config.block_out_channels) - 1)
+        return sized_latents(self, width, height, multiple_px=multiple_px, most_px=_LARGEST * self.resolution)
+
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the U-Net's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
         output: Tensor = self._denoiser(
@@ -59,13 +70,13 @@ class UNetBackbone(LatentBackbone):
             encoder_hidden_states=conditioning.hidden,
             return_dict=False,
             **self._cross_attention.keywords(conditioning.changes),
-            **self._further_inputs(conditioning),
+            **self._further_inputs(conditioning, noisy_latents),
         )[0]
         return output.float()
 
-    def _further_inputs(self, conditioning: Conditioning) -> dict[str, Any]:
-        """Return what the U-Net takes from the conditioning besides the states, as keyword arguments."""
-        del conditioning
+    def _further_inputs(self, conditioning: Conditioning, noisy_latents: Tensor) -> dict[str, Any]:
+        """Return what the U-Net takes besides latents and states, as keyword arguments."""
+        del conditioning, noisy_latents
         return {}
 
 

@@ -118,6 +118,13 @@ def test_a_picture_equals_the_pipelines(backbone: Any, model: Path) -> None:
     assert ours.size == (RESOLUTION, RESOLUTION)
     difference = np.asarray(ours).astype(int) - np.asarray(theirs).astype(int)
     assert abs(difference).max() <= 1
+    wide = ImageRequest(PROMPT, 5, (embedding,), size_px=(2 * RESOLUTION, RESOLUTION))
+    (ours_wide,) = generate(backbone, [wide], SamplingConfig(solver="ddim", steps=4, batch_size=1))
+    noise = initial_noise(backbone, 5, backbone.latent_shape_for(2 * RESOLUTION, RESOLUTION))[None]
+    (theirs_wide,) = pipe(
+        "a photo of a <row0>", latents=noise, num_inference_steps=4, width=2 * RESOLUTION, height=RESOLUTION
+    ).images
+    assert abs(np.asarray(ours_wide).astype(int) - np.asarray(theirs_wide).astype(int)).max() <= 1
     (plain,) = generate(backbone, [ImageRequest("a photo of a cat", 5)], SamplingConfig(solver="ddim", steps=4))
     assert plain.tobytes() != ours.tobytes()
 

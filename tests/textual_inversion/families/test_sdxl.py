@@ -152,6 +152,12 @@ def test_a_picture_equals_the_pipelines(tmp_path: Path, zeros: bool) -> None:
     assert_alike(again, theirs)  # zeros stay zeros beside a negative prompt
     assert len({each.tobytes() for each in (ours, ours_away, plain)}) == 3
 
+    wide = replace(negative, size_px=(2 * RESOLUTION, RESOLUTION), negative_prompt="", negative_embeddings=())
+    (ours_wide,) = generate(backbone, [wide], SAMPLING)
+    noise = initial_noise(backbone, 5, backbone.latent_shape_for(2 * RESOLUTION, RESOLUTION))[None]
+    (theirs_wide,) = pipe(PROMPT, latents=noise, num_inference_steps=4, width=2 * RESOLUTION, height=RESOLUTION).images
+    assert_alike(ours_wide, theirs_wide)
+
 
 def test_a_picture_with_an_adapter_equals_the_pipelines(backbone: Any, model: Path, tmp_path: Path) -> None:
     """A LoRA of both encoders, by the pipeline's own loader."""
