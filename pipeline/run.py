@@ -134,6 +134,7 @@ def dry_run(
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     vocabularies = load_model_vocabularies(config)  # before the plan, which reads the whole model for its digest
     store = RunStore(config.output)
+    store.check_writable()
     plan, _ = make_plan(config, store, selection, verify=verify)
     for note in (*manifest_notes(config.manifest), *notes_on_prompts(config, prompts)):
         sys.stdout.write(f"note: {note}\n")

@@ -191,6 +191,12 @@ class RunStore:
         except FileNotFoundError:
             return
 
+    def check_writable(self) -> None:
+        """Raise OSError if the run's folder on a local disk could not be written; other stores are not asked."""
+        fs, full = self._locate("")
+        if is_local(fs):
+            disk.check_writable(Path(full))
+
     def delete_partial_files(self, older_than_s: float) -> None:
         """Delete temporary files that killed processes left on a local disk; other stores have none."""
         fs, full = self._locate("")

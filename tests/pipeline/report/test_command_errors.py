@@ -119,5 +119,14 @@ def test_a_run_whose_output_cannot_be_written(
 def test_a_run_into_a_file(manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("x")
     for place in ("file", "file/below"):
-        assert run.main([manifest, "--output", str(tmp_path / place)]) == USAGE
-        assert "a file lies where a folder must be" in capsys.readouterr().err
+        for command in (run.main, validate.main):
+            assert command([manifest, "--output", str(tmp_path / place)]) == USAGE
+            assert "a file lies where a folder must be" in capsys.readouterr().err
+
+
+def test_a_dry_run_finds_that_there_is_no_right(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert validate.main([manifest, "--output", str(tmp_path / "out" / "below")]) == USAGE
+    assert "Permission denied; there is no right" in capsys.readouterr().err
