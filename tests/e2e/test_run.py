@@ -57,10 +57,10 @@ def test_learn_resume_change_and_fail(tiny_model: Path, tmp_path: Path, capsys: 
     write_photo(tmp_path / "photos" / "bad-1.png", 98)
     found = explain(RunStore(str(output)), "other")
     assert found.differences == [f"photo 1 has other bytes: {tmp_path / 'photos' / 'other-0.png'}"]
-    assert main([*command, "--retry", "failed"]) == OK
-    assert capsys.readouterr().out.startswith("1 learned, 1 done before, 1 left out by --retry failed, 0 failed")
+    assert main([*command, "--retry", "failed", "--dry-run"]) == OK
+    assert "1 done, 1 to do, 1 left out by --retry failed, 0 bad rows" in capsys.readouterr().out
     assert main(command) == OK
-    assert capsys.readouterr().out.startswith("1 learned, 2 done before, 0 failed")
+    assert capsys.readouterr().out.startswith("2 learned, 1 done before, 0 failed")
     assert files(output, "good") == before
     assert len(list((output / "concepts" / "other").iterdir())) == 2
 
