@@ -119,8 +119,21 @@ def _json_rows(values: Sequence[tuple[int, Any]]) -> Iterator[tuple[int, Row]]:
     if names:
         _check_columns(list(names))
     for number, value in objects:
-        is_row = isinstance(value, dict | BadInput)
-        yield number, value if is_row else BadInput(f"{short_repr(value)} is neither an object nor a text")
+        if not isinstance(value, dict | BadInput):
+            yield number, BadInput(f"{short_repr(value)} is neither an object nor a text")
+        elif isinstance(value, dict) and not _is_unicode(value):
+            yield number, BadInput(f"{short_repr(value)} holds half of a surrogate pair, which is no character")
+        else:
+            yield number, value
+
+
+def _is_unicode(value: Mapping[str, Any]) -> bool:
+    """Return False for texts that cannot be written, as JSON's escapes can make them."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

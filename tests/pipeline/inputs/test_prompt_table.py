@@ -141,6 +141,8 @@ def test_a_bad_cell_is_refused_by_its_row_and_column(tmp_path: Path, change: dic
         ("p.jsonl", '{"prompt": "a {}", "seed": 1, "seed": 2}', "an object has 'seed' twice"),
         ("p.json", '[{"prompt": "a {}", "seed": 1, "seed": 2}]', "an object has 'seed' twice"),
         ("p.jsonl", "", "there are none in it"),
+        ("p.jsonl", '{"prompt": "a {} \\ud83d"}', "line 1: .* holds half of a surrogate pair"),
+        ("p.json", '[{"prompt": "a {}", "note": "\\ud83d"}]', "row 1: .* holds half of a surrogate pair"),
         (
             "p.jsonl",
             '{"prompt": "a {}", "x": 1}\n{"prompt": "a {}", "x": 2}',
