@@ -23,7 +23,7 @@ class RecordCache:
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
-        self._table = _SCHEMA.empty_table()
+        self._table = pa.Table.from_batches([], _SCHEMA)  # empty_table() would import pandas
         self._rows: dict[str, int] = {}
         """Path of a record -> its row in the table."""
         self._kept: list[dict[str, object]] = []
