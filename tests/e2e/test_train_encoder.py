@@ -1,0 +1,104 @@
+"""The training of an encoder as a command, on a real Ray: stopped, killed and resumed, it writes the same bytes."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeline import train_encoder
+from pipeline.exit_codes import FAILED, STOPPED
+from pipeline.ledger.encoder_record import CHECKPOINT, ENCODER, read_record
+from pipeline.store.storage import RunStore
+from tests.faults.processes import descendants, kill
+from tests.pipeline.runs import tiny_toml, write_manifest
+from tests.tiny_models import tiny_extractor
+
+STEPS = 60
+WORKER = "ray::RayTrainWorker"
+ENCODER_SETTINGS = {
+    "network": {"hidden": 16, "patch_dim": 4, "grid_side": 2, "latent_side": 2},
+    "training": {"steps": STEPS, "concepts_per_step": 4, "samples_per_concept": 1},
+    "checkpoint_steps": 5,
+    "shown": 1,
+}
+
+
+@contextmanager
+def killing_a_worker(checkpoint: Path) -> Iterator[list[int]]:
+    """Kill the training's process when it has written a checkpoint; yield the list of those killed."""
+    killed: list[int] = []
+    before = checkpoint.stat().st_mtime_ns
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.is_set() and not killed:
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
+                killed.extend(descendants(WORKER))
+                for pid in killed:
+                    kill(pid)
+            time.sleep(0.01)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield killed
+    finally:
+        is_over.set()
+        watcher.join()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_training_that_is_stopped_and_killed_writes_the_same_encoder(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a broken photo costs its own concept, which the record and the exit code name."""
+    manifest = write_manifest(tmp_path, list("abcdefgh"))
+    (tmp_path / "photos" / "c-1.png").write_bytes(b"no picture")
+    job = tmp_path / "job.toml"
+    clip = tiny_extractor("clip", tmp_path / "clip")
+    job.write_text(tiny_toml(tiny_model, extractor=str(clip), encoder=ENCODER_SETTINGS, lease_s=0))
+
+    def train(output: Path) -> int:
+        return train_encoder.main([str(manifest), "--output", str(output), "--config", str(job)])
+
+    calm, harried = tmp_path / "calm", tmp_path / "harried"
+    assert train(calm) == FAILED
+    record = read_record(RunStore(str(calm)))
+    assert record is not None
+    assert (record.steps, record.trained + len(record.held_out)) == (STEPS, 7)
+    assert list(record.left_out) == ["c"]
+    assert "photos/c-1.png" in record.left_out["c"]
+    assert "Left out" in (calm / "report.html").read_text()
+    assert (calm / record.pictures[0]).exists()
+    assert not (calm / CHECKPOINT).exists()
+
+    shutil.copytree(calm / "examples", harried / "examples")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_encoder, "stopping_on_signals", stopped_at_once)
+        assert train(harried) == STOPPED
+    assert not (harried / ENCODER).exists()
+    with killing_a_worker(harried / CHECKPOINT) as killed:
+        assert train(harried) == FAILED
+    assert killed
+    assert (harried / ENCODER).read_bytes() == (calm / ENCODER).read_bytes()
+    resumed = read_record(RunStore(str(harried)))
+    assert resumed is not None
+    assert resumed.curve == record.curve
+    written = (harried / ENCODER).stat().st_mtime_ns
+    assert train(harried) == FAILED  # nothing to do
+    assert (harried / ENCODER).stat().st_mtime_ns == written
+
+
+@contextmanager
+def stopped_at_once() -> Iterator[threading.Event]:
+    """As `stopping_on_signals` with a signal that comes before the first step."""
+    stop = threading.Event()
+    stop.set()
+    yield stop
