@@ -97,7 +97,8 @@ def from_peft(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     if kind not in get_args(Kind):
         raise ValueError(f"the adapter's header says kind {kind!r}; known are {', '.join(map(repr, get_args(Kind)))}")
     halves: dict[str, dict[str, Tensor]] = {}
-    has_several = SEVERAL in header or any(key.startswith(f"{ENCODERS['clip_g']}.") for key in tensors)
+    is_named = any(key in ENCODERS for key in header.get(SEVERAL, "").split(", "))
+    has_several = is_named or any(key.startswith(f"{ENCODERS['clip_g']}.") for key in tensors)
     for key, tensor in tensors.items():
         name, half = _layer_of(key, has_several=has_several)
         halves.setdefault(name, {})[half] = tensor
