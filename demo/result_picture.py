@@ -20,7 +20,7 @@ PROMPTS = (
     "a {} on a red background",
     "a pencil sketch of a {}",
 )
-CELL_PX = 96
+CELL_PX = 64
 GAP_PX = 4
 COLUMNS = 2
 
