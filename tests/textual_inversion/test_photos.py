@@ -8,7 +8,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
@@ -148,7 +148,7 @@ _SEEDS = {
 }  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(
     form=st.sampled_from(sorted(_SEEDS)), cut=st.integers(0, 2000),
     changes=st.lists(st.tuples(st.integers(0, 1999), st.integers(0, 255)), max_size=6),

@@ -308,7 +308,7 @@ def test_no_credential_is_in_what_is_shown(tmp_path: Path) -> None:
     assert "SeCrEt" not in repr(bad(found))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(cut=st.integers(0, 2500), changes=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=5))
 def test_whatever_was_done_to_a_file_its_rows_or_a_reason_come(
     tmp_path_factory: pytest.TempPathFactory, cut: int, changes: list[tuple[int, int]]
@@ -333,7 +333,7 @@ def test_whatever_was_done_to_a_file_its_rows_or_a_reason_come(
     assert reason.startswith("manifest ")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     values=st.dictionaries(
         st.sampled_from(["concept_id", "placeholder", "initializer", "category", "num_vectors"]),
@@ -398,7 +398,7 @@ def test_carried_values_are_json(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(concept_id=st.text(max_size=140))
 def test_whatever_id_is_accepted_is_a_safe_folder_name(concept_id: str) -> None:
     row = manifest._parse("/m.parquet", 1, {"concept_id": concept_id, "images": ["a.png"]})

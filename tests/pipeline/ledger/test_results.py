@@ -124,7 +124,7 @@ _json = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.dictionaries(st.text(st.characters(codec=None), max_size=4), _json, max_size=4), max_size=4))
 def test_no_carried_value_makes_the_table_fail(rows: list[dict[str, Any]]) -> None:
     store = RunStore("memory://any")

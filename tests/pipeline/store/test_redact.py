@@ -35,7 +35,7 @@ def test_only_credentials_are_hidden(text: str, shown: str) -> None:
     assert redact(shown) == shown
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     user=st.text("abcXYZ019-._~!$&()*+,;=%", min_size=1),
     host=st.from_regex(r"[a-z]{1,9}(:[0-9]{1,4})?", fullmatch=True),
