@@ -31,7 +31,7 @@ _SHRINKAGE = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Doubt:
-    """How far photos may lie from those that an encoder was trained on.
+    """Bound on the distance of photos from those that an encoder was trained on.
 
     The distance is that of Mahalanobis, on the extractor's feature of a whole photo (Lee et al. 2018, arXiv 1807.03888,
     Eq. 2, with one class), in units of its root mean square over the training.

@@ -66,7 +66,7 @@ def encode_example(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What one step of a training found."""
+    """Losses of one step of a training, and the concepts it left out."""
 
     losses: Mapping[str, float]
     """Means over the concepts by name of the term, and the gradient's norm as `gradient_norm`."""

@@ -46,7 +46,7 @@ class ModelFiles:
     checkpoint: Path | None = None
     """Single file with all weights under the names of the original code; None if each component has its own files."""
     index: Mapping[str, Any]
-    """What `model_index.json` says: the class of the pipeline, that of each component, and the pipeline's settings."""
+    """Content of `model_index.json`: the class of the pipeline, that of each component, and the pipeline's settings."""
 
     def tensors(self, component: str) -> dict[str, StoredTensor]:
         """Read the headers of a component's weight files: name of each tensor -> its entry; empty if it has none.

@@ -26,7 +26,7 @@ does not count."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryPlan:
-    """How an actor's model runs, and why."""
+    """Choices by which an actor's model saves memory, and their reasons."""
 
     saving: MemorySaving
     most_slots: float = math.inf

@@ -40,7 +40,7 @@ FORMAT = 1
 """Version of what an example holds; a change makes all of them again."""
 
 _USED = ("concept_id", "placeholder_token", "initializer", "category", "captions")
-"""What an example has of its concept, besides the photos."""
+"""Fields of a concept that its example keeps, besides the photos."""
 
 _ROWS_PER_CALL = 8
 _ROWS_PER_PART = 256

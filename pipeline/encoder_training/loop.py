@@ -33,12 +33,12 @@ NOT_FINITE = "its loss is not finite"
 
 @dataclass(frozen=True, slots=True)
 class Notices:
-    """What a worker is told while it trains."""
+    """Requests that reach a worker while it trains."""
 
     stop: threading.Event = field(default_factory=threading.Event)
-    """Save and end."""
+    """Set to make the worker save and end."""
     leave: threading.Event = field(default_factory=threading.Event)
-    """Save and go on, as this node will be taken back; cleared by the loop."""
+    """Set to make the worker save and go on, as its node will be taken back; cleared by the loop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

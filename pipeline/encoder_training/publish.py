@@ -1,4 +1,4 @@
-"""What a training begins and ends with, in its first worker: the network, the encoder's file, pictures of concepts."""
+"""Make the network that a training begins with, and what it publishes: the encoder's file, pictures of concepts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which concepts are held out, and which a step trains on: functions of concept ids, seed and step alone.
+"""Choose the concepts that are held out and those of each step, by concept ids, seed and step alone.
 
-Neither depends on the number of workers, on the order in which Ray Data delivers rows or on where a training was
+Neither choice depends on the number of workers, on the order in which Ray Data delivers rows or on where a training was
 resumed, so that none of them changes what is learned.
 """
 

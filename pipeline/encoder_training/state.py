@@ -1,4 +1,4 @@
-"""How far a training is, between two steps, and the checkpoint that holds it."""
+"""Progress of a training between two steps, and the checkpoint that holds it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CurvePoint:
 
 @dataclass(slots=True)
 class TrainingState:
-    """All that training goes on from, besides the trainer's own state."""
+    """State that a resumed training needs besides the trainer's own."""
 
     step: int = 0
     """Steps taken."""

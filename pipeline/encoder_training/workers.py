@@ -35,7 +35,7 @@ _ASK_EVERY_S = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingJob:
-    """All that a worker is sent."""
+    """Job of a worker."""
 
     config: RunConfig
     fingerprint: str
@@ -47,10 +47,10 @@ class TrainingJob:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What the first worker tells the driver."""
+    """Message of the first worker to the driver."""
 
     state: TrainingState = field(default_factory=TrainingState)
-    """How far it is, without weights."""
+    """Progress of the training, without weights."""
     ending: Ending | None = None
     published: Published | None = None
 

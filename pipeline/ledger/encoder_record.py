@@ -47,7 +47,7 @@ class EncoderRecord:
     left_out: Mapping[str, str]
     """Concept id or manifest row -> the reason why it could not be used."""
     ending: str
-    """Why training ended."""
+    """Reason for the end of the training."""
     steps: int
     """Steps taken."""
     best_step: int

@@ -61,7 +61,7 @@ class DoneWork:
     """Concepts that have a record."""
 
     fingerprints: set[bytes]
-    """Those whose record and files are as they were written."""
+    """Fingerprints of the concepts whose record and files are as they were written."""
 
     awaiting_retry: dict[str, str]
     """Concept id -> fingerprint of each concept below the gate whose retries have not ended."""

@@ -1,4 +1,4 @@
-"""What a command says when it cannot go on, and the exit code that it ends with."""
+"""Errors that end a command: the line it prints, and its exit code."""
 
 from __future__ import annotations
 

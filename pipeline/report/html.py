@@ -1,4 +1,4 @@
-"""What the pages share: their templates, and pictures inside a page."""
+"""Templates of the pages, and pictures inside a page."""
 
 from __future__ import annotations
 

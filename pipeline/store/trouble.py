@@ -1,4 +1,4 @@
-"""What is wrong with a store, in one line with the remedy, and whether the same command would meet it again."""
+"""Name the trouble of a store in one line with the remedy, and say whether the same command would meet it again."""
 
 from __future__ import annotations
 
