@@ -8,41 +8,44 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[1] / ".ci" / "run_tests.py"
 SETTINGS = "[pytest]\nmarkers =\n    slow\n    own_cluster\n"
-TESTS = """
-import pytest
-
-def test_fast(): assert {fast}
-
-@pytest.mark.slow
-def test_slow(): assert {slow}
-
-@pytest.mark.slow
-@pytest.mark.own_cluster
-def test_cluster(): assert {cluster}
-"""
+SLOW = "import pytest\n@pytest.mark.slow\n"
+FILES = {
+    "test_fast.py": "def test_fast(): assert {fast}",
+    "test_slow.py": SLOW + "def test_slow(): assert {slow}",
+    "e2e/test_run.py": SLOW + "def test_run(): assert {run}",
+    "faults/test_nodes.py": SLOW + "@pytest.mark.own_cluster\ndef test_nodes(): assert {nodes}",
+}
 
 
-def run_groups(folder: Path, *, fast: bool = True, slow: bool = True, cluster: bool = True) -> tuple[int, list[str]]:
-    (folder / "tests").mkdir()
+def run_groups(
+    folder: Path, *, fast: bool = True, slow: bool = True, run: bool = True, nodes: bool = True
+) -> tuple[int, list[str]]:
     (folder / "pytest.ini").write_text(SETTINGS)
-    (folder / "tests" / "test_groups.py").write_text(TESTS.format(fast=fast, slow=slow, cluster=cluster))
-    run = subprocess.run([sys.executable, str(SCRIPT)], cwd=folder, capture_output=True, text=True)
-    return run.returncode, run.stdout.strip().splitlines()
+    for name, text in FILES.items():
+        path = folder / "tests" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.format(fast=fast, slow=slow, run=run, nodes=nodes))
+    process = subprocess.run([sys.executable, str(SCRIPT)], cwd=folder, capture_output=True, text=True)
+    return process.returncode, process.stdout.strip().splitlines()
 
 
 def test_all_failures_are_reported_at_the_end(tmp_path: Path) -> None:
-    code, lines = run_groups(tmp_path, fast=False, slow=True, cluster=False)
+    code, lines = run_groups(tmp_path, fast=False, slow=True, nodes=False)
     assert code == 1
-    fast, fast_test, slow, cluster, cluster_test = lines[-5:]
+    run, nodes, nodes_test, fast, fast_test, slow = lines[-6:]
+    assert run.startswith("passed")
+    assert run.endswith(": slow, whole runs")
+    assert nodes.startswith("FAILED (exit code 1)")
+    assert nodes.endswith(": own cluster")
+    assert nodes_test.split() == ["tests.faults.test_nodes::test_nodes"]
     assert fast.startswith("FAILED (exit code 1)")
-    assert fast.endswith(": not slow")
-    assert fast_test.split() == ["tests.test_groups::test_fast"]
+    assert fast_test.split() == ["tests.test_fast::test_fast"]
     assert slow.startswith("passed")
-    assert cluster.startswith("FAILED (exit code 1)")
-    assert cluster_test.split() == ["tests.test_groups::test_cluster"]
+    assert slow.endswith(": slow, the rest")
 
 
-def test_no_failure_is_exit_code_0(tmp_path: Path) -> None:
+def test_every_test_runs_once_and_no_failure_is_exit_code_0(tmp_path: Path) -> None:
     code, lines = run_groups(tmp_path)
     assert code == 0
-    assert [line.split()[0] for line in lines[-3:]] == ["passed"] * 3
+    assert [line.split()[0] for line in lines[-4:]] == ["passed"] * 4
+    assert sum("1 passed" in line for line in lines) == len(FILES)
