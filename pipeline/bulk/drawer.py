@@ -24,7 +24,7 @@ from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
 from pipeline.actor.tuning import compile_where_wanted, drawing_passes
 from pipeline.bulk.negatives import NegativeConcepts
-from pipeline.bulk.picture_rows import RESULT_SCHEMA
+from pipeline.bulk.picture_rows import RESULT_SCHEMA, picture_path
 from pipeline.config import RunConfig
 from pipeline.store.storage import RunStore
 from textual_inversion.batch_invariance import choose_sampling
@@ -212,6 +212,6 @@ class Drawer:
         facts = {"status": "ok", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         if self._config.generation.packed:
             return facts | {"png": data}
-        path = f"images/{row['concept_id']}/{row['row_id']}.png"
+        path = picture_path(row)
         self._store.put(path, data)
         return facts | {"path": path}

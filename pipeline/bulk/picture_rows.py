@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.bulk.negatives import NegativeConcepts
 from pipeline.bulk.rows import row_id
 from pipeline.config import RunConfig
-from pipeline.inputs.prompt_table import Prompt, fill_holes
+from pipeline.inputs.prompt_table import Prompt, fill_holes, slug
 from pipeline.ledger.records import ConceptRecord
 from textual_inversion.prompts import without_placeholder
 from textual_inversion.rng import seed_for
@@ -48,6 +48,9 @@ RESULT_SCHEMA = pa.schema(
     ]
 )
 
+_NAME_DIGITS = 8
+"""Digits of the row id at the end of a picture's name."""
+
 
 def plan_rows(
     config: RunConfig, records: Iterable[ConceptRecord], prompts: Sequence[Prompt]
@@ -76,6 +79,15 @@ def plan_rows(
                     **own,
                     "carried": prompt.carried,
                 }
+
+
+def picture_path(row: Mapping[str, Any]) -> str:
+    """Return the path of a PLAN_SCHEMA row's picture, `images/<concept_id>/<prompt slug>-<seed>-<digest>.png`.
+
+    The digest tells apart pictures of one prompt and seed that differ in anything else, such as their guidance.
+    """
+    name = "-".join(filter(None, [slug(row["prompt"]), str(row["seed"]), row["row_id"][:_NAME_DIGITS]]))
+    return f"images/{row['concept_id']}/{name}.png"
 
 
 def _own_settings(

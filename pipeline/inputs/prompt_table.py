@@ -214,3 +214,8 @@ def _carried(row: Mapping[str, Any]) -> str:
     if len(text.encode()) > MAX_CARRIED_BYTES:
         raise BadInput(f"its other columns hold more than {MAX_CARRIED_BYTES:,} bytes; drop large ones")
     return text
+
+
+def slug(text: str) -> str:
+    """Return a prompt's words as the part of a file's name: at most 48 letters, digits and hyphens, all ASCII."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:48].strip("-")

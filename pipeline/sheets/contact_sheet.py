@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from pipeline.actor.library import LearnedConcept, Library
 from pipeline.actor.publish import to_png
 from pipeline.config import RunConfig
 from pipeline.inputs.models import locate, model_hash
+from pipeline.inputs.prompt_table import slug
 from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.redact import redacted
 from pipeline.store.storage import RunStore
@@ -108,7 +108,7 @@ class ContactSheet:
     def paths(self) -> list[list[str]]:
         """Return the path of each picture in rows, made of its prompt's number and words and its seed."""
         return [
-            [f"{number:02d}-{_slug(prompt)}-{seed}.png" for seed in self.seeds]
+            [f"{number:02d}-{slug(prompt)}-{seed}.png" for seed in self.seeds]
             for number, prompt in enumerate(self.prompts, 1)
         ]
 
@@ -198,7 +198,3 @@ def write(
         **facts,
     }
     store.put(LIST, json.dumps(redacted(description), indent=1, ensure_ascii=False).encode())
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48]

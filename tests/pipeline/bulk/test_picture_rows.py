@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.bulk.negatives import check_negative_prompts
-from pipeline.bulk.picture_rows import plan_rows
+from pipeline.bulk.picture_rows import picture_path, plan_rows
 from pipeline.config import RunConfig
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.records import ConceptRecord
@@ -120,3 +120,17 @@ def test_a_negative_prompt_with_an_unknown_concept_is_refused_before_anything_is
             tiny_config("m", "out", generation={"learned": [str(tmp_path / "absent.safetensors")]}), prompts
         )
     check_negative_prompts(tiny_config("m", "out"), [Prompt("a {}", negative="dark {token}")])
+
+
+def test_a_picture_is_named_by_its_prompt_and_seed() -> None:
+    row = {
+        "row_id": "0123456789abcdef",
+        "concept_id": "duck",
+        "prompt": "A photo of <duck>, on/../the beach!",
+        "seed": 7,
+    }
+    assert picture_path(row) == "images/duck/a-photo-of-duck-on-the-beach-7-01234567.png"
+    assert picture_path({**row, "prompt": "鴨"}) == "images/duck/7-01234567.png", "no word of it is ASCII"
+    assert len(picture_path({**row, "prompt": "word " * 500})) < 100
+    paths = {picture_path(each) for each in rows_of(tiny_config("m", "out"), ["a", "b"])}
+    assert len(paths) == 4
