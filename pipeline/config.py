@@ -287,7 +287,8 @@ class RunConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     manifest: str = ""
-    """Path or URI of the manifest: a Parquet file, a folder or a glob."""
+    """Path or URI of the manifest: a folder of photos, a folder with a folder of photos for each concept, a Parquet,
+    CSV or JSON lines file, a folder of Parquet files, or a glob."""
 
     output: str = "output"
     """Folder or URI under which everything is written."""

@@ -1,4 +1,7 @@
-"""`python -m pipeline.run MANIFEST`: plan, learn, draw, report. Run it again to resume.
+"""`python -m pipeline.run PHOTOS`: plan, learn, draw, report. Run it again to resume.
+
+PHOTOS is a folder of photos of one thing, a folder with a folder of photos for each thing, or a manifest: a Parquet,
+CSV or JSON lines file with one row a concept, a folder of Parquet files, or a glob.
 
 The same command works on this machine, under a running Ray cluster and under `ray job submit`.
 """
@@ -24,6 +27,7 @@ from pipeline.inputs.manifest import concept_ids, manifest_notes, read_by_priori
 from pipeline.inputs.models import check_model, load_model_vocabularies, locate
 from pipeline.inputs.prompt_table import Prompt, prompt_notes, read_prompts, unknown_concepts
 from pipeline.inputs.resolve import resolve_addresses
+from pipeline.inputs.text_tables import is_text_table
 from pipeline.ledger.preflight import examine
 from pipeline.ledger.prune import find_leftovers
 from pipeline.ledger.selection import ALL_CONCEPTS, RETRIES, Selection, select
@@ -68,8 +72,8 @@ def parse(
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("manifest", nargs="?", metavar="MANIFEST", help="Parquet file, folder or glob; any fsspec URI")
-    parser.add_argument("--output", metavar="URI", help="where everything is written (default: output/<manifest name>)")
+    parser.add_argument("manifest", nargs="?", metavar="PHOTOS", help="folder of photos, or manifest; any fsspec URI")
+    parser.add_argument("--output", metavar="URI", help="where everything is written (default: output/<its name>)")
     parser.add_argument("--model", help="model: directory, .safetensors file or hub id (default: the demo)")
     parser.add_argument("--prompts", metavar="URI", help="prompts to draw with every concept: text or Parquet")
     parser.add_argument("--config", metavar="TOML", help="a file of settings, or a recipe's name (pipeline/recipes)")
@@ -106,16 +110,24 @@ def configure(options: argparse.Namespace) -> RunConfig:
         overrides.append(f"generation.prompts={json.dumps(options.prompts)}")
     config = load_config(toml, overrides, manifest=options.manifest, output=options.output, model=options.model)
     if not config.manifest:
-        raise ValueError("no manifest: name one on the command line or as `manifest` in the configuration")
+        raise ValueError(
+            "no manifest: name a folder of photos or a table on the command line or as `manifest` in the configuration"
+        )
     defaults = RunConfig()
     changes: dict[str, Any] = {}
     if config.extractor == defaults.extractor and locate(config.model) != locate(defaults.model):
         changes["extractor"] = ""  # the demo's CLIP knows the demo's pictures only: other scores would mean nothing
     if config.output == defaults.output:
-        changes["output"] = f"{config.output}/{PurePosixPath(config.manifest.rstrip('/')).stem}"
+        changes["output"] = f"{config.output}/{_name_of(config.manifest)}"
     config = resolve_addresses(dataclasses.replace(config, **changes))
     retry_rules(config)  # refuses a bad rule now, not after a night of learning
     return config
+
+
+def _name_of(manifest: str) -> str:
+    """Return the last part of a manifest's address, without the ending of a table's file."""
+    path = PurePosixPath(absolute(manifest))
+    return path.stem if is_text_table(path.name) or path.suffix == ".parquet" else path.name
 
 
 def dry_run(

@@ -1,4 +1,4 @@
-"""Read a manifest: Parquet, one row a concept, streamed in batches and checked row by row.
+"""Read a manifest, one row a concept, row by row, each of them checked.
 
 manifests/README.md describes the schema. A bad row is yielded as a BadRow with its number and never stops the others;
 a manifest that cannot be read at all (no such file, no such column) raises ValueError before any row is read.
@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.inputs.cells import check_text, id_text, jsonable, printable, rows, short_repr, whole_number
-from pipeline.inputs.manifest_files import CONCEPT_COLUMNS, PRIORITY, UNDERSTOOD, batches, file_facts, manifest_files
+from pipeline.inputs.cells import check_text, id_text, jsonable, printable, short_repr, whole_number
+from pipeline.inputs.manifest_files import CONCEPT_COLUMNS, PRIORITY, file_facts, file_rows, manifest_files
 from pipeline.store.addresses import resolve
 from pipeline.store.redact import redact, redacted
 from textual_inversion.concept import Concept, whole_word_pattern
@@ -76,23 +76,21 @@ class BadRow:
 
 
 def count_rows(uri: str) -> int:
-    """Count the manifest's rows from the files' footers alone."""
+    """Count the manifest's rows, of Parquet from the files' footers alone."""
     return sum(file_facts(file).num_rows for file in manifest_files(uri))
 
 
 def manifest_notes(uri: str) -> list[str]:
-    """Return remarks on the columns, each once, from the files' footers alone. Raises ValueError if it is no
-    manifest."""
-    return list(dict.fromkeys(note for file in manifest_files(uri) for note in file_facts(file).notes()))
+    """Return remarks on the columns or on the folder of photos, each once. Raises ValueError if it is no manifest."""
+    return list(dict.fromkeys(note for file in manifest_files(uri) for note in file_facts(file).notes))
 
 
 def concept_ids(uri: str) -> Iterator[str]:
     """Yield the ids of all rows, good or bad, reading that one column. Raises ValueError if it is no manifest."""
     for file in manifest_files(uri):
         file_facts(file)
-        for batch in batches(file, ["concept_id"]):
-            ids = (row["concept_id"] for row in rows(batch, UNDERSTOOD) if isinstance(row, dict))
-            yield from (str(value) for value in ids if value is not None)
+        ids = (row["concept_id"] for row in file_rows(file, ["concept_id"]) if isinstance(row, dict))
+        yield from (str(value) for value in ids if value is not None)
 
 
 def read_by_priority(uri: str) -> Iterator[ManifestRow | BadRow]:
@@ -111,12 +109,12 @@ def _priorities(uri: str) -> list[int]:
     """Return the priorities that occur, highest first, reading that one column."""
     found = {0}
     for file in manifest_files(uri):
-        if PRIORITY not in file_facts(file).schema.names:
+        if PRIORITY not in file_facts(file).names:
             continue
         try:
-            for batch in batches(file, [PRIORITY]):
-                for value in batch.column(0).unique().to_pylist():
-                    found |= {priority for priority in range(10) if value == priority}
+            for row in file_rows(file, [PRIORITY]):
+                if isinstance(row, dict):
+                    found |= {priority for priority in range(10) if row[PRIORITY] == priority}
         except (pa.ArrowException, OSError):  # the rows before the damage may have any priority
             found |= set(range(10))
     return sorted(found, reverse=True)
@@ -153,10 +151,9 @@ def read_manifest(uri: str) -> Iterator[ManifestRow | BadRow]:
 def _read_file(file: str) -> Iterator[ManifestRow | BadRow]:
     number = 0
     try:
-        for batch in batches(file):
-            for values in rows(batch, UNDERSTOOD):
-                number += 1
-                yield _parse(file, number, values)
+        for values in file_rows(file):
+            number += 1
+            yield _parse(file, number, values)
     except (pa.ArrowException, OSError) as error:
         reason = f"the file cannot be read from this row on: {redact(str(error))}"
         yield BadRow(file=redact(file), row=number + 1, concept_id=None, reason=reason)

@@ -15,7 +15,8 @@ from typing import Any
 
 from pipeline.inputs.cells import id_text, jsonable, short_repr, whole_number
 from pipeline.inputs.manifest import MAX_CARRIED_BYTES
-from pipeline.inputs.prompt_files import COLUMNS, Row, prompt_files, prompt_rows
+from pipeline.inputs.prompt_files import COLUMNS, prompt_files, prompt_rows
+from pipeline.inputs.text_tables import Row
 from pipeline.store.addresses import absolute
 from pipeline.store.redact import redact, redacted
 from textual_inversion.errors import BadInput

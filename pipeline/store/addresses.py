@@ -107,11 +107,26 @@ def find_files(uri: str, suffix: str) -> list[str]:
         found = fs.glob(path)
     elif fs.isdir(path):
         root = path.rstrip("/") + "/"
-        inside = (name for name in fs.find(path) if name.endswith(suffix))
-        found = [name for name in inside if not any(part[:1] in "._" for part in name[len(root) :].split("/"))]
+        found = [root + name for name in _files_inside(fs, root) if name.endswith(suffix)]
     else:
         found = [path] if fs.isfile(path) else []
     return sorted(_to_uri(name, like=uri) for name in found)
+
+
+def files_of_folder(uri: str) -> list[str] | None:
+    """Return the sorted paths, relative to a folder, of all files in it and its subfolders; None if it is no folder.
+
+    Names beginning with `_` or `.` are left out.
+    """
+    fs, path = open_filesystem(uri, client_retries=True)
+    return sorted(_files_inside(fs, path.rstrip("/") + "/")) if fs.isdir(path) else None
+
+
+def _files_inside(fs: Any, root: str) -> list[str]:
+    """Return the paths, relative to the folder `root/`, of the files in it; those of other tools' bookkeeping left
+    out."""
+    names = (name[len(root) :] for name in fs.find(root))
+    return [name for name in names if not any(part[:1] in "._" for part in name.split("/"))]
 
 
 def open_filesystem(uri: str, *, client_retries: bool = False) -> tuple[Any, str]:
