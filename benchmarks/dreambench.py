@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import evaluate
-from pipeline.inputs.models import ROOT
+from pipeline.bulk.protocols import PROMPTS
+from pipeline.config_file import RECIPES
 from pipeline.inputs.prompt_table import read_prompts
 from pipeline.store.storage import RunStore
 
-RECIPE = ROOT / "pipeline/recipes/dreambench.toml"
-PROMPTS = ROOT / "manifests/dreambench"
+RECIPE = RECIPES / "dreambench.toml"
 CLASSES = "prompts_and_classes.txt"
 LIVE = ("cat", "dog")
 _PHOTOS = (".jpg", ".jpeg", ".png")
@@ -78,11 +78,11 @@ def read_classes(text: str) -> dict[str, str]:
 
 def prompts_of(subjects: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Return the rows of a prompt table: each subject's own 25 prompts."""
-    lists = {kind: read_prompts(str(PROMPTS / f"{kind}_prompts.txt")) for kind in ("object", "live")}
+    lists = {kind: read_prompts(str(PROMPTS / f"dreambench_{kind}.txt")) for kind in ("objects", "live")}
     return [
         {"prompt": prompt.text, "concept_id": subject["concept_id"]}
         for subject in subjects
-        for prompt in lists["live" if subject["initializer"] in LIVE else "object"]
+        for prompt in lists["live" if subject["initializer"] in LIVE else "objects"]
     ]
 
 

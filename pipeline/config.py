@@ -294,7 +294,8 @@ class RunConfig:
     """Folder or URI under which everything is written."""
 
     model: str = "demo/model"
-    """Directory or hub id of a text-to-image checkpoint in diffusers layout."""
+    """Directory or hub id of a text-to-image checkpoint in diffusers layout. The default is the demo's, which only a
+    checkout of the repository has."""
 
     extractor: str = "demo/clip"
     """Directory or hub id of the CLIP that scores the sample pictures; empty turns scores off."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
+from textual_inversion.model_files import check_hub_id
 from textual_inversion.preprocessing import Preprocessing
 from textual_inversion.weights import load_pretrained
 
@@ -232,8 +233,10 @@ def load_extractor(model: str, device: str = "auto") -> ImageExtractor:
 
 def _kind_of(model: str) -> _ModelKind:
     try:
+        if not Path(model).is_dir():
+            check_hub_id(model)
         config = _read_json(model, "config.json")
-    except OSError as error:  # no such hub id, or no network
+    except (OSError, ValueError) as error:  # no hub id, no such model there, or no network
         raise _cannot_load(model, error) from error
     if config is None:
         raise _cannot_load(model, "no config.json")

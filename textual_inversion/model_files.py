@@ -28,6 +28,8 @@ _HALF = re.compile(r"(diffusion_pytorch_)?model(\.fp16(-\d+-of-\d+)?|-\d+-of-\d+
 _INDEX = re.compile(r"\.safetensors\.index[^/]*\.json$")
 _PICKLED = re.compile(r"[^/]+\.(bin|ckpt|pt|pth|msgpack)")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_OWN_FOLDER = "demo"
+"""Folder of this project's repository with the demo's models, which are no models of an account `demo` on the hub."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,10 +195,29 @@ def _select_files(
     return sorted(chosen), variants
 
 
-def _download(model: str) -> Path:
-    """Return the snapshot directory of a hub repository, from the cache or downloaded, with only the files needed."""
+def check_hub_id(model: str) -> None:
+    """Raise ValueError unless a name that is no directory here can be meant as a hub id, `owner/name[@revision]`.
+
+    A path is never looked up on the hub, where somebody else may hold an account of its first folder's name.
+    """
     if not _REPOSITORY.fullmatch(model):
         raise ValueError(f"model {model!r} is neither a directory here nor a hub id of the form owner/name")
+    owner, _, name = model.partition("/")
+    if owner == _OWN_FOLDER:
+        raise ValueError(
+            f"model {model!r} is one of the demo's, which are in the project's repository and in no installed package; "
+            "name a model (--model), or run in a checkout"
+        )
+    if Path(owner).is_dir():
+        raise ValueError(
+            f"model {model!r}: the folder {owner!r} is here, but has no {name!r}; if the hub's model of that name is "
+            "meant, run elsewhere, or download it and give its directory"
+        )
+
+
+def _download(model: str) -> Path:
+    """Return the snapshot directory of a hub repository, from the cache or downloaded, with only the files needed."""
+    check_hub_id(model)
     # imported late: a directory needs no hub client
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled

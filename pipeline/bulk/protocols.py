@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pipeline.config import EvaluationConfig, RunConfig
-from pipeline.inputs.models import ROOT
 from pipeline.inputs.prompt_table import TOKEN, Prompt, read_prompts
 from textual_inversion.config import SamplingConfig
 from textual_inversion.prompts import HOLE
+
+PROMPTS = Path(__file__).resolve().parent / "prompts"
+"""Folder of the protocols' files of prompts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +20,7 @@ class Protocol:
 
     prompts: tuple[Prompt, ...] = ()
     prompts_file: str = ""
-    """File of the repository that holds the prompts, where `prompts` does not."""
+    """Name of the file in `PROMPTS` that holds the prompts, where `prompts` does not."""
     images_per_prompt: int
     sampling: SamplingConfig
     reconstruction: tuple[str, ...] = ()
@@ -31,7 +34,7 @@ class Protocol:
 
 PROTOCOLS = {
     "quick": Protocol(
-        prompts_file="manifests/demo_prompts.parquet",
+        prompts_file="quick.csv",
         images_per_prompt=4,
         sampling=SamplingConfig(solver="dpm++", steps=20),
         reconstruction=("a photo of a {}", "a painting in the style of {}"),
@@ -57,7 +60,7 @@ PROTOCOLS = {
     # Ruiz et al. 2023, section 4. The paper does not state its sampler; guidance 7.5 is Stable Diffusion's default. The
     # data set has another list for cats and dogs: `benchmarks/dreambench.py` combines the two.
     "dreambench": Protocol(
-        prompts_file="manifests/dreambench/object_prompts.txt",
+        prompts_file="dreambench_objects.txt",
         images_per_prompt=4,
         sampling=SamplingConfig(solver="ddim", steps=50, guidance_scale=7.5),
     ),
@@ -71,7 +74,7 @@ def choose_protocol(config: RunConfig) -> Protocol:
     """
     settings: EvaluationConfig = config.evaluation
     named = PROTOCOLS[settings.protocol]
-    file = settings.prompts or (named.prompts_file and str(ROOT / named.prompts_file))
+    file = settings.prompts or (named.prompts_file and str(PROMPTS / named.prompts_file))
     prompts = tuple(read_prompts(file)) if file else named.prompts
     further = sorted({name for prompt in prompts for name in prompt.further_columns()})
     if further:

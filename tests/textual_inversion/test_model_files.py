@@ -109,6 +109,25 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         find_model_files("/no/such/directory")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("demo/model", r"'demo/model' is one of the demo's, .* in no installed package; name a model \(--model\)"),
+        ("models/mine", "the folder 'models' is here, but has no 'mine'"),
+        ("models/a/b", "neither a directory here nor a hub id"),
+        ("./mine", "the folder '.' is here"),
+        ("mine", "neither a directory here nor a hub id"),
+    ],
+)
+def test_no_path_is_looked_up_on_the_hub(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        find_model_files(name)
+
+
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     constants = pytest.importorskip("huggingface_hub.constants")

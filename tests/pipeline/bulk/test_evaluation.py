@@ -14,7 +14,8 @@ import pytest
 from pipeline.bulk.evaluation import PARTS, PIXEL_SCORES, RESULT_SCHEMA, plan_rows, table_path, unscored, write_table
 from pipeline.bulk.protocols import Protocol, choose_protocol
 from pipeline.config import RunConfig
-from pipeline.inputs.prompt_table import Prompt
+from pipeline.inputs.models import ROOT
+from pipeline.inputs.prompt_table import Prompt, read_prompts
 from pipeline.ledger.records import ConceptRecord
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
@@ -244,6 +245,7 @@ def test_protocols_by_name(config: RunConfig, tmp_path: Path) -> None:
     assert set(paper.reconstruction) <= {prompt.text for prompt in paper.prompts}
     quick = chosen()
     assert set(quick.reconstruction) <= {prompt.text for prompt in quick.prompts}
+    assert quick.prompts == tuple(read_prompts(str(ROOT / "manifests/demo_prompts.parquet"))), "the demo's, packaged"
     assert len(chosen(protocol="dreambench").prompts) == 25
     file = tmp_path / "p.txt"
     file.write_text("{} in the rain\n")
