@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict
 
 from pipeline.encoder_config import EncoderJobConfig
+from pipeline.report_config import ReportConfig, ToleranceConfig
 from textual_inversion.config import InversionConfig, Precision, SamplingConfig
 from textual_inversion.config_checks import require
 
@@ -261,25 +262,6 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReportConfig:
-    """Settings of the report, the page that a person reads."""
-
-    embedded: int = 200
-    """Concepts whose pictures are inside the page; all others are table rows that link to the objects."""
-
-    hour_price: float = 0.0
-    """Price of one GPU for an hour, or of one core where there are no GPUs, to compute the run's cost; 0 leaves the
-    cost out."""
-
-    currency: str = ""
-    """Currency written after the cost."""
-
-    def __post_init__(self) -> None:
-        require(self.embedded >= 0, "report.embedded", self.embedded, "0 or more")
-        require(self.hour_price >= 0, "report.hour_price", self.hour_price, "0 or more")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """Settings of one run: what is learned from which manifest, and how."""
 
@@ -325,6 +307,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     actors: ActorConfig = field(default_factory=ActorConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    tolerance: ToleranceConfig = field(default_factory=ToleranceConfig)
     encoder: EncoderJobConfig = field(default_factory=EncoderJobConfig)
 
     def __post_init__(self) -> None:

@@ -5,6 +5,8 @@ FAILED = 1
 """A concept, a row or a picture failed."""
 USAGE = 2
 """The command cannot do what it was asked to; nothing was begun."""
+TOLERATED = 4
+"""Something failed, and no more than `tolerance.failures` allows; `tolerance.exit_code` gives another code."""
 BUG = 70
 """A mistake in this software ended the command; the traceback is on stderr."""
 STOPPED = 75

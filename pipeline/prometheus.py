@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from pipeline.ledger.records import ConceptRecord
+from pipeline.report.outcome import Outcome
 from pipeline.report.progress import ProgressNumbers
 from pipeline.store.errors import describe_error
 
@@ -33,6 +34,8 @@ GAUGES = {
     "concepts_planned": "Concepts that this run is to learn, as far as the manifest has been read",
     "concepts_left": "Concepts of those planned that have neither ended well nor failed",
     "concepts_in_flight": "Concepts handed to actors",
+    "concepts_failures_new": "Bad rows and failed concepts that are not known from a run before",
+    "concepts_failures_tolerated": "Largest number of these with which the run does not fail",
     "concepts_eta_seconds": "Time until all are learned, at the run's rate so far",
     "actors_ready": "Actors that have loaded the model",
     "actors_starting": "Actors that wait for a node or load the model",
@@ -82,6 +85,11 @@ class RunMetrics:
         self._gauges["actors_starting"].set(numbers["starting"])
         if "seconds_left" in numbers:
             self._gauges["concepts_eta_seconds"].set(numbers["seconds_left"])
+
+    def observe_failures(self, outcome: Outcome) -> None:
+        """Export how many failures are new, and how many of them are tolerated."""
+        self._gauges["concepts_failures_new"].set(outcome.num_new)
+        self._gauges["concepts_failures_tolerated"].set(outcome.limit)
 
     def settled(self, record: ConceptRecord) -> None:
         """Export how long a finished concept took."""

@@ -90,6 +90,9 @@ def parse(
     parser.add_argument(
         "--finish-by", metavar="TIME", help="begin no concept after this: 06:00, 2026-11-22T06:00+01:00, or +6h"
     )
+    parser.add_argument(
+        "--tolerate", metavar="1%", help="share or number of new bad rows and failed concepts that fail no run"
+    )
     parser.add_argument("--prune", action="store_true", help="delete results that the manifest no longer accounts for")
     parser.add_argument(
         "--verify", action="store_true", help="read the files of what is done, and learn again what is damaged"
@@ -108,6 +111,8 @@ def configure(options: argparse.Namespace) -> RunConfig:
     overrides = list(options.set)
     if options.prompts:
         overrides.append(f"generation.prompts={json.dumps(options.prompts)}")
+    if options.tolerate is not None:
+        overrides.append(f"tolerance.failures={json.dumps(options.tolerate)}")
     config = load_config(toml, overrides, manifest=options.manifest, output=options.output, model=options.model)
     if not config.manifest:
         raise ValueError(
@@ -241,7 +246,7 @@ def run(
         stages.report()
         if prune:
             stages.prune()  # last: nothing is deleted before the results are written
-    stages.enter("stopped" if stats.is_stopped else "ended")
+    stages.finish()
     return conclude(config, stats, stages.plan, selection)
 
 

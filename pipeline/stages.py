@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any
 
 from pipeline.config import RunConfig
+from pipeline.exit_codes import OK
 from pipeline.gate_retries import check_rule_files, retry_below_gate
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import count_rows
@@ -23,12 +24,14 @@ from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.digest import digest
 from pipeline.ledger.done import find_done
 from pipeline.ledger.gate import BELOW
+from pipeline.ledger.known_failures import read_known, write_known
 from pipeline.ledger.plan import ConceptTask, Plan, settings_path
 from pipeline.ledger.prune import delete_leftovers, find_leftovers
 from pipeline.ledger.records import ConceptRecord, load_records, put_record
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
 from pipeline.ledger.settings import current_settings
 from pipeline.report.logs import say
+from pipeline.report.outcome import outcome_of
 from pipeline.report.page import build_report
 from pipeline.report.progress import Progress, ProgressNumbers
 from pipeline.report.run_stats import DeviceTime, RunStats
@@ -78,7 +81,7 @@ class Run:
         self._selection = selection
         self._store = RunStore(config.output)
         self.plan, self._settings = make_plan(config, self._store, selection, verify=verify)
-        self.stats = RunStats(count_rows(config.manifest), until)
+        self.stats = RunStats(count_rows(config.manifest), until, known_before=read_known(self._store))
         settings = json.dumps(self._settings, indent=1).encode()
         self._store.put(settings_path(digest(self._settings)), settings)
 
@@ -110,7 +113,12 @@ class Run:
         metrics = RunMetrics()
         total = partial(self.plan.expected_todo, self.stats.rows)
         todo = chain([first], tasks)
-        for record in self._learn_all(self._config, todo, "learning", total, metrics.observe, self.plan.replan):
+
+        def watch(numbers: ProgressNumbers) -> None:
+            metrics.observe(numbers)
+            metrics.observe_failures(outcome_of(self._config, self.stats, self.plan, self._selection))
+
+        for record in self._learn_all(self._config, todo, "learning", total, watch, self.plan.replan):
             self.stats.settle(record)
             metrics.settled(record)
             if record.status == "failed":
@@ -207,6 +215,17 @@ class Run:
         except Exception as error:
             log.exception("the report was not written")
             self.stats.problems["report"] = f"not written: {describe_bug(error)}"
+
+    def finish(self) -> None:
+        """Keep the failures that were tolerated, for the next run to know, and write the last `run.json`."""
+        outcome = outcome_of(self._config, self.stats, self.plan, self._selection)
+        if self._selection == ALL_CONCEPTS and (outcome.is_tolerated or outcome.exit_code == OK):
+            try:
+                write_known(self._store, outcome.keys)
+            except OSError as error:
+                self._stop_for("ended", error)
+        self.stats.exit_code = outcome_of(self._config, self.stats, self.plan, self._selection).exit_code
+        self.enter("stopped" if self.stats.is_stopped else "ended")
 
     def _stop_for(self, stage: str, error: OSError) -> None:
         """End the run, to be continued by the same command, because its output cannot be written."""

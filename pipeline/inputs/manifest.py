@@ -73,6 +73,8 @@ class BadRow:
     """Id as far as it could be read."""
     reason: str
     """Error that names the column and the value, in one line."""
+    content: str = ""
+    """Digest of the row's values, wherever the row is; empty if they could not be read."""
 
 
 def count_rows(uri: str) -> int:
@@ -125,6 +127,11 @@ def short_hash(concept_id: str) -> bytes:
     return hashlib.blake2b(concept_id.encode(), digest_size=8).digest()
 
 
+def content_digest(values: Mapping[str, Any] | Concept) -> str:
+    """Return a digest of a row's values, 16 hex digits."""
+    return hashlib.blake2b(repr(values).encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
 def read_manifest(uri: str) -> Iterator[ManifestRow | BadRow]:
     """Yield every row of every file, in the order of the files' names; `uri` is a file, a folder or a glob.
 
@@ -142,7 +149,8 @@ def read_manifest(uri: str) -> Iterator[ManifestRow | BadRow]:
                 if key in seen:
                     concept_id = row.concept.concept_id
                     reason = f"concept_id {concept_id!r} occurs in an earlier row"
-                    yield BadRow(file=row.file, row=row.row, concept_id=concept_id, reason=reason)
+                    content = content_digest(row.concept)
+                    yield BadRow(file=row.file, row=row.row, concept_id=concept_id, reason=reason, content=content)
                     continue
                 seen.add(key)
             yield row
@@ -177,7 +185,8 @@ def _parse(file: str, number: int, values: dict[str, Any] | BadInput) -> Manifes
         reason = redact(str(error))
         if len(reason) > _MAX_REASON_CHARACTERS:
             reason = f"{reason[:_MAX_REASON_CHARACTERS]} ..."
-        return BadRow(file=redact(file), row=number, concept_id=shown_id, reason=reason)
+        content = "" if isinstance(values, BadInput) else content_digest(values)
+        return BadRow(file=redact(file), row=number, concept_id=shown_id, reason=reason, content=content)
     return ManifestRow(file=redact(file), row=number, concept=concept, carried=carried, priority=priority)
 
 

@@ -6,9 +6,10 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from pipeline.config import ReportConfig
+from pipeline.ledger.known_failures import key_of
 from pipeline.ledger.records import ConceptRecord
 from pipeline.report.progress import ProgressNumbers
+from pipeline.report_config import ReportConfig
 from pipeline.store import retries
 from pipeline.times import now
 
@@ -91,6 +92,12 @@ class RunStats:
     failures: dict[str, str] = field(default_factory=dict)
     """Errors of failed concepts, by concept id."""
 
+    failure_keys: dict[str, str] = field(default_factory=dict)
+    """Keys of `known_failures.key_of`, by the id of each failed concept."""
+
+    known_before: frozenset[str] = frozenset()
+    """Those of the failures that do not count again, bad rows included."""
+
     problems: dict[str, str] = field(default_factory=dict)
     """Errors that are no single concept's, by stage."""
 
@@ -105,6 +112,9 @@ class RunStats:
 
     stage: str = "learning"
     """The present stage; at last `ended` or `stopped`."""
+
+    exit_code: int | None = None
+    """The command's exit code; None until the run has ended."""
 
     started_at: str = field(default_factory=lambda: now("milliseconds"))
     """Start of the run, UTC, ISO 8601."""
@@ -127,6 +137,7 @@ class RunStats:
             self.steps += record.steps
         else:
             self.failures[record.concept_id] = record.error
+            self.failure_keys[record.concept_id] = key_of(record)
 
     @property
     def calls_repeated(self) -> int:

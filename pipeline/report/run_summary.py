@@ -10,12 +10,12 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.config_file import to_tree
-from pipeline.exit_codes import FAILED, LATE, OK, STOPPED
 from pipeline.inputs.manifest import BadRow
 from pipeline.ledger.digest import digest
 from pipeline.ledger.plan import Plan
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
 from pipeline.report.logs import say
+from pipeline.report.outcome import outcome_of
 from pipeline.report.page import RunFigures
 from pipeline.report.run_stats import RunStats
 from pipeline.store.redact import redact, redacted
@@ -89,11 +89,10 @@ def conclude(config: RunConfig, stats: RunStats, plan: Plan, selection: Selectio
         write(f"FAILED {failure}\n")
     if len(failures) > SHOWN_FAILURES:
         write(f"FAILED {len(failures) - SHOWN_FAILURES} more, all in results.parquet\n")
-    if stats.is_stopped:
-        return STOPPED
-    if stats.is_late:
-        return LATE
-    return FAILED if failures else OK
+    outcome = outcome_of(config, stats, plan, selection)
+    if line := outcome.describe(config):
+        write(f"{line}\n")
+    return outcome.exit_code
 
 
 def describe_bad_row(row: BadRow) -> str:
@@ -120,6 +119,7 @@ def describe_run(config: RunConfig, stats: RunStats, plan: Plan, settings: dict[
     }
     description = {
         "stage": stats.stage,
+        "exit_code": stats.exit_code,
         "started_at": stats.started_at,
         "written_at": now(),
         "config": redacted(to_tree(config)),

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import stages
 from pipeline.config import RunConfig
-from pipeline.exit_codes import FAILED, OK, STOPPED, USAGE
+from pipeline.exit_codes import FAILED, OK, STOPPED, TOLERATED, USAGE
 from pipeline.inputs.models import ROOT, locate, portable
 from pipeline.ledger.digest import digest
 from pipeline.ledger.records import StoredFile
@@ -259,3 +259,23 @@ def test_damage_is_named_where_it_is_not_learned_again(
     path.write_bytes(b"")
     assert main([*command, "--only", "a"]) == FAILED
     assert "FAILED b: damaged: concepts/b/" in capsys.readouterr().out
+
+
+def test_a_bad_row_is_tolerated_and_then_known(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path, ["b"], category=["thing"])
+    job = tmp_path / "job.toml"
+    job.write_text(tiny_toml(tiny_model))
+    monkeypatch.setattr(stages, "connect", lambda _: pytest.fail("a cluster was asked for"))
+    command = [str(manifest), "--config", str(job), "--output", str(tmp_path / "out"), "--tolerate"]
+    assert main([*command, "0"]) == FAILED
+    assert "not tolerated: 1 new failures; tolerance.failures = 0 allows 0\n" in capsys.readouterr().out
+    assert main([*command, "0"]) == FAILED  # a failed run makes nothing known
+    assert main([*command, "1"]) == TOLERATED
+    assert main([*command, "0"]) == TOLERATED
+    assert capsys.readouterr().out.endswith(
+        "WARNING tolerated: 0 new failures, 1 known; tolerance.failures = 0 allows 0\n"
+    )
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["exit_code"] == TOLERATED
+    assert main([*command, "0", "--set", "tolerance.exit_code=0"]) == OK

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ReportConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.exit_codes import FAILED, LATE, OK, STOPPED
 from pipeline.inputs.manifest import BadRow
 from pipeline.ledger.plan import Plan
@@ -14,6 +14,7 @@ from pipeline.ledger.records import ConceptRecord
 from pipeline.report.page import build_report
 from pipeline.report.run_stats import DeviceTime, RunStats
 from pipeline.report.run_summary import conclude, figures_of
+from pipeline.report_config import ReportConfig
 from pipeline.store.storage import RunStore
 
 
