@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
+from pipeline.bounds import largest_number, parse_bound
 from pipeline.exit_codes import TOLERATED
 from textual_inversion.config_checks import require
-
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
-
-
-def parse_share(name: str, value: int | str) -> float | int:
-    """Return a bound that is a share of concepts or rows, "1%", as a float from 0 to 1, and a count, 20, as an int.
-
-    Raises ValueError, naming the setting, for any other value.
-    """
-    text = str(value).strip()
-    share = _SHARE.fullmatch(text)
-    is_bound = text.isdecimal() or (share is not None and float(share[1]) <= 100)
-    require(is_bound and not isinstance(value, bool), name, value, 'a share such as "1%", or a count such as 20')
-    return float(share[1]) / 100 if share else int(text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +43,7 @@ class ToleranceConfig:
 
     def __post_init__(self) -> None:
         if self.is_stated:
-            parse_share("tolerance.failures", self.failures)
+            parse_bound("tolerance.failures", self.failures)
         require(0 <= self.exit_code <= 255, "tolerance.exit_code", self.exit_code, "0 to 255")
 
     @property
@@ -69,5 +55,4 @@ class ToleranceConfig:
         """Return the largest number of new failures that is tolerated among `num_rows` rows."""
         if not self.is_stated:
             return 0
-        bound = parse_share("tolerance.failures", self.failures)
-        return bound if isinstance(bound, int) else int(bound * num_rows)
+        return largest_number(parse_bound("tolerance.failures", self.failures), num_rows)

@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipeline.bounds import Bound, parse_bound
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
 from pipeline.exit_codes import FAILED, OK
@@ -29,7 +30,7 @@ from pipeline.inputs.prompt_table import Prompt, prompt_notes, read_prompts, unk
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.inputs.text_tables import is_text_table
 from pipeline.ledger.preflight import examine
-from pipeline.ledger.prune import find_leftovers
+from pipeline.ledger.prune import Leftovers, find_leftovers
 from pipeline.ledger.selection import ALL_CONCEPTS, RETRIES, Selection, select
 from pipeline.report.command_errors import exit_code_of
 from pipeline.report.logs import configure_logs, say
@@ -57,12 +58,14 @@ def _start(options: argparse.Namespace) -> int:
     config = configure(options)
     configure_logs(config.log_format)
     until = parse_deadline(options.finish_by)
+    bound = parse_bound("--prune-at-most", options.prune_at_most)
+    prune = bound if options.prune else None
     store = RunStore(config.output)
     selection = select(config.manifest, store, options.only, options.retry, options.limit, config.gate)
     if options.dry_run:
-        return dry_run(config, selection, photos=options.photos, prune=options.prune, verify=options.verify)
+        return dry_run(config, selection, photos=options.photos, prune=prune, verify=options.verify)
     with hold_lease(store, config.lease_s):
-        return run(config, selection, until=until, prune=options.prune, verify=options.verify)
+        return run(config, selection, until=until, prune=prune, verify=options.verify)
 
 
 def parse(
@@ -94,6 +97,13 @@ def parse(
         "--tolerate", metavar="1%", help="share or number of new bad rows and failed concepts that fail no run"
     )
     parser.add_argument("--prune", action="store_true", help="delete results that the manifest no longer accounts for")
+    parser.add_argument(
+        "--prune-at-most",
+        metavar="10%",
+        default="10%",
+        help="share or number of the output's concepts that --prune may delete; beyond it, it deletes nothing "
+        "(default: %(default)s)",
+    )
     parser.add_argument(
         "--verify", action="store_true", help="read the files of what is done, and learn again what is damaged"
     )
@@ -140,13 +150,13 @@ def dry_run(
     selection: Selection = ALL_CONCEPTS,
     *,
     photos: bool = False,
-    prune: bool = False,
+    prune: Bound | None = None,
     verify: bool = False,
 ) -> int:
     """Print counts of what is done, to do and bad, every bad row, damaged result and finding; return the exit code.
 
-    `photos`: also fetch and open them. `prune`: also print what `--prune` would delete. `verify`: also read the files
-    of what is done.
+    `photos`: also fetch and open them. `prune`: also print what `--prune` with this bound would delete. `verify`: also
+    read the files of what is done.
     """
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     vocabularies = load_model_vocabularies(config)  # before the plan, which reads the whole model for its digest
@@ -176,10 +186,20 @@ def dry_run(
     to_retry = concepts_to_retry(store, plan, selection)
     if to_retry:
         sys.stdout.write(f"{len(to_retry)} below the gate would be tried again\n")
-    if prune:
-        for line in find_leftovers(store, config.manifest, plan).lines():
-            sys.stdout.write(f"--prune would delete {line}\n")
-    return FAILED if plan.bad or failing or plan.damaged or stray else OK
+    is_refused = prune is not None and not _describe_pruning(find_leftovers(store, config.manifest, plan), prune)
+    return FAILED if plan.bad or failing or plan.damaged or stray or is_refused else OK
+
+
+def _describe_pruning(leftovers: Leftovers, bound: Bound) -> bool:
+    """Print what `--prune` would delete; return whether the bound allows it."""
+    for line in leftovers.lines():
+        sys.stdout.write(f"--prune would delete {line}\n")
+    try:
+        leftovers.check(bound)
+    except ValueError as error:
+        sys.stdout.write(f"would fail: {error}\n")
+        return False
+    return True
 
 
 def notes_on_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> list[str]:
@@ -210,13 +230,14 @@ def run(
     selection: Selection = ALL_CONCEPTS,
     *,
     until: float = math.inf,
-    prune: bool = False,
+    prune: Bound | None = None,
     verify: bool = False,
 ) -> int:
     """Learn, retry, draw and report; return the exit code.
 
-    `until` is the moment after which no concept is begun, in seconds since 1970. `prune` deletes at the end what the
-    manifest no longer accounts for. `verify` reads the files of what is done before, and learns damaged concepts again.
+    `until` is the moment after which no concept is begun, in seconds since 1970. `prune` is the share or number of the
+    output's concepts that may be deleted at the end, as the manifest no longer accounts for them; None deletes nothing.
+    `verify` reads the files of what is done before, and learns damaged concepts again.
     Raises ValueError for what is wrong before anything has begun.
     """
     check_model(config)  # here and not in every actor
@@ -244,8 +265,8 @@ def run(
         stages.enter("reporting")
     if not stats.is_stopped:
         stages.report()
-        if prune:
-            stages.prune()  # last: nothing is deleted before the results are written
+        if prune is not None:
+            stages.prune(prune)  # last: nothing is deleted before the results are written
     stages.finish()
     return conclude(config, stats, stages.plan, selection)
 

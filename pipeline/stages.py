@@ -15,6 +15,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from pipeline.bounds import Bound
 from pipeline.config import RunConfig
 from pipeline.exit_codes import OK
 from pipeline.gate_retries import check_rule_files, retry_below_gate
@@ -193,12 +194,16 @@ class Run:
         if counts.failed:
             stats.problems["drawing"] = f"{counts.failed} pictures were not drawn: {'; '.join(counts.first_errors)}"
 
-    def prune(self) -> None:
-        """Delete what the manifest no longer accounts for, unless the run ended early: the next one may need it."""
+    def prune(self, bound: Bound) -> None:
+        """Delete what the manifest no longer accounts for, unless the run ended early: the next one may need it.
+
+        Nothing is deleted if that is more of the output's concepts than `bound` allows.
+        """
         try:
             if not self.can_continue():
                 raise ValueError("nothing was deleted, as the run did not come to its end")
             leftovers = find_leftovers(self._store, self._config.manifest, self.plan)
+            leftovers.check(bound)
             delete_leftovers(self._store, leftovers)
             for line in leftovers.lines():
                 say(self._config.log_format, f"deleted {line}\n")

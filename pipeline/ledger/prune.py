@@ -3,12 +3,13 @@
 Deleted are all objects of concepts that have no row any more. Of a concept with a present result, the results of
 earlier photos, rows and settings are deleted, the tries that were not kept, and the pictures drawn with any of these. A
 concept without a present result keeps all that it has. Evaluations and settings stay. Nothing is deleted without the
-option.
+option, and nothing if it would take more concepts than `--prune-at-most` allows.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.bounds import Bound, largest_number
 from pipeline.inputs.manifest import concept_ids, short_hash
 from pipeline.ledger.plan import Plan
 from pipeline.ledger.records import from_json
@@ -50,6 +52,18 @@ class Leftovers:
     """Paths of the pictures drawn with any of these."""
     num_rows: int = 0
     """Metadata rows of such pictures, in all parts."""
+    num_concepts: int = 0
+    """Concepts in the output, those of `removed` included."""
+
+    def check(self, bound: Bound) -> None:
+        """Raise ValueError if more concepts would be deleted than the bound allows: the manifest may be cut short."""
+        if len(self.removed) > largest_number(bound, self.num_concepts):
+            percent = math.ceil(100 * len(self.removed) / self.num_concepts)
+            raise ValueError(
+                f"--prune would delete {percent} % of the concepts in the output ({len(self.removed):,} of "
+                f"{self.num_concepts:,}), which have no row in this manifest; nothing was deleted; if that is right, "
+                f"say --prune-at-most {percent}%"
+            )
 
     def lines(self) -> Iterator[str]:
         """Yield lines for a person: the first few by name, and counts of all."""
@@ -79,7 +93,7 @@ def find_leftovers(store: RunStore, manifest: str, plan: Plan) -> Leftovers:
     found = _scan(store)
     wanted = {short_hash(concept_id) for concept_id in concept_ids(manifest)}
     bad = {row.concept_id for row in plan.bad}
-    left = Leftovers()
+    left = Leftovers(num_concepts=len(found))
     kept = _kept_tries(store, found, plan)
     for concept_id, by_fingerprint in found.items():
         present = [fingerprint for fingerprint in by_fingerprint if fingerprint.encode() in plan.carried]

@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.actor.learner import Learner
 from pipeline.config import GateConfig
-from pipeline.exit_codes import LATE, OK, STOPPED
+from pipeline.exit_codes import FAILED, LATE, OK, STOPPED
 from pipeline.inputs.manifest import read_manifest
 from pipeline.inputs.models import locate
 from pipeline.ledger.records import ConceptRecord, load_records
@@ -168,12 +168,14 @@ def test_prune_is_the_last_thing_a_run_does(
     learned_calmly(tiny_model, tmp_path / "out", command[0], inversion=INVERSION, extractor="")
     table = read_table(command[0])
     pq.write_table(table.slice(0, 1), command[0])
-    assert main([*command, "--dry-run", "--prune"]) == OK
+    assert main([*command, "--dry-run", "--prune"]) == FAILED
+    assert "--prune would delete 50 % of the concepts" in capsys.readouterr().out
+    assert main([*command, "--dry-run", "--prune", "--prune-at-most=1"]) == OK
     assert "--prune would delete concept b, which has no row" in capsys.readouterr().out
     assert main(command) == OK
     assert (tmp_path / "out" / "concepts" / "b").exists(), "without the option it is kept"
     capsys.readouterr()
-    assert main([*command, "--prune"]) == OK
+    assert main([*command, "--prune", "--prune-at-most", "50%"]) == OK
     assert "deleted 1 concepts without a row" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "out" / "concepts").rglob("record.json")} == {"record.json"}
     assert not list((tmp_path / "out" / "concepts").glob("b/*/*"))

@@ -15,7 +15,7 @@ from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.digest import digest
 from pipeline.ledger.done import find_done
 from pipeline.ledger.plan import Plan
-from pipeline.ledger.prune import METADATA, delete_leftovers, find_leftovers
+from pipeline.ledger.prune import METADATA, Leftovers, delete_leftovers, find_leftovers
 from pipeline.ledger.records import Try, read_record
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import ConceptFolder, RunStore
@@ -140,3 +140,14 @@ def test_a_manifest_that_does_not_tell_prunes_nothing(rows: list[dict[str, Any]]
     with pytest.raises(ValueError, match="correct it first"):
         find_leftovers(store, store.uri("m.parquet"), planned(store, store.uri("m.parquet")))
     assert concepts(store)
+
+
+def test_a_manifest_that_was_cut_short_deletes_nothing() -> None:
+    left = Leftovers(removed={f"c{i}": 1 for i in range(12)}, num_concepts=100)
+    with pytest.raises(ValueError, match=r"12 % of the concepts .*\(12 of 100\).*--prune-at-most 12%$"):
+        left.check(0.1)
+    with pytest.raises(ValueError, match="nothing was deleted"):
+        left.check(11)
+    left.check(0.12)
+    left.check(12)
+    Leftovers().check(0)
