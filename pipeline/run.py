@@ -15,30 +15,26 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.bounds import Bound, parse_bound
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
-from pipeline.exit_codes import FAILED, OK
-from pipeline.gate_retries import concepts_to_retry, retry_rules
-from pipeline.inputs.manifest import concept_ids, manifest_notes, read_by_priority
-from pipeline.inputs.models import check_model, load_model_vocabularies, locate
-from pipeline.inputs.prompt_table import Prompt, prompt_notes, read_prompts, unknown_concepts
+from pipeline.dry_run import dry_run, notes_on_prompts, stray_prompts
+from pipeline.gate_retries import retry_rules
+from pipeline.inputs.manifest import manifest_notes, read_by_priority
+from pipeline.inputs.models import check_model, locate
+from pipeline.inputs.prompt_table import Prompt, read_prompts
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.inputs.text_tables import is_text_table
-from pipeline.ledger.preflight import examine
-from pipeline.ledger.prune import Leftovers, find_leftovers
 from pipeline.ledger.selection import ALL_CONCEPTS, RETRIES, Selection, select
 from pipeline.report.command_errors import exit_code_of
 from pipeline.report.logs import configure_logs, say
-from pipeline.report.run_summary import SHOWN_FAILURES, conclude, describe_bad_row, describe_left_out
-from pipeline.stages import Run, make_plan
+from pipeline.report.run_summary import SHOWN_FAILURES, conclude
+from pipeline.stages import Run
 from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.lease import hold_lease
-from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 from pipeline.times import parse_deadline
 
@@ -143,77 +139,6 @@ def _name_of(manifest: str) -> str:
     """Return the last part of a manifest's address, without the ending of a table's file."""
     path = PurePosixPath(absolute(manifest))
     return path.stem if is_text_table(path.name) or path.suffix == ".parquet" else path.name
-
-
-def dry_run(
-    config: RunConfig,
-    selection: Selection = ALL_CONCEPTS,
-    *,
-    photos: bool = False,
-    prune: Bound | None = None,
-    verify: bool = False,
-) -> int:
-    """Print counts of what is done, to do and bad, every bad row, damaged result and finding; return the exit code.
-
-    `photos`: also fetch and open them. `prune`: also print what `--prune` with this bound would delete. `verify`: also
-    read the files of what is done.
-    """
-    prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
-    vocabularies = load_model_vocabularies(config)  # before the plan, which reads the whole model for its digest
-    store = RunStore(config.output)
-    store.check_writable()
-    plan, _ = make_plan(config, store, selection, verify=verify)
-    for note in (*manifest_notes(config.manifest), *notes_on_prompts(config, prompts)):
-        sys.stdout.write(f"note: {note}\n")
-    stray = stray_prompts(config, store, prompts)
-    sys.stdout.write("".join(f"would fail: {remark}\n" for remark in stray))
-    failing = set()
-    tasks = plan.tasks(read_by_priority(config.manifest))
-    for finding in examine(tasks, config, prompts, vocabularies, photos=photos):
-        sys.stdout.write(f"{finding}\n")
-        if finding.is_fatal:
-            failing.add(finding.concept_id)
-    for concept_id, damage in plan.damaged.items():
-        sys.stdout.write(f"{concept_id}: {redact(damage)}\n")
-    for row in plan.bad:
-        sys.stdout.write(f"bad row: {describe_bad_row(row)}\n")
-    if failing:
-        sys.stdout.write(f"{len(failing)} of {plan.num_todo} concepts to do would fail, or pictures of them\n")
-    sys.stdout.write(
-        f"{plan.num_done} done, {plan.num_todo} to do, {describe_left_out(plan, selection)}{len(plan.bad)} bad rows, "
-        f"{len(prompts)} prompts; output {redact(config.output)}\n"
-    )
-    to_retry = concepts_to_retry(store, plan, selection)
-    if to_retry:
-        sys.stdout.write(f"{len(to_retry)} below the gate would be tried again\n")
-    is_refused = prune is not None and not _describe_pruning(find_leftovers(store, config.manifest, plan), prune)
-    return FAILED if plan.bad or failing or plan.damaged or stray or is_refused else OK
-
-
-def _describe_pruning(leftovers: Leftovers, bound: Bound) -> bool:
-    """Print what `--prune` would delete; return whether the bound allows it."""
-    for line in leftovers.lines():
-        sys.stdout.write(f"--prune would delete {line}\n")
-    try:
-        leftovers.check(bound)
-    except ValueError as error:
-        sys.stdout.write(f"would fail: {error}\n")
-        return False
-    return True
-
-
-def notes_on_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> list[str]:
-    """Return remarks on the texts of bulk and sample prompts."""
-    texts = [text for prompt in prompts for text in (prompt.text, prompt.negative)]
-    return prompt_notes([*texts, config.generation.negative_prompt, *config.grid.prompts, *config.grid.style_prompts])
-
-
-def stray_prompts(config: RunConfig, store: RunStore, prompts: Sequence[Prompt]) -> list[str]:
-    """Return a remark on each concept of a prompt that neither the manifest nor the output has."""
-    if not unknown_concepts(prompts, concept_ids(config.manifest)):
-        return []
-    in_output = (path.split("/")[1] for path, _ in store.scan("concepts"))
-    return unknown_concepts(prompts, chain(concept_ids(config.manifest), in_output))
 
 
 def check_negatives(config: RunConfig, prompts: Sequence[Prompt]) -> None:

@@ -31,6 +31,7 @@ from pipeline.ledger.prune import delete_leftovers, find_leftovers
 from pipeline.ledger.records import ConceptRecord, load_records, put_record
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
 from pipeline.ledger.settings import current_settings
+from pipeline.report.estimate import read_rate
 from pipeline.report.logs import say
 from pipeline.report.outcome import outcome_of
 from pipeline.report.page import build_report
@@ -83,6 +84,7 @@ class Run:
         self._store = RunStore(config.output)
         self.plan, self._settings = make_plan(config, self._store, selection, verify=verify)
         self.stats = RunStats(count_rows(config.manifest), until, known_before=read_known(self._store))
+        self._rate_before = read_rate(self._store)
         settings = json.dumps(self._settings, indent=1).encode()
         self._store.put(settings_path(digest(self._settings)), settings)
 
@@ -93,7 +95,8 @@ class Run:
     def write_state(self, stage: str) -> None:
         """Set the stage and write `run.json`."""
         self.stats.stage = stage
-        self._store.put("run.json", describe_run(self._config, self.stats, self.plan, self._settings))
+        description = describe_run(self._config, self.stats, self.plan, self._settings, self._rate_before)
+        self._store.put("run.json", description)
 
     def enter(self, stage: str) -> None:
         """Set the stage and write `run.json`. Ends the run if the output cannot be written."""

@@ -13,7 +13,8 @@ from pipeline.run import parse, start
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return 0 if nothing would fail, 1 if something would, 2 if the job cannot begin."""
+    """Run the command; return 0 if nothing would fail, 1 if something would, 4 if that is tolerated, 2 if the job
+    cannot begin."""
     configure_logs()
     options = parse(arguments, "python -m pipeline.validate", __doc__)
     options.dry_run = True

@@ -85,6 +85,12 @@ class RunStats:
     device_seconds: float = 0.0
     """Seconds that actors held devices, summed over the devices: GPUs where there are any, else CPU cores."""
 
+    learning_s: float = 0.0
+    """Wall time of learning, the start of the actors included."""
+
+    learning_device_s: float = 0.0
+    """The part of `device_seconds` that learning took."""
+
     on_gpus: bool = False
 
     gate_retries: RetryStats = field(default_factory=RetryStats)
@@ -170,5 +176,8 @@ class DeviceTime:
         """Add the time since the previous update."""
         elapsed_s = numbers["seconds"] - self._seconds_before
         num_actors = numbers["ready"] + numbers["starting"]
-        self._stats.device_seconds += elapsed_s * self._devices_per_actor * num_actors
+        device_s = elapsed_s * self._devices_per_actor * num_actors
+        self._stats.device_seconds += device_s
+        self._stats.learning_device_s += device_s
+        self._stats.learning_s += elapsed_s
         self._seconds_before = numbers["seconds"]

@@ -14,6 +14,7 @@ from pipeline.inputs.manifest import BadRow
 from pipeline.ledger.digest import digest
 from pipeline.ledger.plan import Plan
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
+from pipeline.report.estimate import Rate, as_json, rate_of
 from pipeline.report.logs import say
 from pipeline.report.outcome import outcome_of
 from pipeline.report.page import RunFigures
@@ -97,11 +98,19 @@ def conclude(config: RunConfig, stats: RunStats, plan: Plan, selection: Selectio
 
 def describe_bad_row(row: BadRow) -> str:
     """Return a bad row's place and reason in one line."""
-    return f"{row.file}, row {row.row}{f' ({row.concept_id})' if row.concept_id else ''}: {row.reason}"
+    return f"{place_of(row)}: {row.reason}"
 
 
-def describe_run(config: RunConfig, stats: RunStats, plan: Plan, settings: dict[str, Any]) -> bytes:
-    """Return `run.json`: the configuration, the versions, the stage and the counts so far."""
+def place_of(row: BadRow) -> str:
+    """Return a bad row's file, number and concept id."""
+    return f"{row.file}, row {row.row}{f' ({row.concept_id})' if row.concept_id else ''}"
+
+
+def describe_run(
+    config: RunConfig, stats: RunStats, plan: Plan, settings: dict[str, Any], rate_before: Rate | None = None
+) -> bytes:
+    """Return `run.json`: the configuration, the versions, the stage, the counts so far, and the rate of learning, which
+    is `rate_before` until a concept is learned."""
     gate_retries = stats.gate_retries
     counts = {
         "rows": stats.rows,
@@ -127,6 +136,7 @@ def describe_run(config: RunConfig, stats: RunStats, plan: Plan, settings: dict[
         "settings": digest(settings),
         "versions": versions(),
         "counts": counts,
+        "rate": as_json(rate_of(stats, digest(settings)) or rate_before),
         "seconds": round(time.monotonic() - stats.began, 1),
         "device_hours": {"of": "gpu" if stats.on_gpus else "core", "hours": round(stats.device_hours, 4)},
     }

@@ -94,6 +94,8 @@ def test_models_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monk
         (["m.parquet", "--set", "inversion.stepz=3"], "did you mean inversion.steps"),
         (["m.parquet", "--model", "no/such/model/here"], "neither a directory here nor a hub id"),
         (["ssh://host/m.parquet"], "ssh"),
+        (["m.parquet", "--config", "nope.toml"], "nope.toml: No such file or directory"),
+        (["m.parquet", "--config", "nope"], "no such file, and the recipes are"),
         (["m.parquet", "--finish-by", "soon"], "--finish-by 'soon': write 06:00"),
         (["m.parquet", "--set", 'gate.ladder=["sed"]'], "gate.ladder: 'sed'"),
         (
@@ -118,6 +120,7 @@ def test_dry_run_names_bad_rows_and_writes_nothing(
     assert main([str(manifest), "--config", str(job), "--output", str(output), "--dry-run"]) == FAILED
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("0 done, 1 to do, 2 bad rows, 0 prompts")
+    assert lines[-2].startswith("estimate: no earlier run to estimate from")
     assert "row 2 (b): category 'thing'" in lines[0]
     assert "row 3 (c): photo " in lines[1]
     assert not output.exists()
