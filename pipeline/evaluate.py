@@ -49,10 +49,10 @@ from pipeline.store.storage import RunStore
 _PICTURES_PER_CALL = 64
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.evaluate") -> int:
     """Run the command and return its exit code."""
     configure_logs()
-    options = parse(arguments)
+    options = parse(arguments, prog)
     return exit_code_of(lambda: _prepare_and_evaluate(options))
 
 
@@ -62,10 +62,10 @@ def _prepare_and_evaluate(options: argparse.Namespace) -> int:
     return code if code == STOPPED else max(code, evaluate(config))
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None, prog: str = "python -m pipeline.evaluate") -> argparse.Namespace:
     """Parse the command line; None takes the process's own arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", metavar="RUN", help="the output of a run, or a manifest; any fsspec URI")
     parser.add_argument("--protocol", help="quick (default), paper or dreambench: see pipeline/bulk/protocols.py")

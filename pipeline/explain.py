@@ -63,10 +63,10 @@ class Explanation:
     notes: list[str] = field(default_factory=list)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.explain") -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.explain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", metavar="OUTPUT", help="output of a run: folder or any fsspec URI")
     parser.add_argument("concept", metavar="CONCEPT", help="concept_id")

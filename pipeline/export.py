@@ -46,16 +46,16 @@ _TOOLS = ("webui", "comfyui", "invoke", "kohya", "onetrainer", "diffusers", "pef
 _SHOWN = 20
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.export") -> int:
     """Run the command and return its exit code: FAILED if a concept was refused for a tool."""
-    options = parse(arguments)
+    options = parse(arguments, prog)
     return exit_code_of(lambda: conclude(export(options), absolute(options.to)))
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None, prog: str = "python -m pipeline.export") -> argparse.Namespace:
     """Parse the command line; None takes the process's own arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", metavar="OUTPUT", help="output of a run: folder or any fsspec URI")
     parser.add_argument(

@@ -43,17 +43,17 @@ _SCHEMA = pa.schema(
 )
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.manifest") -> int:
     """Run the command; return 1 if rows were left out, 2 if there is no manifest to write."""
     configure_logs()
-    options = parse(arguments)
+    options = parse(arguments, prog)
     return exit_code_of(lambda: write_manifest(options))
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None, prog: str = "python -m pipeline.manifest") -> argparse.Namespace:
     """Parse the command line; None takes the process's own arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.manifest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("photos", metavar="PHOTOS", help="folder of photos, or table; any fsspec URI")
     parser.add_argument("--output", metavar="URI", required=True, help="Parquet file to write; any fsspec URI")

@@ -39,10 +39,10 @@ from pipeline.store.storage import RunStore
 from pipeline.times import parse_deadline
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.run") -> int:
     """Run the command and return its exit code."""
     configure_logs()
-    return start(parse(arguments))
+    return start(parse(arguments, prog))
 
 
 def start(options: argparse.Namespace) -> int:
@@ -65,9 +65,13 @@ def _start(options: argparse.Namespace) -> int:
 
 
 def parse(
-    arguments: list[str] | None, prog: str = "python -m pipeline.run", description: str | None = __doc__
+    arguments: list[str] | None,
+    prog: str = "python -m pipeline.run",
+    description: str | None = __doc__,
+    *,
+    is_dry: bool = False,
 ) -> argparse.Namespace:
-    """Parse the command line; None takes the process's own arguments."""
+    """Parse the command line; None takes the process's own arguments. `is_dry`: of a command that is a dry run."""
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -103,8 +107,10 @@ def parse(
     parser.add_argument(
         "--verify", action="store_true", help="read the files of what is done, and learn again what is damaged"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done or fail; write nothing")
-    parser.add_argument("--photos", action="store_true", help="with --dry-run, also fetch and open every photo")
+    dry_run = argparse.SUPPRESS if is_dry else "say what would be done or fail; write nothing"
+    parser.add_argument("--dry-run", action="store_true", default=is_dry, help=dry_run)
+    photos = "fetch and open every photo, too" if is_dry else "with --dry-run, also fetch and open every photo"
+    parser.add_argument("--photos", action="store_true", help=photos)
     return parser.parse_args(arguments)
 
 

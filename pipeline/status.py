@@ -27,10 +27,10 @@ _SHOWN_NAMES = 4
 Found = TypeVar("Found", bound=Any)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.status") -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", metavar="OUTPUT", help="output of a run: folder or any fsspec URI")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")

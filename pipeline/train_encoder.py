@@ -51,10 +51,10 @@ _ENVIRONMENT = {
 _MAX_ENCODER_BYTES = 4 * 2**30
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.train_encoder") -> int:
     """Run the command and return its exit code; errors are printed in one line."""
     configure_logs()
-    options = parse(arguments)
+    options = parse(arguments, prog)
     return exit_code_of(lambda: _train(options))
 
 
@@ -65,10 +65,10 @@ def _train(options: argparse.Namespace) -> int:
         return train(config)
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None, prog: str = "python -m pipeline.train_encoder") -> argparse.Namespace:
     """Parse the command line; None takes the process's own arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.train_encoder",
+        prog=prog,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

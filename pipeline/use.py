@@ -49,9 +49,9 @@ STYLED_OBJECT_PROMPT = "a picture of a {} in the style of {}"
 COMPOSITION_PROMPT = "a photo of a {} and a {}"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.use") -> int:
     """Run the command and return its exit code."""
-    options = parse(arguments)
+    options = parse(arguments, prog)
     return exit_code_of(lambda: _use(options))
 
 
@@ -64,9 +64,9 @@ def _use(options: argparse.Namespace) -> int:
     return OK
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None, prog: str = "python -m pipeline.use") -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.use", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
