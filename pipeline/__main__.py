@@ -14,6 +14,7 @@ COMMANDS = {
     "validate": ("validate", "check a job's input before paying for the job"),
     "manifest": ("manifest", "write a Parquet manifest of a folder of photos or of another table"),
     "status": ("status", "say how far a run is, how fast, and what failed"),
+    "watch": ("watch", "follow a run from any machine, a line for each change"),
     "explain": ("explain", "say why one concept is done or not"),
     "evaluate": ("evaluate", "draw learned concepts by a protocol and score the pictures"),
     "export": ("export", "write learned concepts as files that other tools load"),

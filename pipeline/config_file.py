@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config import RunConfig
+from pipeline.report_config import hidden_webhook
 
 _ADAPTER = TypeAdapter(RunConfig)
 
@@ -67,6 +68,14 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
 def to_tree(config: RunConfig) -> dict[str, Any]:
     """Convert a RunConfig to a tree of plain values, which `parse_config` converts back."""
     return dataclasses.asdict(config)
+
+
+def shown_tree(config: RunConfig) -> dict[str, Any]:
+    """Return `to_tree`'s tree with the secret part of `report.webhook` hidden; other credentials are left to
+    `redacted`."""
+    tree = to_tree(config)
+    tree["report"]["webhook"] = hidden_webhook(config.report.webhook)
+    return tree
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,3 +13,14 @@ STOPPED = 75
 """A signal ended the run, or its storage failed; the same command continues it."""
 LATE = 76
 """`--finish-by` ended the run; the same command continues it."""
+
+MEANINGS = {
+    OK: "all is done",
+    FAILED: "something failed",
+    USAGE: "the command could not begin",
+    TOLERATED: "something failed, within the tolerance",
+    BUG: "a mistake in this software ended it",
+    STOPPED: "stopped before the end; the same command continues it",
+    LATE: "ended at --finish-by; the same command continues it",
+}
+"""Exit code -> its meaning, in a few words."""

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from pipeline.bounds import largest_number, parse_bound
 from pipeline.exit_codes import TOLERATED
 from textual_inversion.config_checks import require
+
+
+def hidden_webhook(webhook: str) -> str:
+    """Return a webhook without its secret part: its scheme and host, or the name of its environment variable."""
+    if not webhook or webhook.startswith("$"):
+        return webhook
+    scheme, separator, rest = webhook.partition("://")
+    return f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}/***" if separator else "***"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,9 +32,18 @@ class ReportConfig:
     currency: str = ""
     """Currency written after the cost."""
 
+    webhook: str = ""
+    """Address (http or https) to which a run posts one JSON object when it ends, with its counts, exit code and output,
+    and with a `text` as Slack takes it; `$NAME` is the address in the environment variable NAME. Its path is secret: no
+    log, record or page shows it. Empty posts nothing."""
+
     def __post_init__(self) -> None:
         require(self.embedded >= 0, "report.embedded", self.embedded, "0 or more")
         require(self.hour_price >= 0, "report.hour_price", self.hour_price, "0 or more")
+        is_address = self.webhook.startswith(("http://", "https://")) and bool(urlsplit(self.webhook).hostname)
+        is_webhook = not self.webhook or is_address or (self.webhook[0] == "$" and self.webhook[1:].isidentifier())
+        rule = "an address that begins with http:// or https://, or $NAME for an environment variable"
+        require(is_webhook, "report.webhook", hidden_webhook(self.webhook), rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,6 +32,7 @@ from pipeline.ledger.selection import ALL_CONCEPTS, RETRIES, Selection, select
 from pipeline.report.command_errors import exit_code_of
 from pipeline.report.logs import configure_logs, say
 from pipeline.report.run_summary import SHOWN_FAILURES, conclude
+from pipeline.report.webhook import message_of, notify
 from pipeline.stages import Run
 from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.lease import hold_lease
@@ -199,7 +200,9 @@ def run(
         if prune is not None:
             stages.prune(prune)  # last: nothing is deleted before the results are written
     stages.finish()
-    return conclude(config, stats, stages.plan, selection)
+    code = conclude(config, stats, stages.plan, selection)
+    notify(config.report.webhook, message_of(config, stats, stages.plan))
+    return code
 
 
 if __name__ == "__main__":

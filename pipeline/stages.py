@@ -232,8 +232,13 @@ class Run:
                 write_known(self._store, outcome.keys)
             except OSError as error:
                 self._stop_for("ended", error)
-        self.stats.exit_code = outcome_of(self._config, self.stats, self.plan, self._selection).exit_code
+        self._set_outcome()
         self.enter("stopped" if self.stats.is_stopped else "ended")
+        self._set_outcome()  # anew, because run.json may not have been written
+
+    def _set_outcome(self) -> None:
+        outcome = outcome_of(self._config, self.stats, self.plan, self._selection)
+        self.stats.exit_code, self.stats.meaning = outcome.exit_code, outcome.meaning
 
     def _stop_for(self, stage: str, error: OSError) -> None:
         """End the run, to be continued by the same command, because its output cannot be written."""
@@ -270,6 +275,7 @@ class Run:
 
         def observe(numbers: ProgressNumbers) -> None:
             device_time.observe(numbers)
+            stats.progress = dict(numbers)
             if watch is not None:
                 watch(numbers)
 

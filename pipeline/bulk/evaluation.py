@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 from pipeline.bulk.protocols import Protocol
 from pipeline.bulk.rows import done_row_ids, read_results, row_id
 from pipeline.config import RunConfig
-from pipeline.config_file import to_tree
+from pipeline.config_file import shown_tree
 from pipeline.inputs.models import extractor_hash, model_hash
 from pipeline.inputs.prompt_table import INITIALIZER, TOKEN, Prompt
 from pipeline.ledger.records import ConceptRecord
+from pipeline.store.redact import redacted
 from pipeline.store.storage import RunStore
 from textual_inversion.prompts import HOLE, without_placeholder
 from textual_inversion.rng import seed_for
@@ -189,7 +190,8 @@ def write_table(
 ) -> dict[str, dict[str, Totals]]:
     """Write one table of the good results whose row ids are `wanted`; return setup -> concept id -> its totals."""
     totals: dict[str, dict[str, Totals]] = {setup: {} for setup in SETUPS}
-    metadata = {"extractor": config.extractor, "dino": config.evaluation.dino, "config": json.dumps(to_tree(config))}
+    settings = json.dumps(redacted(shown_tree(config)))
+    metadata = {"extractor": config.extractor, "dino": config.evaluation.dino, "config": settings}
     schema = pa.schema([RESULT_SCHEMA.field(name) for name in _TABLE_COLUMNS], metadata=metadata)
     buffer = io.BytesIO()
     left = set(wanted)

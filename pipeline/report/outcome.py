@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config import RunConfig
-from pipeline.exit_codes import FAILED, LATE, OK, STOPPED
+from pipeline.exit_codes import FAILED, LATE, MEANINGS, OK, STOPPED, TOLERATED
 from pipeline.ledger.known_failures import key_of
 from pipeline.ledger.plan import Plan
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
@@ -31,6 +31,11 @@ class Outcome:
 
     is_tolerated: bool = False
     """Something failed, within the tolerance, and neither a signal nor a deadline ended the run."""
+
+    @property
+    def meaning(self) -> str:
+        """The exit code's meaning, whatever `tolerance.exit_code` is."""
+        return MEANINGS[TOLERATED if self.is_tolerated else self.exit_code]
 
     def describe(self, config: RunConfig) -> str:
         """Return a line about the tolerance; empty if none is stated or nothing failed."""

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from pipeline.config import PhotoConfig, RunConfig
-from pipeline.config_file import to_tree
+from pipeline.config_file import shown_tree
 from pipeline.inputs.manifest import BadRow
 from pipeline.inputs.photos import fetch
 from pipeline.ledger.records import ConceptRecord, latest, load_records
@@ -112,7 +112,7 @@ def write_page(
     files = {"grid": _ANY_FOLDER.grid, "embedding": _ANY_FOLDER.embedding}
     page = JINJA.get_template("report.html").render(
         config=config,
-        settings=list(_flatten(redacted(to_tree(config)))),
+        settings=list(_flatten(redacted(shown_tree(config)))),
         figures=figures,
         made_at=format_utc(now()),
         failures=group_by_kind(causes, _MAX_CAUSES),

@@ -119,8 +119,14 @@ class RunStats:
     stage: str = "learning"
     """The present stage; at last `ended` or `stopped`."""
 
+    progress: dict[str, float] = field(default_factory=dict)
+    """Numbers of the last progress line of learning."""
+
     exit_code: int | None = None
     """The command's exit code; None until the run has ended."""
+
+    meaning: str = ""
+    """The exit code's meaning."""
 
     started_at: str = field(default_factory=lambda: now("milliseconds"))
     """Start of the run, UTC, ISO 8601."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.config_file import to_tree
+from pipeline.config_file import shown_tree
 from pipeline.inputs.manifest import BadRow
 from pipeline.ledger.digest import digest
 from pipeline.ledger.plan import Plan
@@ -129,13 +129,15 @@ def describe_run(
     description = {
         "stage": stats.stage,
         "exit_code": stats.exit_code,
+        "meaning": stats.meaning,
         "started_at": stats.started_at,
         "written_at": now(),
-        "config": redacted(to_tree(config)),
+        "config": redacted(shown_tree(config)),
         "model_hash": settings["model"],
         "settings": digest(settings),
         "versions": versions(),
         "counts": counts,
+        "progress": {name: round(value, 1) for name, value in stats.progress.items()},
         "rate": as_json(rate_of(stats, digest(settings)) or rate_before),
         "seconds": round(time.monotonic() - stats.began, 1),
         "device_hours": {"of": "gpu" if stats.on_gpus else "core", "hours": round(stats.device_hours, 4)},

@@ -89,9 +89,11 @@ retry_count = Counter()
 """Calls to a store that this process has repeated."""
 
 
-def with_retries(call: Callable[[], T], renew_credentials: Callable[[], Any] | None = None) -> T:
+def with_retries(
+    call: Callable[[], T], renew_credentials: Callable[[], Any] | None = None, *, what: str = "a call to storage"
+) -> T:
     """Call and return the result, calling again while the error may pass; `renew_credentials` is called when
-    credentials may have expired.
+    credentials may have expired. `what` names the call in log lines.
 
     Raises StoreFailed from the last error when all calls have failed; an error that lasts is raised as it is.
     """
@@ -105,7 +107,7 @@ def with_retries(call: Callable[[], T], renew_credentials: Callable[[], Any] | N
                 text = redact(f"{MAX_CALLS} calls failed, the last with {type(error).__name__}: {error}")
                 raise StoreFailed(text) from error
             pause_s = backoff_s(attempt + 1, FIRST_WAIT_S, LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
-            log.info("a call to storage failed and is repeated in %.1f s: %s", pause_s, redact(str(error)))
+            log.info("%s failed and is repeated in %.1f s: %s", what, pause_s, redact(str(error)))
             retry_count.increment()
             if renew_credentials is not None and _credentials_may_have_expired(error):
                 renew_credentials()
