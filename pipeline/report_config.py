@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pipeline.bounds import largest_number, parse_bound
 from pipeline.exit_codes import TOLERATED
 from textual_inversion.config_checks import require
+
+VectorType = Literal["float16", "float32"]
 
 
 def hidden_webhook(webhook: str) -> str:
@@ -36,6 +39,14 @@ class ReportConfig:
     """Address (http or https) to which a run posts one JSON object when it ends, with its counts, exit code and output,
     and with a `text` as Slack takes it; `$NAME` is the address in the environment variable NAME. Its path is secret: no
     log, record or page shows it. Empty posts nothing."""
+
+    paths: Literal["relative", "absolute"] = "relative"
+    """Form of the addresses of embeddings and grids in `results.parquet`: relative to the output, which may then be
+    copied or moved, or absolute. The photos' addresses are always absolute."""
+
+    vectors: Literal["off", VectorType] = "off"
+    """Type of number in `vectors.parquet`, a table of the learned rows of all concepts for vector databases; `off`
+    writes no such table."""
 
     def __post_init__(self) -> None:
         require(self.embedded >= 0, "report.embedded", self.embedded, "0 or more")

@@ -31,6 +31,7 @@ from pipeline.ledger.prune import delete_leftovers, find_leftovers
 from pipeline.ledger.records import ConceptRecord, load_records, put_record
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
 from pipeline.ledger.settings import current_settings
+from pipeline.ledger.vectors import write_vectors
 from pipeline.report.estimate import read_rate
 from pipeline.report.logs import say
 from pipeline.report.outcome import outcome_of
@@ -218,6 +219,8 @@ class Run:
         figures = figures_of(self._config, self.stats, self.plan, self._selection)
         try:
             build_report(self._store, self._config, figures, self.plan.carried, self.plan.bad)
+            if self._config.report.vectors != "off":
+                write_vectors(self._store, load_records(self._store, self.plan.carried), self._config.report.vectors)
         except OSError as error:
             self._stop_for("report", error)
         except Exception as error:

@@ -42,6 +42,7 @@ MAX_CHARACTERS = {
 """Longest text in each column, in characters."""
 
 _MAX_REASON_CHARACTERS = 1000
+_PANDAS_ROW_NUMBERS = re.compile(r"__index_level_\d+__")
 _CONCEPT_ID = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
 
 
@@ -127,6 +128,12 @@ def short_hash(concept_id: str) -> bytes:
     return hashlib.blake2b(concept_id.encode(), digest_size=8).digest()
 
 
+def is_carried(name: str) -> bool:
+    """Return whether a column is carried through to the results: one that means nothing here, other than the row
+    numbers that pandas writes for a table that was filtered."""
+    return name not in CONCEPT_COLUMNS and not _PANDAS_ROW_NUMBERS.fullmatch(name)
+
+
 def content_digest(values: Mapping[str, Any] | Concept) -> str:
     """Return a digest of a row's values, 16 hex digits."""
     return hashlib.blake2b(repr(values).encode("utf-8", "replace"), digest_size=8).hexdigest()
@@ -173,7 +180,7 @@ def _parse(file: str, number: int, values: dict[str, Any] | BadInput) -> Manifes
         if isinstance(values, BadInput):
             raise values
         concept = _concept(file, values)
-        carried = {name: redacted(jsonable(value)) for name, value in values.items() if name not in CONCEPT_COLUMNS}
+        carried = {name: redacted(jsonable(value)) for name, value in values.items() if is_carried(name)}
         size = len(json.dumps(carried))
         if size > MAX_CARRIED_BYTES:
             raise BadInput(f"its other columns hold {size:,} bytes, more than {MAX_CARRIED_BYTES:,}; drop large ones")

@@ -55,14 +55,17 @@ _LARGEST_EXACT = 2**53
 """Largest whole number up to which a double holds every whole number."""
 
 
-def write_results(store: RunStore, records: Iterable[ConceptRecord], bad: Sequence[BadRow] = ()) -> int:
+def write_results(
+    store: RunStore, records: Iterable[ConceptRecord], bad: Sequence[BadRow] = (), *, absolute: bool = False
+) -> int:
     """Write the table and return its number of rows.
 
     Bad rows of the manifest are failed rows, with file and row in the error. Every score has a column. Carried columns
     keep their names, with `manifest_` in front where a name is taken; nested values, values of a column with several
-    types, and numbers that no type of Arrow holds are JSON text. No value makes the table fail.
+    types, and numbers that no type of Arrow holds are JSON text. No value makes the table fail. The paths of embeddings
+    and grids are relative to the output unless `absolute`.
     """
-    rows = chain((_row(store, record) for record in records), (_bad_row(row) for row in bad))
+    rows = chain((_row(store if absolute else None, record) for record in records), (_bad_row(row) for row in bad))
     columns = {field.name: field.type for field in _SCHEMA}
     # A column's type is known when all rows were seen. The rows wait on disk until then, so that memory holds a batch.
     with tempfile.TemporaryFile() as spool:
@@ -80,12 +83,13 @@ def write_results(store: RunStore, records: Iterable[ConceptRecord], bad: Sequen
     return num_rows
 
 
-def _row(store: RunStore, record: ConceptRecord) -> dict[str, Any]:
+def _row(store: RunStore | None, record: ConceptRecord) -> dict[str, Any]:
     row = {name: getattr(record, name, None) for name in _SCHEMA.names}
     row["tries"] = max(1, len(record.tries))
     if record.status == "done":
         row["prompt_as"] = record.name_in_prompts
-        row |= {"embedding": redact(store.uri(record.result.embedding)), "grid": redact(store.uri(record.result.grid))}
+        paths = {"embedding": record.result.embedding, "grid": record.result.grid}
+        row |= paths if store is None else {name: redact(store.uri(path)) for name, path in paths.items()}
     row |= {_SCORE + name: value for name, value in record.scores.items()}
     return row | {_CARRIED + name: value for name, value in record.carried.items()}
 

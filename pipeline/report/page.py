@@ -89,7 +89,7 @@ def build_report(
     """
     overview = Overview(config.report.embedded)
     records = load_records(store, carried, update_cache=True) if carried is not None else latest(load_records(store))
-    write_results(store, overview.adding(records), bad)
+    write_results(store, overview.adding(records), bad, absolute=config.report.paths == "absolute")
     write_page(store, config, figures, overview, bad)
 
 

@@ -42,9 +42,9 @@ def test_a_full_row_and_a_bare_one(root: str) -> None:
     store = RunStore(root)
     rows = [
         {"concept_id": "cat-1", "images": ["a.png", "../b.png"], "placeholder": "<my-cat>", "initializer": "cat",
-         "category": "style", "num_vectors": 3, "sku": 17, "tags": ["x", "y"]},
+         "category": "style", "num_vectors": 3, "sku": 17, "tags": ["x", "y"], "__index_level_0__": 4},
         {"concept_id": "dog.2", "images": ["s3://elsewhere/c.png"], "placeholder": None, "initializer": None,
-         "category": None, "num_vectors": None, "sku": None, "tags": None},
+         "category": None, "num_vectors": None, "sku": None, "tags": None, "__index_level_0__": 9},
     ]  # fmt: skip
     uri = put_rows(store, "sets/m.parquet", rows)
     first, second = good(list(read_manifest(uri)))

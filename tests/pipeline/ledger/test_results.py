@@ -34,13 +34,20 @@ def test_one_row_a_concept_bad_rows_included(root: str) -> None:
     assert write_results(store, [done, failed], bad) == 3
     first, second, third = read(store).to_pylist()
     assert (first["clip_i"], first["clip_t"], first["steps"], first["sku"]) == (0.5, 0.25, 9, 7)
-    assert first["embedding"] == store.uri(f"concepts/a/{'0' * 32}/learned_embeds.safetensors")
+    assert first["embedding"] == f"concepts/a/{'0' * 32}/learned_embeds.safetensors"
     assert first["images"] == ["x.png"]
     assert (second["status"], second["error"], second["sku"]) == ("failed", "out of memory", 8)
     assert (second["embedding"], second["clip_i"]) == (None, None)
     assert (first["error_kind"], second["error_kind"], third["error_kind"]) == ("", "lost_worker", "bad_input")
     assert third["concept_id"] is None
     assert third["error"] == "m.parquet row 3: concept_id None"
+
+
+def test_paths_are_absolute_if_asked_for(root: str) -> None:
+    store = RunStore(root)
+    write_results(store, [make("a")], absolute=True)
+    (row,) = read(store).to_pylist()
+    assert row["grid"] == store.uri(f"concepts/a/{'0' * 32}/grid.png")
 
 
 def test_the_table_says_how_a_concept_is_prompted(root: str) -> None:
