@@ -39,7 +39,7 @@ image:  # of the last commit's name; IMAGE_TARGET: cpu, with the demo model, or 
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,test,check,benchmarks,perceptual]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,test,check,benchmarks,perceptual,heif]"
 	touch $@
 
 clean:

@@ -109,8 +109,8 @@ class PhotoConfig:
     """Largest size of one photo's file, in bytes; no more is read."""
 
     max_pixels: int = 100_000_000
-    """Largest number of pixels of one photo, read from its header before decoding. Decoding takes some 8 bytes a pixel
-    for a moment; the decoded photo takes 3."""
+    """Largest number of pixels of one photo, read from its header before decoding; half as many for WebP, AVIF and
+    HEIC. Decoding takes up to 17 bytes a pixel for a moment (25 for those three); the decoded photo takes 4."""
 
     max_concept_pixels: int = 500_000_000
     """Largest number of pixels of all photos of one concept; an actor holds the decoded photos of its slots and of

@@ -7,9 +7,8 @@ import io
 from dataclasses import dataclass
 
 import jinja2
-from PIL import Image, ImageOps
 
-from textual_inversion.photos import read_header
+from textual_inversion.photos import open_preview
 
 JINJA = jinja2.Environment(
     loader=jinja2.PackageLoader("pipeline.report"),
@@ -35,13 +34,8 @@ def embed(data: bytes, side_px: int, max_pixels: int) -> Picture:
 
     Raises ValueError if it is no picture, or has more than `max_pixels` pixels.
     """
-    with read_header(data, "picture", max_pixels) as found:
-        found.draft("RGB", (side_px, side_px))  # decodes a JPEG at a fraction of its size
-        picture: Image.Image = ImageOps.exif_transpose(found).convert("RGBA")
-    paper = Image.new("RGB", picture.size, "white")
-    paper.paste(picture, mask=picture.getchannel("A"))
-    paper.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    preview = open_preview(data, side_px, max_pixels)
     buffer = io.BytesIO()
-    paper.save(buffer, "WEBP", quality=82, method=4)
+    preview.save(buffer, "WEBP", quality=82, method=4)
     text = base64.b64encode(buffer.getvalue()).decode()
-    return Picture(f"data:image/webp;base64,{text}", *paper.size)
+    return Picture(f"data:image/webp;base64,{text}", *preview.size)
