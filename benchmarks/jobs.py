@@ -44,7 +44,7 @@ from textual_inversion.engine import Outcome
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
-from textual_inversion.learn import learn_outcomes
+from textual_inversion.learning import learn_outcomes
 from textual_inversion.prompts import HOLE, class_noun, name_in_prompt, without_placeholder
 
 _ROW_FORMAT = 4

@@ -52,7 +52,7 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.fidelity import pixel_scores, to_arrays
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.grids import grid
-from textual_inversion.learn import learn_outcomes
+from textual_inversion.learning import learn_outcomes
 from textual_inversion.metrics import clip_i
 from textual_inversion.prompts import name_in_prompt
 from textual_inversion.rng import seed_for

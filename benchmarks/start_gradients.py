@@ -33,7 +33,7 @@ from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors, encoder_output
 from textual_inversion.latents import encode_views
-from textual_inversion.learn import learn_outcomes
+from textual_inversion.learning import learn_outcomes
 from textual_inversion.objective import denoising
 from textual_inversion.photos import open_photo
 from textual_inversion.prompts import HOLE, encode_prompt

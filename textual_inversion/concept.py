@@ -36,8 +36,9 @@ class Concept:
     placeholder_token: str
     """Word that stands for the concept in prompts, e.g. `<cat-toy>`."""
 
-    images: tuple[str, ...]
-    """Paths or URIs of the photos, in manifest order. The core never opens them; its callers pass decoded pictures."""
+    images: tuple[str, ...] = ()
+    """Paths or URIs of the photos, in manifest order; none for pictures without addresses. The core never opens them;
+    its callers pass decoded pictures."""
 
     initializer: str = ""
     """Vocabulary word or phrase whose vectors the rows start from; empty starts at the vocabulary's mean vector."""
@@ -67,14 +68,12 @@ class Concept:
                 f"placeholder_token {self.placeholder_token!r} of concept {self.concept_id!r} must be one word "
                 "without spaces, for example '<my-thing>'"
             )
-        if not self.images:
-            raise BadInput(f"concept {self.concept_id!r} has no images; give it 3 to 5 photos")
         if self.category not in ("object", "style"):
             raise BadInput(f"category {self.category!r} of concept {self.concept_id!r} must be 'object' or 'style'")
         if self.num_vectors < 1:
             raise BadInput(f"num_vectors of concept {self.concept_id!r} is {self.num_vectors}; it must be at least 1")
         for name, values in (("masks", self.masks), ("captions", self.captions)):
-            if values and len(values) != len(self.images):
+            if self.images and values and len(values) != len(self.images):
                 raise BadInput(
                     f"concept {self.concept_id!r} has {len(values)} {name} for {len(self.images)} images; give one for "
                     "each image, in the same order, or none"

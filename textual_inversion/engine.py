@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from textual_inversion.concept import Concept
+from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig, PenaltyConfig
 from textual_inversion.errors import NUMERICS, ConceptError
 from textual_inversion.families.base import Backbone
@@ -28,7 +28,7 @@ from textual_inversion.rng import generator_for
 from textual_inversion.slot_state import SlotState, curve_points, curve_tensor, eval_points, eval_tensor, to_cpu
 from textual_inversion.slots import Assignment, Outcome, Readback, Slot, step_counts
 from textual_inversion.stacks import Stacks
-from textual_inversion.stopping import StopRule, is_eval_step, stop_rule_from_config
+from textual_inversion.stopping import CurvePoint, StopRule, is_eval_step, stop_rule_from_config
 from textual_inversion.timesteps import timestep_sampler
 from textual_inversion.training_data import ImageFeatures, TrainingData
 from textual_inversion.transfer import start_readback, to_device
@@ -41,6 +41,7 @@ LAST_GOOD_EVERY_STEPS = 100
 NextAssignment = Callable[[bool], Assignment | None]
 OnOutcome = Callable[[Outcome], None]
 OnCheckpoint = Callable[[Concept, SlotState], None]
+OnStep = Callable[[Concept, CurvePoint], None]
 
 
 class Engine:
@@ -120,6 +121,7 @@ class Engine:
         on_outcome: OnOutcome,
         on_checkpoint: OnCheckpoint | None = None,
         checkpoint_steps: int = 0,
+        on_step: OnStep | None = None,
     ) -> None:
         """Learn the assignments that `next_assignment` returns, until it has none for an idle engine, or until `stop`.
 
@@ -127,6 +129,7 @@ class Engine:
             while no concept is being learned, and None then ends the run.
         on_outcome: called once for each assignment, in the order in which they end.
         on_checkpoint: called every `checkpoint_steps` of a concept's own steps, with a copy of its state.
+        on_step: called with each step's numbers when they have been read back, unless they are not finite.
 
         After a loss that is not finite its concept goes on from its last good state at a lower rate (`Slot.roll_back`).
         If that does not help, or if the assignment is bad, the concept alone ends, with an error in its outcome. An
@@ -175,7 +178,7 @@ class Engine:
             is_stopped = self._stop_requested.is_set()
             save_all = self._save_all or is_stopped
             self._save_all = False
-            self._read_back(learning, checkpoint_steps, save_all)
+            self._read_back(learning, checkpoint_steps, save_all, on_step)
             for slot in learning:
                 if slot.error:
                     slot.roll_back(groups)
@@ -199,6 +202,10 @@ class Engine:
         another engine. A call of `next_assignment` that waits is not interrupted: its caller must let it return.
         """
         self._stop_requested.set()
+
+    def embedding(self, concept: Concept, parameters: Mapping[str, Tensor], step: int) -> LearnedEmbedding:
+        """Make a concept's embedding of its parameters, as a `SlotState` has them, after a step."""
+        return self._layout.embedding(concept, parameters, {"step": str(step), "initializer": concept.initializer})
 
     def losses(self) -> list[float]:
         """Return the last loss read back of each concept in a slot. May be called on any thread."""
@@ -299,7 +306,7 @@ class Engine:
             evaluated[slot] = slot.parameters(self._stacks.groups) if self._config.stop.keep_best else {}
         return evaluated, losses
 
-    def _read_back(self, learning: list[Slot], checkpoint_steps: int, read_all: bool) -> None:
+    def _read_back(self, learning: list[Slot], checkpoint_steps: int, read_all: bool, on_step: OnStep | None) -> None:
         """Read the numbers of steps that are more than `steps_ahead` old; all of them where a decision needs them.
 
         A decision is to end, save or roll back a concept. A rule that may end a concept is asked at once: else the
@@ -309,7 +316,11 @@ class Engine:
         for slot in learning:
             read_all |= slot.stop_rule.due(slot.step) or any(slot.step % steps == 0 for steps in intervals)
         while len(self._readbacks) > (0 if read_all or any(slot.error for slot in learning) else self._steps_ahead):
-            self._readbacks.popleft().finish()
+            readback = self._readbacks.popleft()
+            readback.finish()
+            for slot in readback.slots:
+                if on_step and not slot.error:
+                    on_step(slot.concept, slot.curve[-1])
 
     def _is_done(self, slot: Slot) -> bool:
         return slot.stop_rule.due(slot.step) and slot.stop_rule.stops(slot.curve, slot.eval_losses)
@@ -371,11 +382,7 @@ class Engine:
         embedding = None
         if not slot.error:
             step = slot.best_eval.step if slot.best else slot.step
-            embedding = self._layout.embedding(
-                slot.concept,
-                to_cpu(slot.best or slot.parameters(self._stacks.groups)),
-                {"step": str(step), "initializer": slot.concept.initializer},
-            )
+            embedding = self.embedding(slot.concept, to_cpu(slot.best or slot.parameters(self._stacks.groups)), step)
         return Outcome(
             concept=slot.concept,
             embedding=embedding,

@@ -205,6 +205,8 @@ def _concept(file: str, values: dict[str, Any]) -> Concept:
             "with '.'; it names a folder"
         )
     images = _addresses(file, values, "images")
+    if not images:
+        raise BadInput(f"concept {concept_id!r} has no images; give it 3 to 5 photos")
     if len(images) > MAX_IMAGES:
         raise BadInput(f"{len(images):,} images, more than {MAX_IMAGES:,}")
     placeholder = _text(values, "placeholder", f"<{concept_id}>")

@@ -21,9 +21,7 @@ from pipeline.inputs.text_tables import table_rows
 from pipeline.store.redact import redact
 from textual_inversion.concept import whole_word_pattern
 from textual_inversion.errors import BadInput
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
-"""Endings of files that are photos; what is in them is looked at later."""
+from textual_inversion.photo_files import SUFFIXES
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 """Names of the files that describe photos."""
@@ -59,7 +57,7 @@ class _Photos:
 
 def has_pictures(paths: Sequence[str]) -> bool:
     """Return whether one of a folder's files is a photo."""
-    return any(path.lower().endswith(PICTURES) for path in paths)
+    return any(path.lower().endswith(SUFFIXES) for path in paths)
 
 
 def folder_rows(folder: str, paths: Sequence[str]) -> tuple[list[dict[str, Any] | BadInput], list[str]]:
@@ -83,7 +81,7 @@ def folder_rows(folder: str, paths: Sequence[str]) -> tuple[list[dict[str, Any] 
         else:
             rows.append(BadInput(f"{place}: it has neither file_name, for a photo, nor concept_id, for a concept"))
     masks = {row["mask_file_name"] for row in described.values() if row.get("mask_file_name")}
-    photos = sorted({path for path in paths if path.lower().endswith(PICTURES)} - masks | described.keys())
+    photos = sorted({path for path in paths if path.lower().endswith(SUFFIXES)} - masks | described.keys())
     name_of = _names_from_folders(folder, [path for path in photos if not described.get(path, {}).get("concept_id")])
     for path in photos:
         row = described.get(path, {})

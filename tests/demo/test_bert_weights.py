@@ -22,7 +22,7 @@ from textual_inversion.extractors import load_extractor
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, generate
-from textual_inversion.learn import learn
+from textual_inversion.learning import learn
 from textual_inversion.metrics import clip_i
 from textual_inversion.wordpiece import load_vocabularies
 

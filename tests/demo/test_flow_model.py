@@ -19,7 +19,7 @@ from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families import load_backbone
 from textual_inversion.generate import ImageRequest, generate
-from textual_inversion.learn import learn_outcomes
+from textual_inversion.learning import learn_outcomes
 
 ROOT = Path(__file__).parents[2]
 FLOW = Path(os.environ.get("DEMO_FLOW", ROOT / "demo/flow"))

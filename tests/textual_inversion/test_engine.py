@@ -20,7 +20,7 @@ from textual_inversion.config import InitConfig, InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
-from textual_inversion.learn import learn
+from textual_inversion.learning import learn
 from textual_inversion.objective import Batch
 from textual_inversion.stopping import CurvePoint, EvalLoss
 from textual_inversion.training_data import TrainingData

@@ -15,7 +15,7 @@ from textual_inversion.config import AdapterConfig, AdapterKind, InversionConfig
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.knowledge import MAX_CAPTIONS, KnowledgePreservation, freeze, read_captions
-from textual_inversion.learn import learn
+from textual_inversion.learning import learn
 from textual_inversion.lora import TARGETS, AdapterBatch, acting_positions, group_adapters, initial_adapter
 from textual_inversion.prompts import encode_prompt
 

@@ -17,7 +17,7 @@ from textual_inversion.engine import Assignment, Engine
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors
 from textual_inversion.latents import encode_views
-from textual_inversion.learn import learn
+from textual_inversion.learning import learn
 from textual_inversion.slot_state import SlotState
 from textual_inversion.start_choice import LearnedExample, StartChooser
 from textual_inversion.tokens import TokenTable

@@ -20,7 +20,7 @@ from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
-from textual_inversion.learn import learn
+from textual_inversion.learning import learn
 from textual_inversion.photos import open_photo
 
 ROOT = Path(__file__).parents[3]

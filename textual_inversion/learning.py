@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -10,14 +10,17 @@ from PIL import Image
 from textual_inversion.batch_invariance import choose_slots_per_pass
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
-from textual_inversion.engine import Assignment, Engine, Outcome
+from textual_inversion.engine import Assignment, Engine, OnStep, Outcome, SlotState
 from textual_inversion.families.base import Backbone
 from textual_inversion.latents import encode_views
+from textual_inversion.slot_state import to_cpu
 from textual_inversion.start_choice import StartChooser
 
 if TYPE_CHECKING:
     from textual_inversion.encoder_file import TrainedEncoder
     from textual_inversion.extractors import ClipExtractor
+
+OnPreview = Callable[[Concept, int, LearnedEmbedding], None]
 
 
 def learn(
@@ -49,10 +52,15 @@ def learn_outcomes(
     extractor: ClipExtractor | None,
     masks: Mapping[str, Sequence[Image.Image]] | None = None,
     encoder: TrainedEncoder | None = None,
+    on_step: OnStep | None = None,
+    on_preview: OnPreview | None = None,
+    preview_steps: int = 50,
 ) -> list[Outcome]:
     """Do what `learn` does, and return the whole outcome of each concept.
 
-    `masks`: concept id -> the masks of its pictures (`encode_views`), for concepts that have some.
+    masks: concept id -> the masks of its pictures (`encode_views`), for concepts that have some.
+    on_step: see `Engine.run`.
+    on_preview: called every `preview_steps` of a concept's steps with the concept, its step and its embedding.
     """
     outcomes: dict[str, Outcome] = {}
     waiting = iter(concepts)
@@ -75,5 +83,10 @@ def learn_outcomes(
     slots = min(slots, len(concepts)) or 1
     slots_per_pass, _ = choose_slots_per_pass(backbone, config, slots, features)
     engine = Engine(backbone, config, slots=slots, seed=seed, slots_per_pass=slots_per_pass, image_features=features)
-    engine.run(next_assignment, on_outcome)
+
+    def on_checkpoint(concept: Concept, state: SlotState) -> None:
+        if on_preview:
+            on_preview(concept, state.step, engine.embedding(concept, to_cpu(state.parameters), state.step))
+
+    engine.run(next_assignment, on_outcome, on_checkpoint, preview_steps if on_preview else 0, on_step)
     return [outcomes[concept.concept_id] for concept, _ in concepts]
