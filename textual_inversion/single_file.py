@@ -37,6 +37,13 @@ _KINDS = {
     "control_model.": "a ControlNet",
 }
 """Prefix of names -> what a file with such names is."""
+_DIRECTORIES_ONLY = {
+    "joint_blocks.": ("Stable Diffusion 3", "StableDiffusion3Pipeline"),
+    "double_blocks.": ("FLUX.1", "FluxPipeline"),
+}
+"""Prefix of names, behind `model.diffusion_model.` or without it -> the model that it belongs to, which is loaded from
+directories alone, and diffusers' pipeline that converts the file."""
+_BERT = "cond_stage_model.transformer.attn_layers."
 _V_IN_YAML = re.compile(r"^\s*parameterization:\s*[\"']?v[\"']?\s*$", re.MULTILINE)
 
 
@@ -53,9 +60,11 @@ def configurations(path: Path) -> Path:
             f"model {str(path)!r} is pickled, which can run code when read; convert it once, where you trust it, with "
             "`StableDiffusionPipeline.from_single_file(...).save_pretrained(directory)`, or take a .safetensors file"
         )
+    tensors = read_header(path)
+    _check_layout(path, tensors)
     if (path.parent / "model_index.json").is_file():
         return path.parent
-    return _ARCHITECTURES / _architecture(path, read_header(path))
+    return _ARCHITECTURES / _architecture(path, tensors)
 
 
 def component_tensors(path: Path, component: str) -> dict[str, StoredTensor]:
@@ -66,6 +75,24 @@ def component_tensors(path: Path, component: str) -> dict[str, StoredTensor]:
 def belongs(name: str, component: str) -> bool:
     """Return whether a weight is one of a component's, by its name."""
     return name.startswith(PREFIXES.get(component, ()))
+
+
+def _check_layout(path: Path, names: Iterable[str]) -> None:
+    """Raise ValueError, with the conversion, if a checkpoint is of a family that is loaded from directories alone."""
+    names = tuple(names)
+    for prefix, (model, pipeline) in _DIRECTORIES_ONLY.items():
+        if any(name.removeprefix(_UNET).startswith(prefix) for name in names):
+            raise ValueError(
+                f"model {str(path)!r}: it is a {model} checkpoint, which is read from a directory in the diffusers "
+                f"layout alone; convert it once with `diffusers.{pipeline}.from_single_file({path.name!r})"
+                ".save_pretrained(directory)` (diffusers downloads what the file lacks) and give that directory"
+            )
+    if any(name.startswith(_BERT) for name in names):
+        raise ValueError(
+            f"model {str(path)!r}: it is latent diffusion with a BERT text encoder, which is read from a directory in "
+            "the diffusers layout alone; give one, such as a copy of CompVis/ldm-text2im-large-256 on the hub with "
+            ".safetensors weights (`LDMTextToImagePipeline.from_pretrained(...).save_pretrained(directory)`)"
+        )
 
 
 def _architecture(path: Path, tensors: Mapping[str, StoredTensor]) -> str:

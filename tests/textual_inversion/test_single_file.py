@@ -198,6 +198,39 @@ def test_other_files_are_refused_for_what_they_are(
     assert "give a directory" in str(error.value)
 
 
+@pytest.mark.parametrize("lies_in_a_directory", [False, True])
+@pytest.mark.parametrize(
+    ("name", "problem", "remedy"),
+    [
+        (
+            "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight",
+            "it is a Stable Diffusion 3 checkpoint",
+            "`diffusers.StableDiffusion3Pipeline.from_single_file('x.safetensors').save_pretrained(directory)`",
+        ),
+        (
+            "double_blocks.0.img_attn.qkv.weight",
+            "it is a FLUX.1 checkpoint",
+            "`diffusers.FluxPipeline.from_single_file('x.safetensors').save_pretrained(directory)`",
+        ),
+        (
+            "cond_stage_model.transformer.attn_layers.layers.0.1.to_q.weight",
+            "it is latent diffusion with a BERT text encoder",
+            "CompVis/ldm-text2im-large-256",
+        ),
+    ],
+)
+def test_families_that_need_a_directory_are_told_how_to_make_one(
+    tmp_path: Path, name: str, problem: str, remedy: str, lies_in_a_directory: bool
+) -> None:
+    """Also if the file lies where configurations are, which would not help."""
+    file = a_file(tmp_path / "x.safetensors", name, width=1280)
+    if lies_in_a_directory:
+        (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match=problem) as error:
+        find_model_files(str(file))
+    assert remedy in str(error.value)
+
+
 def test_a_path_of_a_file_is_never_a_hub_id(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'models/x\.safetensors': there is no such file"):
         find_model_files("models/x.safetensors")
