@@ -198,10 +198,10 @@ def bias(options: argparse.Namespace, config: RunConfig, library: Library) -> No
     sheet = _new_sheet(library, prompts, options, config, [concept], title="the set it was learned from")
     config = _choose_model(sheet, config, options)
     extractor = load_extractor(config, options.caption)
-    before, after = _draw_rows(sheet, config)
+    (before, after), sampling = _draw_rows(sheet, config)
     report = measure_bias(extractor, options.caption, sheet.given, before, after)
     sys.stdout.write("".join(f"{line}\n" for line in report.lines()))
-    _write(sheet, [before, after], config, labels=report.labels(sheet.prompts), shift=report.rows())
+    _write(sheet, [before, after], sampling, config, labels=report.labels(sheet.prompts), shift=report.rows())
 
 
 def edit(options: argparse.Namespace, config: RunConfig, library: Library) -> None:
@@ -244,7 +244,7 @@ def edit(options: argparse.Namespace, config: RunConfig, library: Library) -> No
         )
 
     edit_facts = {name: getattr(options, name) for name in ("picture", "mask", "strength", "redecode", "crop")}
-    _write(sheet, _draw_rows(sheet, config, redraw), config, edit=edit_facts)
+    _write(sheet, *_draw_rows(sheet, config, redraw), config, edit=edit_facts)
 
 
 def _note_prompts(sheet: ContactSheet) -> None:
@@ -287,7 +287,7 @@ def _new_sheet(
 
 def _draw_and_write(sheet: ContactSheet, config: RunConfig, options: argparse.Namespace) -> None:
     config = _choose_model(sheet, config, options)
-    _write(sheet, _draw_rows(sheet, config), config)
+    _write(sheet, *_draw_rows(sheet, config), config)
 
 
 def _choose_model(sheet: ContactSheet, config: RunConfig, options: argparse.Namespace) -> RunConfig:
@@ -300,22 +300,33 @@ def _choose_model(sheet: ContactSheet, config: RunConfig, options: argparse.Name
     return choose_model(list(sheet.embeddings.values()), config, options.model)
 
 
-def _draw_rows(sheet: ContactSheet, config: RunConfig, draw: DrawFunction | None = None) -> list[list[Image.Image]]:
+def _draw_rows(
+    sheet: ContactSheet, config: RunConfig, draw: DrawFunction | None = None
+) -> tuple[list[list[Image.Image]], SamplingConfig]:
+    """Draw the sheet's rows; return them with the settings used, which hold the model's own steps and guidance scale
+    where the configuration asks for those."""
     from pipeline.actor.memory_plan import fit_drawing
     from pipeline.actor.model_loading import load_model
     from textual_inversion.batch_invariance import choose_sampling
-    from textual_inversion.generate import generate
+    from textual_inversion.generate import generate, with_own_defaults
 
     backbone = load_model(config)
     fit_drawing(backbone, config, config.generation.sampling)
     sampling, _ = choose_sampling(backbone, config.generation.sampling, config.inversion.adapter)
-    return sheet.draw(backbone, sampling, draw or generate)
+    sampling = with_own_defaults(sampling, backbone)
+    return sheet.draw(backbone, sampling, draw or generate), sampling
 
 
-def _write(sheet: ContactSheet, rows: Sequence[Sequence[Image.Image]], config: RunConfig, **more: Any) -> None:
+def _write(
+    sheet: ContactSheet,
+    rows: Sequence[Sequence[Image.Image]],
+    sampling: SamplingConfig,
+    config: RunConfig,
+    **more: Any,
+) -> None:
     from pipeline.sheets.contact_sheet import write
 
-    write(RunStore(config.output), sheet, rows, config, **more)
+    write(RunStore(config.output), sheet, rows, sampling, config.model, **more)
 
 
 if __name__ == "__main__":

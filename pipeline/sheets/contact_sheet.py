@@ -174,20 +174,21 @@ def write(
     store: RunStore,
     sheet: ContactSheet,
     rows: Sequence[Sequence[Image.Image]],
-    config: RunConfig,
+    sampling: SamplingConfig,
+    model: str,
     labels: Sequence[str] = (),
     **facts: Any,
 ) -> None:
     """Write every picture, the sheet, and last the list of pictures with their origin and `facts`, without
-    credentials."""
+    credentials. `sampling`: the settings that the pictures were drawn with."""
     for paths, row in zip(sheet.paths(), rows, strict=True):
         for path, picture in zip(paths, row, strict=True):
             store.put(path, to_png(picture))
     store.put(SHEET, to_png(sheet.grid(rows, labels)))
     description = {
-        "model": config.model,
-        "model_hash": model_hash(config.model),
-        "sampling": dataclasses.asdict(config.generation.sampling),
+        "model": model,
+        "model_hash": model_hash(model),
+        "sampling": dataclasses.asdict(sampling),
         "negative_prompt": sheet.negative_prompt,
         "concepts": {concept.placeholder_token: concept.uri for concept in sheet.embeddings},
         "pictures": [

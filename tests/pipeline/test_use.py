@@ -178,6 +178,13 @@ def test_the_list_says_what_was_drawn_with_what(command: Command, run: Path, tin
     assert listed["pictures"][0]["path"] == "01-a-tiger-5.png"
 
 
+def test_the_list_has_the_models_own_numbers_where_the_settings_leave_them_to_it(run: Path, tmp_path: Path) -> None:
+    fixed = [f"--learned={run}", f"--output={tmp_path / 'out'}", "-n1", "--set=device=cpu"]
+    assert use.main(["draw", "a <tiger>", *fixed, "--set=generation.sampling.batch_size=1"]) == 0
+    sampling = drawn(tmp_path / "out")["sampling"]
+    assert sampling == {"solver": "dpm++", "steps": 20, "guidance_scale": 5.0, "batch_size": 1}
+
+
 def test_a_picture_is_the_same_in_any_company(command: Command, tmp_path: Path) -> None:
     assert command("draw", "a <tiger>", output=str(tmp_path / "alone"), count=1) == 0
     assert command("draw", "a <taxi>", "a <tiger>", output=str(tmp_path / "both"), count=3) == 0
