@@ -90,8 +90,9 @@ def _check_layout(path: Path, names: Iterable[str]) -> None:
     if any(name.startswith(_BERT) for name in names):
         raise ValueError(
             f"model {str(path)!r}: it is latent diffusion with a BERT text encoder, which is read from a directory in "
-            "the diffusers layout alone; give one, such as a copy of CompVis/ldm-text2im-large-256 on the hub with "
-            ".safetensors weights (`LDMTextToImagePipeline.from_pretrained(...).save_pretrained(directory)`)"
+            "the diffusers layout alone; convert it once, with the original code's YAML file, by diffusers' "
+            "pipelines.stable_diffusion.convert_from_ckpt.download_from_original_stable_diffusion_ckpt and "
+            "`.save_pretrained(directory)`, and give that directory"
         )
 
 

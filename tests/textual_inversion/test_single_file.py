@@ -215,7 +215,7 @@ def test_other_files_are_refused_for_what_they_are(
         (
             "cond_stage_model.transformer.attn_layers.layers.0.1.to_q.weight",
             "it is latent diffusion with a BERT text encoder",
-            "CompVis/ldm-text2im-large-256",
+            "download_from_original_stable_diffusion_ckpt and `.save_pretrained(directory)`",
         ),
     ],
 )
