@@ -21,12 +21,6 @@ log = logging.getLogger(__name__)
 
 _COUNT_EVERY_S = 5.0
 
-# Ray's own default for both is forever: a row that kills its actor, or an actor that dies at its start, never ends.
-_PART_RETRIES = 3
-"""Times that the rows of a part are given to an actor again; each time, one of them may have killed it."""
-_ACTOR_RESTARTS = 30
-"""Restarts of one actor; in a long stage an actor meets more deaths than any one row."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
@@ -104,6 +98,8 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
     """
     import ray  # here, because planning and reading results need no Ray
 
+    from pipeline.bulk.deaths import STARTS_PER_ACTOR, BoundedWorker, new_counter
+
     store = RunStore(config.output)
     plan_filesystem, plan_path = filesystem_for_workers(store.uri(stage.plan))
     results_filesystem, results_path = filesystem_for_workers(store.uri(stage.results))
@@ -116,6 +112,7 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
         node_cpus=[node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]],
     )
     worker_config = replace(config, device="cuda" if gpus else "cpu")
+    bounds = (ray.cloudpickle.dumps(stage.worker), new_counter(), STARTS_PER_ACTOR * sizes.num_actors)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the bars write twenty lines every ten seconds into a job's log
     context.use_datasource_v2 = False  # v2 starts 32 actors, each in need of a core, to read the plan files' footers
@@ -129,15 +126,13 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
             )
             .repartition(target_num_rows_per_block=sizes.rows_per_block)
             .map_batches(
-                stage.worker,
+                BoundedWorker,
                 batch_size=sizes.rows_per_batch,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=sizes.num_actors),
-                fn_constructor_args=[worker_config],
+                fn_constructor_args=[worker_config, *bounds],
                 num_cpus=sizes.cpus_per_actor,
                 num_gpus=config.actors.gpus if gpus else None,
-                max_restarts=_ACTOR_RESTARTS,
-                max_task_retries=_PART_RETRIES,
                 udf_modifying_row_count=False,
             )
             .write_parquet(results_path, filesystem=results_filesystem)
