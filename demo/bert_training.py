@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 from demo.bert_model import bert_from_clip, load_bert, save_bert, unet_digest
 from demo.bert_tokenizer import PairedCaptions, make_wordpiece, pair_captions
 from demo.loop import Budget, Randomness, Training, optimise
+from demo.mixtures import Mixtures, mix, unname
 from demo.objects import TRAINING
 from demo.tokenizer import load_tokenizer
 from demo.unnamed import UNNAMED, OpenVocabulary, open_vocabulary
@@ -39,15 +39,11 @@ _CAPTIONS = 40_000
 _FRESH_CAPTIONS = 24
 """Captions of the measured error; no training step sees them."""
 _UNNAMED_SHARE = 0.3
-_CLASS_NOUN_SHARE = 0.25
 _CAPTIONS_PER_BATCH = 32
 _QUERIES_PER_STEP = 32
 _QUERIES_PER_PICTURE = 8
 _DRAWING_STEPS = 6
 _LEARNING_RATE = 1e-3
-_WORDS_PER_ROW = 3
-_ROW_NOISE = 0.1
-"""Deviation of the noise on a random row's coordinates, relative to the vocabulary's."""
 
 
 def sample_texts(count: int, seed: int) -> list[str]:
@@ -58,9 +54,7 @@ def sample_texts(count: int, seed: int) -> list[str]:
         scene = sample_scene(TRAINING, rng)
         text = caption(scene, rng)
         if rng.random() < _UNNAMED_SHARE:
-            name = scene.names[rng.integers(len(scene.names))]
-            noun = f"{UNNAMED} {name}" if rng.random() < _CLASS_NOUN_SHARE else UNNAMED
-            text = text.replace(f"an {name}", f"a {name}").replace(name, noun, 1)
+            text = unname(text, scene.names, rng)
         texts.append(text)
     return texts
 
@@ -134,23 +128,6 @@ def prediction_error(unet: UNet2DConditionModel, drawings: Drawings, ours: Tenso
     return errors / distances
 
 
-@dataclass(frozen=True, slots=True)
-class Mixtures:
-    """Random rows for the unnamed word: a word's row, moved some way towards a random mixture of words."""
-
-    words: Tensor
-    """Words of each mixture, as indices into the common words, int64 [mixtures, 3]."""
-    weights: Tensor
-    """Weights of their distances to the mean word, fp32 [mixtures, 3]."""
-    noise: Tensor
-    """Noise on the row, fp32 [mixtures, width]."""
-
-    def rows(self, table: Tensor) -> Tensor:
-        """Return the mixtures of the common words' rows in one token table, [mixtures, width]."""
-        centre = table.mean(0)
-        return centre + torch.einsum("mw,mwd->md", self.weights, table[self.words] - centre) + self.noise
-
-
 def share_positions(encoder: LDMBertEncoder, start: int) -> None:
     """Give all positions from `start` on the vector of that position, in place."""
     positions = encoder.embed_positions.weight.data
@@ -194,14 +171,7 @@ class TextEncoders:
 
     def mix(self, count: int, generator: torch.Generator) -> Mixtures:
         """Draw mixtures of words."""
-        options: dict[str, Any] = {"generator": generator, "device": generator.device}
-        table = self.their_table.table.weight
-        words = torch.randint(len(self.words[0]), (count, _WORDS_PER_ROW), **options)
-        share = torch.rand(count, **options)
-        weights = torch.randn(count, _WORDS_PER_ROW, **options) * (1 - share)[:, None]
-        weights[:, 0] += share
-        noise = torch.randn(count, table.shape[1], **options) * _ROW_NOISE * table.std()
-        return Mixtures(words, weights, noise)
+        return mix(count, self.their_table.table.weight[self.words[0]], generator)
 
     def states(self, captions: PairedCaptions, mixtures: Mixtures) -> tuple[Tensor, Tensor]:
         """Return the student's and the teacher's states, [captions, tokens, width]; one mixture for each caption."""

@@ -31,6 +31,8 @@ from demo.folders import replaced_folder
 from textual_inversion.weights import load_pretrained
 
 NUM_TRAIN_TIMESTEPS = 1000
+PROMPT_LENGTH = 20
+"""Tokens of every padded prompt; of the world's captions, 0.8 % are longer."""
 GUIDANCE_SCALE = 3.0
 """Guidance scale that the scheduler's config names."""
 
@@ -39,9 +41,10 @@ GUIDANCE_SCALE = 3.0
 class TransformerSize:
     """Size of the transformer; by default it has about nine million parameters."""
 
-    layers: int = 7
+    layers: int = 6
     heads: int = 6
     head_width: int = 32
+    patch: int = 2
 
 
 DEFAULT_SIZE = TransformerSize()
@@ -64,7 +67,7 @@ def new_transformer(text_width: int = 2 * WIDTH, size: TransformerSize = DEFAULT
     width = size.heads * size.head_width
     transformer = SD3Transformer2DModel(
         sample_size=8,
-        patch_size=1,
+        patch_size=size.patch,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         num_layers=size.layers,
@@ -73,7 +76,7 @@ def new_transformer(text_width: int = 2 * WIDTH, size: TransformerSize = DEFAULT
         joint_attention_dim=text_width,
         caption_projection_dim=width,
         pooled_projection_dim=text_width,
-        pos_embed_max_size=8,
+        pos_embed_max_size=8 // size.patch,
         qk_norm="rms_norm",
     )
     modulated = (AdaLayerNormZero, AdaLayerNormContinuous)

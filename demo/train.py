@@ -8,8 +8,8 @@
     latents      autoencoder + scenes -> latents with zero mean and unit deviation, features of unnamed objects
     denoiser     latents, captions, the CLIP's text tower -> `demo/model`
     decoder      the autoencoder's decoder is trained further; may run beside the denoiser
-    flow         latents, captions, the text encoders of `demo/model` and `demo/clip` -> `demo/flow`, a rectified-flow
-                 transformer in Stable Diffusion 3's layout; runs only when it is named
+    flow         scenes, `demo/model`, the text tower of `demo/clip` -> `demo/flow`, a rectified-flow transformer in
+                 Stable Diffusion 3's layout that draws as `demo/model` does; runs only when it is named
     bert         `demo/model` -> `demo/bert`, a BERT text encoder for the same U-Net; runs only when it is named
 
 A stage that was stopped continues from its checkpoint in the work folder. `--init-from demo/model` starts the
@@ -186,17 +186,14 @@ class Recipe:
 
     def _flow(self) -> None:
         train_flow(
-            self._latent_pool(),
-            load_tokenizer(self.work / "tokenizer"),
-            load_pretrained(AutoencoderKL, str(self.work / "vae-normalised")).float(),
+            load_pool(self.work),
+            self.model,
+            self.clip,
             self.flow,
-            self.work / "flow.ckpt",
+            self.work,
             budget=self.budget("flow"),
             device=self.device,
             seed=self.seed + 4,
-            model=self.model,
-            clip=self.clip,
-            words=torch.load(self.work / "denoiser.ckpt", map_location="cpu", weights_only=False, mmap=True)["words"],
             decay_from=self.decay_from,
         )
 
