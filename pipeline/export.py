@@ -33,7 +33,7 @@ from pipeline.ledger.gate import PASSED, gate_verdict
 from pipeline.ledger.records import ConceptRecord, latest, load_records
 from pipeline.ledger.selection import unknown_concept
 from pipeline.report.command_errors import exit_code_of
-from pipeline.store.addresses import absolute
+from pipeline.store.addresses import absolute, absolute_output
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 
@@ -77,7 +77,7 @@ def parse(arguments: list[str] | None, prog: str = "python -m pipeline.export") 
 def export(options: argparse.Namespace) -> list[Entry]:
     """Export the chosen concepts. Raises ValueError for a wrong option, before anything is written."""
     tools = _chosen_tools(options.tools)
-    source, target = RunStore(options.output), RunStore(options.to)
+    source, target = RunStore(options.output), RunStore(absolute_output(options.to))
     if options.push and "://" in target.root:
         raise ValueError(f"--push uploads a folder of this machine; {options.to} is none")
     if not options.overwrite and target.exists("index.parquet"):

@@ -24,7 +24,7 @@ from pipeline.inputs.manifest import BadRow, ManifestRow, manifest_notes, read_m
 from pipeline.report.command_errors import exit_code_of
 from pipeline.report.logs import configure_logs
 from pipeline.report.run_summary import describe_bad_row
-from pipeline.store.addresses import absolute
+from pipeline.store.addresses import absolute, absolute_output
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 
@@ -67,7 +67,7 @@ def parse(arguments: list[str] | None, prog: str = "python -m pipeline.manifest"
 def write_manifest(options: argparse.Namespace) -> int:
     """Write the manifest, print what was written and left out, and return the exit code. Raises ValueError if the
     input is no manifest or the output cannot be one."""
-    source, output = absolute(options.photos), absolute(options.output)
+    source, output = absolute(options.photos), absolute_output(options.output)
     if not output.endswith(".parquet"):
         raise ValueError(f"--output {redact(output)!r} must end with .parquet")
     if output.startswith(f"{source}/"):

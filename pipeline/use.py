@@ -29,7 +29,7 @@ from pipeline.exit_codes import OK
 from pipeline.inputs.models import portable
 from pipeline.inputs.prompt_table import prompt_notes
 from pipeline.report.command_errors import exit_code_of
-from pipeline.store.addresses import absolute, read_bytes
+from pipeline.store.addresses import absolute, absolute_output, read_bytes
 from pipeline.store.storage import RunStore
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def configure(options: argparse.Namespace) -> RunConfig:
     overrides = list(options.set)
     if options.negative_prompt:
         overrides.append(f"generation.negative_prompt={json.dumps(options.negative_prompt, ensure_ascii=False)}")
-    config = load_config(toml, overrides, model=options.model, output=absolute(options.output))
+    config = load_config(toml, overrides, model=options.model, output=absolute_output(options.output))
     return dataclasses.replace(config, model=portable(config.model))
 
 

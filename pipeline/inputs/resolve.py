@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pipeline.config import RunConfig
 from pipeline.config_file import parse_config, to_tree
 from pipeline.inputs.models import portable
-from pipeline.store.addresses import absolute
+from pipeline.store.addresses import absolute, absolute_output
 
 _ADDRESSES: dict[str, Callable[[str], str]] = {
     "manifest": absolute,
-    "output": absolute,
+    "output": absolute_output,
     "model": portable,
     "extractor": portable,
     "evaluation.dino": portable,

@@ -28,6 +28,9 @@ _BUCKET = re.compile(
 )
 """Names of buckets and access points that S3's client takes (botocore's `VALID_BUCKET` and `VALID_S3_ARN`)."""
 
+_RAY_COPIES = re.compile(r"/runtime_resources/(working_dir|py_modules)_files/")
+"""Part of the path of files that Ray has copied to a node for a job."""
+
 _SHOWN_CHARACTERS = 200
 
 T = TypeVar("T")
@@ -40,6 +43,18 @@ def absolute(path_or_uri: str) -> str:
         _scheme(path_or_uri)
         return path_or_uri.rstrip("/") if not path_or_uri.endswith("://") else path_or_uri
     return os.path.abspath(os.path.expanduser(path_or_uri))
+
+
+def absolute_output(path_or_uri: str) -> str:
+    """Return `absolute` of an address to write to. Raises ValueError for a folder in Ray's copy of a job's files, which
+    Ray deletes some time after the job, and which a job with other files does not have."""
+    path = absolute(path_or_uri)
+    if _RAY_COPIES.search(f"{path}/"):
+        raise ValueError(
+            f"the output {path} lies in Ray's own copy of the job's working directory, which Ray deletes; name a place "
+            "that all nodes see, for example --output s3://bucket/name or --output /mnt/name"
+        )
+    return path
 
 
 def resolve(uri: str, relative_to: str) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline.prometheus import exported_names
@@ -97,14 +99,13 @@ def _arguments(tiny_model: Path, folder: Path, names: list[str], **settings: Any
 
 
 def _submit(head: Head, arguments: list[str]) -> subprocess.Popen[str]:
-    """`ray job submit` as the runbook has it: it follows the job's lines until its end."""
-    runtime = (ROOT / "k8s" / "README.md").read_text()
-    (environment,) = re.findall(r"--runtime-env-json '(.*)' --", runtime)
-    environment = json.loads(environment)
-    environment["env_vars"]["PYTHONPATH"] = str(ROOT)
-    command = [_RAY, "job", "submit", "--address", head.dashboard, "--runtime-env-json", json.dumps(environment), "--",
-               sys.executable, "-m", "pipeline.run", *arguments]  # fmt: skip
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/")
+    """`ray job submit` as the README prints it, in a checkout: it follows the job's lines until its end."""
+    readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    (printed,) = re.findall(r"^    (ray job submit .*)$", readme, re.MULTILINE)
+    before = shlex.split(printed)[: shlex.split(printed).index("pipeline.run") + 1]
+    here = {"ray": _RAY, "http://HEAD:8265": head.dashboard, "python": sys.executable}
+    command = [here.get(word, word) for word in before] + arguments
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 
 
 def _wait_for(what: Callable[[], Any], seconds: float = 200) -> Any:
@@ -128,6 +129,26 @@ def _series(head: Head) -> dict[str, str]:
         if name in exported_names():
             found[name] = f"{found.get(name, '')}{line}\n"
     return found
+
+
+def test_the_working_directory_is_sent_without_tests_and_history() -> None:
+    excluders = get_excludes_from_ignore_files(ROOT, include_gitignore=True)
+    assert len(excluders) == 2
+
+    def is_sent(path: str) -> bool:
+        return not any(excludes(ROOT / path) for excludes in excluders)
+
+    sent = ("pipeline/run.py", "pipeline/recipes/demo.toml", "demo/model/model_index.json", "manifests/demo.parquet")
+    left_out = (".git/HEAD", "tests/e2e/test_cluster.py", "benchmarks/jobs.py", "demo/world.py", "output/demo/run.json")
+    assert [path for path in (*sent, *left_out) if is_sent(path)] == [*sent]
+
+
+def test_a_job_refuses_an_output_that_ray_deletes(head: Head) -> None:
+    submitted = _submit(head, ["manifests/demo.parquet"])
+    said = submitted.communicate(timeout=120)[0]
+    assert submitted.returncode != 0
+    assert re.search(r"error: the output /\S+/output/demo lies in Ray's own copy of the job's working directory", said)
+    assert "exit code 2" in said
 
 
 @pytest.mark.timeout(600)  # two jobs

@@ -57,6 +57,16 @@ def test_addresses_stay_what_workers_can_use(tmp_path: Path) -> None:
     assert configured("s3://bucket/night/*.parquet").output.startswith(os.path.abspath("output"))
 
 
+def test_no_output_lies_in_rays_copy_of_the_jobs_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "session_1/runtime_resources/working_dir_files/_ray_pkg_0123"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for arguments in (["m.parquet"], ["m.parquet", "--output", "out"], ["m.parquet", "--set", "output=a/b"]):
+        with pytest.raises(ValueError, match=r"lies in Ray's own copy .*; name a place that all nodes see"):
+            configured(*arguments)
+    assert configured("m.parquet", "--output", str(tmp_path / "out")).output == str(tmp_path / "out")
+
+
 def test_captions_are_found_from_anywhere_and_known_by_content(tmp_path: Path) -> None:
     given = ["inversion.penalties.captions=sets/captions.txt", "inversion.penalties.knowledge=0.1"]
     config = configured("m.parquet", "--set", "inversion.adapter.kind=lora", *(f"--set={each}" for each in given))
