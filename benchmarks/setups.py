@@ -4,13 +4,15 @@ A setup is a recipe of `pipeline/recipes`, further settings, a change of the con
 names below, every recipe is a setup under its own.
 
 Scale: the papers' budgets are for large models; here all setups see the same number of samples, `--steps` times the
-default batch of 4, or fewer where a recipe asks for fewer. Learning rates are the recipes': the paper's 2e-2 and 1e-4
+default batch of 4, or fewer where a recipe asks for fewer. `200x1` is a name too: the default with 200 steps of one
+sample; with `-one-photo` behind it, from the first photo. Learning rates are the recipes': the paper's 2e-2 and 1e-4
 ("High-LR" and "Low-LR") keep their ratio to its 5e-3, all times its 2 GPUs x batch 4. Like all the paper's setups these
 have no norm control: under a clamp the learning rate could not move an embedding along the curve.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -129,10 +131,18 @@ SETUPS: dict[str, Setup] = {
 }  # fmt: skip
 
 
+_SIZE = re.compile(r"([1-9]\d*)x([1-9]\d*)(-one-photo)?")
+
+
 def find(name: str) -> Setup:
-    """Return a setup of this module or of a recipe. Raises ValueError naming the known ones."""
+    """Return a setup of this module, of a recipe, or of a size as `200x1`. Raises ValueError naming the known ones."""
     if name in SETUPS:
         return SETUPS[name]
+    if size := _SIZE.fullmatch(name):
+        steps, batch, one_photo = size.groups()
+        what = f"{steps} steps of {batch}{', from one photo' if one_photo else ''}"
+        settings = settings_of(f"batch_size={batch}")
+        return Setup(what=what, settings=settings, steps=int(steps), num_photos=1 if one_photo else 0)
     recipes = sorted(path.stem for path in RECIPES.glob("*.toml"))
     if name in recipes:
         return Setup(what=f"recipe {name}", recipe=name)

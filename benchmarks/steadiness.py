@@ -26,7 +26,7 @@ from benchmarks.gate_rules import show_rules
 from benchmarks.intervals import Row, by_setup, over_concepts, spread_over_seeds
 from benchmarks.jobs import measure_all
 from benchmarks.methods import add_options, jobs_of, report, split
-from benchmarks.setups import Setup, settings_of
+from benchmarks.setups import Setup, find, settings_of
 from benchmarks.timing import say, table
 from pipeline.store.addresses import absolute
 from pipeline.store.storage import RunStore
@@ -55,7 +55,7 @@ TWO_TRIES = "best of two tries"
 def main(arguments: list[str] | None = None) -> int:
     """Measure all rows and print the tables; return 1 if a row failed to be measured."""
     options = parse(arguments)
-    setups = {name: CANDIDATES[name] for name in split(options.setups)}
+    setups = {name: CANDIDATES.get(name) or find(name) for name in split(options.setups)}
     jobs, scoring = jobs_of(options, setups)
     scoring = replace(scoring, gate=True)
     store = RunStore(absolute(options.output))
@@ -76,7 +76,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--setups", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES), metavar="NAME")
+    parser.add_argument("--setups", nargs="+", default=list(CANDIDATES), metavar="NAME")
     parser.add_argument("--truth", default="clip_own", help="score that tells failed rows: below one half")
     add_options(parser, output="output/steadiness")
     parser.set_defaults(seeds=["0", "1", "2", "3"])
