@@ -37,17 +37,24 @@ def margin(scores: Scores) -> float:
     return scores["clip_i"] - scores["clip_i_others"]
 
 
-def above_midpoint(scores: Scores) -> float:
-    """Return CLIP-I less the middle between the initializer word's pictures and the photos: at 0 a concept has half of
-    what there is to gain. It needs no division by a gain that may be nothing."""
-    return scores["clip_i"] - (scores["clip_i_initializer"] + scores["clip_i_photos"]) / 2
+def above_share(share: float) -> Callable[[Scores], float]:
+    """Return a score: CLIP-I less the point that is this share of the way from the initializer word's pictures to the
+    photos (`gate.min_clip_i_share`). It needs no division by a way that may be nothing."""
+
+    def score(scores: Scores) -> float:
+        word = scores["clip_i_initializer"]
+        return scores["clip_i"] - word - share * (scores["clip_i_photos"] - word)
+
+    return score
 
 
 RULES = (
     Rule("CLIP-I", lambda scores: scores["clip_i"]),
     Rule("gain over the initializer word's pictures (the default)", gain, 0.0),
     Rule("CLIP-I over that of the photos", lambda scores: scores["clip_i"] / scores["clip_i_photos"]),
-    Rule("CLIP-I above the middle of word and photos", above_midpoint, 0.0),
+    Rule("a quarter of the way from the word's pictures to the photos", above_share(0.25), 0.0),
+    Rule("half of the way", above_share(0.5), 0.0),
+    Rule("three quarters of the way", above_share(0.75), 0.0),
     Rule("margin to the nearest other concept", margin, 0.0),
     Rule("the smaller of gain and margin", lambda scores: min(gain(scores), margin(scores)), 0.0),
 )

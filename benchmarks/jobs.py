@@ -27,7 +27,7 @@ from benchmarks.setups import Setup
 from benchmarks.timing import say
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
-from pipeline.actor.samples import draw_samples, score
+from pipeline.actor.samples import Samples, sample_requests, score
 from pipeline.actor.warm_start import read_encoder
 from pipeline.bulk.evaluation import evaluation_seeds
 from pipeline.bulk.protocols import Protocol, choose_protocol
@@ -39,7 +39,7 @@ from pipeline.inputs.prompt_table import INITIALIZER, Prompt
 from pipeline.store.errors import describe_error
 from pipeline.store.storage import RunStore
 from textual_inversion.concept import Concept, LearnedEmbedding
-from textual_inversion.config import InversionConfig
+from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.engine import Outcome
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, generate
@@ -265,9 +265,23 @@ def learn_together(jobs: Sequence[Job], backbone: Backbone, scorer: PictureScore
 def gate_scores(job: Job, embedding: LearnedEmbedding, backbone: Backbone, scorer: PictureScorer) -> dict[str, float]:
     """Return the scores that the quality gate sees, and the highest CLIP-I to another concept's photos."""
     concept = job.setup.concept(job.concept)
-    samples = draw_samples(backbone, concept, embedding, job.config.grid, job.seed)
+    grid_config = job.config.grid
+    requests = sample_requests(concept, embedding, grid_config, job.seed)
+    num_learned = len(grid_config.prompts_for(concept.category)) * grid_config.images_per_prompt
+    sampling = replace(grid_config.sampling, batch_size=min(num_learned, grid_config.sampling.batch_size))
+    initial = initializer_pictures(tuple(requests[num_learned:]), backbone, sampling)
+    drawn = [*generate(backbone, requests[:num_learned], sampling), *initial]
+    samples = Samples.from_pictures(drawn, concept.category, grid_config, embedding)
     found = score(scorer.clip, read_photos(job.concept), samples)
     return found | {"clip_i_others": scorer.nearest_other(concept.concept_id, samples.learned[0])}
+
+
+@cache
+def initializer_pictures(
+    requests: tuple[ImageRequest, ...], backbone: Backbone, sampling: SamplingConfig
+) -> list[Image.Image]:
+    """Draw the pictures of an initializer word, once for all setups that a process measures."""
+    return generate(backbone, requests, sampling)
 
 
 def prompts_of(job: Job, protocol: Protocol) -> list[Prompt]:

@@ -182,6 +182,10 @@ class GateConfig:
     """Lower bound of CLIP-I minus the CLIP-I of the initializer word's own pictures; None for no bound. The default
     asks for no worse than not learning, which suits any extractor."""
 
+    min_clip_i_share: float | None = None
+    """Lower bound of CLIP-I on the way from the initializer word's own pictures, 0, to the photos among themselves, 1;
+    None for no bound. Left out for a concept without an initializer or with one photo."""
+
     min_clip_t: float | None = None
     """Lower bound of CLIP-T, the cosine similarity to the sample prompts; None for no bound."""
 

@@ -25,6 +25,9 @@ def shortfalls(scores: Mapping[str, float], gate: GateConfig) -> dict[str, float
             bound = getattr(gate, name)
             if bound is not None and score in scores and reference is not None:
                 found[name] = max(0.0, bound - (scores[score] - reference))
+    word, photos = scores.get("clip_i_initializer"), scores.get("clip_i_photos")
+    if gate.min_clip_i_share is not None and "clip_i" in scores and word is not None and photos is not None:
+        found["min_clip_i_share"] = max(0.0, word + gate.min_clip_i_share * (photos - word) - scores["clip_i"])
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gate_rules import RULES, Bound, above_midpoint, area, best_bound, margin, rates, show_rules
+from benchmarks.gate_rules import RULES, Bound, above_share, area, best_bound, margin, rates, show_rules
 
 
 def row(concept: str, own: float, clip_i: float, others: float) -> dict[str, Any]:
@@ -31,8 +31,8 @@ def test_rates_at_a_bound_and_the_best_bound() -> None:
 
 def test_scores_of_rules() -> None:
     gate = ROWS[1]["gate"]
-    assert (margin(gate), above_midpoint(gate)) == (pytest.approx(0.3), pytest.approx(0.1))
-    assert [rule.score(gate) for rule in RULES] == pytest.approx([0.6, 0.5, 0.6 / 0.9, 0.1, 0.3, 0.3])
+    assert (margin(gate), above_share(0.5)(gate)) == (pytest.approx(0.3), pytest.approx(0.1))
+    assert [rule.score(gate) for rule in RULES] == pytest.approx([0.6, 0.5, 0.6 / 0.9, 0.3, 0.1, -0.1, 0.3, 0.3])
 
 
 def test_the_table_shows_what_passes_falsely() -> None:

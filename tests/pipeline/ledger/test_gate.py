@@ -10,7 +10,7 @@ from pipeline.config import GateConfig
 from pipeline.ledger.gate import BELOW, PASSED, best, gate_verdict, shortfalls, verdict
 from pipeline.ledger.records import ConceptRecord, Try
 
-SCORES = {"clip_i": 0.7, "clip_i_initializer": 0.5, "clip_t": 0.2, "clip_t_initializer": 0.3}
+SCORES = {"clip_i": 0.7, "clip_i_initializer": 0.5, "clip_i_photos": 0.9, "clip_t": 0.2, "clip_t_initializer": 0.3}
 
 
 def one(number: int, **scores: float) -> Try:
@@ -27,6 +27,8 @@ def one(number: int, **scores: float) -> Try:
         ({"min_clip_t": 0.1, "min_clip_t_gain": -0.15}, PASSED),
         ({"min_clip_t_gain": -0.05}, BELOW),
         ({"min_clip_i_gain": None}, ""),
+        ({"min_clip_i_share": 0.49}, PASSED),  # it has gone from 0.5 to 0.7 of 0.9
+        ({"min_clip_i_share": 0.51}, BELOW),
     ],
 )
 def test_bounds(gate: dict[str, float], expected: str) -> None:
@@ -36,7 +38,16 @@ def test_bounds(gate: dict[str, float], expected: str) -> None:
 def test_what_there_is_no_score_for_is_not_judged() -> None:
     assert verdict({}, GateConfig(min_clip_i=0.9)) == ""
     assert verdict({"clip_i": 0.1}, GateConfig()) == ""  # without an initializer there is nothing to be better than
+    one_photo = {"clip_i": 0.2, "clip_i_initializer": 0.1}
+    assert verdict(one_photo, GateConfig(min_clip_i_share=0.5)) == PASSED  # by the gain alone
     assert shortfalls({"clip_i": 0.1}, GateConfig(min_clip_i=0.4)) == pytest.approx({"min_clip_i": 0.3})
+
+
+def test_photos_that_differ_more_than_they_differ_from_the_words_pictures() -> None:
+    scores = {"clip_i": 0.65, "clip_i_initializer": 0.7, "clip_i_photos": 0.6}
+    assert shortfalls(scores, GateConfig(min_clip_i_share=0.5)) == pytest.approx(
+        {"min_clip_i_gain": 0.05, "min_clip_i_share": 0.0}
+    )
 
 
 def test_the_best_falls_short_by_the_least_and_then_is_most_like_the_photos() -> None:
