@@ -6,12 +6,12 @@
 
 A part is a set of settings that switch it off; `PARTS` lists them. Parts that the recipe does not use are left out. The
 setups are the whole recipe, the recipe without each part, the recipe with each part alone, the recipe without any part
-(its budget is left), and the setups of `--against` (by default plain inversion with the project's settings) from the same
-photos. After the tables of `benchmarks.methods`, with the whole recipe as the baseline, `ablation.md` has two lines for
-each part: the recipe less the recipe without it, and the part alone less the bare recipe, concept by concept with 95 %
-intervals (knowledge preservation, clipping and cross-attention adapters alone: with the adapter, less the adapter
-alone). A part that adds nothing in either line is idle; one whose two lines differ acts through the others. Lines for
-which `--setups` left out a setup are empty.
+(its budget is left), and the setups of `--against` (by default plain inversion with the project's settings) from the
+same photos. After the tables of `benchmarks.methods`, with the whole recipe as the baseline, `ablation.md` has two
+lines for each part: the recipe less the recipe without it, and the part alone less the bare recipe, concept by concept
+with 95 % intervals (knowledge preservation, clipping and cross-attention adapters alone: with the adapter, less the
+adapter alone). A part that adds nothing in either line is idle; one whose two lines differ acts through the others.
+Lines for which `--setups` left out a setup are empty.
 
 Every setup of a recipe with a class cue is drawn as it learned: with the noun where the cue is on, without where it is
 off. Time: as `benchmarks.methods`, about half a minute of one core for each setup, seed and concept of the demo model;
@@ -97,8 +97,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--recipe", default="textboost-v1")
-    parser.add_argument("--setups", nargs="+", default=[], metavar="NAME", help="some of whole, bare, without-PART, ...")
-    parser.add_argument("--against", nargs="+", default=[PLAIN], metavar="NAME", help="setups that the whole is held to")
+    parser.add_argument(
+        "--setups", nargs="+", default=[], metavar="NAME", help="some of whole, bare, without-PART, ..."
+    )
+    parser.add_argument(
+        "--against", nargs="+", default=[PLAIN], metavar="NAME", help="setups that the whole is held to"
+    )
     parser.add_argument("--photos", type=int, default=1, help="photos to learn from, the first ones")
     add_options(parser, output="output/ablation")
     return parser.parse_args(arguments)

@@ -14,8 +14,8 @@ Differences to the baseline are taken concept by concept, with 95 % intervals ov
 with fewer than 16 concepts the intervals say little. Where a setup and the same without its stop rule are both present,
 a table of each concept's steps and scores with and without it follows (`stopping.md`).
 
-On the demo model a row takes about half a minute of one core: 500 steps of 4 samples and 40 pictures. `--steps` and
-`--samples` make rows cheaper.
+On the demo model a row takes about half a minute of one core: 500 steps of 4 samples and 44 pictures. `--steps` makes
+rows cheaper, and so do `--samples` and `--prompts benchmarks/few_prompts.txt`, the prompts of the sample grid.
 """
 
 from __future__ import annotations

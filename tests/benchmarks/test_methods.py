@@ -23,6 +23,7 @@ from pipeline.store.parquet import read_table
 from tests.pipeline.runs import write_manifest
 from tests.tiny_models import tiny_extractor
 from textual_inversion.concept import Concept
+from textual_inversion.config import InversionConfig
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
 from textual_inversion.fidelity import pixel_scores, pixel_scores_between_photos, to_arrays
@@ -74,6 +75,14 @@ def test_recipes_are_setups_under_their_own_name(tmp_path: Path, monkeypatch: py
     assert [find("mine").inversion(steps, []).steps for steps in (10, 2)] == [3, 2]
     with pytest.raises(ValueError, match=r"no setup 'yours'; there are image-only, .* and the recipes mine"):
         find("yours")
+
+
+def test_a_size_is_a_setup_whatever_the_budget() -> None:
+    found = find("200x1").inversion(30, [])
+    assert found == InversionConfig(steps=200, batch_size=1)
+    assert [len(find(name).concept(CONCEPT).images) for name in ("8x2", "8x2-one-photo")] == [len(CONCEPT.images), 1]
+    with pytest.raises(ValueError, match="no setup '0x1'"):
+        find("0x1")
 
 
 @pytest.fixture(scope="module")

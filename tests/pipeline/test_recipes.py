@@ -79,6 +79,8 @@ PINNED: dict[str, dict[str, object]] = {
         "norm_control": "sphere", "norm_limit": 1.0, "augment.flip": False, "templates": "textual_inversion",
     },
 }  # fmt: skip
+# benchmarks/budgets_cpu_20261127.md and benchmarks/mirrored_photos_cpu_20261127.md
+PINNED["demo"] = {"steps": 200, "batch_size": 1, "learning_rate": 5e-3, "augment.flip": False}
 PINNED["high-lr"] = PINNED["ti-paper"] | {"learning_rate": 2e-2 * 2 * 4}
 PINNED["low-lr"] = PINNED["ti-paper"] | {"learning_rate": 1e-4 * 2 * 4}
 PINNED["regularised"] = PINNED["ti-paper"] | {"penalties.class_distance": 0.1}
