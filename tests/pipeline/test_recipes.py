@@ -95,6 +95,10 @@ def test_a_recipe_has_its_sources_values(name: str) -> None:
     assert {field: attrgetter(field)(inversion) for field in PINNED[name]} == PINNED[name]
 
 
+def test_the_demos_gate_is_the_one_that_was_measured() -> None:
+    assert load_config((RECIPES / "demo.toml").read_text()).gate.min_clip_i_share == 0.75
+
+
 def test_dvars_window_is_the_papers_310_steps() -> None:
     stop = load_config((RECIPES / "dvar.toml").read_text()).inversion.stop
     assert stop.window * stop.check_every_steps == 310
