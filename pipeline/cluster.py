@@ -54,6 +54,8 @@ def policy_from_config(config: RunConfig, gpus: float, cpus: float) -> Policy:
         drain_s=config.actors.drain_s,
         stall_s=config.actors.stall_s,
         calls_ahead=config.actors.calls_ahead,
+        start_s=config.actors.start_s,
+        needs={"CPU": config.actors.cpus, "GPU": config.actors.gpus if gpus else 0},
     )
 
 

@@ -82,6 +82,11 @@ class ActorConfig:
     """Seconds that a concept may take in its slot, photos and sample pictures included, before it counts as hung: its
     actor is replaced, and it is tried again alone. 0 waits for ever. Set it to several times the usual duration."""
 
+    start_s: float = 3600.0
+    """Seconds without a ready actor after which the run is given up, to be continued by the same command. 0 waits for
+    ever, as for GPUs that a queue or an autoscaler brings hours later. Without a living node it is given up after two
+    minutes in any case."""
+
     def __post_init__(self) -> None:
         require(self.count >= 0, "actors.count", self.count, "0 (automatic) or more")
         require(self.slots >= 0, "actors.slots", self.slots, "0 (automatic) or more")
@@ -91,6 +96,7 @@ class ActorConfig:
         require(self.max_attempts >= 1, "actors.max_attempts", self.max_attempts, "1 or more")
         require(self.checkpoint_steps >= 0, "actors.checkpoint_steps", self.checkpoint_steps, "0 (none) or more")
         require(0 <= self.drain_s < math.inf, "actors.drain_s", self.drain_s, "0 or more seconds")
+        require(0 <= self.start_s < math.inf, "actors.start_s", self.start_s, "0 (for ever) or more seconds")
         require(0 <= self.stall_s < math.inf, "actors.stall_s", self.stall_s, "0 (never) or more seconds")
 
 

@@ -19,6 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.actor.interface import LearnerHandle
 from pipeline.actor.publish import failure_record
+from pipeline.actor_wait import ActorWait
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
 from pipeline.report.progress import Progress
@@ -63,6 +64,7 @@ def drive(
     try:
         while fleet.has_work() and not stop.is_set():
             fleet.match_demand()
+            fleet.check_wait()
             fleet.hand_out()
             yield from fleet.collect(timeout_s=1.0)
             yield from fleet.replace_stalled()
@@ -93,6 +95,7 @@ class _Fleet:
         self._replan = replan
         self._workers: list[Worker] = []
         self._queue = WorkQueue(tasks)
+        self._wait = ActorWait(policy.needs, policy.start_s)
         self._start_failures = 0
         self._fruitless_deaths = 0
         self._next_start = 0.0
@@ -144,6 +147,10 @@ class _Fleet:
             self._workers.append(Worker.start(self._new_actor()))
             if self._start_failures:
                 return  # after a failure, one at a time
+
+    def check_wait(self) -> None:
+        """Raise ClusterLost if no actor is ready, and none will be."""
+        self._wait.check(len(self._ready()))
 
     def hand_out(self) -> None:
         """Fill the ready actors, least busy first: a suspect for an empty one, else shares of the work ahead."""

@@ -43,7 +43,7 @@ from pipeline.report.logs import configure_logs
 from pipeline.report.run_summary import SHOWN_FAILURES
 from pipeline.stages import connect
 from pipeline.store.addresses import absolute, read_bytes
-from pipeline.store.errors import describe_error
+from pipeline.store.errors import ClusterLost, describe_error
 from pipeline.store.storage import RunStore
 
 _PICTURES_PER_CALL = 64
@@ -157,7 +157,7 @@ def score_missing(config: RunConfig, protocol: Protocol, num_rows: int) -> dict[
     )
     try:
         run_stage(settings, stage, num_rows, gpus)
-    except RayError as error:
+    except (RayError, ClusterLost) as error:
         return {"evaluation": f"stopped, run again to continue: {describe_error(error)}"}
     return {}
 

@@ -39,7 +39,7 @@ from pipeline.report.page import build_report
 from pipeline.report.progress import Progress, ProgressNumbers
 from pipeline.report.run_stats import DeviceTime, RunStats
 from pipeline.report.run_summary import describe_run, figures_of
-from pipeline.store.errors import RunAborted, StorageLost, describe_bug, describe_error
+from pipeline.store.errors import ClusterLost, RunAborted, StorageLost, describe_bug, describe_error
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 from pipeline.store.trouble import describe_trouble
@@ -184,6 +184,10 @@ class Run:
             except DeadlinePassed:
                 stats.is_late = True
                 return
+            except ClusterLost as error:
+                stats.problems["drawing"] = f"given up: {error}"
+                stats.is_stopped = True
+                return
             except RayError as error:
                 stats.problems["drawing"] = f"stopped, run again to continue: {describe_error(error)}"
                 stats.is_stopped = isinstance(getattr(error, "cause", None), OSError)
@@ -292,7 +296,7 @@ class Run:
                     yield record
             except RunAborted as error:
                 stats.problems[stage] = f"given up: {error}"
-                stats.is_stopped = isinstance(error, StorageLost)
+                stats.is_stopped = isinstance(error, StorageLost | ClusterLost)
             stats.is_stopped |= stop.is_set()
 
 

@@ -5,8 +5,8 @@ Pure functions, with a row of the table in `decide` for each case. The driver ap
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Literal
 
@@ -51,6 +51,10 @@ class Policy:
     """Time after which a call that is being worked on counts as hung and its actor as lost; 0 for never."""
     calls_ahead: int = 0
     """Calls of an actor that wait for their turn."""
+    start_s: float = 0.0
+    """Time without a ready actor after which the run is aborted; 0 for no bound while a node is alive."""
+    needs: Mapping[str, float] = field(default_factory=dict)
+    """Resources that Ray reserves for an actor, for the message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pyarrow as pa
 
@@ -94,10 +95,12 @@ def cpus_for_actor(node_cpus: Sequence[float], num_actors: int) -> float:
 def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> None:
     """Read the plan, work on its rows and write the results, as one Ray Data pipeline.
 
-    `gpus` is the cluster's number; with 0 the actors work on CPUs. Raises Ray's errors when the stage cannot go on.
+    `gpus` is the cluster's number; with 0 the actors work on CPUs. Raises Ray's errors when the stage cannot go on, and
+    ClusterLost if no actor of it starts, or none is left, for as long as `actor_wait.ActorWait` allows.
     """
     import ray  # here, because planning and reading results need no Ray
 
+    from pipeline.actor_wait import ActorWait, ending_without_actors, num_alive
     from pipeline.bulk.deaths import STARTS_PER_ACTOR, BoundedWorker, new_counter
 
     store = RunStore(config.output)
@@ -116,7 +119,12 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the bars write twenty lines every ten seconds into a job's log
     context.use_datasource_v2 = False  # v2 starts 32 actors, each in need of a core, to read the plan files' footers
-    with _progress_lines(store, stage, num_rows, sizes.rows_per_block, config.log_format):
+    needs = {"CPU": sizes.cpus_per_actor, "GPU": config.actors.gpus if gpus else 0}
+    wait = ActorWait(needs, config.actors.start_s)
+    with (
+        _progress_lines(store, stage, num_rows, sizes.rows_per_block, config.log_format),
+        ending_without_actors(wait, partial(num_alive, BoundedWorker.__name__)),
+    ):
         (
             ray.data.read_parquet(
                 plan_path,

@@ -39,6 +39,10 @@ class StorageLost(RunAborted):
     """The run cannot go on because its own storage fails; the same command continues it."""
 
 
+class ClusterLost(RunAborted):
+    """The run cannot go on because its cluster brings no actor; the same command continues it where there is one."""
+
+
 _DIED = "its process ended without a word: killed, out of memory, or crashed (a log of its node says which)"
 _CLIENTS = ("botocore", "aiobotocore", "google", "gcsfs", "azure", "adlfs", "aiohttp")
 """Packages of object stores' clients, whose errors need not be OSErrors."""

@@ -86,6 +86,7 @@ def test_nothing_but_the_workers_is_started_and_all_parts_are_of_one_size(tmp_pa
     before = set(ray._private.state.actors())
     work_on([f"never-{number}" for number in range(6)], tmp_path)
     started = [each["ActorClassName"] for key, each in ray._private.state.actors().items() if key not in before]
+    assert any("BoundedWorker" in name for name in started)  # by this name `actor_wait.num_alive` finds them
     assert len(started) <= 2 + 3, started  # our counter, and Ray Data's three: autoscaling, places, statistics
     assert [read_table(path).num_rows for path in (tmp_path / RESULTS).iterdir()] == [2] * 3
 
