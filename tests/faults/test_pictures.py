@@ -27,7 +27,7 @@ from tests.pipeline.runs import tiny_toml, write_manifest
 pytestmark = [pytest.mark.slow, pytest.mark.own_cluster, pytest.mark.timeout(900)]
 
 CONCEPTS, KILLS = 6, 3
-DRAWING = "ray::MapWorker(MapBatches(Drawer)).submit"
+DRAWING = "ray::MapWorker(MapBatches(BoundedWorker)).submit"
 """How Ray names a worker that is at it, and not just starting."""
 PROMPTS = [
     f"a {kind} of {article} {{}}" for kind in ("photo", "rendering", "painting") for article in ("a", "the", "one")
