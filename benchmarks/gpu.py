@@ -1,22 +1,26 @@
-"""Measure how much of an accelerator the engine uses, with random weights of Stable Diffusion 1.5's shape.
+"""Measure how much of an accelerator the engine uses, with random weights of Stable Diffusion 1.5's or XL's shape.
 
     python -m benchmarks.gpu
     python -m benchmarks.gpu --short
+    python -m benchmarks.gpu --shape sdxl --checkpointing --slots 1,2,4
     python -m benchmarks.gpu --shape small --device cpu --slots 1,2
 
 For each number of slots, and for the U-Net as it is (`eager`), compiled by torch.compile (`compiled`), and compiled
 with its kernels recorded as CUDA graphs (`graphs`): sample-steps a second, model-FLOP utilisation and memory. Each row
 is printed as soon as it is measured, so that an interrupted command leaves the rows before. Repetitions alternate with
-the common algorithm's (`benchmarks/restatement.py`, the same weights), and the ratio is of these two. Compiling takes
-minutes for each number of slots and for the sample grid; `--short` compiles for one number only, and is meant for a
-machine that is available for ten minutes.
+the common algorithm's (`benchmarks/restatement.py`, the same weights), and the ratio is of these two; that algorithm
+trains one text encoder, so that rows of Stable Diffusion XL have no ratio. Compiling takes minutes for each number of
+slots and for the sample grid; `--short` compiles for one number only, and is meant for a machine that is available for
+ten minutes.
 
 Model FLOPs are those of one sample's forward pass and of the backward pass through its activations, counted on the
 model; activations computed twice to save memory count once. Memory is the peak above the memory in use before, warm-up
 included; beside it are the estimate by which an actor chooses (`textual_inversion/memory_estimate.py`), which knows
-nothing of compilation, and the ratio of the two. With `--checkpointing` all rows use gradient checkpointing, the common
-algorithm's, too. Concepts an hour are calculated from encoding a concept's photos, 475 steps of 2 samples at this rate,
-and its sample grid drawn in the same mode, one after the other. No weights are downloaded.
+nothing of compilation, and the ratio of the two. The last line says whether the measured memory of the eager rows
+stays within what an actor allows for the estimate (the exit code is 1 if not); a CPU counts no peak, so that nothing
+is checked there. With `--checkpointing` all rows use gradient checkpointing, the common algorithm's, too. Concepts an
+hour are calculated from encoding a concept's photos, 475 steps of 2 samples at this rate, and its sample grid drawn in
+the same mode, one after the other. No weights are downloaded.
 """
 
 from __future__ import annotations
@@ -38,12 +42,12 @@ from PIL import Image
 from benchmarks.random_model import SHAPES, Parts, count_flops
 from benchmarks.restatement import CommonAlgorithm
 from benchmarks.timing import Spread, alternate, heading, number, parse_numbers, say, table, table_line
+from pipeline.actor.memory_plan import LEARNING_SHARE
 from pipeline.config import GridConfig
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.engine import Assignment, Engine, Outcome
-from textual_inversion.families.base import MemorySaving
-from textual_inversion.families.sd import StableDiffusion
+from textual_inversion.families.base import Backbone, MemorySaving
 from textual_inversion.generate import ImageRequest, generate
 from textual_inversion.latents import EncodedViews, encode_views
 from textual_inversion.memory_estimate import learning_memory
@@ -110,17 +114,40 @@ def main(arguments: list[str] | None = None) -> int:
     }
     say(heading("Use of an accelerator", "benchmarks.gpu", arguments, **facts))
     say(table(TITLES, []))
-    common = Work("common algorithm", Attempt(partial(time_common, parts.common(options.batch_size), options)))
-    common.grid = Attempt(partial(seconds_of_grid, eager, options.repetitions))()
+    common = common_work(parts, options)
+    grid = Attempt(partial(seconds_of_grid, eager, options.repetitions))()
+    if common:
+        common.grid = grid
     failed = False
-    works = works_of(parts, eager, common.grid, options)
-    for work, beside in measured(common, works, options.repetitions):
+    ratios = []
+    for work, beside in measured(common, works_of(parts, eager, grid, options), options.repetitions):
         say(table_line(row_of(work, beside, once, tflop, peak)))
         failed = failed or work.attempt.error not in ("", OUT_OF_MEMORY)
-    return 1 if failed else 0
+        if work.is_eager and work.memory_ratio:
+            ratios.append(work.memory_ratio)
+    say(f"\n{memory_verdict(ratios)}\n")
+    return 1 if failed or max(ratios, default=0) > 1 / LEARNING_SHARE else 0
 
 
-def works_of(parts: Parts, eager: StableDiffusion, grid: float | None, options: argparse.Namespace) -> Iterator[Work]:
+def memory_verdict(ratios: Sequence[float]) -> str:
+    """Return a sentence on the estimate of memory. `ratios`: measured over estimated memory of each eager row."""
+    if not ratios:
+        return "The estimate of memory was not checked: no peak was measured, which takes a GPU."
+    holds = max(ratios) <= 1 / LEARNING_SHARE
+    return (
+        f"Measured memory is {number(min(ratios))} to {number(max(ratios))} times the estimate in {len(ratios)} eager "
+        f"rows, which is {'within' if holds else 'MORE THAN'} the {number(1 / LEARNING_SHARE)} times that an actor "
+        "leaves free for it."
+    )
+
+
+def common_work(parts: Parts, options: argparse.Namespace) -> Work | None:
+    """Return the common algorithm as a row; None for a model that it cannot train."""
+    algorithm = parts.common(options.batch_size)
+    return algorithm and Work("common algorithm", Attempt(partial(time_common, algorithm, options)))
+
+
+def works_of(parts: Parts, eager: Backbone, grid: float | None, options: argparse.Namespace) -> Iterator[Work]:
     """Yield the rows to measure, mode by mode; `grid`: seconds of a sample grid in the eager mode.
 
     Compiled code of a row is freed when the next is requested.
@@ -129,7 +156,7 @@ def works_of(parts: Parts, eager: StableDiffusion, grid: float | None, options: 
         for slots in options.slots:
             note(f"{slots} slots, eager")
             attempt = Attempt(partial(time_engine, eager, options, slots))
-            yield Work(f"{slots} slots, eager", attempt, grid, estimated_gb(eager, options, slots))
+            yield Work(f"{slots} slots, eager", attempt, grid, estimated_gb(eager, options, slots), is_eager=True)
     for mode in (mode for mode in options.modes if mode != "eager"):
         backbone = parts.backbone(mode, options.backend)
         note(f"a sample grid, {mode}")
@@ -142,7 +169,7 @@ def works_of(parts: Parts, eager: StableDiffusion, grid: float | None, options: 
             forget_compiled()
 
 
-def estimated_gb(eager: StableDiffusion, options: argparse.Namespace, slots: int) -> float:
+def estimated_gb(eager: Backbone, options: argparse.Namespace, slots: int) -> float:
     """Return the estimated peak of the tensors that a learning pass makes."""
     return learning_memory(eager, InversionConfig(batch_size=options.batch_size), slots).peak / 1e9
 
@@ -155,29 +182,30 @@ def forget_compiled() -> None:
         torch.cuda.empty_cache()
 
 
-def measured(common: Work, works: Iterable[Work], repetitions: int) -> Iterator[tuple[Work, Work]]:
-    """Yield each row with the common algorithm's figures of the same repetitions; first the common algorithm itself."""
+def measured(common: Work | None, works: Iterable[Work], repetitions: int) -> Iterator[tuple[Work, Work | None]]:
+    """Yield each row with the common algorithm's figures of the same repetitions, if there is one; first the common
+    algorithm itself."""
     is_first = True
     for work in works:
-        found = alternate({common.name: common.attempt, work.name: work.attempt}, repetitions)
-        beside = common.with_figures(found[common.name])
-        if is_first:
+        attempts = {each.name: each.attempt for each in (common, work) if each}
+        found = alternate(attempts, repetitions)
+        beside = common and common.with_figures(found[common.name])
+        if is_first and beside:
             yield beside, beside
         is_first = False
         yield work.with_figures(found[work.name]), beside
 
 
-def row_of(work: Work, beside: Work, once: float, tflop: float, peak: float) -> list[object]:
+def row_of(work: Work, beside: Work | None, once: float, tflop: float, peak: float) -> list[object]:
     """Return a row of the table. `once`: seconds to encode a concept's photos."""
     if not work.rates:
         return [work.name, work.attempt.error, *[None] * (len(TITLES) - 2)]
     rate = Spread.of(work.rates)
-    times = rate.median / median(beside.rates) if beside.rates else None
+    times = rate.median / median(beside.rates) if beside and beside.rates else None
     used = 100 * rate.median * tflop / peak if peak else None
     hourly = None if work.grid is None else 3600 / (once + BUDGET_SAMPLES / rate.median + work.grid)
-    memory, estimate = work.memory_gb, work.estimated_gb
-    ratio = memory / estimate if memory and estimate else None
-    return [work.name, rate, times, used, memory, estimate, ratio, work.grid, hourly]
+    memory = (work.memory_gb, work.estimated_gb, work.memory_ratio)
+    return [work.name, rate, times, used, *memory, work.grid, hourly]
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -267,6 +295,8 @@ class Work:
     """Seconds to draw a concept's sample pictures in the same mode."""
     estimated_gb: float | None = None
     """Estimate of `memory_gb` without compilation; None for the common algorithm."""
+    is_eager: bool = False
+    """Whether the estimate is of the same code: nothing of the row is compiled."""
     rates: list[float] = field(default_factory=list)
     """Sample-steps a second of each repetition; empty if one failed."""
 
@@ -279,13 +309,18 @@ class Work:
         """Peak memory of all repetitions and of the warm-up, in which graphs are recorded; None on a CPU."""
         return max((each.memory_gb for each in self.attempt.results if each.memory_gb), default=None)
 
+    @property
+    def memory_ratio(self) -> float | None:
+        """Measured memory over estimated memory; None where either is unknown."""
+        return self.memory_gb / self.estimated_gb if self.memory_gb and self.estimated_gb else None
+
 
 def time_common(common: CommonAlgorithm, options: argparse.Namespace) -> Figures:
     common.begin(a_concept(0), photos(SHAPES[options.shape].vae["sample_size"]))
     return timed(lambda: common.learn(options.steps), options.steps * options.batch_size, options.device)
 
 
-def time_engine(backbone: StableDiffusion, options: argparse.Namespace, slots: int) -> Figures:
+def time_engine(backbone: Backbone, options: argparse.Namespace, slots: int) -> Figures:
     """Measure the engine with all slots full for all steps."""
     config = InversionConfig(steps=options.steps, batch_size=options.batch_size)
     views = encode(backbone)
@@ -328,23 +363,23 @@ def photos(side: int) -> list[Image.Image]:
     return [Image.fromarray(each) for each in pixels]
 
 
-def encode(backbone: StableDiffusion) -> EncodedViews:
+def encode(backbone: Backbone) -> EncodedViews:
     """Encode a concept's photos."""
     return encode_views(backbone, photos(backbone.resolution), InversionConfig().augment, "any", 0)
 
 
-def seconds_once(backbone: StableDiffusion, device: str) -> float:
+def seconds_once(backbone: Backbone, device: str) -> float:
     """Return the median seconds to encode a concept's photos."""
     return median(PHOTOS / timed(lambda: encode(backbone), PHOTOS, device).rate for _ in range(3))
 
 
-def seconds_of_grid(backbone: StableDiffusion, repetitions: int) -> float:
+def seconds_of_grid(backbone: Backbone, repetitions: int) -> float:
     """Return the seconds of a concept's share of a batch of sample pictures, which the grids of several concepts fill,
     as in an actor. The initializer word's pictures are left out: they are drawn only where scores are computed."""
     grid = GridConfig()
     sampling = SamplingConfig()
-    row = torch.zeros(1, next(iter(backbone.token_tables.values())).dim)
-    embedding = LearnedEmbedding(placeholder_token="<c0>", vectors={"clip_l": row})
+    rows = {key: torch.zeros(1, table.dim) for key, table in backbone.token_tables.items()}
+    embedding = LearnedEmbedding(placeholder_token="<c0>", vectors=rows)
     requests = [ImageRequest("a photo of a <c0>", seed, (embedding,)) for seed in range(sampling.batch_size)]
     seconds = []
     for _ in range(repetitions + 1):  # the first is not counted

@@ -15,25 +15,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizerFast
 
-from benchmarks.random_model import SHAPES
+from benchmarks.random_model import SHAPES, Parts
 from benchmarks.timing import heading, say, table, table_line
-from pipeline.inputs.models import locate
 from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.families.base import Backbone, MemorySaving
-from textual_inversion.families.sd import StableDiffusion
-from textual_inversion.families.sdxl import StableDiffusionXL
 from textual_inversion.memory_estimate import PassMemory, draw_made_up, learn_made_up, trace
-from textual_inversion.text_encoders import CLIP_KEYS
-from textual_inversion.tokenizer import Tokenizer
 
 TITLES = [
     "",
@@ -45,84 +36,12 @@ TITLES = [
     "GB of it in slices",
 ]
 
-SCHEDULER = {"_class_name": "DDPMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-UNET_XL: dict[str, Any] = {
-    "sample_size": 128,
-    "cross_attention_dim": 2048,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-
-TEXT = SHAPES["sd15"].text
-
-TEXT_G = {**TEXT, "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
-"""The larger text encoder of Stable Diffusion XL."""
+MODELS = ("sd15", "sdxl")
 
 
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make new tensors in this precision within the block."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def text_encoder(cls: Any, shape: dict[str, Any]) -> Any:
-    last = shape["vocab_size"] - 1
-    ends = {"bos_token_id": last - 1, "eos_token_id": last, "pad_token_id": last}
-    return cls(CLIPTextConfig(**shape, **ends, projection_dim=shape["hidden_size"]))
-
-
-def networks(unet: dict[str, Any]) -> dict[str, Any]:
-    """Return a U-Net of this shape, and Stable Diffusion's autoencoder for its pictures."""
-    with default_dtype(torch.bfloat16):
-        vae = {**SHAPES["sd15"].vae, "sample_size": 8 * unet["sample_size"]}
-        return {"unet": UNet2DConditionModel(**unet), "vae": AutoencoderKL(latent_channels=4, **vae)}
-
-
-def tokenizer() -> Any:
-    """Load the demo's tokenizer, whose vocabulary is smaller, for prompts of Stable Diffusion's length."""
-    length = TEXT["max_position_embeddings"]
-    return CLIPTokenizerFast.from_pretrained(f"{locate('demo/model')}/tokenizer", model_max_length=length)
-
-
-def stable_diffusion() -> Backbone:
-    """Make Stable Diffusion 1.5."""
-    return StableDiffusion(
-        tokenizer=tokenizer(),
-        text_encoder=text_encoder(CLIPTextModel, TEXT),
-        scheduler_config=SCHEDULER,
-        digest="none",
-        **networks(SHAPES["sd15"].unet),
-    )
-
-
-def stable_diffusion_xl() -> Backbone:
-    """Make Stable Diffusion XL."""
-    vocabulary = Tokenizer(tokenizer(), TEXT["max_position_embeddings"], TEXT["vocab_size"])
-    encoders = [text_encoder(CLIPTextModel, TEXT), text_encoder(CLIPTextModelWithProjection, TEXT_G)]
-    return StableDiffusionXL(
-        text_encoders=dict(zip(CLIP_KEYS, encoders, strict=True)),
-        vocabularies=dict.fromkeys(CLIP_KEYS, vocabulary),
-        scheduler_config=SCHEDULER,
-        guides_by_zeros=True,
-        digest="none",
-        **networks(UNET_XL),
-    )
-
-
-MODELS: dict[str, Callable[[], Backbone]] = {"sd15": stable_diffusion, "sdxl": stable_diffusion_xl}
+def a_model(name: str) -> Backbone:
+    """Make a model of a shape of `random_model.SHAPES`; within a `FakeTensorMode`, one without data."""
+    return Parts(SHAPES[name], "cpu", torch.bfloat16).backbone()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -145,7 +64,7 @@ def rows(name: str, batch_size: int, pictures: int) -> Iterator[Sequence[object]
     """Yield a model's rows: without gradient checkpointing, and with it."""
     mode = FakeTensorMode()
     with mode:
-        backbone = MODELS[name]()
+        backbone = a_model(name)
     config = InversionConfig(batch_size=batch_size)
     sampling = SamplingConfig(batch_size=pictures)
 
@@ -168,7 +87,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--batch-size", type=int, default=4, help="samples a step and concept")
     parser.add_argument("--pictures", type=int, default=16, help="in a batch")
     return parser.parse_args(arguments)

@@ -25,7 +25,9 @@ def test_what_does_not_fit_is_not_tried_again() -> None:
 def test_the_command_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--shape", "small", "--device", "cpu", "--slots", "1,2", "--steps", "2", "--repetitions", "1"]
     assert gpu.main([*small, "--modes", "eager", "--peak-tflops", "1"]) == 0
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    said = capsys.readouterr().out
+    assert said.endswith("The estimate of memory was not checked: no peak was measured, which takes a GPU.\n")
+    table = [line for line in said.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in table[2:]] == [
         "common algorithm",
         "1 slots, eager",
@@ -36,6 +38,21 @@ def test_the_command_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     estimates = [row[cells[0].index("GB estimated")] for row in cells]
     assert estimates[1] == "-"
     assert 0 < float(estimates[2]) < float(estimates[3])
+
+
+def test_two_text_encoders_are_measured_without_the_common_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--shape", "small-xl", "--device", "cpu", "--slots", "1", "--steps", "1", "--repetitions", "1"]
+    assert gpu.main([*small, "--modes", "eager", "--checkpointing"]) == 0
+    [row] = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| 1 slots")]
+    rate, times = row[2:4]
+    assert float(rate.split()[0]) > 0
+    assert times.strip() == "-"
+
+
+def test_measured_memory_must_stay_within_what_an_actor_leaves_free() -> None:
+    verdict = gpu.memory_verdict([1.2, 0.5])
+    assert "is 0.5 to 1.20 times the estimate in 2 eager rows, which is within the 1.43 times" in verdict
+    assert "which is MORE THAN the 1.43 times" in gpu.memory_verdict([0.5, 1.5])
 
 
 def test_each_row_is_there_before_the_next_is_measured_and_compared_with_what_ran_beside_it() -> None:

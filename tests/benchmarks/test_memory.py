@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import memory
-from benchmarks.random_model import SHAPES
+from benchmarks.random_model import SHAPES, default_dtype
 from pipeline.actor.memory_plan import LEARNING_SHARE
 from textual_inversion.config import InversionConfig
 from textual_inversion.families.base import MemorySaving
@@ -31,14 +31,14 @@ def a_unet(shape: dict[str, Any]) -> tuple[Any, Callable[[], Tensor]]:
 
 @pytest.fixture
 def half_precision() -> Iterator[None]:
-    with memory.default_dtype(torch.bfloat16):
+    with default_dtype(torch.bfloat16):
         yield
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "plain", "saving"),
-    [(SHAPES["sd15"].unet, 0.74, 0.15), (memory.UNET_XL, 5.14, 0.49)],
+    [(SHAPES["sd15"].unet, 0.74, 0.15), (SHAPES["sdxl"].unet, 5.14, 0.49)],
     ids=["sd15", "sdxl"],
 )
 @pytest.mark.usefixtures("half_precision")
@@ -70,7 +70,7 @@ def test_stable_diffusion_xl_learns_on_a_card_of_24_gb_with_checkpointing_only()
     """A pass of 4 samples, within the share of the free memory that an actor gives to learning."""
     mode = FakeTensorMode()
     with mode:
-        backbone = memory.MODELS["sdxl"]()
+        backbone = memory.a_model("sdxl")
     fits = {}
     for checkpoints in (False, True):
         backbone.save_memory(MemorySaving(checkpoints_gradients=checkpoints))

@@ -25,6 +25,16 @@ def test_the_large_shape_is_that_of_stable_diffusion() -> None:
     assert sizes == [859_520_964, 83_653_863, 123_060_480]  # as published
 
 
+def test_the_largest_shape_is_that_of_stable_diffusion_xl() -> None:
+    shape = SHAPES["sdxl"]
+    assert shape.text_2
+    with torch.device("meta"):
+        unet = random_model.UNet2DConditionModel(**shape.unet)
+        text = random_model.text_encoder(random_model.CLIPTextModelWithProjection, shape.text_2)
+    sizes = [sum(parameter.numel() for parameter in module.parameters()) for module in (unet, text)]
+    assert sizes == [2_567_463_684, 694_659_840]  # as published
+
+
 def test_flops_are_those_of_the_operations(parts: Parts) -> None:
     """Of the forward pass once, and of the backward pass no gradients of frozen weights, which would make it thrice."""
     flops = count_flops("small")
