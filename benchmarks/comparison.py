@@ -9,9 +9,10 @@ from statistics import fmean
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.intervals import Interval, Row, against, by_setup, over_concepts, show_paired, signed
+from benchmarks.intervals import Row, against, by_setup, over_concepts, show_paired, signed
 from benchmarks.scores import score_names
 from benchmarks.timing import table
+from pipeline.report.intervals import Interval
 
 BASELINE = "textual-inversion"
 """Setup that the others are compared with, unless a command names another."""

@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.drawing import Artist, Subject
-from benchmarks.intervals import Interval, Row, against, over_concepts, signed
+from benchmarks.intervals import Row, against, over_concepts, signed
 from benchmarks.timing import table
 from demo.evaluate import halves
+from pipeline.report.intervals import Interval
 from textual_inversion.metrics import clip_i_per_picture
 
 PROMPTS = ("a photo of a {} next to a {}", "a photo of a {} and a {}")

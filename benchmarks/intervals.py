@@ -1,63 +1,25 @@
 """Compute means over concepts and paired differences between setups, with 95 % confidence intervals.
 
 A setup's scores are first averaged over the seeds of a concept, so that one concept is one value however often it was
-learned. The interval is Student's t interval over concepts (Student 1908). Over the 10 to 50 concepts of a comparison
-it keeps its coverage better than the percentile bootstrap, which is too narrow for so few values (Hesterberg 2015,
-"What Teachers Should Know About the Bootstrap", sections 3 and 4). Statistics that are no means, such as an entropy,
-have the percentile bootstrap of `bootstrap_interval` (Efron 1979).
+learned. The interval is Student's t interval over concepts (`pipeline/report/intervals.py`). Over the 10 to 50 concepts
+of a comparison it keeps its coverage better than the percentile bootstrap, which is too narrow for so few values
+(Hesterberg 2015, "What Teachers Should Know About the Bootstrap", sections 3 and 4). Statistics that are no means, such
+as an entropy, have the percentile bootstrap of `bootstrap_interval` (Efron 1979).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from benchmarks.timing import table
-
-LEVEL = 0.95
-"""Coverage of every interval."""
+from pipeline.report.intervals import LEVEL, Interval
 
 Row = Mapping[str, Any]
 """Scores of one concept in one setup and seed: `setup`, `concept_id`, `seed` and a column for every score."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """Mean of n values, with half the width of its 95 % confidence interval, which is None for a single value."""
-
-    mean: float
-    half_width: float | None
-    n: int
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> Interval | None:
-        """Return the interval of the values that are known, or None if none is."""
-        known = [value for value in values if value is not None]
-        if not known:
-            return None
-        if len(known) == 1:
-            return cls(known[0], None, 1)
-        quantile = float(stdtrit(len(known) - 1, (1 + LEVEL) / 2))
-        return cls(fmean(known), quantile * stdev(known) / len(known) ** 0.5, len(known))
-
-    @property
-    def sign(self) -> int:
-        """Sign of the mean where the interval excludes 0, else 0."""
-        if self.half_width is None or abs(self.mean) <= self.half_width:
-            return 0
-        return 1 if self.mean > 0 else -1
-
-    def __str__(self) -> str:
-        return format(self)
-
-    def __format__(self, sign: str) -> str:
-        """Format the interval; with the format `+`, means that are not negative get a plus sign."""
-        return f"{self.mean:{sign}.3f}" + (f" ± {self.half_width:.3f}" if self.half_width is not None else "")
 
 
 def signed(interval: Interval | None) -> str:

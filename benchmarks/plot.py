@@ -11,7 +11,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Sheet
 
-from benchmarks.intervals import Interval, Row, by_setup, over_concepts
+from benchmarks.intervals import Row, by_setup, over_concepts
+from pipeline.report.intervals import Interval
 
 REFERENCES = ("image-only", "prompt-only", "initializer", "short-captions", "long-captions")
 """Setups that learn nothing; the plot shows them with another mark."""

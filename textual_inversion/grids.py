@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -18,6 +19,7 @@ _MAX_CELL_PX = 320
 _MIN_PHOTO_PX = 64
 _COLUMNS = 4
 """Pictures beside each other, where the blocks of several prompts have room there."""
+_TITLE = "photos"
 _PAPER = (255, 255, 255)
 _INK = (40, 40, 40)
 
@@ -46,7 +48,7 @@ class _Layout:
 
 
 def grid(
-    photos: Sequence[Image.Image], rows: Sequence[tuple[str, Sequence[Image.Image]]], *, title: str = "photos"
+    photos: Sequence[Image.Image], rows: Sequence[tuple[str, Sequence[Image.Image]]], *, title: str = _TITLE
 ) -> Image.Image:
     """Draw the photos under `title`, then each row's pictures under the row's label (its prompt).
 
@@ -77,6 +79,44 @@ def grid(
     return sheet
 
 
+@dataclass(frozen=True, slots=True)
+class SheetCells:
+    """Places of the pictures on a sheet that `grid` drew."""
+
+    size: tuple[int, int]
+    """Width and height of the sheet in pixels."""
+    photos: tuple[Box, ...]
+    rows: tuple[tuple[Box, ...], ...]
+    """Cells of each row's samples."""
+
+
+def cells_of(cell_px: int, num_photos: int, labels: Sequence[str], pictures_per_row: int) -> SheetCells:
+    """Return the places of the pictures on a sheet of these photos and labels, with the title "photos" and cells of
+    this side."""
+    layout = _layout(num_photos, _TITLE, labels, pictures_per_row, cell_px)
+    photos = tuple(layout.photos.cells) if layout.photos else ()
+    return SheetCells(layout.size, photos, tuple(tuple(block.cells) for block in layout.rows))
+
+
+def cell_px_of(width_px: int, num_labels: int, pictures_per_row: int) -> int | None:
+    """Return the side of the cells of a sheet of this width; None if no sheet of these rows has it."""
+    columns = _columns(num_labels, pictures_per_row)
+    cell, rest = divmod(width_px - 2 * _MARGIN_PX - (columns - 1) * _GAP_PX, columns)
+    return cell if not rest and _MIN_CELL_PX <= cell <= _MAX_CELL_PX else None
+
+
+def find_cells(
+    size: tuple[int, int], num_photos: int, labels: Sequence[str], pictures_per_row: int
+) -> SheetCells | None:
+    """Return the places of the pictures on a sheet of this size; None if a sheet of these photos and labels has
+    another, as one of an earlier release may have."""
+    cell = cell_px_of(size[0], len(labels), pictures_per_row)
+    if cell is None:
+        return None
+    cells = cells_of(cell, num_photos, labels, pictures_per_row)
+    return cells if cells.size == size else None
+
+
 def first_sample(sheet: Image.Image, num_photos: int, labels: Sequence[str], pictures_per_row: int) -> Image.Image:
     """Cut the first sample picture out of a sheet that `grid` drew of these photos and labels, with the title "photos".
 
@@ -84,12 +124,8 @@ def first_sample(sheet: Image.Image, num_photos: int, labels: Sequence[str], pic
     """
     if not num_photos or not labels:
         return sheet
-    columns = _columns(len(labels), pictures_per_row)
-    cell, rest = divmod(sheet.width - 2 * _MARGIN_PX - (columns - 1) * _GAP_PX, columns)
-    if rest or not _MIN_CELL_PX <= cell <= _MAX_CELL_PX:
-        return sheet
-    layout = _layout(num_photos, "photos", labels, pictures_per_row, cell)
-    return sheet.crop(layout.rows[0].cells[0]) if layout.size == sheet.size else sheet
+    cells = find_cells(sheet.size, num_photos, labels, pictures_per_row)
+    return sheet.crop(cells.rows[0][0]) if cells else sheet
 
 
 def _layout(num_photos: int, title: str, labels: Sequence[str], pictures_per_row: int, cell: int) -> _Layout:
@@ -150,6 +186,7 @@ def _fit(picture: Image.Image, cell: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if whole_factor else Image.Resampling.LANCZOS)
 
 
+@cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=_LABEL_PX)
 

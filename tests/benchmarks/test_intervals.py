@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from benchmarks.intervals import (
-    Interval,
     against,
     bootstrap_interval,
     over_concepts,
     show_paired,
     spread_over_seeds,
 )
+from pipeline.report.intervals import Interval
 
 
 def row(setup: str, concept: str, clip_i: float | None, seed: int = 0) -> dict[str, Any]:
@@ -26,22 +26,6 @@ ROWS = [
     row("other", "a", 0.4), row("other", "a", 0.8, seed=1), row("other", "b", 0.9), row("other", "d", 0.1),
     row("other", "c", None),
 ]  # fmt: skip
-
-
-def test_students_interval() -> None:
-    # t(0.975) of 2 degrees of freedom is 4.302653, of 15 it is 2.131450 (Student's table)
-    assert Interval.of([1.0, 2.0, 3.0]) == Interval(2.0, pytest.approx(4.302653 / 3**0.5), 3)
-    sixteen = Interval.of([0.0, 2.0] * 8)
-    assert sixteen is not None
-    assert sixteen.half_width == pytest.approx(2.131450 * (16 / 15) ** 0.5 / 4, abs=1e-6)
-    assert Interval.of([0.5, None]) == Interval(0.5, None, 1)
-    assert Interval.of([None]) is None
-
-
-def test_the_sign_is_known_where_the_interval_excludes_zero() -> None:
-    signs = [Interval(0.3, 0.2, 5), Interval(-0.3, 0.2, 5), Interval(0.1, 0.2, 5), Interval(0.1, None, 1)]
-    assert [each.sign for each in signs] == [1, -1, 0, 0]
-    assert f"{signs[0]:+} and {signs[1]}" == "+0.300 ± 0.200 and -0.300 ± 0.200"
 
 
 def test_seeds_are_averaged_before_concepts_and_concepts_are_paired() -> None:

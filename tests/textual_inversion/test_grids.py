@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from textual_inversion.grids import first_sample, grid
+from textual_inversion.grids import cells_of, find_cells, first_sample, grid
 
 RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
 
@@ -87,3 +87,14 @@ def test_many_photos_wrap_at_a_legible_size() -> None:
 
 def test_rows_without_pictures_are_left_out() -> None:
     assert grid([plain(RED)], [("a photo", [])]).size == grid([plain(RED)], []).size
+
+
+def test_every_picture_is_found_in_the_sheet() -> None:
+    labels = ["a photo of one and the same thing on a beach in the snow", "a sketch", "a drawing"]
+    sheet = grid([plain(RED)] * 5, [(label, [plain(GREEN), plain(BLUE)]) for label in labels])
+    cells = find_cells(sheet.size, 5, labels, 2)
+    assert cells is not None
+    assert cells == cells_of(128, 5, labels, 2)
+    assert [sheet.crop(box).getcolors()[0][1] for box in cells.photos] == [RED] * 5
+    assert [[sheet.crop(box).getcolors()[0][1] for box in row] for row in cells.rows] == [[GREEN, BLUE]] * 3
+    assert find_cells(sheet.size, 5, labels[:2], 2) is None
