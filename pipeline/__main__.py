@@ -16,6 +16,7 @@ COMMANDS = {
     "status": ("status", "say how far a run is, how fast, and what failed"),
     "watch": ("watch", "follow a run from any machine, a line for each change"),
     "explain": ("explain", "say why one concept is done or not"),
+    "compare": ("compare", "compare two runs: scores with intervals, sample grids next to each other"),
     "evaluate": ("evaluate", "draw learned concepts by a protocol and score the pictures"),
     "export": ("export", "write learned concepts as files that other tools load"),
     "train-encoder": ("train_encoder", "train a network that makes a concept's rows from its photos"),

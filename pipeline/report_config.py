@@ -26,7 +26,11 @@ class ReportConfig:
     """Settings of the report, the page that a person reads."""
 
     embedded: int = 200
-    """Concepts whose pictures are inside the page; all others are table rows that link to the objects."""
+    """Concepts that are inside the page, with their pictures. Those of a larger run are in parts beside it, which show
+    the run's own pictures."""
+
+    map: int = 2000
+    """Largest number of concepts whose learned rows are read for the map of a run; 0 leaves the map out."""
 
     hour_price: float = 0.0
     """Price of one GPU for an hour, or of one core where there are no GPUs, to compute the run's cost; 0 leaves the
@@ -50,6 +54,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         require(self.embedded >= 0, "report.embedded", self.embedded, "0 or more")
+        require(self.map >= 0, "report.map", self.map, "0 or more")
         require(self.hour_price >= 0, "report.hour_price", self.hour_price, "0 or more")
         is_address = self.webhook.startswith(("http://", "https://")) and bool(urlsplit(self.webhook).hostname)
         is_webhook = not self.webhook or is_address or (self.webhook[0] == "$" and self.webhook[1:].isidentifier())

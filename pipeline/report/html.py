@@ -50,7 +50,7 @@ class Frame:
         style = _source("page.css")
         script = "\n".join(_source(name) for name in (*_SCRIPTS, *scripts)) if scripts else ""
         allowed = f"script-src 'self' '{_digest(script)}'" if scripts else "script-src 'none'"
-        policy = f"default-src 'none'; img-src 'self' data:; style-src '{_digest(style)}'; {allowed}"
+        policy = f"default-src 'none'; img-src 'self' data: blob:; style-src '{_digest(style)}'; {allowed}"
         return cls(policy, Markup(style), Markup(script))  # both are this package's own files
 
 

@@ -1,46 +1,44 @@
-"""Figures and table rows over all records, taken in one by one: no list of records is ever held."""
+"""Figures over all records, taken in one by one: no list of records is ever held."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
-
+from pipeline.inputs.manifest import BadRow
 from pipeline.ledger.gate import BELOW
-from pipeline.ledger.records import ConceptRecord
-from pipeline.report.failures import Failures
+from pipeline.ledger.records import ConceptRecord, Try
+from pipeline.report.columns import Columns, values_of
+from pipeline.report.failures import STAGE, Failures
+from pipeline.report.retry_gains import RetryGains
+from pipeline.report.spool import Spool
+from textual_inversion.errors import BAD_INPUT
 
-COLUMNS = ("Concept", "Placeholder", "Initializer", "CLIP-I", "gain", "CLIP-T", "Steps", "Seconds", "Gate")
+_BELOW_GATE, _DONE, _FAILED = range(3)
+"""Ranks of concepts in the page's order."""
 
-MAX_ROWS = 50_000
-"""Largest number of rows in the page's table; results.parquet holds all."""
+_MAX_PHOTOS = 20
+"""Largest number of a concept's photos whose addresses are on the page."""
 
-MAX_CARRIED = 4
-"""Largest number of the manifest's other columns in the table; the ones that come first are taken."""
-
-_LARGEST_EXACT = 2**53
-
-_Key = tuple[bool, float, str]
-"""Sorts concepts: those below the gate first, then those with the lowest CLIP-I, then by id."""
+_NO_SCORE = 1e9
 
 
 class Overview:
-    """Figures over all records so far. A table row is kept as the few hundred bytes of JSON that the page holds."""
+    """Figures over all records so far. What the page says of each concept goes to a spool."""
 
-    def __init__(self, num_shown: int) -> None:
-        """Start without records. The `num_shown` worst records are kept whole."""
+    def __init__(self, spool: Spool) -> None:
+        """Start without records."""
         self.num_done = 0
         self.num_below = 0
         self.num_failed = 0
+        """Failed concepts and bad rows."""
         self.failures = Failures()
-        self.carried: list[str] = []
-        self._num_shown = num_shown
-        self._worst: list[tuple[_Key, ConceptRecord]] = []
-        self._rows: list[tuple[_Key, str]] = []
+        self.columns = Columns()
+        self.retry_gains = RetryGains()
+        self._spool = spool
         self._values: dict[str, array[float]] = {}
 
     def adding(self, records: Iterable[ConceptRecord]) -> Iterator[ConceptRecord]:
@@ -51,38 +49,44 @@ class Overview:
 
     def add(self, record: ConceptRecord) -> None:
         """Add a record."""
+        rank = _BELOW_GATE if record.gate == BELOW else _DONE
         if record.status == "failed":
+            rank = _FAILED
             self.num_failed += 1
             self.failures.add(record.error_kind, record.concept_id, record.concept_id, record.error)
-            return
-        self.num_done += 1
-        self.num_below += record.gate == BELOW
-        for name, value in record.scores.items():
-            self._values.setdefault(name, array("d")).append(value)
-        if record.seconds > 0:
-            self._values.setdefault("seconds", array("d")).append(record.seconds)
-        new = [name for name in record.carried if name not in self.carried]
-        self.carried += new[: MAX_CARRIED - len(self.carried)]
-        key = record.gate != BELOW, record.scores.get("clip_i", math.inf), record.concept_id
-        self._rows.append((key, str(htmlsafe_json_dumps(self._row(record)))))
-        self._worst.append((key, record))
-        if len(self._worst) > 2 * self._num_shown + 100:
-            self._drop_best()
-        if len(self._rows) > 2 * MAX_ROWS:
-            self._rows = sorted(self._rows)[:MAX_ROWS]
+        else:
+            self._count(record)
+        entry = {
+            "values": self.columns.add(values_of(record)),
+            "folder": record.folder.fingerprint,
+            "result": record.result.fingerprint,
+            "name": record.name_in_prompts,
+            "category": record.category,
+            "num_photos": len(record.images),
+            "facts": _facts(record),
+            "photos": record.images[:_MAX_PHOTOS],
+            "tries": [_describe_try(each, record) for each in record.tries],
+        }
+        score = record.scores.get("clip_i", _NO_SCORE)
+        self._spool.add(rank, score, record.concept_id, record.result.fingerprint, entry)
+
+    def add_bad_rows(self, rows: Sequence[BadRow]) -> None:
+        """Add rows of the manifest that make no concept."""
+        for row in rows:
+            place = f"row {row.row} of {row.file.rpartition('/')[2]}"
+            name = f"{row.concept_id or 'unnamed'} ({place})"
+            self.num_failed += 1
+            self.failures.add(BAD_INPUT, name, row.concept_id or "", row.reason)
+            values = {"concept": name, "status": "bad row", "kind": BAD_INPUT, "error": row.reason}
+            self._spool.add(_FAILED, _NO_SCORE, name, "", {"values": self.columns.add(values)})
+
+    def add_problem(self, stage: str, error: str) -> None:
+        """Add an error that is no concept's."""
+        self.failures.add(STAGE, stage, "", error)
 
     @property
     def has_scores(self) -> bool:
         return any(name != "seconds" for name in self._values)
-
-    def worst(self) -> list[ConceptRecord]:
-        """Return the records that are kept whole, the worst first."""
-        self._drop_best()
-        return [record for _, record in self._worst]
-
-    def rows(self) -> list[Markup]:
-        """Return the table's rows as JSON, the worst first: the values of `COLUMNS` and `carried`, then the folder."""
-        return [Markup(text) for _, text in sorted(self._rows)[:MAX_ROWS]]  # `add` has escaped them
 
     def medians(self) -> dict[str, float]:
         """Return the medians over all done concepts of every score and of `seconds`, where there are values."""
@@ -96,24 +100,38 @@ class Overview:
         pad = 0.06 * (high - low) or 0.05
         return low - pad, high + pad
 
-    def _drop_best(self) -> None:
-        self._worst.sort(key=lambda pair: pair[0])
-        del self._worst[self._num_shown :]
-
-    def _row(self, record: ConceptRecord) -> list[object]:
-        scores = record.scores
-        has_gain = {"clip_i", "clip_i_initializer"} <= scores.keys()
-        gain = scores["clip_i"] - scores["clip_i_initializer"] if has_gain else None
-        shown = (scores.get("clip_i"), gain, scores.get("clip_t"))
-        numbers = [None if value is None else round(value, 3) for value in shown]
-        gate = record.gate + (f", {len(record.tries)} tries" if record.tries else "")
-        own = [record.concept_id, record.name_in_prompts, record.initializer, *numbers, record.steps]
-        carried = [_shown(record.carried.get(name)) for name in self.carried]
-        # A carried column that appears later is empty in this row.
-        carried += [None] * (MAX_CARRIED - len(carried))
-        return [*own, round(record.seconds, 1), gate, *carried, record.result.root]
+    def _count(self, record: ConceptRecord) -> None:
+        self.num_done += 1
+        self.num_below += record.gate == BELOW
+        self.retry_gains.add(record)
+        for name, value in record.scores.items():
+            self._values.setdefault(name, array("d")).append(value)
+        if record.seconds > 0:
+            self._values.setdefault("seconds", array("d")).append(record.seconds)
 
 
-def _shown(value: object) -> object:
-    """Return a carried value as the page can show it: JavaScript rounds whole numbers above 2^53, so they are text."""
-    return str(value) if isinstance(value, int) and abs(value) > _LARGEST_EXACT else value
+def _facts(record: ConceptRecord) -> dict[str, str]:
+    """Return facts of a concept that are no columns, by name, those that are known."""
+    drawn = record.sampling
+    facts = {
+        "placeholder": record.placeholder_token if record.prompt_as not in ("", record.placeholder_token) else "",
+        "vectors": str(record.num_vectors) if record.num_vectors > 1 else "",
+        "start": record.start,
+        "drawn with": f"{drawn.solver}, {drawn.steps} steps, guidance {drawn.guidance_scale:g}" if drawn else "",
+        "rolled back": f"{record.setbacks} times" if record.setbacks else "",
+        "memory": record.memory,
+        "equality": record.equality,
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def _describe_try(each: Try, record: ConceptRecord) -> dict[str, Any]:
+    return {
+        "rule": each.rung,
+        "fingerprint": each.fingerprint,
+        "kept": each.fingerprint == record.result.fingerprint,
+        "scores": {name: round(value, 4) for name, value in each.scores.items() if math.isfinite(value)},
+        "steps": each.steps,
+        "seconds": round(each.seconds, 1),
+        "error": each.error,
+    }

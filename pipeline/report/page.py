@@ -1,43 +1,42 @@
-"""The report of a run: `report.html`, one self-contained file made from the records.
+"""The report of a run: `report.html`, made from the records.
 
-Failures come first, then the concepts below the gate and those with the lowest scores. A bounded number of concepts is
-shown with pictures inside the page; all are rows of a table that links to the objects beside the page.
+The page is one self-contained file for a run of up to `report.embedded` concepts. Of a larger run it holds those that
+come first, and the rest is in parts beside it (`parts.py`), which the page loads when it needs them. Failures come
+first, then the concepts below the gate and those with the lowest scores.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.config import PhotoConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.config_file import shown_tree
 from pipeline.inputs.manifest import BadRow
-from pipeline.inputs.photos import fetch
-from pipeline.ledger.records import ConceptRecord, latest, load_records
+from pipeline.ledger.records import latest, load_records
 from pipeline.ledger.results import write_results
-from pipeline.report.curves import Curve, read_curve
-from pipeline.report.failures import STAGE, group_by_kind
-from pipeline.report.html import JINJA, Picture, embed
-from pipeline.report.overview import COLUMNS, MAX_CARRIED, Overview
-from pipeline.store.redact import redact, redacted
+from pipeline.report.bulk_pictures import read_pictures
+from pipeline.report.columns import Column
+from pipeline.report.details import Details, positions_on_map
+from pipeline.report.embedding_map import EmbeddingMap, read_map
+from pipeline.report.failures import group_by_kind, remedy_of, title_of
+from pipeline.report.html import JINJA, Frame, to_script
+from pipeline.report.overview import Overview
+from pipeline.report.parts import DETAILS_PER_PART, ROWS_PER_PART, PartWriter
+from pipeline.report.spool import Spool
+from pipeline.store.redact import redacted
 from pipeline.store.storage import ConceptFolder, RunStore
 from pipeline.times import format_duration, format_utc, now
-from textual_inversion.errors import BAD_INPUT
 
 log = logging.getLogger(__name__)
 
 PATH = "report.html"
 
+_SCRIPTS = ("rows.js", "concept.js", "map.js", "report.js")
 _ANY_FOLDER = ConceptFolder("", "")
 _MAX_CAUSES = 100
-_MAX_PHOTOS = 6
-_PHOTO_PX = 112
-_GRID_PX = 640
-_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +53,10 @@ class RunFigures:
     """Concepts that lost a call, or that were tried again because they were below the gate."""
     cost: str = ""
     """Price of the devices' time, with the currency; empty if no price is set."""
+    device_time: str = ""
+    """Time for which actors held devices, with its unit; empty if there is none."""
+    device_seconds: float = 0.0
+    """The same in seconds, summed over the devices."""
     seconds: float = 0.0
     """Wall time of the run."""
     problems: Mapping[str, str] = field(default_factory=dict)
@@ -66,16 +69,6 @@ class RunFigures:
         return self.learned / self.seconds * 3600 if self.seconds > 0 else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Card:
-    """A concept with its pictures."""
-
-    record: ConceptRecord
-    photos: tuple[Picture, ...]
-    grid: Picture
-    curve: Curve | None
-
-
 def build_report(
     store: RunStore,
     config: RunConfig,
@@ -83,82 +76,145 @@ def build_report(
     carried: Mapping[bytes, bytes] | None = None,
     bad: Sequence[BadRow] = (),
 ) -> None:
-    """Write results.parquet and report.html from the records; may be repeated at any time.
+    """Write results.parquet, report.html and its parts from the records; may be repeated at any time.
 
     `carried` and `bad` are those of a plan; without them, the newest record of every concept is taken.
     """
-    overview = Overview(config.report.embedded)
-    records = load_records(store, carried, update_cache=True) if carried is not None else latest(load_records(store))
-    write_results(store, overview.adding(records), bad, absolute=config.report.paths == "absolute")
-    write_page(store, config, figures, overview, bad)
+    with Spool() as spool:
+        overview = Overview(spool)
+        records = (
+            load_records(store, carried, update_cache=True) if carried is not None else latest(load_records(store))
+        )
+        write_results(store, overview.adding(records), bad, absolute=config.report.paths == "absolute")
+        overview.add_bad_rows(bad)
+        for stage, error in figures.problems.items():
+            overview.add_problem(stage, error)
+        spool.add_pictures(read_pictures(store))
+        _Report(store, config, figures, overview, spool).write()
 
 
-def write_page(
-    store: RunStore, config: RunConfig, figures: RunFigures, overview: Overview, bad: Sequence[BadRow]
-) -> None:
-    """Write report.html."""
-    for stage, error in figures.problems.items():
-        overview.failures.add(STAGE, stage, "", error)
-    for row in bad:
-        place = f"row {row.row} of {row.file.rpartition('/')[2]}"
-        name = f"{row.concept_id or 'unnamed'} ({place})"
-        overview.failures.add(BAD_INPUT, name, row.concept_id or "", row.reason)
-    causes = overview.failures.causes()
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="report") as pool:
-        cards = list(pool.map(lambda record: _card(store, record, config.photos), overview.worst()))
-    num_missing = sum(bool(picture.note) for card in cards for picture in (*card.photos, card.grid))
-    if num_missing:
-        log.warning("%d pictures of learned concepts cannot be shown; the report says which and why", num_missing)
-    files = {"grid": _ANY_FOLDER.grid, "embedding": _ANY_FOLDER.embedding}
-    page = JINJA.get_template("report.html").render(
-        config=config,
-        settings=list(_flatten(redacted(shown_tree(config)))),
-        figures=figures,
-        made_at=format_utc(now()),
-        failures=group_by_kind(causes, _MAX_CAUSES),
-        num_causes=len(causes),
-        num_shown_causes=min(len(causes), _MAX_CAUSES),
-        num_failures=overview.num_failed + len(bad) + len(figures.problems),
-        cards=cards,
-        columns=[*COLUMNS, *overview.carried, *[""] * (MAX_CARRIED - len(overview.carried))],
-        files={name: path.rpartition("/")[2] for name, path in files.items()},
-        rows=overview.rows(),
-        num_done=overview.num_done,
-        num_below=overview.num_below,
-        has_scores=overview.has_scores,
-        medians=overview.medians(),
-        scales={name: overview.scale(name) for name in ("clip_i", "clip_t")},
-        format_duration=format_duration,
-    )
-    store.put(PATH, page.encode("utf-8", "replace"))  # a file's name need not be UTF-8
+class _Report:
+    """The report of a run whose records have all been taken in."""
+
+    def __init__(
+        self, store: RunStore, config: RunConfig, figures: RunFigures, overview: Overview, spool: Spool
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._figures = figures
+        self._overview = overview
+        self._spool = spool
+        self._num_rows = spool.finish()
+        self._num_inside = min(self._num_rows, config.report.embedded)
+        self._made_at = now("milliseconds")
+        self._details = Details(store, config, spool)
+        self._parts = PartWriter.of(store, self._made_at)
+        self._columns = self._used_columns()
+
+    def write(self) -> None:
+        """Write the parts, then the page; delete the parts of earlier reports."""
+        inside = self._details.embedded(self._num_inside)  # it also finds the grids' layout, which the parts name
+        if self._details.num_missing:
+            log.warning(
+                "%d pictures of learned concepts cannot be shown; the report says which and why",
+                self._details.num_missing,
+            )
+        rows = list(self._rows(0, self._num_inside))
+        if self._num_inside < self._num_rows:
+            self._parts.put_all("rows", self._rows(self._num_inside, self._num_rows), ROWS_PER_PART)
+            details = self._details.linked(self._num_inside, self._num_rows)
+            self._parts.put_all("details", details, DETAILS_PER_PART)
+        page = self._page(self._data(rows, inside))
+        self._store.put(PATH, page.encode("utf-8", "replace"))  # a file's name need not be UTF-8
+        self._parts.delete_others()
+
+    def _page(self, data: Mapping[str, Any]) -> str:
+        overview = self._overview
+        causes = overview.failures.causes()
+        return JINJA.get_template("report.html").render(
+            frame=Frame.of(*_SCRIPTS),
+            config=self._config,
+            settings=list(flatten(redacted(shown_tree(self._config)))),
+            figures=self._figures,
+            made_at=format_utc(self._made_at),
+            failures=group_by_kind(causes, _MAX_CAUSES),
+            num_causes=len(causes),
+            num_shown_causes=min(len(causes), _MAX_CAUSES),
+            num_failures=overview.num_failed + len(self._figures.problems),
+            num_done=overview.num_done,
+            num_below=overview.num_below,
+            num_rows=self._num_rows,
+            num_inside=self._num_inside,
+            num_columns_left_out=overview.columns.num_left_out,
+            has_scores=overview.has_scores,
+            has_pictures=any(column.name == "pictures" for column in self._columns),
+            has_map=data["map"] is not None,
+            medians=overview.medians(),
+            retry_gains=overview.retry_gains.rules(),
+            data=to_script(data),
+            format_duration=format_duration,
+        )
+
+    def _data(self, rows: list[list[Any]], details: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what the page's script reads."""
+        plane = self._map()
+        return {
+            "columns": [column.describe() for column in self._columns],
+            "numRows": self._num_rows,
+            "rows": rows,
+            "details": details,
+            "parts": {"folder": self._parts.folder, "rows": ROWS_PER_PART, "details": DETAILS_PER_PART},
+            "layouts": self._details.layouts.found,
+            "prompts": {
+                "object": self._config.grid.prompts_for("object"),
+                "style": self._config.grid.prompts_for("style"),
+            },
+            "files": {
+                name: getattr(_ANY_FOLDER, name).rpartition("/")[2]
+                for name in ("embedding", "grid", "curve", "record", "failure", "log")
+            },
+            "scales": {name: self._overview.scale(name) for name in ("clip_i", "clip_t")},
+            "remedies": {group.kind: [title_of(group.kind), remedy_of(group.kind)] for group in self._kinds()},
+            "map": asdict(plane) if plane else None,
+        }
+
+    def _kinds(self) -> Any:
+        return group_by_kind(self._overview.failures.causes(), _MAX_CAUSES)
+
+    def _rows(self, start: int, stop: int) -> Iterator[list[Any]]:
+        """Yield the rows at these positions: the values of the columns, then the fingerprints of record and result,
+        and the number of the grid's layout."""
+        names = [column.name for column in self._columns]
+        for _, entry, num_pictures in self._spool.entries(start, stop):
+            values = {**entry["values"], "pictures": num_pictures or None}
+            layout = None
+            if "folder" in entry:
+                layout = self._details.layouts.expected(entry["num_photos"], entry["name"], entry["category"])
+            yield [*map(values.get, names), entry.get("folder"), entry.get("result"), layout]
+
+    def _used_columns(self) -> list[Column]:
+        if self._spool.has_pictures():
+            self._overview.columns.add({"pictures": 0})
+        return self._overview.columns.in_order()
+
+    def _map(self) -> EmbeddingMap | None:
+        """Read the embeddings of at most `report.map` concepts, evenly spread over the order of the page."""
+        wanted = positions_on_map(self._overview.num_done, self._config.report.map)
+        if not wanted:
+            return None
+        chosen = set(wanted)
+        folders = {
+            position: ConceptFolder(entry["values"]["concept"], entry["result"])
+            for position, entry, _ in self._spool.entries(0, wanted[-1] + 1)
+            if position in chosen
+        }
+        return read_map(self._store, folders)
 
 
-def _card(store: RunStore, record: ConceptRecord, limits: PhotoConfig) -> _Card:
-    folder = record.result
-    photos = tuple(_thumbnail(uri, limits) for uri in islice(record.images, _MAX_PHOTOS))
-    # On damaged files, the readers of PIL and Arrow raise nearly everything.
-    try:
-        grid = embed(store.get(folder.grid), _GRID_PX, limits.max_pixels)
-    except Exception as error:
-        grid = Picture(note=redact(f"no sample grid: {error}"))
-    try:
-        curve = read_curve(store.get(folder.curve))
-    except Exception:
-        curve = None  # the card says that there is none
-    return _Card(record, photos, grid, curve)
-
-
-def _thumbnail(uri: str, limits: PhotoConfig) -> Picture:
-    try:
-        return embed(fetch(uri, limits), _PHOTO_PX, limits.max_pixels)
-    except Exception as error:
-        return Picture(note=redact(f"{uri}: {error}"))
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield dotted names of settings and their values as text."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", " · ".join(value) if isinstance(value, list | tuple) else str(value)

@@ -38,7 +38,6 @@ def figures_of(config: RunConfig, stats: RunStats, plan: Plan, selection: Select
         "calls lost and made again": f"for {stats.retried:,} concepts" if stats.retried else "",
         "storage calls made again": f"{stats.calls_repeated:,}" if stats.calls_repeated else "",
         "steps": f"{stats.steps + gate_retries.steps:,}" if stats.steps else "",
-        "device time": stats.device_time(),
         "pictures": stats.pictures,
         "ended early": "--finish-by" if stats.is_late else "",
     }
@@ -48,6 +47,8 @@ def figures_of(config: RunConfig, stats: RunStats, plan: Plan, selection: Select
         pending=max(0, plan.num_todo - stats.num_settled),
         retried=stats.retried + gate_retries.ended,
         cost=stats.cost(config.report),
+        device_time=stats.device_time(),
+        device_seconds=stats.device_seconds,
         seconds=time.monotonic() - stats.began,
         problems=stats.problems,
         facts={name: text for name, text in facts.items() if text} | versions(),

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
-import json
 import re
-from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.numpy import save
 
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.inputs.manifest import BadRow
 from pipeline.ledger.records import ConceptRecord, Try, put_record
-from pipeline.report import page
+from pipeline.report import details, html
 from pipeline.report.page import RunFigures, build_report
 from pipeline.store.storage import RunStore
+from tests.pipeline.report.report_pages import Page, part_values
+from textual_inversion.grids import grid
 
 FIGURES = RunFigures(learned=3, skipped=4, seconds=1800.0, facts={"device": "8 cores"})
 
@@ -68,77 +72,74 @@ def fail(store: RunStore, concept_id: str, number: int, error: str, kind: str = 
     put_record(store, record)
 
 
-class Page(HTMLParser):
-    """Tags, attributes and text of the page, in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    def values(self, tag: str, name: str) -> list[str]:
-        return [attributes[name] or "" for each, attributes in self.tags if each == tag and name in attributes]
-
-    def count(self, name: str) -> int:
-        return sum((attributes.get("class") or "").split().count(name) for _, attributes in self.tags)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.texts))
-
-
 def build(store: RunStore, config: RunConfig | None = None, **values: Any) -> Page:
     build_report(store, config or RunConfig(manifest="m.parquet", output=store.root), FIGURES, **values)
     return Page(store.get("report.html").decode())
 
 
-def rows(page: Page) -> list[list[Any]]:
-    (data,) = [text for text in page.texts if text.startswith('{"columns"')]
-    found: list[list[Any]] = json.loads(data)["rows"]
-    return found
-
-
-def test_everything_about_a_concept_is_on_its_card(root: str) -> None:
+def test_everything_about_a_concept_is_on_the_page(root: str) -> None:
     store = RunStore(root)
     record = finish(store, "duck", 1, clip_i=0.8125, carried={"sku": 4711})
     page = build(store)
-    assert page.count("card") == 1
-    assert len(page.values("img", "src")) == 2
-    assert page.count("loss") == page.count("norm") == 1
-    for text in ("duck", "<duck>", "0.812", "0.300", "100 steps", "1 min 01 s", "8 cores", "concepts an hour"):
+    for text in ("8 cores", "concepts an hour", "0.812", "0.300"):
         assert text in page.text
-    assert {record.folder.grid, record.folder.embedding, record.folder.record} <= set(page.values("a", "href"))
-    assert rows(page) == [
-        ["duck", "<duck>", "toy", 0.812, 0.213, 0.3, 100, 61.0, "", 4711, *[None] * 3, record.folder.root]
-    ]
+    row = dict(zip([column["name"] for column in page.data["columns"]], page.data["rows"][0], strict=False))
+    assert row["concept"] == "duck"
+    assert (row["placeholder"], row["initializer"], row["clip_i"], row["clip_t"]) == ("<duck>", "toy", 0.8125, 0.3)
+    assert (row["clip_i_gain"], row["steps"], row["seconds"], row["carried:sku"]) == (0.2125, 100, 61.0, 4711)
+    assert page.data["rows"][0][-3:-1] == [record.fingerprint, record.fingerprint]
+    (detail,) = page.data["details"]
+    assert detail["sheet"].startswith("data:image/webp;base64,")
+    assert detail["curve"]["last_step"] == 100
+    assert detail["photos"] == [store.uri("photos/duck.png")]
     assert store.exists("results.parquet")
+    assert not store.list("report"), "a small run has no parts"
 
 
-def test_the_prompts_of_the_grids_are_told_for_the_categories_that_are_there(root: str) -> None:
-    store = RunStore(root)
-    finish(store, "duck", 1)
-    assert "of a style" not in build(store).text
-    finish(store, "ink", 2, category="style")
-    assert "of a style: the photos; “a picture in the style of …”; “a picture of a cat" in build(store).text
+def test_each_picture_of_a_grid_is_found() -> None:
+    store = RunStore("memory://cells")
+    config = RunConfig(manifest="m", output=store.root)
+    record = finish(store, "duck", 1)
+    labels = [prompt.replace("{}", "<duck>") for prompt in config.grid.prompts]
+    sample = Image.new("RGB", (64, 64), "red")
+    sheet = grid([sample], [(label, [sample] * 2) for label in labels])
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    store.put(record.folder.grid, buffer.getvalue())
+    data = build(store, config).data
+    layout = data["layouts"][data["details"][0]["layout"]]
+    assert tuple(layout["size"]) == sheet.size
+    assert len(layout["photos"]) == 1
+    assert [len(row) for row in layout["rows"]] == [2] * len(labels)
+    for left, top, width, height in [*layout["photos"], *layout["rows"][3]]:
+        assert sheet.crop((left, top, left + width, top + height)).getcolors() == [(width * height, (255, 0, 0))]
+    finish(store, "old", 2)  # the grid of an earlier release, whose layout is not known
+    assert [detail["layout"] for detail in build(store, config).data["details"]] == [0, -1]
 
 
-def test_the_page_needs_nothing_from_outside(root: str) -> None:
+def test_the_prompts_of_the_grids_are_told_for_each_category() -> None:
+    config = RunConfig(output="memory://prompts")
+    finish(RunStore("memory://prompts"), "duck", 1)
+    prompts = build(RunStore("memory://prompts"), config).data["prompts"]
+    assert prompts == {"object": list(config.grid.prompts), "style": list(config.grid.style_prompts)}
+
+
+def test_the_page_needs_nothing_from_outside_and_runs_its_own_script_alone(root: str) -> None:
     store = RunStore(root)
     finish(store, "duck", 1)
     page = build(store)
-    assert all(source.startswith("data:image/webp;base64,") for source in page.values("img", "src"))
-    assert all(re.match(r"(concepts/|results\.parquet)", link) for link in page.values("a", "href"))
-    assert page.values("script", "src") == page.values("link", "href") == []
+    assert all(re.match(r"(results\.parquet|#list)$", link) for link in page.values("a", "href"))
+    assert page.values("script", "src") == page.values("link", "href") == page.values("img", "src") == []
+    assert [tag for tag, attributes in page.tags if "style" in attributes] == [], "the policy allows no such styles"
     (policy,) = [a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv")]
-    assert policy is not None
-    assert "default-src 'none'" in policy
+    hashes = {
+        name: base64.b64encode(hashlib.sha256(page.code[name].encode()).digest()).decode()
+        for name in ("style", "script")
+    }
+    assert policy == (
+        f"default-src 'none'; img-src 'self' data: blob:; style-src 'sha256-{hashes['style']}'; "
+        f"script-src 'self' 'sha256-{hashes['script']}'"
+    )
 
 
 def test_failures_come_first_with_causes_counted_together() -> None:
@@ -151,14 +152,19 @@ def test_failures_come_first_with_causes_counted_together() -> None:
     bad = [BadRow(file="s3://b/m.parquet", row=17, concept_id="blue mug", reason="concept_id 'blue mug' is bad")]
     page = build(store, bad=bad)
     assert "1 concept learned, 15 failed" in page.text
-    assert page.text.index("is not finite") < page.text.index("out of memory") < page.text.index("Sample grids")
+    assert page.text.index("is not finite") < page.text.index("out of memory") < page.text.index("Search")
     assert page.text.count("is not finite") == 1
     assert "and 9 more" in page.text
     assert "blue mug (row 17 of m.parquet)" in page.text
     kinds = ("numbers that are not finite", "lost worker", "bad input", "unknown kind")
     assert all(kind in page.text for kind in kinds)
-    assert page.count("kind") == 4
+    assert page.values("tr", "class").count("kind") == 4
     assert "12 numbers that are not finite · lower inversion.learning_rate" in page.text
+    assert page.column("status") == ["done"] + ["bad row"] + ["failed"] * 14, "they are rows, too, and come last"
+    assert page.column("error")[1] == "concept_id 'blue mug' is bad"
+    status = next(column for column in page.data["columns"] if column["name"] == "status")
+    assert status["choices"] == [["bad row", 1], ["done", 1], ["failed", 14]]
+    assert page.data["remedies"]["numerics"][0] == "numbers that are not finite"
 
 
 def test_what_failed_besides_concepts_is_told() -> None:
@@ -171,15 +177,13 @@ def test_what_failed_besides_concepts_is_told() -> None:
 
 def test_missing_pictures_are_noted_and_nothing_else_suffers(root: str) -> None:
     store = RunStore(root)
-    record = finish(store, "duck", 1, images=(store.uri("photos/duck.png"), store.uri("gone.png"), "ftp://x/y.png"))
-    store.put("photos/duck.png", b"no picture at all")
+    record = finish(store, "duck", 1)
     store.delete(record.folder.grid)
     store.put(record.folder.curve, b"no parquet")
-    page = build(store)
-    assert page.count("missing") == 3
-    assert page.values("img", "src") == []
-    assert "no sample grid" in page.text
-    assert "no learning curve" in page.text
+    (detail,) = build(store).data["details"]
+    assert detail["sheet"] == ""
+    assert detail["note"].startswith("no sample grid")
+    assert detail["curve"] is None
 
 
 def test_an_unforeseen_error_of_a_picture_is_noted_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,64 +193,172 @@ def test_an_unforeseen_error_of_a_picture_is_noted_in_its_place(monkeypatch: pyt
     def fail(*_: object) -> None:
         raise UnknownError("s3://key:pw@bucket/x failed")
 
-    for name in ("fetch", "embed", "read_curve"):
-        monkeypatch.setattr(page, name, fail)
+    for name in ("embed", "read_curve"):
+        monkeypatch.setattr(details, name, fail)
     store = RunStore("memory://unforeseen")
-    finish(store, "duck", 1, images=("a.png",))
-    built = build(store)
-    assert built.count("missing") == 1
-    assert "no sample grid: s3://***@bucket/x failed" in built.text
-    assert "no learning curve" in built.text
+    finish(store, "duck", 1)
+    (detail,) = build(store).data["details"]
+    assert detail["note"] == "no sample grid: s3://***@bucket/x failed"
+    assert detail["curve"] is None
 
 
 def test_large_whole_numbers_are_shown_digit_by_digit() -> None:
     store = RunStore("memory://large")
     finish(store, "duck", 1, carried={"hash": 2**64 - 1, "sku": 7})
-    assert rows(build(store))[0][-5:-1] == ["18446744073709551615", 7, None, None]
+    page = build(store)
+    assert (page.column("carried:hash"), page.column("carried:sku")) == (["18446744073709551615"], [7])
 
 
 def test_text_from_the_manifest_stays_text() -> None:
     store = RunStore("memory://escape")
-    nasty = "</script><script>alert(1)</script>"
-    finish(store, "duck", 1, placeholder_token=nasty, initializer=nasty, carried={nasty: nasty})
+    nasty = "</script><script>alert(1)</script><!--\u2028'\"&<img src=x onerror=alert(2)>"
+    finish(store, "duck", 1, placeholder_token=nasty, initializer=nasty, carried={nasty: nasty}, images=(nasty,))
+    put_pictures(store, [{"concept_id": "duck", "fingerprint": f"{1:032x}", "prompt": nasty, "path": nasty}])
     fail(store, "x", 2, nasty)
-    html = build(store, bad=[BadRow(file="m", row=1, concept_id=nasty, reason=nasty)]) and store.get("report.html")
-    assert b"<script>alert" not in html
-    assert rows(Page(html.decode()))[0][1] == nasty
+    rule = Try(rung=nasty, fingerprint=f"{4:032x}", error=nasty)
+    finish(store, "poor", 3, tries=(Try(rung="", fingerprint=f"{3:032x}"), rule))
+    bad = [BadRow(file="m", row=1, concept_id=nasty, reason=nasty)]
+    for embedded in (200, 0):
+        page = build(store, load_config(overrides=[f"report.embedded={embedded}"]), bad=bad)
+        html = store.get("report.html").decode()
+        scripts = [store.get(path).decode() for path in store.list("report")]
+        assert len(scripts) == (0 if embedded else 2)
+        for text in (html, *scripts):
+            assert "<script>alert" not in text
+            assert "<img" not in text
+            assert "\u2028" not in text.partition('id="data">')[2]
+        assert html.count("</script>") == 2, "the data, and the script"
+        rows = page.data["rows"] if embedded else part_values(next(text for text in scripts if '"rows"' in text))
+        place = [column["name"] for column in page.data["columns"]].index("initializer")
+        assert nasty in [row[place] for row in rows]
+        assert nasty in page.texts, "as a failure's cause"
 
 
-def test_only_the_weakest_carry_pictures_and_all_are_rows() -> None:
+def put_pictures(store: RunStore, rows: list[dict[str, Any]], part: int = 0) -> None:
+    """Put metadata rows of bulk pictures, and a picture for each path that is ours."""
+    for row in rows:
+        row |= {"seed": row.get("seed", 1), "status": row.get("status", "ok"), "error": row.get("error")}
+        if row.get("path", "").startswith("images/") and ".." not in row["path"]:
+            store.put(row["path"], png("green", (64, 64)))
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    store.put(f"images/metadata/{part}.parquet", buffer.getvalue())
+
+
+def test_the_bulk_pictures_of_each_concept_are_shown() -> None:
+    store = RunStore("memory://bulk")
+    finish(store, "duck", 1)
+    kept = finish(store, "poor", 2, clip_i=0.3, kept=f"{9:032x}")
+    store.put(kept.result.grid, png("blue"))
+    duck = {"concept_id": "duck", "fingerprint": f"{1:032x}"}
+    rows: list[dict[str, Any]] = [
+        {**duck, "prompt": "a <duck> in snow", "path": "images/duck/2.png", "seed": 5},
+        {**duck, "prompt": "a <duck> at sea", "path": "images/duck/1.png"},
+        {**duck, "prompt": "a <duck> at sea", "status": "failed", "error": "of an earlier attempt", "path": ""},
+        {**duck, "prompt": "too long", "status": "failed", "error": "77 ids", "path": ""},
+        {"concept_id": "duck", "fingerprint": "earlier", "prompt": "of an earlier result", "path": "images/duck/0.png"},
+        {**duck, "prompt": "packed", "path": ""},
+        {**duck, "prompt": "not ours", "path": "images/../../photos/duck.png"},
+        {"concept_id": "poor", "fingerprint": f"{9:032x}", "prompt": "of the kept try", "path": "images/poor/1.png"},
+        {"concept_id": "gone", "fingerprint": "x", "prompt": "of no concept", "path": "images/gone/1.png"},
+    ]
+    put_pictures(store, rows)
+    store.put("images/metadata/9.parquet", b"cut short")
+    page = build(store)
+    poor, found = page.data["details"]
+    assert [picture[:4] for picture in found["pictures"]] == [
+        ["a {} at sea", 1, "images/duck/1.png", ""],
+        ["a {} in snow", 5, "images/duck/2.png", ""],
+        ["not ours", 1, "", ""],
+        ["packed", 1, "", ""],
+        ["too long", 1, "", "77 ids"],
+    ]
+    assert all(picture[4].startswith("data:image/webp") for picture in found["pictures"][:2])
+    assert [picture[0] for picture in poor["pictures"]] == ["of the kept try"]
+    assert page.column("pictures") == [1, 4]
+    assert 'data-view="pictures"' in store.get("report.html").decode()
+
+
+def test_what_does_not_fit_into_the_page_is_in_parts_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.report.page.ROWS_PER_PART", 2)
+    monkeypatch.setattr("pipeline.report.page.DETAILS_PER_PART", 3)
     store = RunStore("memory://bounded")
-    for i in range(6):
-        finish(store, f"c{i}", i, clip_i=0.9 - i / 10)
-    page = build(store, load_config(overrides=["report.embedded=2"]))
-    assert page.count("card") == 2
-    assert page.text.index("c5") < page.text.index("c4")
-    assert "2 of 6 concepts, those with the lowest CLIP-I" in page.text
-    assert [row[0] for row in rows(page)] == ["c5", "c4", "c3", "c2", "c1", "c0"]
+    for i in range(9):
+        finish(store, f"c{i}", i, clip_i=0.9 - i / 10, carried={"row": i})
+        put_pictures(
+            store, [{"concept_id": f"c{i}", "fingerprint": f"{i:032x}", "prompt": "p", "path": f"images/c{i}/0.png"}], i
+        )
+    config = load_config(overrides=["report.embedded=2"])
+    page = build(store, config)
+    assert page.column("concept") == ["c8", "c7"]
+    assert len(page.data["details"]) == 2
+    assert page.data["numRows"] == 9
+    folder = page.data["parts"]["folder"]
+    names = [f"details-{number:05d}" for number in range(3)] + [f"rows-{number:05d}" for number in range(4)]
+    assert sorted(store.list("report")) == [f"{folder}/{name}.js" for name in names]
+    rows = [row for number in range(4) for row in part_values(store.get(f"{folder}/rows-{number:05d}.js").decode())]
+    assert [row[0] for row in rows] == [f"c{i}" for i in range(6, -1, -1)]
+    details = [
+        each for number in range(3) for each in part_values(store.get(f"{folder}/details-{number:05d}.js").decode())
+    ]
+    assert [each["pictures"] for each in details] == [[["p", 1, f"images/c{i}/0.png", ""]] for i in range(6, -1, -1)]
+    build(store, config)
+    assert folder not in {path.rpartition("/")[0] for path in store.list("report")}, (
+        "the earlier report's parts are gone"
+    )
+    assert len(store.list("report")) == 7
+    build(store)
+    assert not store.list("report")
 
 
-def test_concepts_below_the_gate_come_first_and_are_flagged() -> None:
+def test_concepts_below_the_gate_come_first_and_their_tries_are_compared() -> None:
     store = RunStore("memory://below")
     finish(store, "dull", 1, clip_i=0.2, gate="passed")
-    tries = tuple(Try(rung=rung, fingerprint=f"{i:032x}") for i, rung in ((2, ""), (3, "seed")))
+    scores = [{"clip_i": 0.4, "clip_t": 0.2}, {"clip_i": 0.6, "clip_t": 0.3}]
+    tries = tuple(
+        Try(rung=rung, fingerprint=f"{i:032x}", scores=found)
+        for i, rung, found in ((2, "", scores[0]), (3, "seed", scores[1]))
+    )
     kept = finish(store, "poor", 2, clip_i=0.6, gate="below", tries=tries, kept=f"{3:032x}")
     store.put(kept.result.grid, png("blue"))
-    page = build(store, load_config(overrides=["report.embedded=1"]))
+    page = build(store)
     assert "1 below the gate" in page.text
-    assert "below the gate, the best of 2 tries" in page.text
-    assert [row[0] for row in rows(page)] == ["poor", "dull"]
-    assert rows(page)[0][8] == "below, 2 tries"
-    assert kept.result.embedding in page.values("a", "href")
-    assert kept.folder.record in page.values("a", "href")
+    assert page.column("concept") == ["poor", "dull"]
+    assert page.column("tries") == [2, 1]
+    assert page.data["rows"][0][-3:-1] == [f"{2:032x}", f"{3:032x}"], "the record's fingerprint, and the result's"
+    first, second = page.data["details"][0]["tries"]
+    assert [each["kept"] for each in (first, second)] == [False, True]
+    assert first["sheet"] != second["sheet"]
+    assert "seed 1 1 0 +0.200 +0.100" in page.text
+
+
+def test_the_map_is_of_the_learned_rows(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    vectors = {"left": [0.0, 0.0], "right": [2.0, 0.0], "middle": [1.0, 0.1], "other": [1.0, 1.0, 1.0]}
+    for number, (name, vector) in enumerate(vectors.items()):
+        record = finish(store, name, number)
+        store.put(record.folder.embedding, save({f"<{name}>": np.array([vector], np.float32)}))
+    plane = build(store).data["map"]
+    places = {position: (x, y) for position, x, y in plane["points"]}
+    order = [["left", "middle", "other", "right"].index(name) for name in ("left", "middle", "right")]
+    across = [places[position][0] for position in order]
+    assert across in (sorted(across), sorted(across, reverse=True))
+    assert (min(across), max(across)) == (0.0, 1.0)
+    assert len(places) == 3, "a vector of another length is left out"
+    assert plane["shares"][0] == pytest.approx(2 / (2 + 0.02 / 3), abs=1e-3)
+    assert build(store, load_config(overrides=["report.map=0"])).data["map"] is None
 
 
 def test_tried_again_and_cost_are_told() -> None:
     store = RunStore("memory://cost")
-    build_report(store, RunConfig(), RunFigures(retried=3, cost="12.50 EUR"))
+    build_report(
+        store,
+        RunConfig(),
+        RunFigures(retried=3, cost="12.50 EUR", learned=4, device_time="0.10 core-hours", device_seconds=360),
+    )
     page = Page(store.get("report.html").decode())
-    assert "3 tried again" in page.text
-    assert "12.50 EUR cost" in page.text
+    for text in ("3 tried again", "12.50 EUR cost", "0.10 core-hours device time", "90.0 s device time a concept"):
+        assert text in page.text
 
 
 def test_no_scores_no_concepts_no_seconds() -> None:
@@ -255,8 +367,8 @@ def test_no_scores_no_concepts_no_seconds() -> None:
     assert "0 concepts learned" in Page(store.get("report.html").decode()).text
     finish(store, "duck", 1, scores={}, seconds=0.0)
     page = build(store)
-    assert page.count("gauge") == 0
-    assert "lowest CLIP-I" not in page.text
+    assert "CLIP-I" not in page.text
+    assert "clip_i" not in [column["name"] for column in page.data["columns"]]
 
 
 def test_a_plan_decides_what_is_current() -> None:
@@ -265,7 +377,7 @@ def test_a_plan_decides_what_is_current() -> None:
     new = finish(store, "duck", 2, steps=7)
     finish(store, "removed", 3)
     page = build(store, carried={new.fingerprint.encode(): b'{"sku": 2}'})
-    assert [(row[0], row[6], row[9]) for row in rows(page)] == [("duck", 7, 2)]
+    assert (page.column("concept"), page.column("steps"), page.column("carried:sku")) == (["duck"], [7], [2])
 
 
 def test_pictures_are_made_small_and_upright() -> None:
@@ -274,6 +386,6 @@ def test_pictures_are_made_small_and_upright() -> None:
     exif[0x0112] = 6  # turned by 90 degrees
     buffer = io.BytesIO()
     wide.save(buffer, "JPEG", exif=exif)
-    picture = page.embed(buffer.getvalue(), 112, 6_000_000)
+    picture = html.embed(buffer.getvalue(), 112, 6_000_000)
     assert (picture.width, picture.height) == (75, 112)
     assert len(picture.data_uri) < 4000
