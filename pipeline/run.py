@@ -30,7 +30,7 @@ from pipeline.inputs.resolve import resolve_addresses
 from pipeline.inputs.text_tables import is_text_table
 from pipeline.ledger.selection import ALL_CONCEPTS, RETRIES, Selection, select
 from pipeline.report.command_errors import exit_code_of
-from pipeline.report.logs import configure_logs, say
+from pipeline.report.logs import announce, configure_logs, say
 from pipeline.report.run_summary import SHOWN_FAILURES, conclude
 from pipeline.report.webhook import message_of, notify
 from pipeline.stages import Run
@@ -172,6 +172,7 @@ def run(
     `verify` reads the files of what is done before, and learns damaged concepts again.
     Raises ValueError for what is wrong before anything has begun.
     """
+    announce(config.log_format, "planning: reading the manifest, the photos' hashes and the model's files")
     check_model(config)  # here and not in every actor
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     check_negatives(config, prompts)

@@ -33,7 +33,7 @@ from pipeline.ledger.selection import ALL_CONCEPTS, Selection
 from pipeline.ledger.settings import current_settings
 from pipeline.ledger.vectors import write_vectors
 from pipeline.report.estimate import read_rate
-from pipeline.report.logs import say
+from pipeline.report.logs import announce, say
 from pipeline.report.outcome import outcome_of
 from pipeline.report.page import build_report
 from pipeline.report.progress import Progress, ProgressNumbers
@@ -269,6 +269,7 @@ class Run:
         gpus, cpus = connect(config)
         from pipeline.cluster import learner_actors, policy_from_config
         from pipeline.driver import drive
+        from pipeline.step_watch import StepWatch
 
         stats = self.stats
         stats.on_gpus = bool(gpus)
@@ -286,17 +287,28 @@ class Run:
             if watch is not None:
                 watch(numbers)
 
-        progress = Progress(stage, total, beat=beat, log_format=config.log_format, observe=observe)
+        watched = StepWatch(learner_actors(config, gpus))
+        progress = Progress(
+            stage,
+            total,
+            beat=beat,
+            log_format=config.log_format,
+            observe=observe,
+            in_flight=watched.in_flight,
+            batch_size=config.inversion.batch_size,
+            starting="loading the model" + (" and trying to compile it" if gpus else ""),
+        )
         policy = policy_from_config(config, gpus, cpus)
         with stopping_on_signals() as stop:
             try:
-                actors = learner_actors(config, gpus)
-                for record in drive(tasks, actors, policy, progress, stop, until=stats.until, replan=replan):
+                for record in drive(tasks, watched.new_actor, policy, progress, stop, until=stats.until, replan=replan):
                     stats.repeated += record.repeated
                     yield record
             except RunAborted as error:
                 stats.problems[stage] = f"given up: {error}"
                 stats.is_stopped = isinstance(error, StorageLost | ClusterLost)
+            finally:
+                progress.close()
             stats.is_stopped |= stop.is_set()
 
 
@@ -316,6 +328,7 @@ def connect(config: RunConfig, *, dashboard: bool = False) -> tuple[float, float
         # Ray finds RAY_ADDRESS (set by `ray job submit`) or a cluster of this machine without an address. Ray refuses
         # arguments that shape a new cluster when it joins one.
         local = {"include_dashboard": dashboard} if os.environ.get("RAY_ADDRESS", "local") == "local" else {}
+        announce(config.log_format, "starting Ray on this machine" if local else "joining the Ray cluster")
         ray.init(logging_level=logging.WARNING, **local)
     resources = ray.cluster_resources()
     gpus = 0.0 if config.device == "cpu" else float(resources.get("GPU", 0))

@@ -98,7 +98,7 @@ def describe(run: dict[str, Any]) -> str:
     if "in_flight" in numbers and run.get("stage") not in _ENDED:
         parts.append(f"{numbers['in_flight']:.0f} on {numbers.get('ready', 0):.0f} actors")
     parts.append(f"{format_clock(run.get('seconds', 0.0))} so far")
-    if "seconds_left" in numbers and run.get("stage") == "learning":
+    if numbers.get("seconds_left", 0) >= 1 and run.get("stage") == "learning":
         parts.append(f"about {format_clock(numbers['seconds_left'])} left")
     parts += [f"PROBLEM {stage}: {problem}" for stage, problem in counts.get("problems", {}).items()]
     return f"{format_utc(run.get('written_at', ''))}  {run.get('stage')}: {', '.join(parts)}"

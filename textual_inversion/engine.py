@@ -26,7 +26,7 @@ from textual_inversion.optim import adamw_, clip_gradients, gradient_norms, rate
 from textual_inversion.parameters import Layout, num_photos
 from textual_inversion.rng import generator_for
 from textual_inversion.slot_state import SlotState, curve_points, curve_tensor, eval_points, eval_tensor, to_cpu
-from textual_inversion.slots import Assignment, Outcome, Readback, Slot, step_counts
+from textual_inversion.slots import Assignment, Outcome, Readback, Slot, SlotProgress, step_counts
 from textual_inversion.stacks import Stacks
 from textual_inversion.stopping import CurvePoint, StopRule, is_eval_step, stop_rule_from_config
 from textual_inversion.timesteps import timestep_sampler
@@ -207,9 +207,9 @@ class Engine:
         """Make a concept's embedding of its parameters, as a `SlotState` has them, after a step."""
         return self._layout.embedding(concept, parameters, {"step": str(step), "initializer": concept.initializer})
 
-    def losses(self) -> list[float]:
-        """Return the last loss read back of each concept in a slot. May be called on any thread."""
-        return [slot.curve[-1].loss for slot in self._slots if slot and slot.curve]
+    def progress(self) -> list[SlotProgress]:
+        """Return how far each concept in a slot is. May be called on any thread."""
+        return [SlotProgress.of(slot) for slot in self._slots if slot]
 
     # Parts of a step. A pass has `slots_per_pass` members: concepts, the last pass padded with copies of its first.
 

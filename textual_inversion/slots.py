@@ -87,6 +87,25 @@ class Outcome:
     """Kind of the error; None where there is none."""
 
 
+@dataclass(frozen=True, slots=True)
+class SlotProgress:
+    """How far the concept in a slot is."""
+
+    concept_id: str
+    step: int
+    """Optimizer steps taken."""
+    steps: int
+    """Largest number of steps."""
+    loss: float | None
+    """Last loss read back; None before the first."""
+
+    @classmethod
+    def of(cls, slot: Slot) -> SlotProgress:
+        curve = slot.curve
+        loss = curve[-1].loss if curve else None
+        return cls(slot.concept.concept_id, slot.step, slot.config.steps, loss)
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class Slot:
     """A concept that is being learned."""

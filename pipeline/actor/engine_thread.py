@@ -21,6 +21,7 @@ from pipeline.actor.slot_budget import BudgetState, SlotBudget
 from pipeline.store.errors import ActorBroken, ActorLeaving, describe_error
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
+from textual_inversion.slots import SlotProgress
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +71,10 @@ class EngineThread:
         engine = self._engine
         return self._steps_before + (engine.steps_taken if engine else 0)
 
-    def losses(self) -> list[float]:
-        """Return the last loss read of each concept in a slot."""
+    def progress(self) -> list[SlotProgress]:
+        """Return how far each concept in a slot is."""
         engine = self._engine
-        return engine.losses() if engine else []
+        return engine.progress() if engine else []
 
     def submit(self, job: Job) -> None:
         """Let a prepared concept wait for a slot. Raises ActorBroken if there is no engine any more."""

@@ -6,6 +6,7 @@ from typing import Any, ParamSpec, Protocol
 
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
+from pipeline.report.concept_progress import ConceptProgress
 
 P = ParamSpec("P")
 
@@ -25,6 +26,10 @@ class LearnerActor(Protocol):
         is not what the task's fingerprint says, and RunAborted when it cannot serve this run at all. Any other
         exception counts as a bug of its code.
         """
+        ...
+
+    def progress(self) -> list[ConceptProgress]:
+        """Return how far each of its concepts is."""
         ...
 
     async def drain(self, seconds: float) -> None:
@@ -53,6 +58,9 @@ class LearnerHandle(Protocol):
 
     @property
     def learn(self) -> RemoteMethod[[ConceptTask, int]]: ...
+
+    @property
+    def progress(self) -> RemoteMethod[[]]: ...
 
     @property
     def drain(self) -> RemoteMethod[[float]]: ...

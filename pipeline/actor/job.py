@@ -9,7 +9,9 @@ from PIL import Image
 
 from pipeline.actor.concept_log import ConceptLog
 from pipeline.ledger.plan import ConceptTask
+from pipeline.report.concept_progress import ConceptProgress
 from textual_inversion.engine import Assignment, Outcome
+from textual_inversion.slots import SlotProgress
 from textual_inversion.start_choice import ChosenStart
 
 
@@ -43,3 +45,14 @@ class Job:
     """Checkpoints stored in this attempt."""
     was_saved: bool = False
     """True if there is, or may be, a checkpoint of it in storage."""
+
+
+def progress_of(job: Job, in_slot: SlotProgress | None) -> ConceptProgress:
+    """Return how far a job is; `in_slot` is how far its concept is in the engine, None if it is not there."""
+    name = job.task.concept.concept_id
+    if in_slot is not None and not job.outcome.done():
+        step, steps, loss = in_slot.step, in_slot.steps, in_slot.loss
+        return ConceptProgress(concept_id=name, phase="learning", step=step, steps=steps, loss=loss)
+    if job.outcome.done():
+        return ConceptProgress(concept_id=name, phase="publishing")
+    return ConceptProgress(concept_id=name, phase="preparing" if job.assignment is None else "waiting")

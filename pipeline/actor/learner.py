@@ -22,7 +22,7 @@ from pipeline.actor.concept_log import ConceptLog
 from pipeline.actor.engine_thread import EngineThread
 from pipeline.actor.failures import ConceptFailure, failure_of, trace_of
 from pipeline.actor.image_batcher import ImageBatcher
-from pipeline.actor.job import Job, Pictures
+from pipeline.actor.job import Job, Pictures, progress_of
 from pipeline.actor.loaded_settings import LoadedSettings
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import failure_record, put_done, put_files
@@ -36,6 +36,7 @@ from pipeline.inputs.models import locate, with_captions
 from pipeline.inputs.photos import open_pictures
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, DrawnWith, from_json
+from pipeline.report.concept_progress import ConceptProgress
 from pipeline.store.errors import (
     ActorBroken,
     ActorLeaving,
@@ -156,10 +157,15 @@ class Learner:
             steps=self._engine.steps_taken,
             slots=self._budget.slots,
             slots_used=self._num_in_slots(),
-            losses=self._engine.losses(),
+            losses=[each.loss for each in self._engine.progress() if each.loss is not None],
             device_bytes=device_bytes,
             host_bytes=host_bytes,
         )
+
+    def progress(self) -> list[ConceptProgress]:
+        """Return how far each of its concepts is. May be called on any thread."""
+        in_slots = {each.concept_id: each for each in self._engine.progress()}
+        return [progress_of(job, in_slots.get(job.task.concept.concept_id)) for job in list(self._jobs.values())]
 
     def leave(self) -> None:
         """Begin nothing more, as the node is taken back: return concepts that have not begun to the driver, and

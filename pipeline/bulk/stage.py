@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -116,6 +117,7 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
     )
     worker_config = replace(config, device="cuda" if gpus else "cpu")
     bounds = (ray.cloudpickle.dumps(stage.worker), new_counter(), STARTS_PER_ACTOR * sizes.num_actors)
+    _quiet_ray_data()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the bars write twenty lines every ten seconds into a job's log
     context.use_datasource_v2 = False  # v2 starts 32 actors, each in need of a core, to read the plan files' footers
@@ -147,6 +149,17 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
         )
 
 
+def _quiet_ray_data() -> None:
+    """Keep from the terminal what Ray Data says about its own work; its log file in Ray's session folder has all."""
+    from ray.util.annotations import RayDeprecationWarning
+
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.WARNING)
+    # Ray 2.60 has no other way to say max_restarts and max_task_retries.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
+
+
 @contextmanager
 def _progress_lines(
     store: RunStore, stage: Stage, num_rows: int, rows_per_part: int, log_format: LogFormat
@@ -156,14 +169,17 @@ def _progress_lines(
     parts_before = len(store.list(stage.results))
     is_over = threading.Event()
 
+    def count(*, final: bool = False) -> None:
+        try:
+            new_parts = len(store.list(stage.results)) - parts_before
+        except OSError as error:
+            log.warning("cannot count the finished parts of %s: %s", stage.name, error)
+            return
+        progress.update(done=min(num_rows, new_parts * rows_per_part), final=final)
+
     def watch() -> None:
         while not is_over.wait(_COUNT_EVERY_S):
-            try:
-                new_parts = len(store.list(stage.results)) - parts_before
-            except OSError as error:
-                log.warning("cannot count the finished parts of %s: %s", stage.name, error)
-                continue
-            progress.update(done=min(num_rows, new_parts * rows_per_part))
+            count()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -172,3 +188,5 @@ def _progress_lines(
     finally:
         is_over.set()
         watcher.join()
+        count(final=True)
+        progress.close()

@@ -34,6 +34,12 @@ def say(log_format: LogFormat, text: str) -> None:
     sys.stdout.write(json_line(text.rstrip("\n")) + "\n" if log_format == "json" else text)
 
 
+def announce(log_format: LogFormat, text: str) -> None:
+    """Write on stderr what the command begins now and may take a while."""
+    sys.stderr.write((json_line(text) if log_format == "json" else f"{text} ...") + "\n")
+    sys.stderr.flush()
+
+
 def json_line(
     message: str, *, level: str = "INFO", logger: str = "run", facts: Mapping[str, object] | None = None
 ) -> str:

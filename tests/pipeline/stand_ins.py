@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
+from pipeline.report.concept_progress import ConceptProgress
 from pipeline.store.errors import ActorBroken, ActorLeaving, InputChanged, RunAborted, StoreFailed
 from textual_inversion.errors import BUG
 
@@ -45,6 +46,9 @@ class StandIn:
             concept_id=name, fingerprint=task.fingerprint, status=status, placeholder_token=f"<{name}>",
             attempts=attempt, error="no such photo" if status == "failed" else "",
         )  # fmt: skip
+
+    def progress(self) -> list[ConceptProgress]:
+        return [ConceptProgress(concept_id=name, phase="learning", step=1, steps=2) for name in sorted(self._running)]
 
     async def drain(self, seconds: float) -> None:
         self._draining.set()

@@ -377,7 +377,7 @@ def test_a_stopped_engine_hands_over_what_is_in_its_slots(alone: dict[str, Outco
 
     engine.run(stopping, outcomes.append, lambda concept, state: states.update({concept.concept_id: state}))
     assert {name: state.step for name, state in states.items()} == {"c0": 1, "c1": 1}
-    assert (outcomes, engine.losses()) == ([], [])
+    assert (outcomes, engine.progress()) == ([], [])
     assert next(work).concept.concept_id == "c2"
     engine.run(lambda _wait: pytest.fail("asked for more"), outcomes.append)
     again = run([dataclasses.replace(assignment(number), state=states[f"c{number}"]) for number in range(2)], slots=2)

@@ -111,7 +111,7 @@ def test_a_run_whose_output_cannot_be_written(
 
     monkeypatch.setattr(disk, "put", fail)
     assert run.main([manifest, "--output", str(tmp_path / "out")]) == code
-    (line,) = capsys.readouterr().err.splitlines()
+    *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert said in line
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
 import pytest
 
+from pipeline.report.concept_progress import ConceptProgress
 from pipeline.report.progress import Progress
 from pipeline.times import format_clock, format_duration
 
@@ -45,12 +47,58 @@ def test_a_terminal_line_is_rewritten() -> None:
     progress.update(done=1)
     clock.seconds = 60.0
     progress.update(done=2, final=True)
-    text = terminal.getvalue()
-    assert text.count("\r") == 2
-    assert text.count("\n") == 1
-    first, last = text.strip("\r\n").split("\r")
-    assert len(last) >= len(first)
-    assert last.rstrip() == "learning: 2/2 done, 1:00 so far, 2.0/min"
+    first, last = terminal.getvalue().split("\r\x1b[J")
+    assert first == "learning: 0/2 done, a long remark about actors, 0:00 so far"
+    assert last == "learning: 2/2 done, 1:00 so far, 2.0/min\n"
+
+
+def concept(name: str, step: int, phase: Any = "learning") -> ConceptProgress:
+    return ConceptProgress(concept_id=name, phase=phase, step=step, steps=100, loss=0.25)
+
+
+def test_a_terminal_shows_each_concept_and_the_time_left_from_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    clock, terminal, steps = Clock(), Terminal(), [0]
+    progress = Progress(
+        "learning",
+        total=lambda: 4,
+        stream=terminal,
+        clock=clock,
+        in_flight=lambda: [concept("a-teapot", 0, "preparing"), concept("mug", steps[0])] if steps[0] else [],
+        batch_size=2,
+        starting="loading the model",
+    )
+    progress.update(done=0, counts={"starting": 1, "ready": 0})
+    for second, step in ((20, 10), (30, 20)):
+        clock.seconds, steps[0] = float(second), step
+        progress.update(done=0, counts={"starting": 0, "ready": 1})
+    first, _, last = terminal.getvalue().split("\x1b[J")
+    assert first.strip() == "learning: 0/4 done, loading the model, 0:00 so far"
+    mug, teapot, total = last.split("\n")
+    assert mug == "  mug       step 20 of 100  loss 0.2500  2.0 samples/s  1:20 left"
+    assert teapot == "  a-teapot  reads its photos"
+    assert total == "learning: 0/4 done, 0:30 so far, about 6:20 left"  # 3.8 concepts to go, at 0.1 in 10 s
+
+
+def test_a_log_names_steps_loss_and_rate() -> None:
+    clock, log, steps = Clock(), io.StringIO(), [5]
+    progress = Progress(
+        "learning",
+        total=lambda: 20,
+        stream=log,
+        clock=clock,
+        in_flight=lambda: [concept(f"c{i}", steps[0] + i) for i in range(12)],
+    )
+    for second in (0, 40):
+        clock.seconds, steps[0] = float(second), 5 + second
+        progress.update(done=0, running="12 on 1 actors")
+    assert log.getvalue().splitlines()[1] == (
+        "learning: 0/20 done, 12 on 1 actors, steps 45 to 56, loss 0.2500, 12.0 samples/s, 0:40 so far, about 1:56 left"
+    )
+    terminal = Terminal()
+    progress = Progress("x", lambda: 1, stream=terminal, in_flight=lambda: [concept(f"c{i}", 1) for i in range(12)])
+    progress.update(done=0)
+    assert "\n  and 4 more\n" in terminal.getvalue()
 
 
 def test_a_beat_at_once_and_every_minute_of_updates() -> None:
