@@ -28,6 +28,7 @@ from pipeline.report.remarks import grouped
 from pipeline.report.run_stats import RunStats
 from pipeline.report.run_summary import describe_left_out, place_of
 from pipeline.stages import make_plan
+from pipeline.store.errors import one_line
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 
@@ -122,4 +123,4 @@ def _describe_pruning(leftovers: Leftovers, bound: Bound) -> bool:
 
 
 def _write(begin: str, lines: Iterable[str]) -> None:
-    sys.stdout.write("".join(f"{begin}{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{one_line(begin + line)}\n" for line in lines))

@@ -25,6 +25,7 @@ from pipeline.report.command_errors import exit_code_of
 from pipeline.report.logs import configure_logs
 from pipeline.report.run_summary import describe_bad_row
 from pipeline.store.addresses import absolute, absolute_output
+from pipeline.store.errors import one_line
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 
@@ -85,7 +86,7 @@ def write_manifest(options: argparse.Namespace) -> int:
     RunStore(folder).put(name, to_parquet(good))
     if not options.initializer:
         sys.stdout.write("".join(f"note: {note}\n" for note in notes))
-    sys.stdout.write("".join(f"bad row: {describe_bad_row(row)}\n" for row in bad))
+    sys.stdout.write("".join(one_line(f"bad row: {describe_bad_row(row)}") + "\n" for row in bad))
     num_photos = sum(len(row.concept.images) for row in good)
     sys.stdout.write(f"{len(good)} concepts with {num_photos} photos, {len(bad)} bad rows; {redact(output)}\n")
     return FAILED if bad else OK

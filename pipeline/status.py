@@ -17,7 +17,7 @@ from pipeline.exit_codes import OK
 from pipeline.report.command_errors import exit_code_of
 from pipeline.report.failures import group_by_kind
 from pipeline.report.run_status import RunStatus, read_status
-from pipeline.store.redact import redact
+from pipeline.store.errors import printable_lines
 from pipeline.store.storage import RunStore
 from pipeline.times import format_duration, format_rough_duration, format_utc
 
@@ -149,7 +149,7 @@ def run_query(
     def query() -> int:
         found = find(RunStore(output))
         text = json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(describe(found))
-        sys.stdout.write(redact(text) + "\n")
+        sys.stdout.write(printable_lines(text) + "\n")
         return OK
 
     return exit_code_of(query)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.exit_codes import FAILED
 from pipeline.report.command_errors import exit_code_of
-from pipeline.store.redact import redact
+from pipeline.store.errors import printable_lines
 from pipeline.store.storage import RunStore
 from pipeline.times import format_clock, format_rough_duration, format_utc
 
@@ -127,7 +127,7 @@ def _read(store: RunStore) -> dict[str, Any] | None:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(redact(line) + "\n")
+    sys.stdout.write(printable_lines(line) + "\n")
     sys.stdout.flush()
 
 

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 
 from pipeline.exit_codes import BUG, STOPPED, USAGE
-from pipeline.store.errors import describe_bug
+from pipeline.store.errors import describe_bug, one_line
 from pipeline.store.redact import redact
 from pipeline.store.trouble import describe_trouble, is_lasting, is_of_store
 
@@ -30,11 +30,11 @@ def exit_code_of(command: Callable[[], int]) -> int:
         sys.stderr.write("interrupted; run the same command again to continue\n")
         return STOPPED
     except ValueError as error:
-        sys.stderr.write(redact(f"error: {error}\n"))
+        sys.stderr.write(f"error: {one_line(str(error))}\n")
         return USAGE
     except Exception as error:
         if is_of_store(error):
-            sys.stderr.write(f"error: {describe_trouble(error)}\n")
+            sys.stderr.write(f"error: {one_line(describe_trouble(error))}\n")
             return USAGE if is_lasting(error) else STOPPED
         sys.stderr.write(redact(f"{traceback.format_exc()}error: {describe_bug(error)}\n"))
         return BUG

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 
 from pipeline.config import LogFormat
+from pipeline.store.errors import printable_lines
 from pipeline.store.redact import RedactingFormatter, redact, redact_logs
 
 
@@ -30,7 +31,8 @@ def configure_logs(log_format: LogFormat = "text", level: int = logging.INFO) ->
 
 
 def say(log_format: LogFormat, text: str) -> None:
-    """Write a line of the command on stdout; `text` ends with a newline."""
+    """Write a line of the command, or several, on stdout, as a terminal can print it; `text` ends with a newline."""
+    text = printable_lines(text)
     sys.stdout.write(json_line(text.rstrip("\n")) + "\n" if log_format == "json" else text)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pipeline.store.redact import redact
 from textual_inversion.errors import LOST_WORKER, ErrorKind
 
@@ -46,6 +48,25 @@ class ClusterLost(RunAborted):
 _DIED = "its process ended without a word: killed, out of memory, or crashed (a log of its node says which)"
 _CLIENTS = ("botocore", "aiobotocore", "google", "gcsfs", "azure", "adlfs", "aiohttp")
 """Packages of object stores' clients, whose errors need not be OSErrors."""
+
+
+MAX_LINE_CHARACTERS = 4000
+"""Longest text of an error that a command prints; a server or a file may make it any length."""
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line that a terminal can print, without credentials: control characters as their escapes,
+    and cut at `MAX_LINE_CHARACTERS`."""
+    line = re.sub(r"\s*\n\s*", " ", redact(text).strip())
+    if not line.isprintable():
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+    return line if len(line) <= MAX_LINE_CHARACTERS else f"{line[:MAX_LINE_CHARACTERS]}... ({len(line):,} characters)"
+
+
+def printable_lines(text: str) -> str:
+    """Return a text of several lines with each as a terminal can print it, indentation kept; see `one_line`."""
+    lines = text.split("\n")
+    return "\n".join(f"{line[: len(line) - len(line.lstrip(' '))]}{one_line(line)}" for line in lines)
 
 
 def is_client_error(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ _BY_CODE = {
     "NoSuchBucket": "the bucket does not exist: create it, or correct the address",
     "InvalidAccessKeyId": "the store does not know these credentials: correct them (AWS_ACCESS_KEY_ID)",
     "SignatureDoesNotMatch": "the store refuses these credentials: correct them (AWS_SECRET_ACCESS_KEY)",
+    "RequestTimeTooSkewed": "the clock of this machine differs too much from the store's: set it right",
     **dict.fromkeys(
         ("PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"),
         "the bucket is in another region: set AWS_REGION and AWS_DEFAULT_REGION to it",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from textual_inversion.families import check_model
+from textual_inversion.families import check_model, load_vocabularies
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
@@ -143,6 +144,16 @@ def test_a_model_that_cannot_be_used_is_refused_with_the_cause(
     with pytest.raises(ValueError, match=problem) as error:
         check_model(str(a_copy))
     assert str(a_copy) in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "unet/config.json"])
+@pytest.mark.parametrize("content", ['"[["', "[]", "null", '{"down_block_types": 7, "model": 7}'])
+def test_any_json_in_place_of_a_file_names_the_model(file: str, content: str, a_copy: Path) -> None:
+    """Found by the fuzzing command: a text and a list where an object belongs."""
+    (a_copy / file).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(str(a_copy))) as caught:
+        load_vocabularies(str(a_copy))
+    assert str(caught.value).isprintable()
 
 
 def test_another_pipelines_model_is_refused_with_the_families_that_are_here(a_copy: Path) -> None:

@@ -5,6 +5,8 @@ Importing this package loads no family and no torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -117,9 +119,11 @@ def load_backbone(model: str, *, device: str = "auto", precision: str = "auto") 
     `device`: a torch device; `auto` is CUDA where there is one. `precision`: `float32`, `bfloat16` or `float16` of
     the denoiser; `auto` is bfloat16 on CUDA, float32 elsewhere. Raises ValueError for a model it cannot serve.
     """
-    files, family = _checked(model)
+    with _naming(model):
+        files, family = _checked(model)
     module = import_module(family.module)
-    backbone: Backbone = module.load(files, device=device, precision=precision)
+    with _naming(model, but=(ImportError, MemoryError, RuntimeError)):  # of the device, or of what is installed
+        backbone: Backbone = module.load(files, device=device, precision=precision)
     return backbone
 
 
@@ -128,16 +132,41 @@ def load_vocabularies(model: str) -> Vocabularies:
 
     Raises ValueError for a model that `load_backbone` would refuse by these files, and if they cannot be read.
     """
-    files, family = _checked(model)
-    module = import_module(family.vocabularies)
-    vocabularies: Vocabularies = module.load_vocabularies(files.directory)
+    with _naming(model):
+        files, family = _checked(model)
+        module = import_module(family.vocabularies)
+        vocabularies: Vocabularies = module.load_vocabularies(files.directory)
     return vocabularies
 
 
 def check_model(model: str) -> None:
     """Check a model by its configurations and the headers of its weights, without torch, as `load_backbone` does first.
     Raises ValueError for one that it would refuse."""
-    _checked(model)
+    with _naming(model):
+        _checked(model)
+
+
+@contextmanager
+def _naming(model: str, but: tuple[type[Exception], ...] = (ImportError, MemoryError)) -> Iterator[None]:
+    """Turn every error of reading a model's files, which may hold anything, into a ValueError that names the model in
+    one line. Errors of the kinds `but` are passed on."""
+    try:
+        yield
+    except ValueError as error:
+        if model in str(error):
+            raise
+        raise ValueError(f"model {model}: {_first_line(error)}") from error
+    except but:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"model {model} cannot be read: {type(error).__name__}: {_first_line(error)}; a file of it is damaged, or "
+            "of a kind that is not known here: copy or download it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "").strip()
 
 
 def _checked(model: str) -> tuple[model_files.ModelFiles, Family]:

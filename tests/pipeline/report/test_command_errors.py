@@ -29,6 +29,8 @@ def raising(error: BaseException) -> Callable[[], int]:
     ("error", "code", "said"),
     [
         (ValueError("steps = 0"), USAGE, "error: steps = 0\n"),
+        (ValueError("column 'a\x1b[2J\n\x0f'"), USAGE, "error: column 'a\\x1b[2J \\x0f'\n"),
+        (ValueError("x" * 100_000), USAGE, f"error: {'x' * 4000}... (100,000 characters)\n"),
         (ImportError("Please install gcsfs"), USAGE, "error: a package is missing: Please install gcsfs\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), STOPPED, "error: /x: No space left on device;"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), USAGE, "error: /x: Permission denied; there"),

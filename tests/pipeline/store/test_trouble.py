@@ -42,6 +42,7 @@ def answered(code: str, status: int, message: str = "as S3 says it") -> BaseExce
         (answered("AuthorizationHeaderMalformed", 400), True, "the bucket is in another region"),
         (answered("IllegalLocationConstraintException", 400), True, "the bucket is in another region"),
         (answered("InvalidAccessKeyId", 403), True, "the store does not know these credentials"),
+        (answered("RequestTimeTooSkewed", 403), True, "the clock of this machine differs too much"),
         (answered("SignatureDoesNotMatch", 403), True, "the store refuses these credentials"),
         (answered("AccessDenied", 403), True, "there is no right"),
         (answered("SlowDown", 503), False, "as S3 says it"),
