@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from pipeline import run, status
 from pipeline.report.command_errors import exit_code_of
-from pipeline.store.lease import PATH, Holder, Lease, hold_lease
+from pipeline.store.lease import PATH, Holder, hold_lease
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_toml, write_manifest
 from tests.tiny_models import tiny_stable_diffusion
@@ -28,6 +27,14 @@ TERM_S = 60.0
 NOBODY = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
           "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
 """Environment of a client of a store that does not answer."""
+_HOLDING = f"""
+import sys, time
+from pipeline.store.lease import hold_lease
+from pipeline.store.storage import RunStore
+with hold_lease(RunStore(sys.argv[1]), {TERM_S}):
+    time.sleep({TERM_S})
+"""
+"""Program of another driver that holds the lease of the output in its argument."""
 
 
 def show(fault: str, command: Callable[[], int]) -> None:
@@ -80,11 +87,11 @@ def show_leases(folder: Path) -> None:
     years_ahead = with_lease(folder / "3", **elsewhere, started_at=ahead, renewed_at=ahead)
     show("the same, its clock years ahead", partial(take_lease, years_ahead))
     store = RunStore(str(folder / "4"))
-    first = Lease(store, TERM_S, on_lost=lambda: None)
-    first.acquire()
-    threading.Thread(target=first.renew_until_released, daemon=True).start()
+    first = subprocess.Popen([sys.executable, "-c", _HOLDING, store.root])
+    while not store.exists(PATH):
+        time.sleep(0.1)
     show("two drivers, and the first is alive", partial(take_lease, store))
-    first.release()
+    first.kill()
 
 
 def main() -> None:
