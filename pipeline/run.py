@@ -24,7 +24,7 @@ from pipeline.config_file import load_config, recipe
 from pipeline.dry_run import dry_run, notes_on_prompts, stray_prompts
 from pipeline.gate_retries import retry_rules
 from pipeline.inputs.manifest import manifest_notes, read_by_priority
-from pipeline.inputs.models import check_model, locate
+from pipeline.inputs.models import check_model, demo_note, locate
 from pipeline.inputs.prompt_table import Prompt, read_prompts
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.inputs.text_tables import is_text_table
@@ -138,6 +138,10 @@ def configure(options: argparse.Namespace) -> RunConfig:
     if config.output == defaults.output:
         changes["output"] = f"{config.output}/{_name_of(config.manifest)}"
     config = resolve_addresses(dataclasses.replace(config, **changes))
+    if demo_note(config) and config.gate == defaults.gate:  # its scores would pass what looks like nothing
+        names = [each.name for each in dataclasses.fields(config.gate) if each.name.startswith("min_")]
+        no_bounds: dict[str, Any] = dict.fromkeys(names)
+        config = dataclasses.replace(config, gate=dataclasses.replace(config.gate, **no_bounds))
     retry_rules(config)  # refuses a bad rule now, not after a night of learning
     return config
 
@@ -179,7 +183,8 @@ def run(
     stages = Run(config, selection, until, verify=verify)
     stats = stages.stats
     stray = stray_prompts(config, RunStore(config.output), prompts)
-    for note in (*manifest_notes(config.manifest), *notes_on_prompts(config, prompts), *stray):
+    notes = (demo_note(config), *manifest_notes(config.manifest), *notes_on_prompts(config, prompts), *stray)
+    for note in filter(None, notes):
         say(config.log_format, f"note: {note}\n")
     stages.write_state("learning")
     tasks = stages.plan.tasks(read_by_priority(config.manifest))

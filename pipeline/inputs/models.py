@@ -45,6 +45,23 @@ def portable(model: str) -> str:
     return model if not Path(model).exists() or (ROOT / model).exists() else str(Path(model).resolve())
 
 
+def demo_note(config: RunConfig) -> str:
+    """Return a remark if the model is the demo's and the manifest is none of this repository's; otherwise empty.
+
+    The demo's feature extractor cannot tell other photos from those of its world (docs/EXPERIMENTS.md), so the remark
+    goes by the manifest's place.
+    """
+    own = (ROOT / "manifests", ROOT / "demo")
+    is_own = "://" not in config.manifest and any(Path(config.manifest).is_relative_to(folder) for folder in own)
+    if is_own or locate(config.model) != locate(RunConfig().model):
+        return ""
+    return (
+        "the model is the demo's, which draws 64 px pictures of a small world of emoji art: photos of anything else "
+        "come out as the nearest thing there, and their scores do not show it, so they pass no gate unless one is set; "
+        "name another model with --model"
+    )
+
+
 def model_hash(model: str) -> str:
     """Return a digest of all files that decide what the model computes."""
     return model_files.model_hash(locate(model))

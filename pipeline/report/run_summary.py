@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.config_file import shown_tree
 from pipeline.inputs.manifest import BadRow
+from pipeline.inputs.models import demo_note
 from pipeline.ledger.digest import digest
 from pipeline.ledger.plan import Plan
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
@@ -33,6 +34,7 @@ def figures_of(config: RunConfig, stats: RunStats, plan: Plan, selection: Select
     """Return the figures that the report shows of a run."""
     gate_retries = stats.gate_retries
     facts = {
+        "caution": demo_note(config),
         "left for another run": f"{plan.num_left_out:,} concepts ({selection.options})" if plan.num_left_out else "",
         "below the gate, tried again": gate_retries.describe(),
         "calls lost and made again": f"for {stats.retried:,} concepts" if stats.retried else "",

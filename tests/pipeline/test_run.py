@@ -15,8 +15,9 @@ import pytest
 from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.exit_codes import FAILED, OK, STOPPED, TOLERATED, USAGE
-from pipeline.inputs.models import ROOT, locate, portable
+from pipeline.inputs.models import ROOT, demo_note, locate, portable
 from pipeline.ledger.digest import digest
+from pipeline.ledger.gate import verdict
 from pipeline.ledger.records import StoredFile
 from pipeline.ledger.settings import captions_hash, current_settings
 from pipeline.run import configure, main, parse
@@ -79,6 +80,18 @@ def test_captions_are_found_from_anywhere_and_known_by_content(tmp_path: Path) -
     assert captions_hash(str(path)) != first
     with pytest.raises(ValueError, match=r"penalties.captions = '.*gone.txt' cannot be read"):
         captions_hash(str(tmp_path / "gone.txt"))
+
+
+def test_the_demo_model_says_what_it_knows_and_passes_no_gate_elsewhere() -> None:
+    other, own = configured("photos/my-dog"), configured(str(ROOT / "manifests/demo.parquet"))
+    assert demo_note(other).startswith("the model is the demo's, which draws 64 px pictures of a small world")
+    assert demo_note(configured("s3://bucket/manifests/demo.parquet"))
+    assert verdict({"clip_i": 0.8, "clip_i_initializer": 0.5}, other.gate) == ""
+    assert demo_note(own) == ""
+    assert own.gate == RunConfig().gate
+    assert demo_note(configured("photos/my-dog", "--model", "owner/name")) == ""
+    given = configured("photos/my-dog", "--set", "gate.min_clip_i=0.6").gate
+    assert verdict({"clip_i": 0.5}, given) == "below"
 
 
 def test_the_demo_clip_scores_the_demo_model_only() -> None:
