@@ -65,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         record = finish(store, name, number, clip_i=0.9 - number / 20, carried=carried, **gate)
         labels = [prompt.replace("{}", f"<{name}>") for prompt in config.grid.prompts]
         buffer = io.BytesIO()
-        grid([sample] * 3, [(label, [sample] * 2) for label in labels]).save(buffer, "PNG")
+        grid([sample], [(label, [sample] * 2) for label in labels]).save(buffer, "PNG")
         store.put(record.folder.grid, buffer.getvalue())
         store.put(record.folder.embedding, save({"<x>": np.eye(9, dtype=np.float32)[number : number + 1]}))
         rows = [
@@ -164,7 +164,7 @@ def test_a_concept_of_a_part_is_opened_and_its_pictures_enlarged(chrome: Chrome,
     loaded = "[...document.querySelectorAll('#concept .picture img')].every(each => each.complete && each.naturalWidth)"
     chrome.execute_script("document.querySelectorAll('#concept img').forEach(each => each.loading = 'eager')")
     wait_for(chrome, loaded)
-    assert chrome.execute_script("return document.querySelectorAll('#concept .cell').length") == 3 + 8
+    assert chrome.execute_script("return document.querySelectorAll('#concept .cell').length") == 1 + 8
     chrome.execute_script("document.querySelector('#concept .samples .picture').click()")
     wait_for(chrome, "document.querySelector('#viewer .stage img')?.naturalWidth")
     width = "document.querySelector('#viewer .stage > *').getBoundingClientRect().width"
