@@ -361,6 +361,13 @@ def test_tried_again_and_cost_are_told() -> None:
         assert text in page.text
 
 
+def test_a_caution_stands_at_the_top() -> None:
+    store = RunStore("memory://caution")
+    build_report(store, RunConfig(), RunFigures(facts={"caution": "this model draws its own world alone"}))
+    page = Page(store.get("report.html").decode())
+    assert page.text.index("its own world alone") < page.text.index("learned in this run")
+
+
 def test_no_scores_no_concepts_no_seconds() -> None:
     store = RunStore("memory://bare")
     build_report(store, RunConfig(), RunFigures())
