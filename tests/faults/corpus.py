@@ -82,9 +82,9 @@ def odd_photos() -> list[Case]:
         "1x1": (encoded(Image.new("RGB", (1, 1)), "PNG"), "the photo is 1 x 1 px; at least 16"),
         "empty": (b"", "the photo is empty (0 bytes)"),
         "html": (b"<!DOCTYPE html><title>Sign in</title>", "a web page"),
-        "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture in any known format"),
-        "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture in any known format"),
-        "heic": (b"\0\0\0\x18ftypheic" + bytes(99), "HEIC pictures are not decoded"),
+        "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG files are not decoded"),
+        "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript files are not decoded"),
+        "heic": (b"\0\0\0\x18ftypheic" + bytes(99), "HEIC picture"),
         "pickle": (b"\x80\x04cos\nsystem\n.", "not a picture in any known format"),
         "float": (encoded(picture().convert("F"), "TIFF"), "floating-point numbers"),
     }
