@@ -79,6 +79,8 @@ class ActorWait:
     def _reason(self, alive: Sequence[Mapping[str, Any]]) -> str:
         """Return why no actor starts, as far as the resources of the living nodes say."""
         needs = ", ".join(f"{amount:g} {name}" for name, amount in self._needs.items() if amount)
+        if not alive:
+            return "no node of the cluster is alive"
         held = [node["Resources"] for node in alive]
         if any(all(of.get(name, 0) >= amount for name, amount in self._needs.items()) for of in held):
             return f"an actor needs {needs}; nodes that have as much are busy with other work, or slow to load models"
@@ -126,10 +128,11 @@ def ending_without_actors(wait: ActorWait, num_ready: Callable[[], int]) -> Iter
 
 
 def num_alive(class_name: str) -> int:
-    """Return how many actors of this job are alive whose class has this name or wraps a class that has it.
+    """Return how many actors of this job are alive whose class has this name, or is one of Ray Data's around it.
 
     Ray has no public function for it that does without its dashboard.
     """
     job = ray._private.worker.global_worker.current_job_id
     table = ray._private.state.actors(job_id=job, actor_state_name="ALIVE")
-    return sum(class_name in str(actor.get("ActorClassName", "")) for actor in table.values())
+    names = [str(actor.get("ActorClassName", "")) for actor in table.values()]
+    return sum(class_name in name or "MapWorker" in name for name in names)

@@ -314,7 +314,7 @@ class Run:
 
 def connect(config: RunConfig, *, dashboard: bool = False) -> tuple[float, float]:
     """Join the cluster of this process, or start one on this machine; return its GPUs, 0 if none are to be used, and
-    its cores. Raises ValueError for an output that other processes cannot see.
+    its cores. Raises ValueError for an output that other processes cannot see, and ClusterLost if Ray does not start.
 
     dashboard: start Ray's dashboard with a cluster of this machine; Ray Train asks it whether its processes live.
     """
@@ -329,7 +329,12 @@ def connect(config: RunConfig, *, dashboard: bool = False) -> tuple[float, float
         # arguments that shape a new cluster when it joins one.
         local = {"include_dashboard": dashboard} if os.environ.get("RAY_ADDRESS", "local") == "local" else {}
         announce(config.log_format, "starting Ray on this machine" if local else "joining the Ray cluster")
-        ray.init(logging_level=logging.WARNING, **local)
+        try:
+            ray.init(logging_level=logging.WARNING, **local)
+        except ValueError:  # an address that is none
+            raise
+        except Exception as error:  # Ray raises no class of its own
+            raise ClusterLost(f"Ray did not start, or cannot be reached: {describe_error(error)}") from error
     resources = ray.cluster_resources()
     gpus = 0.0 if config.device == "cpu" else float(resources.get("GPU", 0))
     if config.device == "cuda" and not gpus:

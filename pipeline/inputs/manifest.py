@@ -248,6 +248,7 @@ def _captions(values: Mapping[str, Any], placeholder: str) -> tuple[str, ...]:
         raise BadInput("captions holds an empty or missing text")
     for caption in captions:
         check_text("captions", caption, MAX_CHARACTERS["captions"])
+        _refuse_credentials("captions", caption)
     return tuple(re.sub(whole_word_pattern(placeholder), "{}", caption.strip()) for caption in captions)
 
 
@@ -260,6 +261,14 @@ def _text(values: Mapping[str, Any], name: str, default: str) -> str:
     value = value.strip()
     if name != "category":
         check_text(name, value, MAX_CHARACTERS[name])
+        if name != "start_from":  # an address, which is hidden wherever it is shown
+            _refuse_credentials(name, value)
         if "{}" in value:
             raise BadInput(f"{name} {value!r} holds {{}}, which is the concept's place in a prompt; leave it out")
     return value or default
+
+
+def _refuse_credentials(name: str, text: str) -> None:
+    """Raise BadInput for a text that models and people read, with an address in it that is not to be shown."""
+    if (shown := redact(text)) != text:
+        raise BadInput(f"{name} {shown!r} holds an address with credentials, which records and results would show")

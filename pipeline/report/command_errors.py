@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 
 from pipeline.exit_codes import BUG, STOPPED, USAGE
-from pipeline.store.errors import describe_bug, one_line
+from pipeline.store.errors import ClusterLost, describe_bug, one_line
 from pipeline.store.redact import redact
 from pipeline.store.trouble import describe_trouble, is_lasting, is_of_store
 
@@ -21,6 +21,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
     a store's error that lasts: a file in the output's place,       | USAGE
     no right, no bucket, another region, a package that is missing  |
     a store's error that may pass: a full disk, no answer           | STOPPED
+    ClusterLost: Ray does not start, or brings no actor             | STOPPED
     KeyboardInterrupt                                               | STOPPED
     any other: a mistake in this software; with the traceback       | BUG
     """
@@ -32,6 +33,9 @@ def exit_code_of(command: Callable[[], int]) -> int:
     except ValueError as error:
         sys.stderr.write(f"error: {one_line(str(error))}\n")
         return USAGE
+    except ClusterLost as error:
+        sys.stderr.write(f"error: {one_line(str(error))}; run the same command again to continue\n")
+        return STOPPED
     except Exception as error:
         if is_of_store(error):
             sys.stderr.write(f"error: {one_line(describe_trouble(error))}\n")

@@ -70,7 +70,7 @@ def odd_photos() -> list[Case]:
         "exif-rotated": rotated(), "cmyk": encoded(picture(mode="CMYK"), "JPEG"), "grey-16-bit": encoded(grey16, "PNG"),
         "palette-with-alpha": palette_with_alpha(), "rgba": encoded(picture(mode="RGBA"), "PNG"),
         "one-bit": encoded(picture(mode="1"), "PNG"), "bmp": encoded(picture(), "BMP"),
-        "tiff": encoded(picture(), "TIFF"), "long": encoded(Image.new("1", (20_000, 20)), "PNG"),
+        "tiff": encoded(picture(), "TIFF"), "long": encoded(Image.new("1", (1600, 16)), "PNG"),
         **{f"animated-{form.lower()}": data for form, data in animated.items()},
     }  # fmt: skip
     whole = {form: encoded(picture(), form) for form in ("JPEG", "PNG", "WEBP", "GIF")}
@@ -80,6 +80,7 @@ def odd_photos() -> list[Case]:
         "11000-px": (claiming(11_000, 11_000), "too large: 11000 x 11000 px; at most 100,000,000"),
         "20000-px": (encoded(Image.new("1", (20_000, 20_000)), "PNG"), "too large"),
         "1x1": (encoded(Image.new("RGB", (1, 1)), "PNG"), "the photo is 1 x 1 px; at least 16"),
+        "thin": (encoded(Image.new("1", (16, 600_000)), "PNG"), "its longer side may be 100 times"),
         "empty": (b"", "the photo is empty (0 bytes)"),
         "html": (b"<!DOCTYPE html><title>Sign in</title>", "a web page"),
         "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG files are not decoded"),

@@ -107,6 +107,7 @@ BASE = {"concept_id": "ok", "images": ["a.png"]}
         ({"placeholder": 3}, "placeholder is 3; it must be text"),
         ({"placeholder": ["<a>"]}, "it must be text"),
         ({"initializer": "a {} cat"}, "holds {}"),
+        ({"initializer": "http://u:hunter2@h/x"}, "initializer 'http://***@h/x' holds an address with credentials"),
         ({"initializer": "cat " * 300}, "1,199 characters, more than 1,000"),
         ({"category": 1.5}, "category is 1.5; it must be text"),
         ({"num_vectors": "3"}, "num_vectors is '3'; it must be a whole number"),

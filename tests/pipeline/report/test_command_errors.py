@@ -16,6 +16,7 @@ from pipeline import evaluate, explain, export, run, status, use, validate
 from pipeline.exit_codes import BUG, OK, STOPPED, USAGE
 from pipeline.report.command_errors import exit_code_of
 from pipeline.store import disk
+from pipeline.store.errors import ClusterLost
 
 
 def raising(error: BaseException) -> Callable[[], int]:
@@ -34,6 +35,7 @@ def raising(error: BaseException) -> Callable[[], int]:
         (ImportError("Please install gcsfs"), USAGE, "error: a package is missing: Please install gcsfs\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), STOPPED, "error: /x: No space left on device;"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), USAGE, "error: /x: Permission denied; there"),
+        (ClusterLost("no node lives"), STOPPED, "error: no node lives; run the same command again to continue\n"),
         (KeyboardInterrupt(), STOPPED, "interrupted; run the same command again to continue\n"),
     ],
 )  # fmt: skip
