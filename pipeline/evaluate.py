@@ -36,6 +36,7 @@ from pipeline.bulk.stage import Stage, run_stage
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
 from pipeline.exit_codes import FAILED, OK, STOPPED
+from pipeline.inputs.models import check_extractors
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.ledger.records import ConceptRecord, latest, load_records
 from pipeline.report.command_errors import exit_code_of
@@ -96,20 +97,13 @@ def prepare(options: argparse.Namespace) -> tuple[RunConfig, int]:
         toml = read_bytes(absolute(recipe(options.config))).decode() if options.config else ""
         config = resolve_addresses(load_config(toml, overrides, base=made_with, output=store.root, model=options.model))
     else:
-        config = run.configure(
-            argparse.Namespace(
-                manifest=options.run,
-                output=options.output,
-                model=options.model,
-                prompts=None,
-                config=options.config,
-                set=overrides,
-            )
-        )
+        given = {"manifest": options.run, "output": options.output, "model": options.model, "config": options.config}
+        config = run.configure(argparse.Namespace(**(vars(run.parse([])) | given | {"set": overrides})))
     if not config.extractor:
         raise ValueError(
             "no feature extractor: name a CLIP or SigLIP, for example --set extractor=openai/clip-vit-base-patch32"
         )
+    check_extractors(config)
     choose_protocol(config)  # finds prompts that cannot be read now, not after a night of learning
     return config, OK if is_run else run.run(config)
 

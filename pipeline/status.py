@@ -51,6 +51,8 @@ def describe(status: RunStatus) -> Iterator[str]:
         yield f"{'' if number else 'also':>9}  {count:,} {name}"
     for name, text in _rate_lines(status):
         yield f"{name:>9}  {text}"
+    for concept_id, damage in list(status.damaged.items())[:_SHOWN_CAUSES]:
+        yield f"  DAMAGED  {concept_id}: {damage}"
     for stage, problem in status.problems.items():
         yield f"  PROBLEM  {stage}: {problem}"
     yield from _failure_lines(status)
@@ -92,6 +94,7 @@ def _row_counts(status: RunStatus) -> Iterator[tuple[int, str]]:
     yield status.done, "done" + before
     yield status.failed, "failed"
     more = {
+        "damaged, to be learned again": len(status.damaged),
         "bad rows": status.bad_rows,
         "being learned": status.learning,
         "waiting": status.waiting or 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +74,30 @@ def extractor_hash(model: str) -> str:
     return folder_hash(directory) if model and Path(directory).is_dir() else model
 
 
+def check_extractors(config: RunConfig) -> None:
+    """Raise ValueError if `extractor` or `evaluation.dino` names a directory without a model of transformers' layout,
+    or what is neither a directory nor a hub id: no actor, and no evaluation after a night, could load it."""
+    for setting, model in (("extractor", config.extractor), ("evaluation.dino", config.evaluation.dino)):
+        if model:
+            try:
+                _check_extractor(locate(model))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{setting} = {model!r} is no feature extractor: {error}") from error
+
+
+def _check_extractor(model: str) -> None:
+    directory = Path(model)
+    if not directory.is_dir():
+        model_files.check_hub_id(model)
+        return
+    if not (directory / "config.json").is_file():
+        raise ValueError("no config.json there; give a directory or hub id with config.json and .safetensors weights")
+    if "model_type" not in json.loads((directory / "config.json").read_bytes()):
+        raise ValueError("its config.json names no model_type")
+    if not any(directory.glob("*.safetensors")):
+        raise ValueError("no .safetensors weights there")
+
+
 def with_captions(config: RunConfig) -> RunConfig:
     """Return the configuration with the captions of knowledge preservation named: where the setting is empty, the file
     in the model's directory if there is one. Otherwise the setting stays empty, for the package's general captions."""
@@ -85,7 +110,9 @@ def with_captions(config: RunConfig) -> RunConfig:
 
 
 def load_model_vocabularies(config: RunConfig) -> Vocabularies:
-    """Check the model (see `check_model`) and read its vocabularies. Raises ValueError if they cannot be read."""
+    """Check the model and the extractors (see `check_model`) and read the vocabularies. Raises ValueError if they
+    cannot be read."""
+    check_extractors(config)
     vocabularies = families.load_vocabularies(locate(config.model))
     unknown = sorted(set(config.inversion.text_encoders) - vocabularies.keys())
     if unknown:
@@ -96,7 +123,9 @@ def load_model_vocabularies(config: RunConfig) -> Vocabularies:
 
 def check_model(config: RunConfig) -> None:
     """Check the model's configurations and the headers of its weights, without torch. Raises ValueError for a model
-    that no actor could load, and if `inversion.text_encoders` names a text encoder that it does not have."""
+    or a feature extractor (`check_extractors`) that no actor could load, and if `inversion.text_encoders` names a text
+    encoder that it does not have."""
+    check_extractors(config)
     if config.inversion.text_encoders:
         load_model_vocabularies(config)
     else:

@@ -40,6 +40,24 @@ def find_done(store: RunStore, *, verify: bool = False) -> DoneWork:
     return done
 
 
+def find_damaged(store: RunStore, listing: ConceptListing, max_reads: int) -> dict[str, str]:
+    """Return fingerprint -> damage of records and of the files that they describe.
+
+    On object stores only records in the copy of all records are looked at, and at most `max_reads` of those that have
+    changed since it was made, which cost a request each. A record that cannot be read for now is not damaged.
+    """
+    cache = RecordCache(store)
+    known = [each for each in listing.records.values() if not store.is_remote or cache.knows(each.path)]
+    changed = [each for each in known if cache.content(each.path, each.num_bytes, each.written_at) is None]
+    left_out = {entry.path for entry in changed[max_reads:]} if store.is_remote else set()
+    damaged = {}
+    for entry, content in read_contents(store, cache, (each for each in known if each.path not in left_out)):
+        record = record_or_failure(entry.path, content, listing)
+        if record.status != "done" and not isinstance(content, OSError):
+            damaged[record.fingerprint] = record.error
+    return damaged
+
+
 def _read_records(store: RunStore, listing: ConceptListing) -> Iterator[ConceptRecord]:
     """Yield every record; a damaged one as a failure that names the damage."""
     for entry, content in read_contents(store, RecordCache(store), listing.records.values()):

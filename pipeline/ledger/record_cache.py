@@ -40,6 +40,10 @@ class RecordCache:
             return
         self._rows = {path: row for row, path in enumerate(self._table["path"].to_pylist())}
 
+    def knows(self, path: str) -> bool:
+        """Return whether the copy has an object of this path, whatever its content was."""
+        return path in self._rows
+
     def content(self, path: str, size: int, written: float) -> bytes | None:
         """Return the cached content of an object; None unless its size and time of writing are those of the listing."""
         row = self._rows.get(path)

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.ledger.done import find_damaged
+from pipeline.ledger.listing import ConceptListing
 from pipeline.ledger.records import record_or_failure
 from pipeline.report.failures import Cause, find_causes
 from pipeline.store.addresses import open_for_reading
@@ -84,6 +86,9 @@ class RunStatus:
     """Concepts with a checkpoint and no result, in a run that is alive."""
     interrupted: int = 0
     """Concepts with a checkpoint and no result that no run works on; the next run continues them."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Concept id -> damage of its record or files, which the next run learns again; not among `done`. On object stores
+    only records in the copy of all records are looked at."""
     below_gate: int = 0
     """Concepts among `done` below the quality gate, which this run or the next tries again."""
     waiting: int | None = None
@@ -118,7 +123,8 @@ def read_status(store: RunStore, clock: float | None = None) -> RunStatus:
     states: dict[str, ConceptState] = {}
     top_level: dict[str, float] = {}
     newest = 0.0
-    for path, size, at in store.scan_with_times():
+    objects = list(store.scan_with_times())
+    for path, size, at in objects:
         folder = ConceptFolder.from_path(path)
         newest = max(newest, at)
         if folder is not None:
@@ -135,6 +141,7 @@ def read_status(store: RunStore, clock: float | None = None) -> RunStatus:
     run = read_run(store) if _RUN in top_level else {}
     started = _timestamp(run.get("started_at"))
     _describe_run(status, run, newest, clock)
+    _set_damaged_apart(status, states, find_damaged(store, ConceptListing(objects), _MAX_RECORDS), started)
     _count_states(status, run, states, started)
     _measure_rate(status, states, started, clock)
     results = _read_results(store) if _RESULTS in top_level else {}
@@ -196,6 +203,17 @@ def _describe_run(status: RunStatus, run: Mapping[str, Any], newest: float, cloc
     status.alive = status.stage in ("learning", "drawing", "reporting") and status.quiet_s < _QUIET_S
 
 
+def _set_damaged_apart(
+    status: RunStatus, states: dict[str, ConceptState], damages: Mapping[str, str], started: float
+) -> None:
+    """Move concepts whose result is damaged from `states` to `status.damaged`."""
+    for concept_id, state in list(states.items()):
+        if state.status == "done" and state.fingerprint in damages:
+            status.damaged[concept_id] = damages[state.fingerprint]
+            status.done_before = max(0, status.done_before - (state.at < started))
+            del states[concept_id]
+
+
 def _count_states(
     status: RunStatus, run: Mapping[str, Any], states: Mapping[str, ConceptState], started: float
 ) -> None:
@@ -213,7 +231,7 @@ def _count_states(
     status.learning = learning if status.alive else 0
     status.interrupted = kinds.count(("learning", False)) + learning - status.learning
     if status.rows is not None and "looked_at" in run.get("counts", {}):
-        settled = status.done + status.failed + status.bad_rows + status.left_out
+        settled = status.done + status.failed + len(status.damaged) + status.bad_rows + status.left_out
         status.waiting = max(0, status.rows - settled - status.learning)
 
 

@@ -36,6 +36,15 @@ def test_what_cannot_be_evaluated_is_said_before_any_work(tmp_path: Path, capsys
     assert "evaluation.protocol" in capsys.readouterr().err
     assert main([*command, "--set", "extractor=demo/clip", "--prompts", str(tmp_path / "none.txt")]) == USAGE
     assert "none.txt cannot be read" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    for bad, said in (
+        (str(tmp_path / "empty"), "is no feature extractor: no config.json there"),
+        (str(tmp_path / "gone" / "dino"), "is neither a directory here nor a hub id"),
+    ):
+        assert main([*command, "--set", "extractor=demo/clip", "--dino", bad]) == USAGE
+        error = capsys.readouterr().err
+        assert f"evaluation.dino = '{bad}'" in error
+        assert said in error
     assert main([str(tmp_path / "nothing.parquet"), "--output", str(output)]) == USAGE
     assert "no manifest at" in capsys.readouterr().err
     assert not output.exists()

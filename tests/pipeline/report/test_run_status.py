@@ -170,3 +170,25 @@ def test_concepts_tried_again_are_counted_once(root: str) -> None:
     put_run(store, manifest, settings(), started_at=EARLIER, counts={"rows": 2, "done_before": 2, "gate": gate})
     status = read_status(store)
     assert (status.done, status.below_gate) == (2, 1)
+
+
+def test_damaged_results_do_not_count_as_done(root: str) -> None:
+    store = RunStore(root)
+    manifest = put_manifest(store, make_photos(store, "cat", "dog", "owl"))
+    tasks = tasks_of(manifest, settings())
+    for name in ("cat", "dog", "owl"):
+        end(store, tasks[name])
+    counts = {"rows": 3, "looked_at": 3}
+    put_run(store, manifest, settings(), started_at=EARLIER, counts=counts)
+    list(
+        load_records(store, update_cache=True)
+    )  # as a report does, which keeps a copy of all records on an object store
+    assert (read_status(store).done, read_status(store).damaged) == (3, {})
+    store.put(tasks["dog"].folder.record, b"garbage")
+    swapped = store.get(tasks["cat"].folder.record) + b"\n"  # of another size: S3 tells times in seconds only
+    store.put(tasks["owl"].folder.record, swapped)
+    status = read_status(store)
+    assert (status.done, status.failed, status.waiting) == (1, 0, 0)
+    assert set(status.damaged) == {"dog", "owl"}
+    assert "cannot be read" in status.damaged["dog"]
+    assert "it is the record of" in status.damaged["owl"]
