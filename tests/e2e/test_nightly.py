@@ -80,7 +80,7 @@ def test_a_try_is_what_a_run_with_its_settings_learns(
         assert record.tries[1].files["grid.png"] == other[name].files["grid.png"]
     rows = read_table(tmp_path / "gated" / "results.parquet").to_pylist()
     assert {row["concept_id"]: (row["gate"], row["tries"], row["embedding"]) for row in rows} == {
-        name: ("below", 3, str(tmp_path / "gated" / record.result.embedding)) for name, record in gated.items()
+        name: ("below", 3, record.result.embedding) for name, record in gated.items()
     }
     page = (tmp_path / "gated" / "report.html").read_text()
     assert "below the gate" in page
