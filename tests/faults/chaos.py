@@ -102,7 +102,8 @@ class Chaos:
             now = time.monotonic()
             if len(self.records()) != seen:
                 seen, moved_at = len(self.records()), now
-                next_kill = min(next_kill, now + self.random.uniform(0, self.every_s))
+                if next_kill == float("inf"):
+                    next_kill = now + self.random.uniform(0, self.every_s)
             if now >= next_kill:
                 self._kill_one()
                 next_kill = now + self.every_s
