@@ -103,9 +103,9 @@ def test_a_dry_run_names_prompts_for_nobody_and_weights(
     ]
     prompts.write_text("prompt,concept_id\na (red:1.2) {},\n{},catt\n{},cat\n")
     assert main(options) == 1
-    weights, stray, *_ = capsys.readouterr().out.splitlines()
-    assert weights.startswith("note: 1 prompts have weights such as '(red:1.2)'")
+    stray, weights, *_ = capsys.readouterr().out.splitlines()
     assert stray == "would fail: no concept has the concept_id 'catt' of a prompt; did you mean 'cat'?"
+    assert weights.startswith("note: 1 prompts have weights such as '(red:1.2)'")
     prompts.write_text("prompt,concept_id\n{},dog\n")
     assert main(options) == 0
     (tmp_path / "out/concepts/catt/f").mkdir(parents=True)
@@ -168,8 +168,9 @@ def test_the_command_needs_neither_torch_nor_ray(tiny_model: Path, tmp_path: Pat
     assert lines[1].startswith("would fail: b: photo ")
     assert "b-1.png: not a picture but a web page (HTML, 6 bytes): the address may lead to" in lines[1]
     assert lines[2] == "2 of 2 concepts to do would fail, or pictures of them"
-    assert lines[3].startswith("0 done, 2 to do, 0 bad rows")
-    assert lines[4] == "[]"
+    assert lines[3].startswith("estimate: no earlier run to estimate from")
+    assert lines[4].startswith("0 done, 2 to do, 0 bad rows")
+    assert lines[5] == "[]"
     assert not (tmp_path / "out").exists()
 
 
