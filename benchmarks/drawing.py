@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline import run
 from pipeline.actor.library import LearnedConcept, Library, open_library
 from pipeline.config import PhotoConfig
+from pipeline.exit_codes import OK
 from pipeline.inputs.photos import fetch
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone
@@ -25,7 +26,7 @@ def learn_manifest(manifest: str, output: str, seed: int, settings: Sequence[str
     """
     fixed = ["gate.ladder=[]", f"seed={seed}", f"actors.count={jobs}"]
     arguments = [manifest, "--output", output, *(f"--set={setting}" for setting in (*settings, *fixed))]
-    if run.main(arguments) != run.OK:
+    if run.main(arguments) != OK:
         raise ValueError(f"not all concepts of {manifest} were learned; see above")
     return open_library([output])
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pipeline import evaluate
 from pipeline.bulk.protocols import PROMPTS
 from pipeline.config_file import RECIPES
+from pipeline.exit_codes import USAGE
 from pipeline.inputs.prompt_table import read_prompts
 from pipeline.store.storage import RunStore
 
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         subjects = read_subjects(options.dataset)
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
-        return evaluate.run.USAGE
+        return USAGE
     store = RunStore(options.output)
     for name, rows in (("manifest", subjects), ("prompts", prompts_of(subjects))):
         buffer = io.BytesIO()

@@ -35,6 +35,7 @@ from benchmarks.stand_ins import FILES, StandInWithFiles
 from benchmarks.timing import heading, peak_mb, say, table
 from pipeline import cluster, driver, run
 from pipeline.config import GateConfig, RunConfig
+from pipeline.exit_codes import OK
 from pipeline.ledger.records import ConceptRecord
 
 PARTS = 10
@@ -133,7 +134,7 @@ def run_with_stand_ins(config: RunConfig, options: argparse.Namespace, *, starts
     finally:
         if started:
             ray.shutdown()
-    if code != run.OK:
+    if code != OK:
         raise ValueError(f"the run ended with {code}; with --keep, its report says why")
     return watch, seconds
 

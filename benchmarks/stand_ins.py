@@ -14,6 +14,7 @@ from pipeline.config import GateConfig
 from pipeline.ledger.gate import verdict
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, put_record
+from pipeline.report.concept_progress import ConceptProgress
 from pipeline.store.storage import RunStore
 from pipeline.times import now
 
@@ -49,6 +50,10 @@ class NoLearning:
         if self._store is not None:
             await asyncio.get_running_loop().run_in_executor(self._pool, self._publish, self._store, record)
         return record
+
+    def progress(self) -> list[ConceptProgress]:
+        """Return nothing: no concept takes a step."""
+        return []
 
     async def drain(self, seconds: float) -> None:
         """Do nothing: there are no checkpoints to save."""

@@ -19,6 +19,7 @@ from demo.captions import TINTS
 from demo.make_manifests import DIVERSE_CONCEPT, DIVERSE_WORD, PENCIL_CONCEPT, SECOND_STYLE_CONCEPT, STYLE_CONCEPT
 from demo.world import PICTURE_PX
 from pipeline import run, use
+from pipeline.exit_codes import OK
 
 HERE = Path(__file__).parent
 EDITED = HERE / "images/koala/2.png"
@@ -71,7 +72,7 @@ def main() -> None:
         "--set=gate.ladder=[]",
         *(f"--set={setting}" for setting in options.set),
     ]  # each concept is learned once
-    if run.main([str(HERE.parent / "manifests/examples.parquet"), "--output", str(learned), *settings]) != run.OK:
+    if run.main([str(HERE.parent / "manifests/examples.parquet"), "--output", str(learned), *settings]) != OK:
         raise SystemExit("not all concepts were learned; see above")
 
     options.out.mkdir(parents=True, exist_ok=True)

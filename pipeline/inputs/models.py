@@ -112,8 +112,8 @@ def with_captions(config: RunConfig) -> RunConfig:
 def load_model_vocabularies(config: RunConfig) -> Vocabularies:
     """Check the model and the extractors (see `check_model`) and read the vocabularies. Raises ValueError if they
     cannot be read."""
-    check_extractors(config)
     vocabularies = families.load_vocabularies(locate(config.model))
+    check_extractors(config)
     unknown = sorted(set(config.inversion.text_encoders) - vocabularies.keys())
     if unknown:
         known = ", ".join(vocabularies)
@@ -125,8 +125,8 @@ def check_model(config: RunConfig) -> None:
     """Check the model's configurations and the headers of its weights, without torch. Raises ValueError for a model
     or a feature extractor (`check_extractors`) that no actor could load, and if `inversion.text_encoders` names a text
     encoder that it does not have."""
-    check_extractors(config)
     if config.inversion.text_encoders:
         load_model_vocabularies(config)
     else:
         families.check_model(locate(config.model))
+        check_extractors(config)

@@ -33,12 +33,12 @@ ENCODER_SETTINGS = {
 def killing_a_worker(checkpoint: Path) -> Iterator[list[int]]:
     """Kill the training's process when it has written a checkpoint; yield the list of those killed."""
     killed: list[int] = []
-    before = checkpoint.stat().st_mtime_ns
+    before = written_at(checkpoint)
     is_over = threading.Event()
 
     def watch() -> None:
         while not is_over.is_set() and not killed:
-            if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
+            if written_at(checkpoint) != before:
                 killed.extend(descendants(WORKER))
                 for pid in killed:
                     kill(pid)
@@ -51,6 +51,14 @@ def killing_a_worker(checkpoint: Path) -> Iterator[list[int]]:
     finally:
         is_over.set()
         watcher.join()
+
+
+def written_at(path: Path) -> int:
+    """Return a file's time of modification in nanoseconds; 0 if it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 @pytest.mark.slow
