@@ -119,11 +119,13 @@ class Run:
         total = partial(self.plan.expected_todo, self.stats.rows)
         todo = chain([first], tasks)
 
-        def watch(numbers: ProgressNumbers) -> None:
-            metrics.observe(numbers)
+        def count_failures() -> None:
             metrics.observe_failures(outcome_of(self._config, self.stats, self.plan, self._selection))
 
-        for record in self._learn_all(self._config, todo, "learning", total, watch, self.plan.replan):
+        learning = self._learn_all(
+            self._config, todo, "learning", total, metrics.observe, count_failures, self.plan.replan
+        )
+        for record in learning:
             self.stats.settle(record)
             metrics.settled(record)
             if record.status == "failed":
@@ -134,6 +136,7 @@ class Run:
                     return
             elif record.gate == BELOW and self._config.gate.ladder:
                 self.plan.awaiting_retry[record.concept_id] = record.fingerprint
+        count_failures()
 
     def _without_damaged_records(self, tasks: Iterator[ConceptTask]) -> Iterator[ConceptTask]:
         """Yield the tasks, after deleting the record of one whose result is damaged: an actor takes a record that it
@@ -252,6 +255,15 @@ class Run:
         self.stats.problems[stage] = f"not written: {describe_trouble(error)}"
         self.stats.is_stopped = True
 
+    def _beat(self, every_minute: Callable[[], None] | None) -> None:
+        """Do what is due every minute of learning: call `every_minute` and update `run.json`."""
+        if every_minute is not None:
+            every_minute()
+        try:
+            self.write_state("learning")
+        except OSError as error:  # the next one may get through
+            log.warning("run.json was not updated: %s", error)
+
     def _learn_all(
         self,
         config: RunConfig,
@@ -259,12 +271,14 @@ class Run:
         stage: str,
         total: Callable[[], int],
         watch: Callable[[ProgressNumbers], None] | None = None,
+        every_minute: Callable[[], None] | None = None,
         replan: Callable[[ConceptTask], ConceptTask] | None = None,
     ) -> Iterator[ConceptRecord]:
         """Yield the tasks' records as they end; fewer if the run is stopped or given up meanwhile.
 
         `stage` and `total` are for progress lines; `watch` gets the numbers of every update;
-        `replan` makes the task of a concept whose photos changed after it was planned.
+        `every_minute` is called as often as run.json is written, for work that grows with the failures; `replan` makes
+        the task of a concept whose photos changed after it was planned.
         """
         gpus, cpus = connect(config)
         from pipeline.cluster import learner_actors, policy_from_config
@@ -274,12 +288,6 @@ class Run:
         stats = self.stats
         stats.on_gpus = bool(gpus)
         device_time = DeviceTime(stats, config.actors.gpus if gpus else config.actors.cpus)
-
-        def beat() -> None:
-            try:
-                self.write_state("learning")
-            except OSError as error:  # the next one may get through
-                log.warning("run.json was not updated: %s", error)
 
         def observe(numbers: ProgressNumbers) -> None:
             device_time.observe(numbers)
@@ -291,7 +299,7 @@ class Run:
         progress = Progress(
             stage,
             total,
-            beat=beat,
+            beat=partial(self._beat, every_minute),
             log_format=config.log_format,
             observe=observe,
             in_flight=watched.in_flight,
