@@ -113,7 +113,7 @@ class Scenes:
     named_ids: Tensor
     """Token ids of the captions, at the teacher's length, int64 [scenes, tokens]."""
     unnamed_ids: Tensor
-    """Those of the captions with the unnamed word in place of a name or before it."""
+    """Token ids of the same captions with the unnamed word in place of a name or before it."""
 
 
 def read_scenes(pool: Pool, latents: Tensor, tokenizer: CLIPTokenizer, rng: np.random.Generator) -> Scenes:

@@ -25,7 +25,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by its EXIF orientation (CIPA DC-008, 4.6.5.1.6)."""
+"""EXIF orientation of a picture -> the turn that sets it upright (CIPA DC-008, 4.6.5.1.6)."""
 
 
 def open_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -89,7 +89,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class SlotProgress:
-    """How far the concept in a slot is."""
+    """Progress of the concept in a slot."""
 
     concept_id: str
     step: int

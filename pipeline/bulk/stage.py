@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -151,13 +150,9 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
 
 def _quiet_ray_data() -> None:
     """Keep from the terminal what Ray Data says about its own work; its log file in Ray's session folder has all."""
-    from ray.util.annotations import RayDeprecationWarning
-
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
-    # Ray 2.60 has no other way to say max_restarts and max_task_retries.
-    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
 
 
 @contextmanager

@@ -34,12 +34,12 @@ _THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What a comparison needs of a learned concept."""
+    """Facts of a learned concept that a comparison shows."""
 
     folder: ConceptFolder
     """Folder of its result."""
     name: str
-    """Its name in prompts."""
+    """Name of the concept in prompts."""
     category: str
     num_photos: int
     scores: Mapping[str, float]
@@ -55,6 +55,8 @@ class Side:
 
     store: RunStore
     config: RunConfig
+    settings: Mapping[str, Any]
+    """The configuration without its addresses, as the run's run.json has it; empty if there is none."""
     learned: Mapping[str, Learned]
     """The newest result of each concept, by id."""
     num_failed: int
@@ -84,10 +86,12 @@ class Side:
                 )
         if not learned:
             raise ValueError(f"{redact(store.root)}: no learned concepts there; give the output of a run")
-        config = RunConfig()
+        config, settings = RunConfig(), {}
         if store.exists("run.json"):
-            config = load_config("", [], base=json.loads(store.get("run.json"))["config"], output=store.root)
-        return cls(store, config, learned, len(failed - learned.keys()))
+            tree = json.loads(store.get("run.json"))["config"]
+            config = load_config("", [], base=tree, output=store.root)
+            settings = {name: value for name, value in tree.items() if name not in _PLACES}
+        return cls(store, config, settings, learned, len(failed - learned.keys()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +138,8 @@ class Comparison:
 
     def settings(self) -> list[str]:
         """Return the settings that differ, as `name: first -> second`."""
-        trees = [_settings(side) for side in self.sides]
-        return [redact(line) for line in tree_differences(trees[0], trees[1])]
+        first, second = (side.settings for side in self.sides)
+        return [redact(line) for line in tree_differences(first, second)]
 
     def lines(self) -> Iterator[str]:
         """Yield the comparison as lines of a terminal."""
@@ -234,11 +238,3 @@ class Comparison:
 
 def _values(learned: Learned) -> dict[str, float]:
     return {**learned.scores, "steps": learned.steps, "seconds": learned.seconds}
-
-
-def _settings(side: Side) -> dict[str, Any]:
-    """Return the configuration of a run without its addresses, as its run.json has it; empty if there is none."""
-    if not side.store.exists("run.json"):
-        return {}
-    tree: dict[str, Any] = json.loads(side.store.get("run.json"))["config"]
-    return {name: value for name, value in tree.items() if name not in _PLACES}

@@ -1,4 +1,4 @@
-"""What the page shows of a concept when it is opened: tries, bulk pictures, photos, curve and facts.
+"""Details of a concept on the page, shown when it is opened: tries, bulk pictures, photos, curve and facts.
 
 The concepts that come first have their pictures inside the page, made small. The page shows all others from the run's
 own files, which lie beside it.
@@ -7,7 +7,7 @@ own files, which lie beside it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -34,7 +34,7 @@ _BATCH = 64
 
 
 class Details:
-    """What the page shows of each concept, read from the spool and from the run's files."""
+    """Reader of each concept's details, from the spool and from the run's files."""
 
     def __init__(self, store: RunStore, config: RunConfig, spool: Spool) -> None:
         self.layouts = SheetLayouts(config.grid)
@@ -139,9 +139,3 @@ def _described(picture: DrawnPicture, name: str) -> list[Any]:
     """Return a bulk picture as the page's script reads it: prompt with a hole for the concept, seed, path, error."""
     prompt = picture.prompt.replace(name, HOLE) if name else picture.prompt
     return [prompt, picture.seed, picture.path, picture.error]
-
-
-def positions_on_map(num_done: int, most: int) -> Sequence[int]:
-    """Return the positions of at most `most` of the first `num_done` concepts, evenly spread."""
-    count = min(num_done, most)
-    return [place * num_done // count for place in range(count)] if count else []

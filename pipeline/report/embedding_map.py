@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
+from pipeline.ledger.vectors import vectors_in
 from pipeline.store.storage import ConceptFolder, RunStore
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,12 @@ class EmbeddingMap:
     """The concept's position on the page, and its place; both coordinates are between 0 and 1, on one scale."""
     shares: tuple[float, float]
     """Share of the rows' variance along each direction."""
+
+
+def positions_on_map(num_done: int, most: int) -> Sequence[int]:
+    """Return the positions of at most `most` of the first `num_done` concepts, evenly spread."""
+    count = min(num_done, most)
+    return [place * num_done // count for place in range(count)] if count else []
 
 
 def read_map(store: RunStore, folders: Mapping[int, ConceptFolder]) -> EmbeddingMap | None:
@@ -85,8 +91,8 @@ def _vector(content: bytes | OSError) -> NDArray[np.float32] | None:
     if isinstance(content, OSError):
         return None
     try:
-        tensors = safetensors.numpy.load(content)
-        means = [np.atleast_2d(tensors[key]).mean(axis=0, dtype=np.float32) for key in sorted(tensors)]
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError):
+        by_encoder = vectors_in(content)
+        means = [np.atleast_2d(by_encoder[key]).mean(axis=0, dtype=np.float32) for key in sorted(by_encoder)]
+    except (ValueError, TypeError):
         return None
     return np.concatenate(means) if means and all(np.isfinite(mean).all() for mean in means) else None

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rate:
-    """What learning took in the last run that learned anything."""
+    """Time that learning took in the last run that learned anything."""
 
     concepts: int
     """Concepts that it learned."""

@@ -1,4 +1,4 @@
-"""What the pages share: templates, style and scripts inside a page, and pictures."""
+"""Parts that all pages share: templates, style and scripts inside a page, and pictures."""
 
 from __future__ import annotations
 

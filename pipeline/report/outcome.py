@@ -20,7 +20,7 @@ class Outcome:
     """Bad rows and failed concepts that are not known."""
 
     num_known: int
-    """Those that the last whole run that did not fail had as well, see `known_failures`."""
+    """Bad rows and failed concepts that the last whole run that did not fail had as well, see `known_failures`."""
 
     limit: int
     """Largest number of new ones that is tolerated."""

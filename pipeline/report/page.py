@@ -19,9 +19,9 @@ from pipeline.ledger.records import latest, load_records
 from pipeline.ledger.results import write_results
 from pipeline.report.bulk_pictures import read_pictures
 from pipeline.report.columns import Column
-from pipeline.report.details import Details, positions_on_map
-from pipeline.report.embedding_map import EmbeddingMap, read_map
-from pipeline.report.failures import group_by_kind, remedy_of, title_of
+from pipeline.report.details import Details
+from pipeline.report.embedding_map import EmbeddingMap, positions_on_map, read_map
+from pipeline.report.failures import KindGroup, group_by_kind
 from pipeline.report.html import JINJA, Frame, to_script
 from pipeline.report.overview import Overview
 from pipeline.report.parts import DETAILS_PER_PART, ROWS_PER_PART, PartWriter
@@ -56,7 +56,7 @@ class RunFigures:
     device_time: str = ""
     """Time for which actors held devices, with its unit; empty if there is none."""
     device_seconds: float = 0.0
-    """The same in seconds, summed over the devices."""
+    """Time for which actors held devices, in seconds, summed over the devices."""
     seconds: float = 0.0
     """Wall time of the run."""
     problems: Mapping[str, str] = field(default_factory=dict)
@@ -124,22 +124,23 @@ class _Report:
             self._parts.put_all("rows", self._rows(self._num_inside, self._num_rows), ROWS_PER_PART)
             details = self._details.linked(self._num_inside, self._num_rows)
             self._parts.put_all("details", details, DETAILS_PER_PART)
-        page = self._page(self._data(rows, inside))
+        causes = self._overview.failures.causes()
+        groups = group_by_kind(causes, _MAX_CAUSES)
+        page = self._page(self._data(rows, inside, groups), groups, len(causes))
         self._store.put(PATH, page.encode("utf-8", "replace"))  # a file's name need not be UTF-8
         self._parts.delete_others()
 
-    def _page(self, data: Mapping[str, Any]) -> str:
+    def _page(self, data: Mapping[str, Any], groups: Sequence[KindGroup], num_causes: int) -> str:
         overview = self._overview
-        causes = overview.failures.causes()
         return JINJA.get_template("report.html").render(
             frame=Frame.of(*_SCRIPTS),
             config=self._config,
             settings=list(flatten(redacted(shown_tree(self._config)))),
             figures=self._figures,
             made_at=format_utc(self._made_at),
-            failures=group_by_kind(causes, _MAX_CAUSES),
-            num_causes=len(causes),
-            num_shown_causes=min(len(causes), _MAX_CAUSES),
+            failures=groups,
+            num_causes=num_causes,
+            num_shown_causes=min(num_causes, _MAX_CAUSES),
             num_failures=overview.num_failed + len(self._figures.problems),
             num_done=overview.num_done,
             num_below=overview.num_below,
@@ -155,7 +156,9 @@ class _Report:
             format_duration=format_duration,
         )
 
-    def _data(self, rows: list[list[Any]], details: list[dict[str, Any]]) -> dict[str, Any]:
+    def _data(
+        self, rows: list[list[Any]], details: list[dict[str, Any]], groups: Sequence[KindGroup]
+    ) -> dict[str, Any]:
         """Return what the page's script reads."""
         plane = self._map()
         return {
@@ -174,12 +177,9 @@ class _Report:
                 for name in ("embedding", "grid", "curve", "record", "failure", "log")
             },
             "scales": {name: self._overview.scale(name) for name in ("clip_i", "clip_t")},
-            "remedies": {group.kind: [title_of(group.kind), remedy_of(group.kind)] for group in self._kinds()},
+            "remedies": {group.kind: [group.title, group.remedy] for group in groups},
             "map": asdict(plane) if plane else None,
         }
-
-    def _kinds(self) -> Any:
-        return group_by_kind(self._overview.failures.causes(), _MAX_CAUSES)
 
     def _rows(self, start: int, stop: int) -> Iterator[list[Any]]:
         """Yield the rows at these positions: the values of the columns, then the fingerprints of record and result,

@@ -1,4 +1,4 @@
-"""What each rule of the quality gate's ladder gained over the first try, concept by concept."""
+"""Gain of each rule of the quality gate's ladder over the first try, concept by concept."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class RunStats:
     """Keys of `known_failures.key_of`, by the id of each failed concept."""
 
     known_before: frozenset[str] = frozenset()
-    """Those of the failures that do not count again, bad rows included."""
+    """Keys of the failures that do not count again, bad rows included."""
 
     problems: dict[str, str] = field(default_factory=dict)
     """Errors that are no single concept's, by stage."""

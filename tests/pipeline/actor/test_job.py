@@ -1,4 +1,4 @@
-"""How far a job says that it is."""
+"""Tests of the progress that a job reports."""
 
 from __future__ import annotations
 

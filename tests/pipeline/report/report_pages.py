@@ -18,7 +18,7 @@ class Page(HTMLParser):
         self.code: dict[str, str] = {}
         """Content of the last `style` and of the last `script` that is run."""
         self.data: dict[str, Any] = {}
-        """What the script reads; empty if there is none."""
+        """Text that the script reads; empty if there is none."""
         self._inside = ""
         self.feed(html)
 

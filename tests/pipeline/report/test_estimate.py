@@ -1,4 +1,4 @@
-"""What a run would take at the last one's rate."""
+"""Tests of the estimate from the last run's rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which failures of a run count."""
+"""Tests of the failures that count at a run's end."""
 
 from __future__ import annotations
 
