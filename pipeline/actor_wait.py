@@ -67,7 +67,7 @@ class ActorWait:
         elif now - self._node_seen >= NO_NODE_S:
             raise ClusterLost(
                 f"no node of the Ray cluster was alive for {now - self._node_seen:.0f} s: its raylet was killed, ran "
-                "out of memory or crashed (its log in /tmp/ray/session_latest/logs says which)"
+                "out of memory or crashed (its log in Ray's session folder says which)"
             )
         waited_s = now - self._since
         if self._start_s and waited_s >= self._start_s:
