@@ -73,9 +73,13 @@ class RunMetrics:
         self._gauges = {name: Gauge(name, GAUGES[name]) for name in names}
         (name,) = HISTOGRAMS
         self._seconds = Histogram(name, HISTOGRAMS[name], boundaries=list(_BOUNDARIES_S))
+        self._failures = {"concepts_failures_new": 0, "concepts_failures_tolerated": 0}
 
     def observe(self, numbers: ProgressNumbers) -> None:
-        """Export the numbers of a progress line, with the driver's counts."""
+        """Export the numbers of a progress line, with the driver's counts.
+
+        To be called more often than Ray exports: a gauge has a series only in an interval in which it was set.
+        """
         for name, counter in self._counters.items():
             counter.reach(numbers[name.removeprefix("concepts_")])
         self._gauges["concepts_planned"].set(numbers["total"])
@@ -83,13 +87,18 @@ class RunMetrics:
         self._gauges["concepts_in_flight"].set(numbers["in_flight"])
         self._gauges["actors_ready"].set(numbers["ready"])
         self._gauges["actors_starting"].set(numbers["starting"])
+        self._export_failures()
         if "seconds_left" in numbers:
             self._gauges["concepts_eta_seconds"].set(numbers["seconds_left"])
 
-    def observe_failures(self, outcome: Outcome) -> None:
-        """Export how many failures are new, and how many of them are tolerated."""
-        self._gauges["concepts_failures_new"].set(outcome.num_new)
-        self._gauges["concepts_failures_tolerated"].set(outcome.limit)
+    def count_failures(self, outcome: Outcome) -> None:
+        """Export how many failures are new and how many of them are tolerated, from now on with the other numbers."""
+        self._failures = {"concepts_failures_new": outcome.num_new, "concepts_failures_tolerated": outcome.limit}
+        self._export_failures()
+
+    def _export_failures(self) -> None:
+        for name, value in self._failures.items():
+            self._gauges[name].set(value)
 
     def settled(self, record: ConceptRecord) -> None:
         """Export how long a finished concept took."""

@@ -120,8 +120,9 @@ class Run:
         todo = chain([first], tasks)
 
         def count_failures() -> None:
-            metrics.observe_failures(outcome_of(self._config, self.stats, self.plan, self._selection))
+            metrics.count_failures(outcome_of(self._config, self.stats, self.plan, self._selection))
 
+        count_failures()
         learning = self._learn_all(
             self._config, todo, "learning", total, metrics.observe, count_failures, self.plan.replan
         )

@@ -1,20 +1,31 @@
-"""A map of learned concepts: their rows, projected on the two directions in which they differ most."""
+"""A map of learned concepts: their rows, projected on the two directions in which they differ most.
+
+On object stores the mean rows are kept in one object, `map.parquet`, so that a report reads only the embeddings that
+are new on the map.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.ledger.vectors import vectors_in
+from pipeline.store.parquet import read_table
 from pipeline.store.storage import ConceptFolder, RunStore
 
 log = logging.getLogger(__name__)
 
+KEPT_PATH = "map.parquet"
+
+_SCHEMA = pa.schema([("embedding", pa.string()), ("mean", pa.list_(pa.float32()))])
 _BATCH = 200
 _FEWEST = 3
 
@@ -29,19 +40,17 @@ class EmbeddingMap:
     """Share of the rows' variance along each direction."""
 
 
-def positions_on_map(num_done: int, most: int) -> Sequence[int]:
-    """Return the positions of at most `most` of the first `num_done` concepts, evenly spread."""
-    count = min(num_done, most)
-    return [place * num_done // count for place in range(count)] if count else []
-
-
 def read_map(store: RunStore, folders: Mapping[int, ConceptFolder]) -> EmbeddingMap | None:
     """Return the map of the concepts whose embeddings can be read, position -> folder; None for fewer than three.
 
     The vector of a concept is the mean of its rows, for several text encoders one behind the other. Concepts whose
     vectors are of another length than most are left out.
     """
-    vectors = dict(_vectors(store, folders))
+    kept = _read_kept(store)
+    means = {folder.embedding: kept.get(folder.embedding) for folder in folders.values()}
+    means |= dict(_vectors(store, [path for path, mean in means.items() if mean is None]))
+    vectors = {position: mean for position, folder in folders.items() if (mean := means[folder.embedding]) is not None}
+    _keep(store, kept, {path: mean for path, mean in means.items() if mean is not None})
     lengths = Counter(len(vector) for vector in vectors.values())
     if not lengths:
         return None
@@ -69,19 +78,46 @@ def project(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[fl
     return (places - middle) / extent + 0.5, (float(values[0] / total), float(values[1] / total))
 
 
-def _vectors(store: RunStore, folders: Mapping[int, ConceptFolder]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield position and vector of every concept whose embedding can be read."""
+def _read_kept(store: RunStore) -> dict[str, NDArray[np.float32]]:
+    """Return the mean rows that the last report kept, by the embedding's path; none on local disks, where a request
+    costs nothing."""
+    if not store.is_remote:
+        return {}
+    try:
+        table = read_table(io.BytesIO(store.get(KEPT_PATH)), _SCHEMA.names).cast(_SCHEMA)
+    except FileNotFoundError:
+        return {}
+    except (pa.ArrowException, OSError) as error:
+        log.warning("%s is ignored, as it cannot be read: %s", store.uri(KEPT_PATH), error)
+        return {}
+    means = (np.array(mean, np.float32) for mean in table["mean"].to_pylist())
+    return dict(zip(table["embedding"].to_pylist(), means, strict=True))
+
+
+def _keep(store: RunStore, kept: Mapping[str, NDArray[np.float32]], means: Mapping[str, NDArray[np.float32]]) -> None:
+    """Replace the kept mean rows by `means`, if they are of other embeddings. A failure is logged and not raised: the
+    next report reads every embedding by itself."""
+    if not store.is_remote or kept.keys() == means.keys():
+        return
+    buffer = io.BytesIO()
+    rows = [{"embedding": path, "mean": mean.tolist()} for path, mean in means.items()]
+    pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), buffer, compression="zstd")
+    try:
+        store.put(KEPT_PATH, buffer.getvalue())
+    except OSError as error:
+        log.warning("%s was not stored: %s", store.uri(KEPT_PATH), error)
+
+
+def _vectors(store: RunStore, paths: Sequence[str]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Yield path and mean row of every embedding that can be read."""
     num_unread = 0
-    wanted = list(folders.items())
-    for start in range(0, len(wanted), _BATCH):
-        batch = wanted[start : start + _BATCH]
-        contents = store.get_many(folder.embedding for _, folder in batch)
-        for position, folder in batch:
-            vector = _vector(contents[folder.embedding])
+    for start in range(0, len(paths), _BATCH):
+        for path, content in store.get_many(paths[start : start + _BATCH]).items():
+            vector = _vector(content)
             if vector is None:
                 num_unread += 1
             else:
-                yield position, vector
+                yield path, vector
     if num_unread:
         log.warning("%d embeddings cannot be read; their concepts are not on the report's map", num_unread)
 

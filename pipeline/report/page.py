@@ -20,7 +20,7 @@ from pipeline.ledger.results import write_results
 from pipeline.report.bulk_pictures import read_pictures
 from pipeline.report.columns import Column
 from pipeline.report.details import Details
-from pipeline.report.embedding_map import EmbeddingMap, positions_on_map, read_map
+from pipeline.report.embedding_map import EmbeddingMap, read_map
 from pipeline.report.failures import KindGroup, group_by_kind
 from pipeline.report.html import JINJA, Frame, to_script
 from pipeline.report.overview import Overview
@@ -198,17 +198,11 @@ class _Report:
         return self._overview.columns.in_order()
 
     def _map(self) -> EmbeddingMap | None:
-        """Read the embeddings of at most `report.map` concepts, evenly spread over the order of the page."""
-        wanted = positions_on_map(self._overview.num_done, self._config.report.map)
-        if not wanted:
-            return None
-        chosen = set(wanted)
-        folders = {
-            position: ConceptFolder(entry["values"]["concept"], entry["result"])
-            for position, entry, _ in self._spool.entries(0, wanted[-1] + 1)
-            if position in chosen
-        }
-        return read_map(self._store, folders)
+        """Return the map of at most `report.map` concepts, chosen by their results' fingerprints: by chance, but the
+        same ones in every report, up to the share that is new."""
+        chosen = self._spool.first_by_fingerprint(self._overview.num_done, self._config.report.map)
+        folders = {position: ConceptFolder(entry["values"]["concept"], entry["result"]) for position, entry in chosen}
+        return read_map(self._store, folders) if folders else None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

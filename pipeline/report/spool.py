@@ -94,6 +94,12 @@ class Spool:
         for position, entry, num_pictures in self._database.execute(query, (start, stop)):
             yield position, json.loads(entry), num_pictures
 
+    def first_by_fingerprint(self, stop: int, most: int) -> Iterator[tuple[int, Any]]:
+        """Yield position and entry of those before position `stop` that have the smallest fingerprints."""
+        query = "SELECT position, entry FROM ordered WHERE position < ? ORDER BY fingerprint, position LIMIT ?"
+        for position, entry in self._database.execute(query, (stop, most)):
+            yield position, json.loads(entry)
+
     def pictures(self, start: int, stop: int) -> Iterator[tuple[int, list[DrawnPicture]]]:
         """Yield position and bulk pictures, by prompt and seed, of the entries at these positions that have some; no
         error of a picture that was drawn later."""
