@@ -153,7 +153,8 @@ const showView = () => {
 };
 
 controls.addEventListener("submit", event => event.preventDefault());
-controls.addEventListener("input", delayed(150, event => {
+const updateSoon = delayed(150, () => update()); // the list alone waits: no change of a control may be lost
+controls.addEventListener("input", event => {
   const { name, value: text } = event.target;
   if (!(name in state)) return;
   remember({ [name]: text });
@@ -162,8 +163,8 @@ controls.addEventListener("input", delayed(150, event => {
     controls.elements.value.value = "";
     offerValues();
   }
-  update();
-}));
+  updateSoon();
+});
 document.getElementById("direction").addEventListener("click", () => sortBy(state.sort, state.down ? "" : "1"));
 document.getElementById("clear").addEventListener("click", () => {
   for (const name of ["q", "column", "value", "sort", "down", ...DIRECT]) state[name] = "";
