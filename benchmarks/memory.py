@@ -20,6 +20,7 @@ from functools import partial
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks import other_shapes
 from benchmarks.random_model import SHAPES, Parts
 from benchmarks.timing import heading, say, table, table_line
 from textual_inversion.config import InversionConfig, SamplingConfig
@@ -36,11 +37,13 @@ TITLES = [
     "GB of it in slices",
 ]
 
-MODELS = ("sd15", "sdxl")
+MODELS = ("sd15", "sdxl", *other_shapes.NAMES)
 
 
 def a_model(name: str) -> Backbone:
-    """Make a model of a shape of `random_model.SHAPES`; within a `FakeTensorMode`, one without data."""
+    """Make one of `MODELS`; within a `FakeTensorMode`, one without data."""
+    if name in other_shapes.NAMES:
+        return other_shapes.backbone_of(name, torch.bfloat16)
     return Parts(SHAPES[name], "cpu", torch.bfloat16).backbone()
 
 

@@ -36,10 +36,11 @@ class Shape:
 
 
 # fmt: skip below: a table reads better with one network in two lines than with one value on each line
-_VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2,
+VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2,
         "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}  # fmt: skip
-_TEXT = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+TEXT = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
          "num_attention_heads": 12, "max_position_embeddings": 77}  # fmt: skip
+TEXT_G = {**TEXT, "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
 _SMALL = Shape(
     unet={"sample_size": 8, "cross_attention_dim": 32, "block_out_channels": (32, 32), "layers_per_block": 1,
           "norm_num_groups": 8, "attention_head_dim": 2,
@@ -54,8 +55,8 @@ _SMALL = Shape(
 SHAPES = {
     "sd15": Shape(
         unet={"sample_size": 64, "cross_attention_dim": 768},  # all else are the defaults of the class
-        vae={**_VAE, "sample_size": 512},
-        text=_TEXT,
+        vae={**VAE, "sample_size": 512},
+        text=TEXT,
     ),
     "sdxl": Shape(
         unet={"sample_size": 128, "cross_attention_dim": 2048, "block_out_channels": (320, 640, 1280),
@@ -64,10 +65,9 @@ SHAPES = {
               "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20),
               "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
               "projection_class_embeddings_input_dim": 2816},
-        vae={**_VAE, "sample_size": 1024},
-        text=_TEXT,
-        text_2={**_TEXT, "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
-                "num_attention_heads": 20},
+        vae={**VAE, "sample_size": 1024},
+        text=TEXT,
+        text_2=TEXT_G,
     ),
     "small": _SMALL,
     "small-xl": Shape(

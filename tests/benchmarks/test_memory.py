@@ -66,6 +66,28 @@ def test_the_command_prints_a_row_without_and_one_with_checkpointing(capsys: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "half", "full"),
+    [
+        ("ldm", 0.872, 0.54),
+        ("sd35-medium", 2.243 + 4.762, 0.123 + 0.695),
+        ("sd35-large", 8.057 + 4.762, 0.123 + 0.695),
+        ("flux", 11.901 + 4.762, 0.123),
+    ],
+)
+def test_a_model_has_the_size_of_the_published_one(name: str, half: float, full: float) -> None:
+    """Billions of weights in bfloat16 (denoiser, T5) and in float32 (other text encoders); tables of positions, which
+    are no weights, are the rest."""
+    mode = FakeTensorMode()
+    with mode:
+        backbone = memory.a_model(name)
+    backbone.save_memory(MemorySaving(checkpoints_gradients=True))
+    found = trace(lambda: learn_made_up(backbone, InversionConfig(batch_size=1), 1), mode)
+    assert found.weights / 1e9 == pytest.approx(2 * half + 4 * full, rel=0.06)
+    assert 0 < found.kept < found.peak
+
+
+@pytest.mark.slow
 def test_stable_diffusion_xl_learns_on_a_card_of_24_gb_with_checkpointing_only() -> None:
     """A pass of 4 samples, within the share of the free memory that an actor gives to learning."""
     mode = FakeTensorMode()
