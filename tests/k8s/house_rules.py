@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from k8s.preflight import find_notes
 from pipeline.config import RunConfig
 from tests.k8s.operator_rules import groups_of
 from tests.k8s.render import Manifest, yaml
@@ -145,8 +146,7 @@ def _ray_group_problems(cluster: Manifest) -> Iterator[str]:
         if "nvidia.com/gpu" in container["resources"]["limits"]:
             if "nvidia.com/gpu" not in {toleration.get("key") for toleration in pod.get("tolerations", [])}:
                 yield f"group {name}: does not tolerate GPU nodes"
-            if not pod.get("nodeSelector"):
-                yield f"group {name}: no nodeSelector"
+            yield from (f"group {name}: {note}" for note in find_notes([{"spec": pod}]))
 
 
 def _restriction_problems(pod: Manifest) -> Iterator[str]:

@@ -15,7 +15,9 @@ yaml = pytest.importorskip("yaml", reason="no PyYAML to read manifests with")
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = ("cpu-demo", "encoder", "gpu", "gpu-spot")
-KUSTOMIZATIONS = (*(f"overlays/{name}" for name in OVERLAYS), "model-cache", "monitoring")
+KIND = "overlays/kind"
+"""The demo's overlay with an image that has no digest."""
+KUSTOMIZATIONS = (*(f"overlays/{name}" for name in OVERLAYS), KIND, "model-cache", "model-cache-s3", "monitoring")
 
 Manifest = dict[str, Any]
 

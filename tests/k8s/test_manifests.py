@@ -16,7 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from tests.k8s.house_rules import nightly_problems, pod_problems, ray_problems, reference_problems
 from tests.k8s.operator_rules import operator_problems
-from tests.k8s.render import K8S, KUSTOMIZATIONS, OVERLAYS, ROOT, Manifest, only, render
+from tests.k8s.render import K8S, KIND, KUSTOMIZATIONS, OVERLAYS, ROOT, Manifest, only, render
 from tests.k8s.schemas import schema_problems
 
 RAY_VERSION = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]  # type: ignore[index]
@@ -49,14 +49,28 @@ def test_rules(overlay: str) -> None:
     assert rule_problems(render(f"overlays/{overlay}")) == []
 
 
-def test_models_are_filled_by_a_restricted_pod() -> None:
-    objects = render("model-cache")
-    assert pod_problems(objects) + reference_problems(objects) == []
-    for overlay in ("gpu", "gpu-spot"):
-        config = configuration(render(f"overlays/{overlay}"))
+def test_kind_runs_the_demo_with_an_image_of_its_node() -> None:
+    objects = render(KIND)
+    problems = rule_problems(objects)
+    assert {problem.partition(": ")[2].partition(": ")[2] for problem in problems} == {
+        "image textual-inversion-ray:local is not fixed by a digest"
+    }
+    assert len(problems) == 3  # submitter, head and worker
+    assert _cluster(objects)["autoscalerOptions"]["imagePullPolicy"] == "IfNotPresent"
+    assert configuration(objects) == configuration(render("overlays/cpu-demo"))
+
+
+@pytest.mark.parametrize("fill", ["model-cache", "model-cache-s3"])
+def test_models_are_filled_by_a_restricted_pod(fill: str) -> None:
+    """From a bucket it runs as the overlay's service account."""
+    objects = render(fill)
+    overlay = [] if fill == "model-cache" else [only(render("overlays/gpu"), "ServiceAccount", "concepts")]
+    assert pod_problems(objects) + reference_problems([*objects, *overlay]) == []
+    for name in ("gpu", "gpu-spot"):
+        config = configuration(render(f"overlays/{name}"))
         containers = only(objects, "Job")["spec"]["template"]["spec"]
-        filled = {a for c in containers["initContainers"] + containers["containers"] for a in c["command"]}
-        assert {f"--local-dir={config.model}", f"--local-dir={config.extractor}"} <= filled
+        targets = {c["command"][-1] for c in containers["initContainers"] + containers["containers"]}
+        assert {target.removeprefix("--local-dir=") for target in targets} == {config.model, config.extractor}
 
 
 def test_one_cuda_image_everywhere() -> None:
@@ -212,7 +226,7 @@ MISTAKES: list[tuple[str, Change]] = [
     ("HF_HUB_OFFLINE is not 1", lambda o: _ray(_worker(o))["env"].pop(1)),
     ("holds the object store", lambda o: _worker(o)["rayStartParams"].update({"object-store-memory": "3000000000"})),
     ("does not tolerate", lambda o: _drop(_pod(_worker(o)), "tolerations")),
-    ("no nodeSelector", lambda o: _drop(_pod(_worker(o)), "nodeSelector")),
+    ("only once it runs", lambda o: _pod(_worker(o))["nodeSelector"].update({"nvidia.com/gpu.present": "true"})),
     ("RAY_JOB_STOP_WAIT_TIME_S", lambda o: _drop(_spec(o), "runtimeEnvYAML")),
     ("RAY_JOB_STOP_WAIT_TIME_S", lambda o: _job_toml(o, "drain_s = 20.0", "drain_s = 55.0")),
     ("terminationGracePeriodSeconds", lambda o: _pod(_worker(o)).update(terminationGracePeriodSeconds=90)),

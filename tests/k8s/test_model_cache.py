@@ -1,12 +1,20 @@
-"""The Job that fills the models' volume fetches what the pipeline loads of them, and not the rest."""
+"""The Jobs that fill the models' volume, from the hub or from a bucket, fetch what the pipeline loads of them, and not
+the rest."""
 
 from __future__ import annotations
 
 import fnmatch
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-from tests.k8s.render import only, render
+import fsspec
+import pytest
+
+from tests.k8s.render import K8S, only, render
+from tests.pipeline.s3_server import S3Server
 from textual_inversion import model_files
 
 STABLE_DIFFUSION = [
@@ -75,3 +83,31 @@ def test_every_download_has_a_revision() -> None:
         assert len(revision) == 40
         assert int(revision, 16)
         assert not any(entry["name"] == "HF_HUB_OFFLINE" for entry in container["env"])
+
+
+@pytest.mark.slow
+def test_fills_from_a_bucket(s3_server: S3Server, bucket: str, tmp_path: Path) -> None:
+    """As the Job calls it: what is loaded is fetched once, and what was cut short again."""
+    (container,) = only(render("model-cache-s3"), "Job")["spec"]["template"]["spec"]["initContainers"]
+    python, script, address, target = container["command"]
+    assert (python, script) == ("python", "/etc/fill/fetch.py")
+    fs = fsspec.filesystem("s3", **s3_server.options)
+    source = address.replace("s3://example-bucket", bucket)
+    for name in STABLE_DIFFUSION:
+        fs.pipe_file(f"{source}/{name}", name.encode())
+    copy = tmp_path / target.lstrip("/")
+
+    def fill(uri: str) -> tuple[int, str]:
+        command = [sys.executable, str(K8S / "model-cache-s3/fetch.py"), uri, str(copy)]
+        environment = os.environ | s3_server.environment
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    wanted = {name for name in STABLE_DIFFUSION if not name.endswith((".bin", ".ckpt", ".md"))}
+    assert fill(source) == (0, f"{copy}: {len(wanted)} files fetched, 0 there before\n")
+    assert {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()} == wanted
+    (copy / "unet/config.json").write_text("cut")
+    assert fill(source) == (0, f"{copy}: 1 files fetched, {len(wanted) - 1} there before\n")
+    assert (copy / "unet/config.json").read_text() == "unet/config.json"
+    code, said = fill(f"{bucket}/nothing")
+    assert (code, "no .safetensors file" in said) == (2, True)
