@@ -29,6 +29,7 @@ from torch import Tensor
 
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.config import CROSS_ATTENTION
+from textual_inversion.errors import first_line
 from textual_inversion.formats import ADAPTER_FILE, FLOATS, SEVERAL, from_bytes, to_bytes
 from textual_inversion.lora import last_part, layer_name
 
@@ -204,7 +205,7 @@ def _scale(metadata: Mapping[str, str]) -> float:
         rank = float(peft.get(f"{_ENCODER}.r", 1))
         return float(peft.get(f"{_ENCODER}.lora_alpha", rank)) / rank
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"the adapter's header has no readable scale: {error}") from error
+        raise ValueError(f"the adapter's header has no readable scale: {first_line(error)}") from error
 
 
 def _check_adapter(adapter: LearnedAdapter) -> None:

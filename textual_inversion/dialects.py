@@ -24,6 +24,7 @@ from torch import Tensor
 
 from textual_inversion.adapter_formats import ENCODERS
 from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.errors import first_line
 from textual_inversion.formats import (
     SEVERAL,
     checked_rows,
@@ -162,7 +163,7 @@ def _open_torch(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # on files that are damaged, or hold other objects, it raises nearly everything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ValueError(
             "it is a file of PyTorch that holds more than tensors, or is damaged, and opening it otherwise could run "
             f"code; in a tool that you trust it with, save it as .safetensors ({reason})"

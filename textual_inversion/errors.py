@@ -18,6 +18,11 @@ BUG: ErrorKind = "bug"
 """A mistake in this software; neither the concept nor the cluster is to blame."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text, as a part of another one-line text; its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), "").strip() or type(error).__name__
+
+
 class ConceptError(ValueError):
     """An error that ends one concept and does not touch the others; subclasses name its kind."""
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
+from textual_inversion.errors import first_line
 from textual_inversion.model_files import check_hub_id
 from textual_inversion.preprocessing import Preprocessing
 from textual_inversion.weights import load_pretrained
@@ -195,7 +196,7 @@ class ClipExtractor(ImageExtractor):
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         except (OSError, TypeError, ValueError, ImportError) as error:  # SigLIP's own needs the sentencepiece package
-            raise ValueError(f"cannot load the tokenizer of {model!r} ({error})") from error
+            raise ValueError(f"cannot load the tokenizer of {model!r} ({first_line(error)})") from error
         positions = self._model.config.text_config.max_position_embeddings
         self._max_length = min(self._tokenizer.model_max_length, positions)
         self._lock = threading.Lock()  # tokenizing first sets a mode on the shared tokenizer

@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from textual_inversion.concept import LearnedEmbedding
+from textual_inversion.errors import first_line
 from textual_inversion.prompts import name_in_prompt
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -139,7 +140,9 @@ def from_bytes(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors = load(data)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"not a safetensors file ({error}); it was cut short or is of another format") from error
+        raise ValueError(
+            f"not a safetensors file ({first_line(error)}); it was cut short or is of another format"
+        ) from error
     return tensors, _split(data)[0].get("__metadata__", {})
 
 

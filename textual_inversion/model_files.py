@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from textual_inversion.errors import first_line
 from textual_inversion.single_file import SUFFIXES, component_tensors, configurations
 from textual_inversion.weight_files import StoredTensor, is_lfs_pointer, read_header, read_index
 
@@ -236,6 +237,6 @@ def _download(model: str) -> Path:
         return Path(snapshot_download(name, revision=at, allow_patterns=["model_index.json", *names]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ValueError(
-            f"model {model!r} is no directory here and cannot be downloaded from the hub ({error}); check the id and "
-            "the network, or download it beforehand and give its directory"
+            f"model {model!r} is no directory here and cannot be downloaded from the hub ({first_line(error)}); "
+            "check the id and the network, or download it beforehand and give its directory"
         ) from error

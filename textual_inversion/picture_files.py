@@ -14,7 +14,7 @@ from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 
-from textual_inversion.errors import BadInput
+from textual_inversion.errors import BadInput, first_line
 
 MAX_PIXELS = 100_000_000
 """Largest number of pixels that is decoded. Larger pictures are refused by their header."""
@@ -98,7 +98,7 @@ def read_header(data: bytes, kind: str, max_pixels: int = MAX_PIXELS) -> Image.I
 
 def damaged(data: bytes, error: Exception) -> BadInput:
     """Return the error for a picture whose decoder failed."""
-    return BadInput(f"the picture is damaged or cut short ({len(data)} bytes): {str(error) or type(error).__name__}")
+    return BadInput(f"the picture is damaged or cut short ({len(data)} bytes): {first_line(error)}")
 
 
 @cache

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from textual_inversion.errors import BadCheckpoint
+from textual_inversion.errors import BadCheckpoint, first_line
 from textual_inversion.optim import ParameterGroup
 from textual_inversion.parameters import ADAPTER
 from textual_inversion.stopping import CurvePoint, EvalLoss
@@ -95,7 +95,9 @@ class SlotState:
             if unknown := [*numbers, *good, *groups]:
                 raise KeyError(unknown[0])
         except (SafetensorError, KeyError) as error:
-            raise ValueError(f"the checkpoint ({len(data)} bytes) is damaged: {error}; delete it") from error
+            raise ValueError(
+                f"the checkpoint ({len(data)} bytes) is damaged: {first_line(error)}; delete it"
+            ) from error
         return state
 
     def at_step(self, step: int, parts: Mapping[str, Mapping[str, Tensor]]) -> SlotState:

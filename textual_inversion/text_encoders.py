@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from textual_inversion.errors import BadInput
+from textual_inversion.errors import BadInput, first_line
 from textual_inversion.prompts import Vocabulary
 from textual_inversion.tokenizer import load_clip, too_long
 
@@ -116,7 +116,9 @@ def _load_t5(directory: Path, component: str, text_encoder: str) -> T5Tokenizer:
         backend.no_truncation()
         return T5Tokenizer(backend, int(config.get("vocab_size", 32128)), _t5_length(directory))
     except Exception as error:  # the tokenizers library raises plain exceptions
-        raise ValueError(f"the tokenizer {component!r} of the model in {directory} cannot be read: {error}") from error
+        raise ValueError(
+            f"the tokenizer {component!r} of the model in {directory} cannot be read: {first_line(error)}"
+        ) from error
 
 
 def _t5_length(directory: Path) -> int:

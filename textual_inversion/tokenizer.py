@@ -18,7 +18,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from textual_inversion.errors import BadInput
+from textual_inversion.errors import BadInput, first_line
 
 TEXT_ENCODER_KEY = "clip_l"
 """The only text encoder's key, whatever its width (SD2 has OpenCLIP-H in this place)."""
@@ -200,4 +200,4 @@ def load_clip(directory: Path, component: str, text_encoder: str) -> Tokenizer:
         size = config.get("vocab_size", 49408)
         return Tokenizer(tokenizer, int(positions), int(size))
     except (OSError, ValueError) as error:
-        raise ValueError(f"the tokenizer of the model in {directory} cannot be read: {error}") from error
+        raise ValueError(f"the tokenizer of the model in {directory} cannot be read: {first_line(error)}") from error

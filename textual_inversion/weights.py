@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from textual_inversion.errors import first_line
 from textual_inversion.single_file import belongs
 
 _NAMED = 3
@@ -36,7 +37,7 @@ def load_pretrained(cls: Any, model: str, *, unused: Sequence[str] = (), **optio
     try:
         module, info = cls.from_pretrained(model, use_safetensors=True, output_loading_info=True, **options)
     except (ValueError, RuntimeError) as error:  # diffusers' and transformers' own ways to refuse another shape
-        raise ValueError(f"the weights in {where!r} cannot be loaded as {cls.__name__}: {error}") from error
+        raise ValueError(f"the weights in {where!r} cannot be loaded as {cls.__name__}: {first_line(error)}") from error
     problems = _problems(info, [POSITION_IDS, *unused])
     if problems:
         raise ValueError(
@@ -60,7 +61,7 @@ def load_single_file(cls: Any, path: Path, component: str, directory: str, dtype
     try:
         module, unexpected = _converted(cls, weights, component, directory)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"the weights in {where!r} cannot be loaded as {cls.__name__}: {error}") from error
+        raise ValueError(f"the weights in {where!r} cannot be loaded as {cls.__name__}: {first_line(error)}") from error
     missing = [name for name, each in module.state_dict().items() if each.is_meta]
     if problems := _problems({"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": []}, []):
         raise ValueError(f"the weights in {where!r} are not those of a {cls.__name__}: {problems}")

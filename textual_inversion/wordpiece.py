@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers
 
-from textual_inversion.errors import BadInput
+from textual_inversion.errors import BadInput, first_line
 from textual_inversion.tokenizer import too_long
 
 TEXT_ENCODER_KEY = "bert"
@@ -81,7 +81,7 @@ def load_vocabularies(directory: Path) -> dict[str, WordPiece]:
         vocabulary = _read(directory / "tokenizer")
         config = json.loads((directory / "bert" / "config.json").read_text())
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the tokenizer of the model in {directory} cannot be read: {error}") from error
+        raise ValueError(f"the tokenizer of the model in {directory} cannot be read: {first_line(error)}") from error
     # ids from the table's size up stand for learned rows
     table_size = int(config.get("vocab_size", 30522))
     if vocabulary.size > table_size:

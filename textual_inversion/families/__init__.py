@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from textual_inversion import model_files
+from textual_inversion.errors import first_line
 from textual_inversion.model_checks import FlowLayout, TextFolder, UNetLayout
 
 if TYPE_CHECKING:
@@ -155,18 +156,14 @@ def _naming(model: str, but: tuple[type[Exception], ...] = (ImportError, MemoryE
     except ValueError as error:
         if model in str(error):
             raise
-        raise ValueError(f"model {model}: {_first_line(error)}") from error
+        raise ValueError(f"model {model}: {first_line(error)}") from error
     except but:
         raise
     except Exception as error:
         raise ValueError(
-            f"model {model} cannot be read: {type(error).__name__}: {_first_line(error)}; a file of it is damaged, or "
+            f"model {model} cannot be read: {type(error).__name__}: {first_line(error)}; a file of it is damaged, or "
             "of a kind that is not known here: copy or download it again"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "").strip()
 
 
 def _checked(model: str) -> tuple[model_files.ModelFiles, Family]:

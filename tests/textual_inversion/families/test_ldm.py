@@ -295,6 +295,16 @@ def test_ids_are_those_of_transformers(a_copy: Path, layout: str) -> None:
         assert ours.tokenize(text) == theirs(text, add_special_tokens=False).input_ids, ascii(text)
 
 
+def test_a_vocabulary_of_another_shape_is_refused_in_one_line(a_copy: Path) -> None:
+    """The library's own text has a line for each shape that it tried."""
+    path = a_copy / "tokenizer/tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["cat"] = []
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"\Athe tokenizer of the model in .* cannot be read: [^\n]+\Z"):
+        load_vocabularies(str(a_copy))
+
+
 def test_what_the_vocabulary_has_no_token_for_is_refused(backbone: Backbone) -> None:
     for text in ("a ☃ cat", "a [SEP] cat"):
         with pytest.raises(BadInput, match="has no token for something in"):
