@@ -41,6 +41,7 @@ from pipeline.inputs.resolve import resolve_addresses
 from pipeline.ledger.records import ConceptRecord, latest, load_records
 from pipeline.report.command_errors import exit_code_of
 from pipeline.report.logs import configure_logs
+from pipeline.report.run_file import RUN_FILE, read_run
 from pipeline.report.run_summary import SHOWN_FAILURES
 from pipeline.stages import connect
 from pipeline.store.addresses import absolute, read_bytes
@@ -91,9 +92,9 @@ def prepare(options: argparse.Namespace) -> tuple[RunConfig, int]:
     if options.dino:
         overrides.append(f"evaluation.dino={json.dumps(options.dino)}")
     store = RunStore(absolute(options.run))
-    is_run = store.exists("run.json")
+    is_run = store.exists(RUN_FILE)
     if is_run:
-        made_with = json.loads(store.get("run.json"))["config"]
+        made_with = read_run(store).get("config", {})
         toml = read_bytes(absolute(recipe(options.config))).decode() if options.config else ""
         config = resolve_addresses(load_config(toml, overrides, base=made_with, output=store.root, model=options.model))
     else:

@@ -25,7 +25,8 @@ from pipeline.ledger.plan import addresses_read, fingerprint_inputs, settings_pa
 from pipeline.ledger.records import ConceptRecord, record_or_failure
 from pipeline.ledger.selection import unknown_concept
 from pipeline.report.failures import UNKNOWN, remedy_of, title_of
-from pipeline.report.run_status import no_run_message, read_run
+from pipeline.report.run_file import read_run
+from pipeline.report.run_status import no_run_message
 from pipeline.status import run_query
 from pipeline.store.storage import ConceptFolder, RunStore
 from pipeline.times import format_duration, format_rough_duration, format_utc

@@ -19,7 +19,6 @@ as an adapter of TextBoost v2, is refused with a remedy.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -33,6 +32,7 @@ from pipeline.ledger.gate import PASSED, gate_verdict
 from pipeline.ledger.records import ConceptRecord, latest, load_records
 from pipeline.ledger.selection import unknown_concept
 from pipeline.report.command_errors import exit_code_of
+from pipeline.report.run_file import RUN_FILE, read_run
 from pipeline.store.addresses import absolute, absolute_output
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
@@ -158,9 +158,9 @@ def _chosen_tools(text: str) -> list[str]:
 
 def _config_of(store: RunStore) -> RunConfig:
     """Return the configuration of the run, or the default one where the output does not keep it."""
-    if not store.exists("run.json"):
+    if not store.exists(RUN_FILE):
         return RunConfig()
-    return load_config("", [], base=json.loads(store.get("run.json"))["config"], output=store.root)
+    return load_config("", [], base=read_run(store).get("config", {}), output=store.root)
 
 
 def _vocabulary_check(config: RunConfig) -> Callable[[str], bool]:

@@ -37,6 +37,7 @@ from pipeline.report.logs import announce, say
 from pipeline.report.outcome import outcome_of
 from pipeline.report.page import build_report
 from pipeline.report.progress import Progress, ProgressNumbers
+from pipeline.report.run_file import RUN_FILE
 from pipeline.report.run_stats import DeviceTime, RunStats
 from pipeline.report.run_summary import describe_run, figures_of
 from pipeline.store.errors import ClusterLost, RunAborted, StorageLost, describe_bug, describe_error
@@ -97,7 +98,7 @@ class Run:
         """Set the stage and write `run.json`."""
         self.stats.stage = stage
         description = describe_run(self._config, self.stats, self.plan, self._settings, self._rate_before)
-        self._store.put("run.json", description)
+        self._store.put(RUN_FILE, description)
 
     def enter(self, stage: str) -> None:
         """Set the stage and write `run.json`. Ends the run if the output cannot be written."""

@@ -6,7 +6,6 @@ It ends when the run has ended, with the run's own exit code, and needs neither 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 from pipeline.exit_codes import FAILED
 from pipeline.report.command_errors import exit_code_of
+from pipeline.report.run_file import read_run
 from pipeline.store.errors import printable_lines
 from pipeline.store.storage import RunStore
 from pipeline.times import format_clock, format_rough_duration, format_utc
@@ -116,14 +116,11 @@ def describe_end(run: dict[str, Any]) -> str:
 
 
 def _read(store: RunStore) -> dict[str, Any] | None:
-    """Return the content of `run.json`; None if there is none. Raises ValueError if it is no JSON object."""
+    """Return the content of `run.json`; None if there is none. Raises ValueError if it does not describe a run."""
     try:
-        run = json.loads(store.get("run.json"))
+        return read_run(store)
     except FileNotFoundError:
         return None
-    if not isinstance(run, dict):
-        raise ValueError(f"{store.uri('run.json')} holds no JSON object")
-    return run
 
 
 def _say(line: str) -> None:

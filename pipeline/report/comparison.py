@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pipeline.report.columns import title_of_score
 from pipeline.report.details import read_sheet
 from pipeline.report.html import JINJA, Frame, to_script
 from pipeline.report.intervals import Interval
+from pipeline.report.run_file import RUN_FILE, read_run
 from pipeline.report.sheet_layouts import SheetLayouts
 from pipeline.store.redact import redact
 from pipeline.store.storage import ConceptFolder, RunStore
@@ -87,8 +87,8 @@ class Side:
         if not learned:
             raise ValueError(f"{redact(store.root)}: no learned concepts there; give the output of a run")
         config, settings = RunConfig(), {}
-        if store.exists("run.json"):
-            tree = json.loads(store.get("run.json"))["config"]
+        if store.exists(RUN_FILE):
+            tree = read_run(store).get("config", {})
             config = load_config("", [], base=tree, output=store.root)
             settings = {name: value for name, value in tree.items() if name not in _PLACES}
         return cls(store, config, settings, learned, len(failed - learned.keys()))

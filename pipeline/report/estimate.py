@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from pipeline.report.run_file import read_run
 from pipeline.report.run_stats import RunStats
 from pipeline.report_config import ReportConfig
 from pipeline.store.storage import RunStore
@@ -67,24 +67,15 @@ def rate_of(stats: RunStats, settings: str) -> Rate | None:
 def read_rate(store: RunStore) -> Rate | None:
     """Return the rate in the output's `run.json`; None if there is no such file or no rate in it."""
     try:
-        return rate_in(json.loads(store.get("run.json")))
+        rate = read_run(store).get("rate")
     except FileNotFoundError:
         return None
     except ValueError as error:  # the next run writes the file anew
-        log.warning("%s cannot be read, so there is no earlier rate: %s", store.uri("run.json"), error)
+        log.warning("there is no earlier rate: %s", error)
         return None
-
-
-def rate_in(run: Any) -> Rate | None:
-    """Return the rate that a description of a run holds. Raises ValueError if it is no description."""
-    if not isinstance(run, dict):
-        raise ValueError("it holds no JSON object")
-    try:
-        return Rate(**run["rate"]) if run.get("rate") else None
-    except TypeError as error:
-        raise ValueError(f"its rate has other fields: {error}") from error
+    return Rate(**{each.name: rate[each.name] for each in fields(Rate)}) if rate else None
 
 
 def as_json(rate: Rate | None) -> dict[str, Any] | None:
-    """Return the rate as `rate_in` reads it."""
+    """Return the rate as `read_rate` reads it."""
     return asdict(rate) if rate else None

@@ -6,7 +6,6 @@ Records are read only where the last results.parquet does not hold them, and of 
 from __future__ import annotations
 
 import datetime
-import json
 import statistics
 import time
 from collections.abc import Iterable, Mapping
@@ -17,12 +16,12 @@ from pipeline.ledger.done import find_damaged
 from pipeline.ledger.listing import ConceptListing
 from pipeline.ledger.records import record_or_failure
 from pipeline.report.failures import Cause, find_causes
+from pipeline.report.run_file import RUN_FILE, read_run
 from pipeline.store.addresses import open_for_reading
 from pipeline.store.storage import ConceptFolder, RunStore
 from textual_inversion.errors import BAD_INPUT
 
 _RESULTS = "results.parquet"
-_RUN = "run.json"
 _MAX_RECORDS = 500
 """Records that are read one by one."""
 _QUIET_S = 600.0
@@ -136,9 +135,9 @@ def read_status(store: RunStore, clock: float | None = None) -> RunStatus:
             status.packed_parts += 1
         elif "/" not in path:
             top_level[path] = at
-    if not states and _RUN not in top_level:
+    if not states and RUN_FILE not in top_level:
         raise ValueError(no_run_message(store))
-    run = read_run(store) if _RUN in top_level else {}
+    run = read_run(store) if RUN_FILE in top_level else {}
     started = _timestamp(run.get("started_at"))
     _describe_run(status, run, newest, clock)
     _set_damaged_apart(status, states, find_damaged(store, ConceptListing(objects), _MAX_RECORDS), started)
@@ -152,18 +151,9 @@ def read_status(store: RunStore, clock: float | None = None) -> RunStatus:
 def no_run_message(store: RunStore) -> str:
     """Return the error for an output without a run."""
     return (
-        f"no run at {store.root}: neither {_RUN} nor concepts/ is there; give the --output of a run, as its last lines "
-        "and its report name it"
+        f"no run at {store.root}: neither {RUN_FILE} nor concepts/ is there; give the --output of a run, as its last "
+        "lines and its report name it"
     )
-
-
-def read_run(store: RunStore) -> dict[str, Any]:
-    """Read `run.json`. Raises ValueError if it is not JSON, FileNotFoundError if it is missing."""
-    try:
-        run = json.loads(store.get(_RUN))
-    except ValueError as error:
-        raise ValueError(f"{store.uri(_RUN)} is not JSON ({error}); delete it, the next run writes another") from error
-    return dict(run)
 
 
 def _update_state(states: dict[str, ConceptState], folder: ConceptFolder, path: str, size: int, at: float) -> None:

@@ -134,7 +134,7 @@ def test_a_damaged_record_and_a_damaged_run_are_named(root: str) -> None:
     store.put(task.folder.failure, b"{")
     assert "failure.json cannot be read" in read_status(store).causes[0].cause
     store.put("run.json", b"{")
-    with pytest.raises(ValueError, match=r"run\.json is not JSON .*; delete it"):
+    with pytest.raises(ValueError, match=r"run\.json does not describe a run .*; delete it"):
         read_status(store)
 
 
