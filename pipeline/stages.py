@@ -19,6 +19,7 @@ from pipeline.bounds import Bound
 from pipeline.config import RunConfig
 from pipeline.exit_codes import OK
 from pipeline.gate_retries import check_rule_files, retry_below_gate
+from pipeline.head_watch import watch_head
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import count_rows
 from pipeline.inputs.prompt_table import Prompt
@@ -345,6 +346,7 @@ def connect(config: RunConfig, *, dashboard: bool = False) -> tuple[float, float
             raise
         except Exception as error:  # Ray raises no class of its own
             raise ClusterLost(f"Ray did not start, or cannot be reached: {describe_error(error)}") from error
+        watch_head()
     resources = ray.cluster_resources()
     gpus = 0.0 if config.device == "cpu" else float(resources.get("GPU", 0))
     if config.device == "cuda" and not gpus:

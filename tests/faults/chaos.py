@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config_file import load_config
+from pipeline.exit_codes import STOPPED
 from pipeline.ledger.records import from_json
 from pipeline.store.storage import RunStore
 from tests.faults.night import ROOT, learned_calmly
@@ -84,7 +85,7 @@ class Chaos:
             if code == 0:
                 assert done == num_concepts, f"it ended with 0, and {done} of {num_concepts} are done"
                 return
-            assert code in (1, 75, -9), f"it ended with {code}"
+            assert code in (STOPPED, -9), f"it ended with {code}"
 
     def records(self) -> list[Path]:
         return sorted(self.output.glob("concepts/*/*/record.json"))
