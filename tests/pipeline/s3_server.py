@@ -26,6 +26,8 @@ class S3Server:
     """A running server; `environment` is all that a client process needs."""
 
     endpoint: str
+    ports: tuple[int, ...]
+    """Ports of its parts, for a server that takes its place."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -53,10 +55,13 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def serve_s3(folder: Path) -> Iterator[S3Server]:
-    """Start `weed mini` on free ports, wait until it answers, stop it at the end."""
+def serve_s3(folder: Path, ports: tuple[int, ...] = ()) -> Iterator[S3Server]:
+    """Start `weed mini` on free ports, wait until it answers, stop it at the end.
+
+    With the folder and the `ports` of a server that was stopped, it goes on with that one's objects and address.
+    """
     names = ("master", "volume", "filer", "s3", "admin")
-    ports = _free_ports(2 * len(names))
+    ports = ports or _free_ports(2 * len(names))
     identities = folder / "identities.json"
     identities.write_text(json.dumps(_identities()))
     command = [_weed(), "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}",
@@ -64,9 +69,9 @@ def serve_s3(folder: Path) -> Iterator[S3Server]:
                "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", "-volume.max=1000"]  # fmt: skip
     for name, port, grpc in zip(names, ports[::2], ports[1::2], strict=True):
         command += [f"-{name}.port={port}", f"-{name}.port.grpc={grpc}"]
-    server = S3Server(f"http://127.0.0.1:{ports[2 * names.index('s3')]}")
-    (folder / "data").mkdir()
-    with (folder / "weed.log").open("wb") as log:
+    server = S3Server(f"http://127.0.0.1:{ports[2 * names.index('s3')]}", ports)
+    (folder / "data").mkdir(exist_ok=True)
+    with (folder / "weed.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
         try:
             _wait(server, process, folder / "weed.log")
@@ -95,12 +100,12 @@ def _weed() -> str:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
+def _free_ports(count: int) -> tuple[int, ...]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        return tuple(each.getsockname()[1] for each in sockets)
 
 
 def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
