@@ -16,7 +16,7 @@ from pipeline.config import PhotoConfig
 from pipeline.store import http_client
 from pipeline.store.addresses import read_bytes, read_with_etag
 from pipeline.store.errors import InputChanged, describe_error, is_client_error
-from pipeline.store.redact import redact
+from pipeline.store.redact import foreign_text, redact
 from textual_inversion.concept import Concept
 from textual_inversion.errors import BadInput
 from textual_inversion.photos import open_mask, open_photo
@@ -71,11 +71,11 @@ def _errors_without_credentials() -> Iterator[None]:
         yield
     except _LASTING_ERRORS as error:
         kind = next(kind for kind in _LASTING_ERRORS if isinstance(error, kind))
-        raise kind(redact(str(error))) from None
+        raise kind(foreign_text(str(error))) from None
     except (ValueError, ImportError) as error:  # the address, the size, or a store whose client is not installed
-        raise BadInput(redact(str(error))) from None
+        raise BadInput(foreign_text(str(error))) from None
     except OSError as error:
-        raise OSError(redact(str(error)) or type(error).__name__) from None
+        raise OSError(foreign_text(str(error)) or type(error).__name__) from None
     except MemoryError:  # no address is to blame
         raise
     except Exception as error:  # a store's client may raise anything

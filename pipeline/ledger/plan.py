@@ -20,7 +20,7 @@ from pipeline.inputs.manifest import BadRow, ManifestRow, content_digest
 from pipeline.ledger.digest import digest
 from pipeline.ledger.listing import ConceptListing
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
-from pipeline.store.redact import redact
+from pipeline.store.redact import foreign_text, redact
 from pipeline.store.storage import ConceptFolder, RunStore
 from textual_inversion.concept import Concept
 from textual_inversion.errors import BadInput
@@ -261,7 +261,8 @@ class Plan:
             identity = identities[uri]
             if not isinstance(identity, str):
                 kind = "photo" if uri in concept.images else "mask" if uri in concept.masks else "start_from"
-                raise BadInput(redact(f"{kind} {uri} cannot be read: {type(identity).__name__}: {identity}"))
+                reason = f"{type(identity).__name__}: {foreign_text(str(identity))}"
+                raise BadInput(f"{kind} {redact(uri)} cannot be read: {reason}")
             hashes.append(identity)
         num_photos, num_masks = len(concept.images), len(concept.masks)
         photos, masks = hashes[:num_photos], hashes[num_photos : num_photos + num_masks]

@@ -31,6 +31,9 @@ _BUCKET = re.compile(
 _RAY_COPIES = re.compile(r"/runtime_resources/(working_dir|py_modules)_files/")
 """Part of the path of files that Ray has copied to a node for a job."""
 
+_LOST_SLASHES = re.compile(rf"(?:{'|'.join(sorted(set(SCHEMES) - {'file', 'memory'}))}):(?!//)")
+"""Beginning of an address of a store that would be taken for a local path."""
+
 _SHOWN_CHARACTERS = 200
 
 T = TypeVar("T")
@@ -39,6 +42,7 @@ T = TypeVar("T")
 def absolute(path_or_uri: str) -> str:
     """Return a URI unchanged, and a local path made absolute from the current directory, so that workers elsewhere
     agree on it."""
+    _refuse_malformed(path_or_uri)
     if "://" in path_or_uri:
         _scheme(path_or_uri)
         return path_or_uri.rstrip("/") if not path_or_uri.endswith("://") else path_or_uri
@@ -62,7 +66,7 @@ def resolve(uri: str, relative_to: str) -> str:
 
     Raises ValueError for schemes that are not allowed and for local paths in a manifest that is not local.
     """
-    _refuse_chain(uri)
+    _refuse_malformed(uri)
     if "://" in uri:
         _scheme(uri)
         return uri
@@ -82,8 +86,8 @@ def read_bytes(uri: str, limit: int = MAX_BYTES) -> bytes:
     fs, path = open_filesystem(uri)
     if _is_http(fs):
         return http_client.read(path, limit)
-    if is_local(fs) and os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"{path} is a folder, or no plain file")  # reading a pipe or a device might never end
+    if is_local(fs):
+        _check_plain_file(path)
     data = call_with_retries(fs, lambda: _read_up_to(fs, path, limit + 1))
     if len(data) > limit:
         raise ValueError(f"{redact(uri)} has more than {limit:,} bytes")
@@ -105,8 +109,13 @@ def read_with_etag(uri: str, limit: int = MAX_BYTES) -> tuple[bytes, str] | None
 
 
 def open_for_reading(uri: str) -> AbstractContextManager[IO[bytes]]:
-    """Open a seekable file handle that fetches only the ranges that are read, for Parquet."""
+    """Open a seekable file handle that fetches only the ranges that are read, for Parquet.
+
+    Raises OSError if there is no such object, ValueError for a local pipe, device or file of the kernel.
+    """
     fs, path = open_filesystem(uri, client_retries=True)
+    if is_local(fs):
+        _check_plain_file(path)
     handle: AbstractContextManager[IO[bytes]] = call_with_retries(fs, lambda: fs.open(path, "rb"))
     return handle
 
@@ -150,7 +159,7 @@ def open_filesystem(uri: str, *, client_retries: bool = False) -> tuple[Any, str
     `client_retries` lets an S3 client repeat calls that fail for a moment: for libraries that call the file system
     themselves, and for calls that `call_with_retries` does not cover.
     """
-    _refuse_chain(uri)
+    _refuse_malformed(uri)
     no_client_retries = _scheme(uri) in ("s3", "s3a") and not client_retries
     fs, path = fsspec.url_to_fs(
         uri, use_listings_cache=False, **(s3.options_without_retries() if no_client_retries else {})
@@ -192,6 +201,15 @@ def _protocols(fs: Any) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
+def _check_plain_file(path: str) -> None:
+    """Raise ValueError for a local path that is there and is no file on a disk: reading a pipe, a device or a file of
+    the kernel might never end, or show another process's secrets."""
+    real = os.path.realpath(path)
+    is_of_kernel = real.startswith(("/proc/", "/sys/", "/dev/")) and not real.startswith("/dev/shm/")
+    if os.path.exists(path) and (is_of_kernel or not os.path.isfile(path)):
+        raise ValueError(f"{path} is a folder, or no plain file")
+
+
 def _read_up_to(fs: Any, path: str, limit: int) -> bytes:
     """Read the first `limit` bytes in one request, whatever the object's size."""
     try:
@@ -213,7 +231,9 @@ def _split_manifest_uri(file: str) -> tuple[str, str, str]:
     return scheme, posixpath.dirname(base), base.split("/")[0]
 
 
-def _refuse_chain(uri: str) -> None:
+def _refuse_malformed(uri: str) -> None:
+    if _LOST_SLASHES.match(uri):
+        raise ValueError(f"{redact(_cut(uri))!r} lacks the slashes after its scheme; write {uri.partition(':')[0]}://")
     if "::" in uri:
         raise ValueError(f"{redact(uri)!r} is a chained URL; name the object itself")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.store.redact import redact
+from pipeline.store.redact import foreign_text, redact
 from textual_inversion.errors import LOST_WORKER, ErrorKind
 
 
@@ -75,7 +75,7 @@ def is_client_error(error: BaseException) -> bool:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the error's type and the line of its text that says what happened, without credentials."""
+    """Return the error's type and the line of its text that says what happened (`foreign_text`)."""
     cause = getattr(error, "cause", None) or error  # Ray wraps what an actor raised in an error of its own
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     if not lines:
@@ -84,7 +84,7 @@ def describe_error(error: BaseException) -> str:
         return f"ActorDiedError: {_DIED}"  # Ray's own text says no more, in many words
     # Ray puts a remote traceback in the text; its last line is the error itself. Its own errors begin with the reason.
     is_traceback = any(line.startswith("Traceback") or "ray::" in line for line in lines)
-    return redact(f"{type(cause).__name__}: {lines[-1] if is_traceback else lines[0]}")
+    return foreign_text(f"{type(cause).__name__}: {lines[-1] if is_traceback else lines[0]}")
 
 
 def describe_bug(error: BaseException) -> str:

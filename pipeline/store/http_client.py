@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec.asyn import get_loop, sync
 
-from pipeline.store.redact import redact
+from pipeline.store.redact import foreign_text
 from pipeline.store.retries import backoff_s
 
 if TYPE_CHECKING:
@@ -28,11 +28,17 @@ MAX_REQUESTS = 3
 FIRST_WAIT_S = 0.5
 """Pause before the second request; it doubles before the third."""
 
-_TIMEOUT_S = {"total": 300, "sock_connect": 20, "sock_read": 60}
+MAX_TIME_S = 120.0
+"""Longest time for one object, all requests and pauses together: a server may send a byte a second."""
+
+_TIMEOUT_S = {"sock_connect": 20, "sock_read": 60}
 _CHUNK_BYTES = 2**16
 _MAX_REDIRECTS = 5
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """Prefix of NAT64 (RFC 6052), whose IPv6 addresses end in an IPv4 address."""
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""The only IPv6 addresses that are given to hosts of the internet (RFC 4291, section 2.4). `ipaddress` lists exceptions
+instead, and lacks some: IPv4-compatible and IPv4-translated addresses, site-local ones and local-use NAT64."""
 
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -55,9 +61,9 @@ def read(url: str, limit: int, rules: AccessRules | None = None) -> bytes:
 
     Raises FileNotFoundError or PermissionError when the server says so, ValueError for what another request would not
     mend (larger than `limit` bytes, a forbidden or malformed address), and OSError after `MAX_REQUESTS` failures of
-    server or network. The texts name no address but those connected to, and hold no credentials.
+    server or network or after `MAX_TIME_S`. The texts name no address but those connected to, and hold no credentials.
     """
-    data: bytes = sync(get_loop(), _read_with_retries, url, limit, rules)
+    data: bytes = sync(get_loop(), _read_in_time, url, limit, rules)
     return data
 
 
@@ -70,7 +76,19 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
+        if address not in _GLOBAL_UNICAST:
+            return False
     return address.is_global and not address.is_multicast
+
+
+async def _read_in_time(url: str, limit: int, rules: AccessRules | None) -> bytes:
+    try:
+        async with asyncio.timeout(MAX_TIME_S) as deadline:
+            return await _read_with_retries(url, limit, rules)
+    except TimeoutError:
+        if deadline.expired():
+            raise OSError(f"not read within {MAX_TIME_S:.0f} s, all requests together") from None
+        raise
 
 
 async def _read_with_retries(url: str, limit: int, rules: AccessRules | None) -> bytes:
@@ -81,7 +99,7 @@ async def _read_with_retries(url: str, limit: int, rules: AccessRules | None) ->
             raise
         except OSError as error:
             if number == MAX_REQUESTS:
-                raise OSError(f"{redact(str(error))} ({MAX_REQUESTS} requests)") from None
+                raise OSError(f"{error} ({MAX_REQUESTS} requests)") from None
             await asyncio.sleep(backoff_s(number, FIRST_WAIT_S))
     raise AssertionError("the last request returns or raises")
 
@@ -128,9 +146,11 @@ async def _read(url: str, limit: int, rules: AccessRules | None) -> bytes:
     except (aiohttp.ClientError, OSError) as error:  # timeouts are OSErrors
         if refused:
             raise ValueError(refused[-1]) from None
+        if isinstance(error, aiohttp.NonHttpUrlClientError):  # a redirect to file: or ftp:
+            raise ValueError("it is not, or does not lead to, an address of the web") from None
         if isinstance(error, aiohttp.TooManyRedirects):
             raise ValueError(f"redirected more than {_MAX_REDIRECTS} times") from None
-        raise OSError(f"{type(error).__name__}: {redact(str(error))}") from None
+        raise OSError(f"{type(error).__name__}: {foreign_text(str(error))}") from None
 
 
 def _is_allowed(address: Address, networks: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pipeline.store.errors import StoreFailed
-from pipeline.store.redact import redact
+from pipeline.store.redact import foreign_text
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +104,10 @@ def with_retries(
             if not is_retryable(error):
                 raise
             if attempt == MAX_CALLS - 1:
-                text = redact(f"{MAX_CALLS} calls failed, the last with {type(error).__name__}: {error}")
+                text = foreign_text(f"{MAX_CALLS} calls failed, the last with {type(error).__name__}: {error}")
                 raise StoreFailed(text) from error
             pause_s = backoff_s(attempt + 1, FIRST_WAIT_S, LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
-            log.info("%s failed and is repeated in %.1f s: %s", what, pause_s, redact(str(error)))
+            log.info("%s failed and is repeated in %.1f s: %s", what, pause_s, foreign_text(str(error)))
             retry_count.increment()
             if renew_credentials is not None and _credentials_may_have_expired(error):
                 renew_credentials()

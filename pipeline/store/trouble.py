@@ -6,7 +6,7 @@ import errno
 
 from pipeline.store import retries
 from pipeline.store.errors import StoreFailed, is_client_error
-from pipeline.store.redact import redact
+from pipeline.store.redact import foreign_text
 
 _BY_CODE = {
     "NoSuchBucket": "the bucket does not exist: create it, or correct the address",
@@ -45,9 +45,9 @@ _PASSING = {errno.ENOSPC, errno.EDQUOT}
 def describe_trouble(error: BaseException) -> str:
     """Return what is wrong with a store and what to do, in one line without credentials."""
     if isinstance(error, ImportError):
-        return redact(f"a package is missing: {error}")
+        return foreign_text(f"a package is missing: {error}")
     if isinstance(error, StoreFailed):
-        return redact(f"storage failed: {error}; nothing done is lost, run the same command again")
+        return foreign_text(f"storage failed: {error}; nothing done is lost, run the same command again")
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = next(iter(said.splitlines()), "").strip() or type(error).__name__
     if isinstance(error, OSError) and error.filename:
@@ -59,7 +59,7 @@ def describe_trouble(error: BaseException) -> str:
         remedy = _BY_ERRNO.get(error.errno or 0, "")
     if not remedy and not isinstance(error, OSError):
         text = f"{type(error).__name__}: {text}"
-    return redact(f"{text}; {remedy}" if remedy else text)
+    return foreign_text(f"{text}; {remedy}" if remedy else text)
 
 
 def is_of_store(error: BaseException) -> bool:

@@ -35,6 +35,8 @@ def test_addresses_are_relative_to_the_manifest(uri: str, manifest: str, expecte
         ("ssh://host/1.png", "/m.parquet", "ssh://"),
         ("simplecache::s3://b/1.png", "/m.parquet", "is a chained URL"),
         ("/abs/1.png", "s3://bucket/m.parquet", "path on one machine"),
+        ("http:/u:hunter2@host/1.png", "/m.parquet", r"'http:/\*\*\*@host/1.png' lacks the slashes .*; write http://"),
+        ("s3:bucket/1.png", "/m.parquet", "lacks the slashes"),
         ("../../1.png", "s3://bucket/a/m.parquet", "leads out of s3://bucket"),
         ("../../other/1.png", "s3://bucket/a/m.parquet", "leads out of s3://bucket"),
     ],
@@ -54,6 +56,16 @@ def test_photos_are_read_whole_but_not_without_limit(root: str) -> None:
         read_bytes(store.uri("photo"), limit=4)
     with pytest.raises(FileNotFoundError):
         read_bytes(store.uri("absent"))
+
+
+@pytest.mark.parametrize("path", ["/proc/self/environ", "/dev/zero", "/sys/kernel/mm/transparent_hugepage/enabled"])
+def test_files_of_the_kernel_are_not_read(path: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(path)
+    for address in (path, str(tmp_path / "link")):
+        with pytest.raises(ValueError, match="no plain file"):
+            read_bytes(address)
+        with pytest.raises(ValueError, match="no plain file"):
+            open_for_reading(address)
 
 
 @pytest.mark.parametrize("uri", ["ssh://host/x", "file:///x::s3://y", "zip://a::file://b"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.server
 import ipaddress
@@ -29,6 +30,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         status = int(what) if what.isdigit() else 200
         if what == "flaky":
             status = 200 if len(self.server.asked) > 2 else 503
+        if what == "trickle":
+            self.trickle()
+            return
+        if what == "talkative":
+            self.wfile.write(b"HTTP/1.1 2x0 " + b"<script>" * 12_000 + b"\r\n\r\n")
+            return
         headers = {"Location": rest.replace("PORT", str(self.server.server_port))} if what == "to" else {}
         body = {"big": BIG, "packed": gzip.compress(bytes(10**6))}.get(what, b"12345")
         if what == "cut":
@@ -43,6 +50,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def trickle(self) -> None:
+        """Send a byte now and then, until the reader has gone."""
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while not self.server.is_over.wait(0.02):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -52,8 +68,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.ThreadingHTT
     monkeypatch.setattr(http_client, "FIRST_WAIT_S", 0.0)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         server.asked = []  # type: ignore[attr-defined]
+        server.is_over = threading.Event()  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
+        server.is_over.set()  # type: ignore[attr-defined]
         server.shutdown()
 
 
@@ -115,6 +133,19 @@ def test_this_machine_is_not_reached_by_any_of_its_names(server: Any, host: str)
         assert read(url(server, "photo", host), 10, AccessRules(networks=("127.0.0.0/8", "::1/128"))) == b"12345"
 
 
+def test_a_photo_that_trickles_has_a_bound_over_all_requests(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "MAX_TIME_S", 0.2)
+    with pytest.raises(OSError, match="not read within 0 s, all requests together"):
+        read(url(server, "trickle"), 10**6, LOCAL)
+    assert server.asked == ["/trickle"]
+
+
+def test_what_a_server_says_of_itself_is_cut(server: Any) -> None:
+    with pytest.raises(OSError, match="requests") as raised:
+        read(url(server, "talkative"), 10**6, LOCAL)
+    assert len(str(raised.value)) < 1200
+
+
 def test_a_redirect_is_held_to_the_same_bounds(server: Any) -> None:
     inside = url(server, "to/http://127.0.0.1:PORT/photo")
     assert read(inside, 10, LOCAL) == b"12345"
@@ -123,9 +154,11 @@ def test_a_redirect_is_held_to_the_same_bounds(server: Any) -> None:
         read(away, 10, AccessRules(networks=("127.0.0.1/32",)))
     with pytest.raises(ValueError, match=r"leads to http://, which photos\.schemes does not allow"):
         read(inside, 10, AccessRules(schemes=("https",), networks=LOCAL.networks))
-    for place in ("file:///etc/passwd", "ftp://127.0.0.1/x"):
-        with pytest.raises((ValueError, OSError)):
+    server.asked.clear()
+    for place in ("file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "gopher://127.0.0.1/x"):
+        with pytest.raises(ValueError, match=r"not, or does not lead to, an address of the web"):
             read(url(server, f"to/{place}"), 10, LOCAL)
+    assert len(server.asked) == 4  # each asked for once
     with pytest.raises(ValueError, match="redirected more than 5 times"):
         read(url(server, "round"), 10, LOCAL)
 
@@ -163,6 +196,8 @@ def test_errors_hold_no_credentials(server: Any) -> None:
         ("224.0.0.1", False), ("255.255.255.255", False), ("::1", False), ("::", False), ("fe80::1", False),
         ("fd00::1", False), ("fd00:ec2::254", False), ("ff02::1", False), ("::ffff:10.0.0.1", False),
         ("::ffff:8.8.8.8", True), ("64:ff9b::a9fe:a9fe", False), ("64:ff9b::808:808", True), ("2002:7f00:1::", False),
+        ("::127.0.0.1", False), ("::8.8.8.8", False), ("fec0::1", False), ("::ffff:0:10.0.0.1", False),
+        ("64:ff9b:1::a00:1", False), ("5f00::1", False),
     ],
 )  # fmt: skip
 def test_which_addresses_are_public(address: str, public: bool) -> None:
