@@ -173,6 +173,23 @@ class GridConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PreviewConfig:
+    """Pictures of each concept while it is learned, kept as a strip. No part of a fingerprint: they change no result,
+    and with other previews every concept that was done stays done."""
+
+    steps: int = 0
+    """Steps of a concept between two previews, which are drawn of its first sample prompt from the same noise; 0 draws
+    none. Learning waits while previews are drawn."""
+
+    sampling_steps: int = 8
+    """Denoising steps of a preview; all else is drawn as `grid.sampling` says."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 0, "preview.steps", self.steps, "0 (none) or more")
+        require(self.sampling_steps >= 1, "preview.sampling_steps", self.sampling_steps, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GateConfig:
     """Bounds on the scores of a learned concept's sample pictures, and retry rules for a concept below them.
 
@@ -312,6 +329,7 @@ class RunConfig:
     inversion: InversionConfig = field(default_factory=InversionConfig)
     photos: PhotoConfig = field(default_factory=PhotoConfig)
     grid: GridConfig = field(default_factory=GridConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

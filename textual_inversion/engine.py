@@ -25,8 +25,8 @@ from textual_inversion.objective import Batch, concatenate_batches, objective, p
 from textual_inversion.optim import adamw_, clip_gradients, gradient_norms, rate_factor, riemannian_sgd_
 from textual_inversion.parameters import Layout, num_photos
 from textual_inversion.rng import generator_for
-from textual_inversion.slot_state import SlotState, curve_points, curve_tensor, eval_points, eval_tensor, to_cpu
-from textual_inversion.slots import Assignment, Outcome, Readback, Slot, SlotProgress, step_counts
+from textual_inversion.slot_state import SlotState, curve_tensor, eval_tensor, to_cpu
+from textual_inversion.slots import Assignment, Outcome, Preview, Readback, Slot, SlotProgress, step_counts
 from textual_inversion.stacks import Stacks
 from textual_inversion.stopping import CurvePoint, StopRule, is_eval_step, stop_rule_from_config
 from textual_inversion.timesteps import timestep_sampler
@@ -42,6 +42,7 @@ NextAssignment = Callable[[bool], Assignment | None]
 OnOutcome = Callable[[Outcome], None]
 OnCheckpoint = Callable[[Concept, SlotState], None]
 OnStep = Callable[[Concept, CurvePoint], None]
+OnPreview = Callable[[Sequence[Preview]], None]
 
 
 class Engine:
@@ -122,6 +123,8 @@ class Engine:
         on_checkpoint: OnCheckpoint | None = None,
         checkpoint_steps: int = 0,
         on_step: OnStep | None = None,
+        on_preview: OnPreview | None = None,
+        preview_steps: int = 0,
     ) -> None:
         """Learn the assignments that `next_assignment` returns, until it has none for an idle engine, or until `stop`.
 
@@ -130,6 +133,8 @@ class Engine:
         on_outcome: called once for each assignment, in the order in which they end.
         on_checkpoint: called every `checkpoint_steps` of a concept's own steps, with a copy of its state.
         on_step: called with each step's numbers when they have been read back, unless they are not finite.
+        on_preview: called between two steps with the concepts that have taken 0, `preview_steps`, 2 * `preview_steps`,
+            ... steps and take another, all in one call; learning waits for it. Once more after a resume or rollback.
 
         After a loss that is not finite its concept goes on from its last good state at a lower rate (`Slot.roll_back`).
         If that does not help, or if the assignment is bad, the concept alone ends, with an error in its outcome. An
@@ -142,6 +147,8 @@ class Engine:
         is_stopped = self._stop_requested.is_set()
         while not is_stopped and self._refill(next_assignment, on_outcome):
             learning = [slot for slot in self._slots if slot]
+            if on_preview and (due := [slot for slot in learning if slot.step % preview_steps == 0]):
+                on_preview([self._preview(slot) for slot in due])
 
             # Draw, corrupt, predict, differentiate: in passes that several concepts may share.
             passes = []
@@ -356,25 +363,15 @@ class Engine:
         state = assignment.state or SlotState.initial(
             self._layout.initial_parameters(concept, num_photos(views), seed=self._seed, start=assignment.start)
         )
-        slot = Slot(
-            index=slot_index,
-            concept=concept,
-            config=config,
-            stop_rule=stop_rule,
-            data=TrainingData.from_views(concept, views, config, backbone, self._image_features, self._knowledge),
-            num_vectors={name: len(tensor) for name, tensor in state.parameters.items()},
-            start=state.start,
-            step=state.step,
-            curve=curve_points(state.curve),
-            eval_losses=eval_points(state.eval_losses),
-            best=state.best,
-            setbacks=state.setbacks,
-            last_good=state.last_good or state,
-            started=time.perf_counter(),
-        )
+        data = TrainingData.from_views(concept, views, config, backbone, self._image_features, self._knowledge)
+        slot = Slot.at_state(state, index=slot_index, concept=concept, config=config, stop_rule=stop_rule, data=data)
         self._stacks.write(slot_index, state, class_vectors(concept, backbone))
         self._slots[slot_index] = slot
         return slot
+
+    def _preview(self, slot: Slot) -> Preview:
+        parameters = to_cpu(slot.parameters(self._stacks.groups))
+        return Preview(slot.concept, slot.step, self.embedding(slot.concept, parameters, slot.step))
 
     def _end(self, slot: Slot) -> Outcome:
         """Free the slot; return the concept's embedding, or its error."""

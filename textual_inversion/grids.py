@@ -61,7 +61,7 @@ def grid(
     samples = [picture for _, pictures in rows for picture in pictures]
     if not samples and not photos:
         raise ValueError("a grid needs at least one picture")
-    cell = _cell_px(max(max(picture.size) for picture in samples or photos))
+    cell = cell_side(max(max(picture.size) for picture in samples or photos))
     across = max((len(pictures) for _, pictures in rows), default=0)
     layout = _layout(len(photos), title, [label for label, _ in rows], across, cell)
 
@@ -71,10 +71,10 @@ def grid(
     blocks += [(block, pictures) for block, (_, pictures) in zip(layout.rows, rows, strict=True)]
     for block, pictures in blocks:
         for number, line in enumerate(block.lines):
-            pen.text((block.left, block.top + number * _LINE_PX), line, fill=_INK, font=_font())
+            pen.text((block.left, block.top + number * _LINE_PX), line, fill=_INK, font=label_font())
         for (left, top, right, _), picture in zip(block.cells, pictures, strict=False):
             side = right - left
-            fitted = _fit(picture.convert("RGB"), side)
+            fitted = fit(picture.convert("RGB"), side)
             sheet.paste(fitted, (left + (side - fitted.width) // 2, top + (side - fitted.height) // 2))
     return sheet
 
@@ -173,12 +173,12 @@ def _cells(left: int, top: int, per_line: int, side: int, count: int) -> Iterato
         yield x, y, x + side, y + side
 
 
-def _cell_px(picture_px: int) -> int:
+def cell_side(picture_px: int) -> int:
     """Return a cell's side for pictures of this side: their least whole multiple of 128 px or more, at most 320 px."""
     return min(picture_px * math.ceil(_MIN_CELL_PX / picture_px), _MAX_CELL_PX)
 
 
-def _fit(picture: Image.Image, cell: int) -> Image.Image:
+def fit(picture: Image.Image, cell: int) -> Image.Image:
     """Resize the whole picture so that its longer edge is as long as the cell."""
     scale = cell / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -187,13 +187,14 @@ def _fit(picture: Image.Image, cell: int) -> Image.Image:
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def label_font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the font of the labels on sheets."""
     return ImageFont.load_default(size=_LABEL_PX)
 
 
 def _wrap(text: str, width_px: int) -> list[str]:
     """Split a label into lines of at most `width_px`; a single word wider than that runs over its block's edge."""
-    font = _font()
+    font = label_font()
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -10,10 +10,10 @@ from PIL import Image
 from textual_inversion.batch_invariance import choose_slots_per_pass
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
-from textual_inversion.engine import Assignment, Engine, OnStep, Outcome, SlotState
+from textual_inversion.engine import Assignment, Engine, OnStep, Outcome
 from textual_inversion.families.base import Backbone
 from textual_inversion.latents import encode_views
-from textual_inversion.slot_state import to_cpu
+from textual_inversion.slots import Preview
 from textual_inversion.start_choice import StartChooser
 
 if TYPE_CHECKING:
@@ -84,9 +84,16 @@ def learn_outcomes(
     slots_per_pass, _ = choose_slots_per_pass(backbone, config, slots, features)
     engine = Engine(backbone, config, slots=slots, seed=seed, slots_per_pass=slots_per_pass, image_features=features)
 
-    def on_checkpoint(concept: Concept, state: SlotState) -> None:
-        if on_preview:
-            on_preview(concept, state.step, engine.embedding(concept, to_cpu(state.parameters), state.step))
+    def on_engine_preview(previews: Sequence[Preview]) -> None:
+        for concept, step, embedding in previews:
+            if on_preview and step:
+                on_preview(concept, step, embedding)
 
-    engine.run(next_assignment, on_outcome, on_checkpoint, preview_steps if on_preview else 0, on_step)
+    engine.run(
+        next_assignment,
+        on_outcome,
+        on_step=on_step,
+        on_preview=on_engine_preview if on_preview else None,
+        preview_steps=preview_steps,
+    )
     return [outcomes[concept.concept_id] for concept, _ in concepts]

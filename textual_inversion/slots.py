@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -87,6 +88,15 @@ class Outcome:
     """Kind of the error; None where there is none."""
 
 
+class Preview(NamedTuple):
+    """A concept as it is between two steps."""
+
+    concept: Concept
+    step: int
+    """Optimizer steps taken."""
+    embedding: LearnedEmbedding
+
+
 @dataclass(frozen=True, slots=True)
 class SlotProgress:
     """Progress of the concept in a slot."""
@@ -141,6 +151,35 @@ class Slot:
     """State to roll back to; its tensors are on the device until a checkpoint copies them."""
     error: str | None = None
     """Reason why the concept cannot go on as it is."""
+
+    @classmethod
+    def at_state(
+        cls,
+        state: SlotState,
+        *,
+        index: int,
+        concept: Concept,
+        config: InversionConfig,
+        stop_rule: StopRule,
+        data: TrainingData,
+    ) -> Slot:
+        """Make the slot of a concept that goes on from a state; the stacks are not written."""
+        return cls(
+            index=index,
+            concept=concept,
+            config=config,
+            stop_rule=stop_rule,
+            data=data,
+            num_vectors={name: len(tensor) for name, tensor in state.parameters.items()},
+            start=state.start,
+            step=state.step,
+            curve=curve_points(state.curve),
+            eval_losses=eval_points(state.eval_losses),
+            best=state.best,
+            setbacks=state.setbacks,
+            last_good=state.last_good or state,
+            started=time.perf_counter(),
+        )
 
     @property
     def lr_scale(self) -> float:

@@ -20,7 +20,7 @@ from pipeline.actor.job import Job
 from pipeline.actor.slot_budget import BudgetState, SlotBudget
 from pipeline.store.errors import ActorBroken, ActorLeaving, describe_error
 from textual_inversion.concept import Concept
-from textual_inversion.engine import Assignment, Engine, Outcome, SlotState
+from textual_inversion.engine import Assignment, Engine, OnPreview, Outcome, SlotState
 from textual_inversion.slots import SlotProgress
 
 log = logging.getLogger(__name__)
@@ -36,9 +36,11 @@ class EngineThread:
         jobs: Mapping[str, Job],
         checkpoints: Checkpoints,
         checkpoint_steps: int,
+        on_preview: OnPreview | None = None,
+        preview_steps: int = 0,
     ) -> None:
         """Make the first engine and start the thread. `new_engine` makes one with so many slots; `jobs` are those of
-        the actor by concept id, as they come and go.
+        the actor by concept id, as they come and go; `on_preview` and `preview_steps` are those of `Engine.run`.
 
         Raises ValueError if the settings do not go with the model, ActorBroken if one slot finds no memory.
         """
@@ -47,6 +49,8 @@ class EngineThread:
         self._jobs = jobs
         self._checkpoints = checkpoints
         self._checkpoint_steps = checkpoint_steps
+        self._on_preview = on_preview
+        self._preview_steps = preview_steps
         self._waiting: queue.Queue[Assignment | None] = queue.Queue()
         """Assignments without a slot; None wakes the engine, which then ends."""
         self._is_draining = False
@@ -139,7 +143,14 @@ class EngineThread:
         if self._budget.state is BudgetState.SHRINKING:  # reported while there was no engine to stop
             self._engine.stop()
         try:
-            self._engine.run(self._next_assignment, self._on_outcome, self._on_checkpoint, self._checkpoint_steps)
+            self._engine.run(
+                self._next_assignment,
+                self._on_outcome,
+                self._on_checkpoint,
+                self._checkpoint_steps,
+                on_preview=self._on_preview,
+                preview_steps=self._preview_steps,
+            )
         except torch.OutOfMemoryError as error:
             self._give_up_slots(describe_error(error))
         if self._budget.state is BudgetState.SHRINKING:

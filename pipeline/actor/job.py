@@ -13,6 +13,7 @@ from pipeline.report.concept_progress import ConceptProgress
 from textual_inversion.engine import Assignment, Outcome
 from textual_inversion.slots import SlotProgress
 from textual_inversion.start_choice import ChosenStart
+from textual_inversion.strips import Strip
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,10 @@ class Job:
     outcome: Future[Outcome] = field(default_factory=Future)
     in_slot: bool = False
     """True while the engine is learning it."""
+    strip: Strip = field(default_factory=Strip)
+    """Previews drawn so far, those of earlier attempts that it goes on from included."""
+    strip_put: Future[bool] | None = None
+    """Last strip on its way to storage."""
     save: Future[None] | None = None
     """Last checkpoint on its way to storage."""
     num_saves: int = 0

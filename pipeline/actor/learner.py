@@ -25,6 +25,7 @@ from pipeline.actor.image_batcher import ImageBatcher
 from pipeline.actor.job import Job, Pictures, progress_of
 from pipeline.actor.loaded_settings import LoadedSettings
 from pipeline.actor.model_loading import load_model
+from pipeline.actor.previews import Previews
 from pipeline.actor.publish import failure_record, put_done, put_files
 from pipeline.actor.samples import Samples, sample_requests, score
 from pipeline.actor.slot_budget import SlotBudget
@@ -94,8 +95,15 @@ class Learner:
         """Concept id -> job, from the start of `learn` to its end."""
         self._checkpoints = Checkpoints(self._store)
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="learner")
+        self._previews = Previews(self._backbone, config, self._store, self._jobs)
         self._engine = EngineThread(
-            self._new_engine, self._budget, self._jobs, self._checkpoints, config.actors.checkpoint_steps
+            self._new_engine,
+            self._budget,
+            self._jobs,
+            self._checkpoints,
+            config.actors.checkpoint_steps,
+            self._previews.draw if config.preview.steps else None,
+            config.preview.steps,
         )
         self._image_batcher = ImageBatcher(self._backbone, self._sharing.choose_sampling())
         self._admission = asyncio.Semaphore(self.ready())
@@ -202,6 +210,7 @@ class Learner:
         self._pool.shutdown()
         self._image_batcher.close()
         self._checkpoints.close()
+        self._previews.close()
 
     async def _learn(self, job: Job) -> ConceptRecord:
         task = job.task
@@ -300,6 +309,7 @@ class Learner:
         )
         state = self._checkpoints.load(job)
         step = state.step if state else 0
+        self._previews.resume(job, step)
         job.log.note("prepared", start=job.start.reason, step=step, memory=self._memory.description)
         return Assignment(concept, views, state, job.start.embedding, job.start.steps)
 
@@ -321,9 +331,10 @@ class Learner:
         scores = score(self._extractor, photos, samples) if self._extractor else {}
         sheet = samples.sheet(photos)
         files = put_files(self._store, job, outcome, sheet, self._config.model, self._backbone.model_hash())
+        strip = self._previews.finish(job, outcome)
         self._checkpoints.delete(job)
         job.log.store("published", steps=outcome.steps, seconds=round(outcome.seconds, 1), scores=scores)
         drawn = with_own_defaults(self._config.grid.sampling, self._backbone)
         sampling = DrawnWith(solver=drawn.solver, steps=drawn.steps, guidance_scale=drawn.guidance_scale)
         facts = {"equality": self._sharing.equality, "memory": self._memory.description, "sampling": sampling}
-        return put_done(self._store, job, outcome, scores, files, self._config.gate, **facts)
+        return put_done(self._store, job, outcome, scores, files, self._config.gate, previews=strip, **facts)

@@ -65,13 +65,27 @@ def sample_requests(
     `initial` adds those of its initializer word, which are needed for scores only.
     """
     prompts = config.prompts_for(concept.category)
-    embedding = replace(embedding, placeholder_token=HOLE)  # a prompt may have the placeholder's word elsewhere, too
-    seeds = [seed_for(seed, concept.concept_id, "grid", i) for i in range(config.images_per_prompt)]
-    named = with_class_noun(prompts, embedding.class_noun)
-    requests = [ImageRequest(prompt, s, (embedding,)) for prompt in named for s in seeds]
+    seeds = [_noise_seed(concept, seed, i) for i in range(config.images_per_prompt)]
+    requests = [_request(prompt, s, embedding) for prompt in prompts for s in seeds]
     if concept.initializer and initial:
         requests += [ImageRequest(fill(prompt, concept.initializer), s) for prompt in prompts for s in seeds]
     return requests
+
+
+def preview_request(concept: Concept, embedding: LearnedEmbedding, config: GridConfig, seed: int) -> ImageRequest:
+    """Return the request of a preview: the first prompt and noise of the sample grid, at any step of the concept."""
+    return _request(config.prompts_for(concept.category)[0], _noise_seed(concept, seed, 0), embedding)
+
+
+def _request(prompt: str, seed: int, embedding: LearnedEmbedding) -> ImageRequest:
+    """Return the request of a prompt with a hole for the concept."""
+    embedding = replace(embedding, placeholder_token=HOLE)  # a prompt may have the placeholder's word elsewhere, too
+    [named] = with_class_noun([prompt], embedding.class_noun)
+    return ImageRequest(named, seed, (embedding,))
+
+
+def _noise_seed(concept: Concept, seed: int, number: int) -> int:
+    return seed_for(seed, concept.concept_id, "grid", number)
 
 
 def draw_samples(

@@ -41,6 +41,16 @@ class DrawnWith:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StripFacts:
+    """What the strip of previews in a concept's folder shows (`textual_inversion.strips`)."""
+
+    steps: tuple[int, ...]
+    """Steps of the concept at which its pictures were drawn."""
+    cell_px: int
+    """Side of each picture on the strip."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Try:
     """A try of the quality gate: a concept learned with one set of settings. The record has the same fields, with the
     values of the try that is kept."""
@@ -56,6 +66,7 @@ class Try:
     seconds: float = 0.0
     scores: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, StoredFile] = field(default_factory=dict)
+    previews: StripFacts | None = None
     error: str = ""
     """The error that left this try without a result; empty if it has one."""
 
@@ -132,6 +143,9 @@ class ConceptRecord:
 
     files: Mapping[str, StoredFile] = field(default_factory=dict)
     """Files of the concept's folder, by name."""
+
+    previews: StripFacts | None = None
+    """The concept's strip of previews; None without one, and in records of earlier releases."""
 
     carried: Mapping[str, Any] = field(default_factory=dict)
     """The manifest's other columns, as JSON values."""

@@ -7,7 +7,7 @@ own files, which lie beside it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +20,7 @@ from pipeline.report.spool import DrawnPicture, Spool
 from pipeline.store.redact import redact
 from pipeline.store.storage import ConceptFolder, RunStore
 from textual_inversion.prompts import HOLE
+from textual_inversion.strips import strip_cells
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,11 @@ class Details:
             for detail, read in zip(found, pool.map(self._read_files, entries), strict=True):
                 sheets = read.pop("tries")
                 detail["tries"] = [{**each, **sheet} for each, sheet in zip(detail["tries"], sheets, strict=True)]
+                strip = read.pop("strip", None)
+                if strip is not None and strip.data_uri:
+                    detail["previews"]["picture"] = strip.data_uri
+                    if strip.full_size != detail["previews"]["size"]:  # the strip of a later attempt, or of none
+                        detail["previews"]["cells"] = []
                 detail |= read
             wanted = [row for detail in found for row in detail["pictures"] if row[2]][:MAX_EMBEDDED_PICTURES]
             for start in range(0, len(wanted), _BATCH):
@@ -80,6 +86,7 @@ class Details:
                 "photos": entry["photos"],
                 "tries": [{**each, "layout": layout} for each in entry["tries"]],
                 "pictures": [_described(each, entry["name"]) for each in drawn.get(position, ())],
+                "previews": _strip_layout(entry["previews"]) if entry["previews"] else None,
             }
 
     def _read_files(self, entry: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +96,8 @@ class Details:
         folder = ConceptFolder(entry["values"]["concept"], entry["result"])
         tries = [ConceptFolder(folder.concept_id, each["fingerprint"]) for each in entry["tries"]]
         paths = list(dict.fromkeys(each.grid for each in (folder, *tries)))
-        contents = self._store.get_many([*paths, folder.curve])
+        strips = [folder.previews] if entry["previews"] else []
+        contents = self._store.get_many([*paths, folder.curve, *strips])
         place = (entry["num_photos"], entry["name"], entry["category"])
         sheets = {path: read_sheet(contents[path], self.layouts, place, self._max_pixels) for path in paths}
         self.num_missing += bool(sheets[folder.grid]["note"])
@@ -99,6 +107,7 @@ class Details:
         except Exception:  # on damaged files, Arrow's readers raise nearly everything
             curve = None
         return {
+            "strip": read_picture(contents[folder.previews], _SHEET_PX, self._max_pixels) if strips else None,
             **sheets[folder.grid],
             "curve": asdict(curve) if curve else None,
             "tries": [
@@ -133,6 +142,13 @@ def read_picture(content: bytes | OSError, side_px: int, max_pixels: int) -> Pic
         return embed(content, side_px, max_pixels)
     except Exception as error:
         return Picture(note=redact(str(error) or type(error).__name__))
+
+
+def _strip_layout(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the layout of a strip as the page's script reads it: its size, and the step and box of each picture."""
+    size, boxes = strip_cells(facts["cell_px"], len(facts["steps"]))
+    placed = [(left, top, right - left, bottom - top) for left, top, right, bottom in boxes]
+    return {"size": size, "cells": list(zip(facts["steps"], placed, strict=True))}
 
 
 def _described(picture: DrawnPicture, name: str) -> list[Any]:

@@ -6,6 +6,7 @@ import math
 import statistics
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.inputs.manifest import BadRow
@@ -63,6 +64,7 @@ class Overview:
             "name": record.name_in_prompts,
             "category": record.category,
             "num_photos": len(record.images),
+            "previews": asdict(record.previews) if record.previews else None,
             "facts": _facts(record),
             "photos": record.images[:_MAX_PHOTOS],
             "tries": [_describe_try(each, record) for each in record.tries],

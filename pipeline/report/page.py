@@ -174,7 +174,7 @@ class _Report:
             },
             "files": {
                 name: getattr(_ANY_FOLDER, name).rpartition("/")[2]
-                for name in ("embedding", "grid", "curve", "record", "failure", "log")
+                for name in ("embedding", "grid", "curve", "previews", "record", "failure", "log")
             },
             "scales": {name: self._overview.scale(name) for name in ("clip_i", "clip_t")},
             "remedies": {group.kind: [group.title, group.remedy] for group in groups},

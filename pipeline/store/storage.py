@@ -47,6 +47,11 @@ class ConceptFolder:
         return f"{self.root}/curve.parquet"
 
     @property
+    def previews(self) -> str:
+        """Strip of previews; absent unless previews were drawn. No record lists it, so that it can be lost."""
+        return f"{self.root}/previews.png"
+
+    @property
     def checkpoint(self) -> str:
         """Checkpoint, which exists while the concept is being learned."""
         return f"{self.root}/checkpoint.safetensors"

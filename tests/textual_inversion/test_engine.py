@@ -22,12 +22,15 @@ from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.learning import learn
 from textual_inversion.objective import Batch
+from textual_inversion.slots import Preview
 from textual_inversion.stopping import CurvePoint, EvalLoss
 from textual_inversion.training_data import TrainingData
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKBONE = ToyBackbone()
 CONFIG = InversionConfig(steps=7, batch_size=2, learning_rate=0.02, max_grad_norm=0.05)
+KEY = next(iter(DIMS))
+"""A text encoder of the toy model."""
 
 
 def assignment(number: int, **changes: object) -> Assignment:
@@ -494,3 +497,31 @@ def test_learn() -> None:
 def test_learn_names_what_failed() -> None:
     with pytest.raises(ValueError, match=r"concept 'c1': num_vectors 17"):
         learn(BACKBONE, [(assignment(1, num_vectors=17).concept, pictures(0))], CONFIG)
+
+
+def test_previews_come_at_their_steps_together_and_change_nothing(alone: dict[str, Outcome]) -> None:
+    seen: list[list[tuple[str, int]]] = []
+    rows: dict[tuple[str, int], Tensor] = {}
+
+    def look(previews: Sequence[Preview]) -> None:
+        torch.rand(7)  # as drawing may
+        seen.append([(each.concept.concept_id, each.step) for each in previews])
+        for concept, step, embedding in previews:
+            rows[concept.concept_id, step] = embedding.vectors[KEY]
+            assert embedding.metadata["step"] == str(step)
+
+    waiting, outcomes = iter([assignment(number) for number in range(3)]), dict[str, Outcome]()
+    engine = Engine(BACKBONE, CONFIG, slots=2, seed=5, slots_per_pass=1, steps_ahead=100)
+    engine.run(
+        lambda _wait: next(waiting, None),
+        lambda outcome: outcomes.update({outcome.concept.concept_id: outcome}),
+        on_preview=look,
+        preview_steps=3,
+    )
+    first = [[("c0", step), ("c1", step)] for step in (0, 3, 6)]
+    assert seen == [*first, [("c2", 0)], [("c2", 3)], [("c2", 6)]]
+    assert all(same(outcomes[name], alone[name]) for name in outcomes)
+    assert not torch.equal(rows["c0", 0], rows["c0", 3])
+    states: dict[int, SlotState] = {}
+    run([assignment(0)], slots=1, on_checkpoint=lambda _, state: states.update({state.step: state}), checkpoint_steps=3)
+    assert torch.equal(rows["c0", 3], states[3].parameters[KEY][: len(rows["c0", 3])])

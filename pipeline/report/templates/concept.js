@@ -122,6 +122,20 @@ const curveOf = curve => curve && make("div", { class: "curve" },
     draw("text", { x: -4, y: 6, "text-anchor": "end" }, fixed(curve.high, 2)), draw("text", { x: -4, y: 90, "text-anchor": "end" }, fixed(curve.low, 2)),
     draw("text", { x: 0, y: 102 }, "step 1"), draw("text", { x: 240, y: 102, "text-anchor": "end" }, `step ${whole(curve.last_step)}`)));
 
+const previewsOf = (position, detail) => {
+  if (!detail.previews) return null;
+  const id = value(position, "concept"), file = pathOf("concepts", id, rows[position][RESULT], data.files.previews);
+  const { picture, size, cells } = detail.previews, sheet = { source: picture || file, file, label: `previews of ${id}` };
+  const shown = cells.map(([step, box]) => ({ ...sheet, size, box, label: `step ${whole(step)}` }));
+  const figures = shown.map(each => make("figure", {}, make("figcaption", {}, each.label), pictureButton(each, shown)));
+  const element = make("div", { class: "previews" }, figures.length ? figures : wholeSheet(sheet));
+  element.addEventListener("otherlayout", event => {
+    event.stopPropagation();
+    element.replaceChildren(wholeSheet(sheet));
+  }, { once: true });
+  return [make("div", { class: "label" }, `“${promptsOf(position)[0]}” at these steps, always from the same noise`), element];
+};
+
 const triesOf = (position, tries) => tries.length < 2 ? null : [make("h4", {}, "Tries: before and after"),
   make("div", { class: "tries" }, tries.map(each => {
     const file = pathOf("concepts", value(position, "concept"), each.fingerprint, data.files.grid);
@@ -137,7 +151,7 @@ const triesOf = (position, tries) => tries.length < 2 ? null : [make("h4", {}, "
   }))];
 
 const factList = (position, detail) => {
-  const own = ["concept", "status", "pictures"], files = value(position, "status") === "done" ? ["embedding", "grid", "curve", "record", "log"] : ["failure", "log"];
+  const own = ["concept", "status", "pictures"], files = value(position, "status") === "done" ? ["embedding", "grid", "curve", detail.previews ? "previews" : null, "record", "log"].filter(Boolean) : ["failure", "log"];
   const row = rows[position], folder = name => pathOf("concepts", value(position, "concept"), ["record", "failure", "log"].includes(name) ? row[FOLDER] : row[RESULT], data.files[name]);
   const listed = columns.map((column, place) => [column, textOf(position, column, place)]).filter(([column, text]) => text && !own.includes(column.name));
   return make("dl", {},
@@ -170,7 +184,7 @@ const openConcept = async (position, list) => {
       drawn.length ? [make("h4", {}, `Drawn in bulk: ${pictures.length}`), gallery(pictures),
         drawn.filter(each => each.error).map(each => make("p", { class: "note" }, `not drawn: ${each.label}: ${each.error}`))] : null,
       triesOf(position, detail.tries),
-      detail.curve ? [make("h4", {}, "Learning"), curveOf(detail.curve)] : null,
+      detail.curve || detail.previews ? [make("h4", {}, "Learning"), previewsOf(position, detail), curveOf(detail.curve)] : null,
       make("h4", {}, "Facts"), factList(position, detail)].flat(2).filter(Boolean));
   } catch (error) {
     body.replaceChildren(make("p", { class: "note" }, error.message));

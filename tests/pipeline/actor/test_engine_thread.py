@@ -32,7 +32,7 @@ class StandInEngine:
         self.stopped, self.may_end, self.is_full = threading.Event(), threading.Event(), threading.Event()
         self.taken: list[Assignment] = []
 
-    def run(self, next_assignment: Any, on_outcome: Any, on_checkpoint: Any, _steps: int) -> None:
+    def run(self, next_assignment: Any, on_outcome: Any, on_checkpoint: Any, _steps: int, **_previews: Any) -> None:
         while not self.stopped.is_set() and (assignment := next_assignment(True)):
             self.taken.append(assignment)
             self.steps_taken += 10

@@ -109,6 +109,8 @@ def test_a_changed_setting_of_the_method_means_not_done(override: str) -> None:
         "manifest=m",
         "device=cpu",
         "report.embedded=1",
+        "preview.steps=50",
+        "preview.sampling_steps=4",
         "generation.prompts=p",
         "grid.sampling.batch_size=4",
         "model=other/place",

@@ -21,7 +21,7 @@ from pipeline.config_file import load_config
 from pipeline.report.comparison import Comparison, Side
 from pipeline.report.page import RunFigures, build_report
 from pipeline.store.storage import RunStore
-from tests.pipeline.report.test_page import fail, finish, put_pictures
+from tests.pipeline.report.test_page import STRIP, fail, finish, put_pictures, put_strip
 from textual_inversion.grids import grid
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = f"c{number}"
         gate = {} if number else {"gate": "below"}
         carried = {"shelf": f"shelf {number % 3}", "price": 10 - number}
-        record = finish(store, name, number, clip_i=0.9 - number / 20, carried=carried, **gate)
+        record = finish(store, name, number, clip_i=0.9 - number / 20, carried=carried, previews=STRIP, **gate)
+        put_strip(store, record)
         labels = [prompt.replace("{}", f"<{name}>") for prompt in config.grid.prompts]
         buffer = io.BytesIO()
         grid([sample], [(label, [sample] * 2) for label in labels]).save(buffer, "PNG")
@@ -166,7 +167,7 @@ def test_a_concept_of_a_part_is_opened_and_its_pictures_enlarged(chrome: Chrome,
     loaded = "[...document.querySelectorAll('#concept .picture img')].every(each => each.complete && each.naturalWidth)"
     chrome.execute_script("document.querySelectorAll('#concept img').forEach(each => each.loading = 'eager')")
     wait_for(chrome, loaded)
-    assert chrome.execute_script("return document.querySelectorAll('#concept .cell').length") == 1 + 8
+    assert chrome.execute_script("return document.querySelectorAll('#concept .cell').length") == 1 + 8 + 3
     chrome.execute_script("document.querySelector('#concept .samples .picture').click()")
     wait_for(chrome, "document.querySelector('#viewer .stage img')?.naturalWidth")
     width = "document.querySelector('#viewer .stage > *').getBoundingClientRect().width"
@@ -176,6 +177,24 @@ def test_a_concept_of_a_part_is_opened_and_its_pictures_enlarged(chrome: Chrome,
     assert "a photo of a <c2>, sample 1" in chrome.execute_script(
         "return document.querySelector('#viewer footer').textContent"
     )
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize("name", ["c8", "c3"])
+def test_the_previews_of_a_concept_are_a_row_of_pictures(chrome: Chrome, run: Path, width: int, name: str) -> None:
+    """`c8` is inside the page, `c3` in a part beside it."""
+    open_page(chrome, run / "report.html", width, state=f"#concept={name}")
+    steps = "[...document.querySelectorAll('.previews figcaption')].map(each => each.textContent)"
+    assert wait_for(chrome, steps, len) == ["step 0", "step 50", "step 100"]
+    cells = wait_for(
+        chrome,
+        "[...document.querySelectorAll('.previews button')].map(each => [each.getBoundingClientRect().left,"
+        " each.getBoundingClientRect().width, each.firstChild.naturalWidth])",
+        lambda found: all(loaded for *_, loaded in found),
+    )
+    assert [left for left, *_ in cells] == sorted(left for left, *_ in cells)
+    assert all(80 < each < 140 for _, each, _ in cells)
+    assert chrome.execute_script("return document.documentElement.scrollWidth") <= width
 
 
 def test_the_map_is_walked_by_keys(chrome: Chrome, run: Path) -> None:

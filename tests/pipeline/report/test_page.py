@@ -17,13 +17,15 @@ from safetensors.numpy import save
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.inputs.manifest import BadRow
-from pipeline.ledger.records import ConceptRecord, Try, put_record
+from pipeline.ledger.records import ConceptRecord, StripFacts, Try, put_record
 from pipeline.report import details, html
 from pipeline.report.page import RunFigures, build_report
 from pipeline.store.storage import RunStore
 from tests.pipeline.report.report_pages import Page, part_values
 from textual_inversion.grids import grid
+from textual_inversion.strips import Strip
 
+STRIP = StripFacts(steps=(0, 50, 100), cell_px=128)
 FIGURES = RunFigures(learned=3, skipped=4, seconds=1800.0, facts={"device": "8 cores"})
 
 
@@ -115,6 +117,42 @@ def test_each_picture_of_a_grid_is_found() -> None:
         assert sheet.crop((left, top, left + width, top + height)).getcolors() == [(width * height, (255, 0, 0))]
     finish(store, "old", 2)  # the grid of an earlier release, whose layout is not known
     assert [detail["layout"] for detail in build(store, config).data["details"]] == [0, -1]
+
+
+def put_strip(store: RunStore, record: ConceptRecord) -> Strip:
+    """Put a strip of previews as the record says."""
+    strip = Strip()
+    for step in (0, 50, 100):
+        strip = strip.with_picture(step, Image.new("RGB", (64, 64), (step, 0, 0)))
+    store.put(record.folder.previews, strip.to_png())
+    return strip
+
+
+@pytest.mark.parametrize("embedded", [2, 0])
+def test_the_previews_of_a_concept_are_found_on_its_strip(root: str, embedded: int) -> None:
+    store = RunStore(root)
+    strip = put_strip(store, finish(store, "duck", 1, previews=STRIP))
+    finish(store, "plain", 2, clip_i=0.9)
+    page = build(store, load_config(overrides=[f"report.embedded={embedded}"], output=root))
+    parts = [part_values(store.get(path).decode()) for path in store.list("report") if "details" in path]
+    found, other = page.data["details"] if embedded else parts[0]
+    sheet = Image.open(io.BytesIO(strip.to_png()))
+    assert other["previews"] is None
+    assert tuple(found["previews"]["size"]) == sheet.size
+    assert found["previews"].get("picture", "").startswith("data:image/webp" if embedded else "")
+    for step, (left, top, width, height) in found["previews"]["cells"]:
+        assert sheet.crop((left, top, left + width, top + height)).getcolors() == [(width * height, (step, 0, 0))]
+
+
+def test_a_strip_that_is_not_as_its_record_says_is_shown_whole_or_left_out(root: str) -> None:
+    store = RunStore(root)
+    put_strip(store, finish(store, "duck", 1, previews=StripFacts(steps=(0, 50), cell_px=128)))
+    finish(store, "lost", 2, previews=STRIP, clip_i=0.9)
+    other, lost = build(store).data["details"]
+    assert other["previews"]["cells"] == []
+    assert other["previews"]["picture"]
+    assert len(lost["previews"]["cells"]) == 3, "the page tells which file is not found"
+    assert "picture" not in lost["previews"]
 
 
 def test_the_prompts_of_the_grids_are_told_for_each_category() -> None:
