@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -76,6 +76,8 @@ class BadRow:
     """Error that names the column and the value, in one line."""
     content: str = ""
     """Digest of the row's values, wherever the row is; empty if they could not be read."""
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the columns that are carried, as far as they could be read, so that results can be joined by them."""
 
 
 def count_rows(uri: str) -> int:
@@ -154,13 +156,19 @@ def read_manifest(uri: str) -> Iterator[ManifestRow | BadRow]:
             if isinstance(row, ManifestRow):
                 key = int.from_bytes(short_hash(row.concept.concept_id), "big")
                 if key in seen:
-                    concept_id = row.concept.concept_id
-                    reason = f"concept_id {concept_id!r} occurs in an earlier row"
-                    content = content_digest(row.concept)
-                    yield BadRow(file=row.file, row=row.row, concept_id=concept_id, reason=reason, content=content)
+                    yield bad_row(row, f"concept_id {row.concept.concept_id!r} occurs in an earlier row")
                     continue
                 seen.add(key)
             yield row
+
+
+def bad_row(row: ManifestRow, reason: str) -> BadRow:
+    """Return a row that could be read as one that cannot be learned."""
+    content = content_digest(row.concept)
+    concept_id = row.concept.concept_id
+    return BadRow(
+        file=row.file, row=row.row, concept_id=concept_id, reason=reason, content=content, carried=row.carried
+    )
 
 
 def _read_file(file: str) -> Iterator[ManifestRow | BadRow]:
@@ -176,14 +184,12 @@ def _read_file(file: str) -> Iterator[ManifestRow | BadRow]:
 
 def _parse(file: str, number: int, values: dict[str, Any] | BadInput) -> ManifestRow | BadRow:
     concept_id = None if isinstance(values, BadInput) else id_text(values["concept_id"])
+    carried: dict[str, Any] = {}
     try:
         if isinstance(values, BadInput):
             raise values
+        carried = _carried(values)
         concept = _concept(file, values)
-        carried = {name: redacted(jsonable(value)) for name, value in values.items() if is_carried(name)}
-        size = len(json.dumps(carried))
-        if size > MAX_CARRIED_BYTES:
-            raise BadInput(f"its other columns hold {size:,} bytes, more than {MAX_CARRIED_BYTES:,}; drop large ones")
         priority = whole_number(values, PRIORITY, 0, most=9)
         if priority < 0:
             raise BadInput(f"priority is {priority}; it must be from 0 to 9")
@@ -193,8 +199,19 @@ def _parse(file: str, number: int, values: dict[str, Any] | BadInput) -> Manifes
         if len(reason) > _MAX_REASON_CHARACTERS:
             reason = f"{reason[:_MAX_REASON_CHARACTERS]} ..."
         content = "" if isinstance(values, BadInput) else content_digest(values)
-        return BadRow(file=redact(file), row=number, concept_id=shown_id, reason=reason, content=content)
+        return BadRow(
+            file=redact(file), row=number, concept_id=shown_id, reason=reason, content=content, carried=carried
+        )
     return ManifestRow(file=redact(file), row=number, concept=concept, carried=carried, priority=priority)
+
+
+def _carried(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of the columns that are carried, as JSON values; raises BadInput if they are too large."""
+    carried = {name: redacted(jsonable(value)) for name, value in values.items() if is_carried(name)}
+    size = len(json.dumps(carried))
+    if size > MAX_CARRIED_BYTES:
+        raise BadInput(f"its other columns hold {size:,} bytes, more than {MAX_CARRIED_BYTES:,}; drop large ones")
+    return carried
 
 
 def _concept(file: str, values: dict[str, Any]) -> Concept:

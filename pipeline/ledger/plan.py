@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.inputs.content_hash import content_hashes
-from pipeline.inputs.manifest import BadRow, ManifestRow, content_digest
+from pipeline.inputs.manifest import BadRow, ManifestRow, bad_row
 from pipeline.ledger.digest import digest
 from pipeline.ledger.listing import ConceptListing
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
@@ -234,9 +234,7 @@ class Plan:
         try:
             task = self._task(concept, row.carried, identities)
         except BadInput as error:
-            content = content_digest(concept)
-            name = concept.concept_id
-            self.bad.append(BadRow(file=row.file, row=row.row, concept_id=name, reason=str(error), content=content))
+            self.bad.append(bad_row(row, str(error)))
             return None
         key = task.fingerprint.encode()
         self.carried[key] = json.dumps(dict(row.carried)).encode() if row.carried else b"{}"

@@ -60,10 +60,10 @@ def write_results(
 ) -> int:
     """Write the table and return its number of rows.
 
-    Bad rows of the manifest are failed rows, with file and row in the error. Every score has a column. Carried columns
-    keep their names, with `manifest_` in front where a name is taken; nested values, values of a column with several
-    types, and numbers that no type of Arrow holds are JSON text. No value makes the table fail. The paths of embeddings
-    and grids are relative to the output unless `absolute`.
+    Bad rows of the manifest are failed rows, with file and row in the error and with their carried columns. Every
+    score has a column. Carried columns keep their names, with `manifest_` in front where a name is taken; nested
+    values, values of a column with several types, and numbers that no type of Arrow holds are JSON text. No value makes
+    the table fail. The paths of embeddings and grids are relative to the output unless `absolute`.
     """
     rows = chain((_row(store if absolute else None, record) for record in records), (_bad_row(row) for row in bad))
     columns = {field.name: field.type for field in _SCHEMA}
@@ -96,7 +96,8 @@ def _row(store: RunStore | None, record: ConceptRecord) -> dict[str, Any]:
 
 def _bad_row(row: BadRow) -> dict[str, Any]:
     error = f"{row.file} row {row.row}: {row.reason}"
-    return {"concept_id": row.concept_id, "status": "failed", "error": error, "error_kind": BAD_INPUT}
+    own = {"concept_id": row.concept_id, "status": "failed", "error": error, "error_kind": BAD_INPUT}
+    return own | {_CARRIED + name: value for name, value in row.carried.items()}
 
 
 def _spool(rows: Iterable[Mapping[str, Any]], spool: IO[bytes]) -> dict[str, pa.DataType]:

@@ -246,6 +246,16 @@ def test_ids_of_a_wrong_type_are_bad_rows(tmp_path: Path, ids: pa.Array) -> None
     assert all("concept_id" in row.reason for row in bad(rows))
 
 
+def test_a_bad_row_keeps_the_columns_that_are_carried(root: str) -> None:
+    rows = [
+        {"concept_id": "a", "images": ["a.png"], "num_vectors": 1, "sku": 7},
+        {"concept_id": "a", "images": ["a.png"], "num_vectors": 1, "sku": 8},
+        {"concept_id": "b", "images": ["b.png"], "num_vectors": -1, "sku": 9},
+    ]
+    _, *others = read_manifest(put_rows(RunStore(root), "m.parquet", rows))
+    assert [row.carried for row in bad(others)] == [{"sku": 8}, {"sku": 9}]
+
+
 def not_text(*values: bytes) -> pa.Array:
     """Return texts that are not UTF-8, as no writer should make them."""
     return pa.array(values, pa.binary()).view(pa.string())

@@ -30,7 +30,7 @@ def test_one_row_a_concept_bad_rows_included(root: str) -> None:
         "a", scores={"clip_i": 0.5, "clip_t": 0.25}, images=("x.png",), steps=9, seconds=1.5, carried={"sku": 7}
     )
     failed = make("b", status="failed", error="out of memory", error_kind="lost_worker", carried={"sku": 8})
-    bad = [BadRow(file="m.parquet", row=3, concept_id=None, reason="concept_id None")]
+    bad = [BadRow(file="m.parquet", row=3, concept_id=None, reason="concept_id None", carried={"sku": 9})]
     assert write_results(store, [done, failed], bad) == 3
     first, second, third = read(store).to_pylist()
     assert (first["clip_i"], first["clip_t"], first["steps"], first["sku"]) == (0.5, 0.25, 9, 7)
@@ -39,7 +39,7 @@ def test_one_row_a_concept_bad_rows_included(root: str) -> None:
     assert (second["status"], second["error"], second["sku"]) == ("failed", "out of memory", 8)
     assert (second["embedding"], second["clip_i"]) == (None, None)
     assert (first["error_kind"], second["error_kind"], third["error_kind"]) == ("", "lost_worker", "bad_input")
-    assert third["concept_id"] is None
+    assert (third["concept_id"], third["sku"]) == (None, 9)
     assert third["error"] == "m.parquet row 3: concept_id None"
 
 
