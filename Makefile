@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
 IMAGE ?= textual-inversion-ray
 IMAGE_TARGET ?= cpu
 
@@ -10,26 +11,28 @@ export RAY_AUTH_MODE ?= disabled
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-fast check format image clean
+.PHONY: install demo test test-fast check format image clean
 
-demo: $(STAMP)
+install: $(INSTALLED)  # what runs the pipeline, HEIC photos included; test and check install the rest
+
+demo: $(INSTALLED)
 	$(BIN)/python -m pipeline.run manifests/demo.parquet --prompts manifests/demo_prompts.parquet \
 		--config demo --output output/demo
 
-test: $(STAMP)  # every group runs, and the last lines repeat what failed in each
+test: $(TOOLS)  # every group runs, and the last lines repeat what failed in each
 	$(BIN)/python .ci/run_tests.py
 
-test-fast: $(STAMP)
+test-fast: $(TOOLS)
 	$(BIN)/python -m pytest tests -m "not slow"
 
-check: $(STAMP)
+check: $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/size_caps.py
 
-format: $(STAMP)
+format: $(TOOLS)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -37,9 +40,15 @@ image:  # of the last commit's name; IMAGE_TARGET: cpu, with the demo model, or 
 	docker build --file k8s/image/Dockerfile --target $(IMAGE_TARGET) \
 		--tag $(IMAGE):$(IMAGE_TARGET)-$(shell git rev-parse --short HEAD) .
 
-$(STAMP): pyproject.toml constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,test,check,benchmarks,perceptual,heif]"
+	$(PIP) ".[heif]"
+	touch $@
+
+$(TOOLS): $(INSTALLED)
+	$(PIP) ".[demo,test,check,benchmarks,perceptual,heif]"
 	touch $@
 
 clean:
