@@ -156,17 +156,20 @@ class _Fleet:
         """Fill the ready actors, least busy first: a suspect for an empty one, else shares of the work ahead."""
         if self._is_late() or time.monotonic() < self._next_call:
             return
+        # Counted here, and not anew for each actor: a loop must cost no more than in proportion to thousands of them.
+        in_flight, enough = self._in_flight(), self._enough_ahead()
         staying = self._staying()
         ready = [worker for worker in staying if worker.starting is None]
         for worker in sorted(ready, key=lambda worker: len(worker.calls)):
             if not worker.calls and (suspect := self._queue.take_suspect()):
                 worker.runs_suspect = True
                 self._call(worker, suspect)
-            known = self._queue.num_ahead + self._in_flight()
-            share = min(worker.capacity, math.ceil(known / len(staying)))
+                in_flight += 1
+            share = min(worker.capacity, math.ceil((self._queue.num_ahead + in_flight) / len(staying)))
             while not worker.runs_suspect and len(worker.calls) < share and (work := self._queue.take()):
                 self._call(worker, work)
-                self._look_ahead()
+                in_flight += 1
+                self._queue.look_ahead(enough)
 
     def collect(self, timeout_s: float) -> Iterator[ConceptRecord]:
         """Wait until a call ends, an actor starts or a notice comes, and deal with every such event."""
@@ -215,8 +218,11 @@ class _Fleet:
             self._remove(worker)
 
     def _look_ahead(self) -> None:
-        """Pull tasks until every actor that could exist would have all it can take."""
-        self._queue.look_ahead(self._max_actors() * max((worker.capacity for worker in self._workers), default=1))
+        self._queue.look_ahead(self._enough_ahead())
+
+    def _enough_ahead(self) -> int:
+        """Return how many tasks every actor that could exist would have at most."""
+        return self._max_actors() * max((worker.capacity for worker in self._workers), default=1)
 
     def _max_actors(self) -> int:
         return max(self._policy.max_actors, self._policy.actor_capacity() if self._policy.actor_capacity else 0)
