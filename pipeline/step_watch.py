@@ -15,6 +15,9 @@ from pipeline.report.concept_progress import ConceptProgress
 _EVERY_S = 2.0
 """Shortest time between two questions to one actor."""
 
+_MAX_PER_S = 5.0
+"""Questions in a second to all actors together: what the lines say is worth no more of the driver's time."""
+
 
 class StepWatch:
     """The last answer of each actor that it has started."""
@@ -39,8 +42,9 @@ class StepWatch:
             for question in answered:
                 self._take(asked[question])
         now = self._clock()
+        every_s = max(_EVERY_S, len(self._actors) / _MAX_PER_S)
         for actor in self._actors:
-            if actor.question is None and now - actor.asked_at >= _EVERY_S:
+            if actor.question is None and now - actor.asked_at >= every_s:
                 actor.question, actor.asked_at = actor.handle.progress.remote(), now
         return [each for actor in self._actors for each in actor.answer]
 

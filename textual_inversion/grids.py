@@ -4,9 +4,10 @@ prompt."""
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -195,11 +196,18 @@ def label_font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _wrap(text: str, width_px: int) -> list[str]:
     """Split a label into lines of at most `width_px`; a single word wider than that runs over its block's edge."""
     font = label_font()
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width_px:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
+    words = text.split()
+    lines = []
+    while words:
+        # A report asks this of every concept, and measuring takes its time: most labels fit whole.
+        count = len(words)
+        if font.getlength(" ".join(words)) > width_px:
+            is_wider = partial(_is_wider, words, width_px)
+            count = max(1, bisect_left(range(1, count), True, key=is_wider))
+        lines.append(" ".join(words[:count]))
+        words = words[count:]
+    return lines or [""]
+
+
+def _is_wider(words: Sequence[str], width_px: int, count: int) -> bool:
+    return label_font().getlength(" ".join(words[:count])) > width_px

@@ -46,3 +46,16 @@ def test_each_actor_is_asked_again_when_it_has_answered(monkeypatch: pytest.Monk
     answers[second, 1] = RayActorError()
     assert watch.in_flight() == [mug]
     assert (first.num_asked, second.num_asked) == (2, 1)  # type: ignore[attr-defined]
+
+
+def test_many_actors_are_asked_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, five a second are asked on average."""
+    monkeypatch.setattr(ray, "wait", lambda refs, **_: (refs, []))
+    monkeypatch.setattr(ray, "get", lambda _: [])
+    now = [0.0]
+    watch = StepWatch(Handle, clock=lambda: now[0])  # type: ignore[arg-type]
+    actors = [watch.new_actor() for _ in range(100)]
+    for second in range(60):
+        now[0] = float(second)
+        watch.in_flight()
+    assert {actor.num_asked for actor in actors} == {3}  # type: ignore[attr-defined]
