@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import ray
@@ -20,6 +20,9 @@ from pipeline.store.errors import describe_error
 from pipeline.verdict import Policy
 
 log = logging.getLogger(__name__)
+
+Resources = Mapping[str, float]
+"""Amounts by Ray's names of resources, "CPU" and "GPU" among them."""
 
 _COUNT_EVERY_S = 10.0
 """Shortest time between two questions for the cluster's resources."""
@@ -44,11 +47,10 @@ def learner_actors(config: RunConfig, gpus: float) -> Callable[[], LearnerHandle
     return lambda: actor_class.remote(on_device, partial(_set_up_process, config))
 
 
-def policy_from_config(config: RunConfig, gpus: float, cpus: float) -> Policy:
-    """Return the configured policy; the number of actors, if left open, is what the cluster's GPUs or cores hold, now
-    and later."""
+def policy_from_config(config: RunConfig, gpus: float, nodes: Sequence[Resources]) -> Policy:
+    """Return the configured policy; the number of actors, if left open, is what the nodes hold, now and later."""
     return Policy(
-        max_actors=config.actors.count or actors_in(config, gpus, cpus),
+        max_actors=config.actors.count or actors_in(config, nodes, on_gpus=gpus > 0),
         actor_capacity=None if config.actors.count else ActorCapacity(config, on_gpus=gpus > 0),
         max_attempts=config.actors.max_attempts,
         drain_s=config.actors.drain_s,
@@ -59,10 +61,26 @@ def policy_from_config(config: RunConfig, gpus: float, cpus: float) -> Policy:
     )
 
 
-def actors_in(config: RunConfig, gpus: float, cpus: float) -> int:
-    """Return how many actors a cluster of so many GPUs and cores holds; at least one."""
-    room = gpus / config.actors.gpus if gpus and config.actors.gpus else cpus / config.actors.cpus
-    return max(1, int(room))
+def living_nodes() -> list[Resources]:
+    """Return what each living node of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def actors_in(config: RunConfig, nodes: Sequence[Resources], *, on_gpus: bool) -> int:
+    """Return how many actors the nodes hold; at least one.
+
+    An actor needs its cores and its GPUs on one node, and a fraction of a GPU on one GPU: what is left of several adds
+    up to no room.
+    """
+    return max(1, sum(_room(config, node, on_gpus) for node in nodes))
+
+
+def _room(config: RunConfig, node: Resources, on_gpus: bool) -> int:
+    room = int(node.get("CPU", 0) / config.actors.cpus)
+    if not (on_gpus and config.actors.gpus):
+        return room
+    gpus, share = node.get("GPU", 0), config.actors.gpus
+    return min(room, int(gpus / share) if share >= 1 else int(gpus) * int(1 / share))
 
 
 class ActorCapacity:
@@ -79,9 +97,7 @@ class ActorCapacity:
         """Return the number; the cluster is asked every ten seconds at most."""
         if self._clock() >= self._next_count:
             self._next_count = self._clock() + _COUNT_EVERY_S
-            resources = ray.cluster_resources()
-            gpus = resources.get("GPU", 0) if self._on_gpus else 0
-            self._num_actors = actors_in(self._config, gpus, resources.get("CPU", 1))
+            self._num_actors = actors_in(self._config, living_nodes(), on_gpus=self._on_gpus)
         return self._num_actors
 
 

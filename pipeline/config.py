@@ -34,7 +34,8 @@ class ActorConfig:
     """Settings that spread the work over the cluster. None changes a result beyond rounding, but for `vae_tiling`."""
 
     count: int = 0
-    """Largest number of actors; 0 is one for every GPU of the cluster, or, without GPUs, one for every `cpus` cores."""
+    """Largest number of actors; 0 is as many as the nodes hold: by `gpus` and `cpus` where there are GPUs, else by
+    `cpus` alone."""
 
     slots: int = 0
     """Concepts that one actor learns at the same time in a batch; 0 is automatic: on a GPU the number, found by trial,

@@ -283,8 +283,8 @@ class Run:
         `every_minute` is called as often as run.json is written, for work that grows with the failures; `replan` makes
         the task of a concept whose photos changed after it was planned.
         """
-        gpus, cpus = connect(config)
-        from pipeline.cluster import learner_actors, policy_from_config
+        gpus, _ = connect(config)
+        from pipeline.cluster import learner_actors, living_nodes, policy_from_config
         from pipeline.driver import drive
         from pipeline.step_watch import StepWatch
 
@@ -309,7 +309,7 @@ class Run:
             batch_size=config.inversion.batch_size,
             starting="loading the model" + (" and trying to compile it" if gpus else ""),
         )
-        policy = policy_from_config(config, gpus, cpus)
+        policy = policy_from_config(config, gpus, living_nodes())
         with stopping_on_signals() as stop:
             try:
                 for record in drive(tasks, watched.new_actor, policy, progress, stop, until=stats.until, replan=replan):

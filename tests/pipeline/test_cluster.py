@@ -14,12 +14,25 @@ from pipeline.config_file import parse_config
 
 
 @pytest.mark.parametrize(
-    ("actor_settings", "gpus", "cpus", "expected"),
-    [({}, 0, 2, 2), ({}, 4, 32, 4), ({"gpus": 0.5}, 4, 32, 8), ({"count": 3}, 0, 2, 3), ({"cpus": 4}, 0, 2, 1)],
+    ("actor_settings", "nodes", "expected"),
+    [
+        ({}, [(0, 2)], 2),
+        ({"cpus": 4}, [(0, 2)], 1),
+        ({"cpus": 2}, [(0, 3), (0, 3)], 2),
+        ({"count": 3}, [(0, 2)], 3),
+        ({}, [(4, 32)], 4),
+        ({"gpus": 0.5}, [(2, 16), (2, 16)], 8),
+        ({"gpus": 0.3}, [(8, 96)], 24),
+        ({"gpus": 2}, [(3, 16), (3, 16)], 2),
+        ({"cpus": 4}, [(8, 16)], 4),
+        ({}, [(0, 16), (1, 8)], 1),
+    ],
 )
-def test_number_of_actors(actor_settings: dict[str, float], gpus: float, cpus: float, expected: int) -> None:
+def test_number_of_actors(actor_settings: dict[str, float], nodes: list[tuple[int, int]], expected: int) -> None:
+    """Nodes are GPUs and cores. An actor is on one node, and a fraction of a GPU on one GPU."""
     config = parse_config({"actors": actor_settings})
-    assert policy_from_config(config, gpus, cpus).max_actors == expected
+    there = [{"GPU": gpus, "CPU": cpus} for gpus, cpus in nodes]
+    assert policy_from_config(config, sum(gpus for gpus, _ in nodes), there).max_actors == expected
 
 
 @pytest.mark.parametrize(("gpus", "device", "reserved"), [(0, "cpu", 0), (8, "cuda", 0.5)])
@@ -36,8 +49,9 @@ def test_actors_take_a_gpu_where_there_are_any(
 
 
 def test_nodes_that_join_are_seen_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds, there = [0.0], {"CPU": 4.0, "GPU": 1.0}
-    monkeypatch.setattr("pipeline.cluster.ray.cluster_resources", lambda: dict(there))
+    seconds, there = [0.0], {"CPU": 8.0, "GPU": 1.0}
+    nodes = [{"Alive": True, "Resources": there}, {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0}}]
+    monkeypatch.setattr("pipeline.cluster.ray.nodes", lambda: nodes)
     capacity = ActorCapacity(parse_config({"actors": {"gpus": 0.5}}), on_gpus=True, clock=lambda: seconds[0])
     told = []
     for now, gpus in ((0.0, 1.0), (9.0, 3.0), (11.0, 3.0), (12.0, 1.0), (22.0, 1.0)):
@@ -47,8 +61,8 @@ def test_nodes_that_join_are_seen_when_it_is_time(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_number_that_was_asked_for_is_not_looked_up() -> None:
-    assert policy_from_config(parse_config({"actors": {"count": 3}}), 0, 2).actor_capacity is None
-    assert policy_from_config(parse_config({}), 0, 2).actor_capacity is not None
+    assert policy_from_config(parse_config({"actors": {"count": 3}}), 0, [{"CPU": 2}]).actor_capacity is None
+    assert policy_from_config(parse_config({}), 0, [{"CPU": 2}]).actor_capacity is not None
 
 
 def test_an_actor_is_told_again_and_again_while_its_node_has_notice(monkeypatch: pytest.MonkeyPatch) -> None:
