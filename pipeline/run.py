@@ -24,6 +24,7 @@ from pipeline.config_file import load_config, recipe
 from pipeline.dry_run import dry_run, notes_on_prompts, stray_prompts
 from pipeline.gate_retries import retry_rules
 from pipeline.inputs.manifest import manifest_notes, read_by_priority
+from pipeline.inputs.manifest_files import list_folders_once
 from pipeline.inputs.models import check_model, demo_note, locate
 from pipeline.inputs.prompt_table import Prompt, read_prompts
 from pipeline.inputs.resolve import resolve_addresses
@@ -48,7 +49,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.run
 
 def start(options: argparse.Namespace) -> int:
     """Run with parsed options and return the exit code; errors are printed in one line."""
-    return exit_code_of(lambda: _start(options))
+    with list_folders_once():
+        return exit_code_of(lambda: _start(options))
 
 
 def _start(options: argparse.Namespace) -> int:

@@ -7,11 +7,13 @@ table, is a column of that file with one value. Python's values of the rows are 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -51,6 +53,9 @@ _WHOLE_NUMBER = r"-?\d{1,18}"
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _BATCH_ROWS = 1024
 
+_LISTINGS: ContextVar[dict[str, list[str] | None] | None] = ContextVar("listings", default=None)
+"""Address of a folder -> its files, in a block of `list_folders_once`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileFacts:
@@ -63,11 +68,22 @@ class FileFacts:
     """Remarks on columns that are carried as text, and on what is missing or not used in a folder of photos."""
 
 
+@contextlib.contextmanager
+def list_folders_once() -> Iterator[None]:
+    """List each folder once in the block: a run reads its manifest several times, and is to find the same photos each
+    time."""
+    token = _LISTINGS.set({})
+    try:
+        yield
+    finally:
+        _LISTINGS.reset(token)
+
+
 def manifest_files(uri: str) -> list[str]:
     """Return the addresses of a manifest's files, in the order of their names: those of a glob, the Parquet files of a
     folder, or a folder of photos, with `/` at the end. Raises ValueError if there are none."""
     uri = absolute(uri)
-    inside = None if any(letter in uri for letter in "*?[") else files_of_folder(uri)
+    inside = None if any(letter in uri for letter in "*?[") else _list_folder(uri)
     if inside and has_pictures(inside) and not any(path.endswith(".parquet") for path in inside):
         return [f"{uri}/"]
     files = find_files(uri, ".parquet")
@@ -111,6 +127,17 @@ def file_rows(file: str, columns: Sequence[str] | None = None) -> Iterator[dict[
             yield {name: row.get(name) for name in columns}
 
 
+def _list_folder(uri: str) -> list[str] | None:
+    """Return what `files_of_folder` does, in a block of `list_folders_once` as it was at first."""
+    kept = _LISTINGS.get()
+    if kept is None:
+        return files_of_folder(uri)
+    folder = uri.rstrip("/")
+    if folder not in kept:
+        kept[folder] = files_of_folder(folder)
+    return kept[folder]
+
+
 def _is_parquet(file: str) -> bool:
     return not file.endswith("/") and not is_text_table(file)
 
@@ -118,7 +145,7 @@ def _is_parquet(file: str) -> bool:
 def _text_rows(file: str) -> tuple[list[dict[str, Any] | BadInput], list[str]]:
     """Return the rows of a table in text or of a folder of photos, and remarks. Raises ValueError if it is neither."""
     if file.endswith("/"):
-        found, notes = folder_rows(file, files_of_folder(file) or [])
+        found, notes = folder_rows(file, _list_folder(file) or [])
         return [row if isinstance(row, BadInput) else _with_types(row) for row in found], notes
     try:
         table = [row for _, row in table_rows(file, _check_names)]

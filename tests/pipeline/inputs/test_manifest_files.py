@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.inputs import manifest_files
 from pipeline.inputs.manifest import BadRow, ManifestRow, concept_ids, count_rows, read_by_priority, read_manifest
-from pipeline.inputs.manifest_files import partitions
+from pipeline.inputs.manifest_files import list_folders_once, partitions
 
 
 def put(root: Path, path: str, **columns: list[object]) -> str:
@@ -64,3 +65,29 @@ def test_a_column_in_file_and_folder_is_refused(tmp_path: Path) -> None:
 def test_a_signed_web_address_names_no_columns() -> None:
     assert partitions("https://host/a/m.parquet?X-Amz-Credential=key/2026/s3") == {}
     assert list(partitions("s3://bucket/day=2026-11-27/m.parquet")) == ["day"]
+
+
+def test_a_folder_of_photos_is_listed_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is read: a photo that comes meanwhile belongs to the next run."""
+    listed: list[str] = []
+    list_folder = manifest_files.files_of_folder
+
+    def counting(uri: str) -> list[str] | None:
+        listed.append(uri)
+        return list_folder(uri)
+
+    monkeypatch.setattr(manifest_files, "files_of_folder", counting)
+    (tmp_path / "mug").mkdir()
+    (tmp_path / "mug/1.png").touch()
+
+    def ids() -> list[str]:
+        assert count_rows(str(tmp_path)) == len(list(read_by_priority(str(tmp_path))))
+        return list(concept_ids(str(tmp_path)))
+
+    with list_folders_once():
+        assert ids() == ["mug"]
+        (tmp_path / "cup").mkdir()
+        (tmp_path / "cup/1.png").touch()
+        assert ids() == ["mug"]
+    assert listed == [str(tmp_path)]
+    assert ids() == ["cup", "mug"]
