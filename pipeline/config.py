@@ -20,6 +20,7 @@ from textual_inversion.config_checks import require
 Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]
 Switch = Literal["auto", "on", "off"]
+Tracking = Literal["none", "tensorboard", "wandb", "mlflow"]
 
 SCHEMES = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
 """Schemes of addresses; any other (ssh, github, chained URLs) is refused."""
@@ -326,6 +327,10 @@ class RunConfig:
 
     log_format: LogFormat = "text"
     """Format of log and progress lines: `text` for people, or `json`, one object a line, for a log store."""
+
+    tracking: Tracking = "none"
+    """Tracker that the command logs each concept to when it has ended; it needs the extra of its name.
+    `report.tracked` bounds how many concepts have their curve and sample grid there."""
 
     inversion: InversionConfig = field(default_factory=InversionConfig)
     photos: PhotoConfig = field(default_factory=PhotoConfig)

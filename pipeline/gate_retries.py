@@ -123,12 +123,18 @@ def concepts_to_retry(store: RunStore, plan: Plan, selection: Selection) -> dict
 
 
 def retry_below_gate(
-    config: RunConfig, store: RunStore, plan: Plan, selection: Selection, learn_all: LearnAll, stats: RetryStats
+    config: RunConfig,
+    store: RunStore,
+    plan: Plan,
+    selection: Selection,
+    learn_all: LearnAll,
+    stats: RetryStats,
+    on_end: Callable[[ConceptRecord], None] | None = None,
 ) -> None:
     """Learn every concept below the gate again, rule by rule, and write down which try is kept.
 
     All concepts are tried by one rule before any is tried by the next. Ends early, and leaves the other concepts with
-    tries left, when `learn_all` does.
+    tries left, when `learn_all` does. `on_end` is called with the last record of each concept.
     """
     waiting = concepts_to_retry(store, plan, selection)
     if selection.retries_below_gate:  # otherwise the actors have written these
@@ -136,7 +142,7 @@ def retry_below_gate(
             store.put(ConceptFolder(concept_id, fingerprint).ladder, b"{}")
     rules = [(rule, current_settings(rule.config)) for rule in retry_rules(config)] if waiting else []
     stats.waiting = len(waiting)
-    retries = _Retries(config, store, plan, waiting, stats)
+    retries = _Retries(config, store, plan, waiting, stats, on_end)
     for rule, settings in rules:
         retries.settle(is_end=False)
         store.put(settings_path(digest(settings)), json.dumps(settings, indent=1).encode())
@@ -149,7 +155,13 @@ class _Retries:
     """The concepts with tries left, and the rules that they were tried by."""
 
     def __init__(
-        self, config: RunConfig, store: RunStore, plan: Plan, waiting: dict[str, str], stats: RetryStats
+        self,
+        config: RunConfig,
+        store: RunStore,
+        plan: Plan,
+        waiting: dict[str, str],
+        stats: RetryStats,
+        on_end: Callable[[ConceptRecord], None] | None,
     ) -> None:
         self._config = config
         self._store = store
@@ -157,6 +169,7 @@ class _Retries:
         self._waiting = waiting
         """Concept id -> fingerprint."""
         self._stats = stats
+        self._on_end = on_end
         self._used: list[tuple[RetryRule, str]] = []
         """Rules that all concepts were tried by, with the digests of their settings."""
 
@@ -198,6 +211,8 @@ class _Retries:
         self._stats.passed += is_passed
         self._stats.better += not is_passed and bool(record.kept)
         self._stats.below += not is_passed and not record.kept
+        if self._on_end is not None:
+            self._on_end(record)
 
     def _untried(self, settings: str) -> dict[str, str]:
         """Return the tries with these settings that had no record when the run began, fingerprint -> concept id."""

@@ -44,6 +44,10 @@ class ReportConfig:
     and with a `text` as Slack takes it; `$NAME` is the address in the environment variable NAME. Its path is secret: no
     log, record or page shows it. Empty posts nothing."""
 
+    tracked: int = 100
+    """Largest number of concepts, those that end first, whose curve and sample grid `tracking` logs. Each costs two
+    reads of the output; the numbers of all concepts cost none."""
+
     paths: Literal["relative", "absolute"] = "relative"
     """Form of the addresses of embeddings and grids in `results.parquet`: relative to the output, which may then be
     copied or moved, or absolute. The photos' addresses are always absolute."""
@@ -54,6 +58,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         require(self.embedded >= 0, "report.embedded", self.embedded, "0 or more")
+        require(self.tracked >= 0, "report.tracked", self.tracked, "0 or more")
         require(self.map >= 0, "report.map", self.map, "0 or more")
         require(self.hour_price >= 0, "report.hour_price", self.hour_price, "0 or more")
         is_address = self.webhook.startswith(("http://", "https://")) and bool(urlsplit(self.webhook).hostname)

@@ -39,6 +39,7 @@ from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.lease import hold_lease
 from pipeline.store.storage import RunStore
 from pipeline.times import parse_deadline
+from pipeline.tracking.clients import check_tracking
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.run") -> int:
@@ -62,6 +63,7 @@ def _start(options: argparse.Namespace) -> int:
     store = RunStore(config.output)
     selection = select(config.manifest, store, options.only, options.retry, options.limit, config.gate)
     if options.dry_run:
+        check_tracking(config.tracking)
         return dry_run(config, selection, photos=options.photos, prune=prune, verify=options.verify)
     with hold_lease(store, config.lease_s):
         return run(config, selection, until=until, prune=prune, verify=options.verify)
@@ -180,6 +182,7 @@ def run(
     """
     announce(config.log_format, "planning: reading the manifest, the photos' hashes and the model's files")
     check_model(config)  # here and not in every actor
+    check_tracking(config.tracking)
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     check_negatives(config, prompts)
     stages = Run(config, selection, until, verify=verify)

@@ -46,10 +46,14 @@ from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 from pipeline.store.trouble import describe_trouble
 from pipeline.times import DeadlinePassed
+from pipeline.tracking.feed import TrackerFeed
 
 # ray and torch are imported where they are first needed, so that --help and --dry-run answer at once.
 
 log = logging.getLogger(__name__)
+
+_TRACKER_S, _TRACKER_S_STOPPED = 120.0, 10.0
+"""Longest waits for the tracker, in seconds: at the end of a run, and of one that was told to stop."""
 
 
 def make_plan(
@@ -88,6 +92,7 @@ class Run:
         self.plan, self._settings = make_plan(config, self._store, selection, verify=verify)
         self.stats = RunStats(count_rows(config.manifest), until, known_before=read_known(self._store))
         self._rate_before = read_rate(self._store)
+        self._tracker = TrackerFeed(config, self._store)
         settings = json.dumps(self._settings, indent=1).encode()
         self._store.put(settings_path(digest(self._settings)), settings)
 
@@ -139,6 +144,8 @@ class Run:
                     return
             elif record.gate == BELOW and self._config.gate.ladder:
                 self.plan.awaiting_retry[record.concept_id] = record.fingerprint
+                continue
+            self._tracker.add(record)
         count_failures()
 
     def _without_damaged_records(self, tasks: Iterator[ConceptTask]) -> Iterator[ConceptTask]:
@@ -163,7 +170,9 @@ class Run:
                 yield from self._learn_all(config, chain([first], tasks), stage, lambda: num_tasks)
 
         try:
-            retry_below_gate(self._config, self._store, self.plan, self._selection, learn_all, stats.gate_retries)
+            retry_below_gate(
+                self._config, self._store, self.plan, self._selection, learn_all, stats.gate_retries, self._tracker.add
+            )
         except OSError as error:
             self._stop_for("trying again", error)
         stats.is_late |= bool(stats.gate_retries.waiting) and time.time() >= stats.until
@@ -238,7 +247,8 @@ class Run:
             self.stats.problems["report"] = f"not written: {describe_bug(error)}"
 
     def finish(self) -> None:
-        """Keep the failures that were tolerated, for the next run to know, and write the last `run.json`."""
+        """Keep the failures that were tolerated, for the next run to know, and write the last `run.json`; then wait for
+        the tracker."""
         outcome = outcome_of(self._config, self.stats, self.plan, self._selection)
         if self._selection == ALL_CONCEPTS and (outcome.is_tolerated or outcome.exit_code == OK):
             try:
@@ -248,6 +258,7 @@ class Run:
         self._set_outcome()
         self.enter("stopped" if self.stats.is_stopped else "ended")
         self._set_outcome()  # anew, because run.json may not have been written
+        self._tracker.close(_TRACKER_S_STOPPED if self.stats.is_stopped else _TRACKER_S)
 
     def _set_outcome(self) -> None:
         outcome = outcome_of(self._config, self.stats, self.plan, self._selection)

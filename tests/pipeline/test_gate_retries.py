@@ -109,7 +109,11 @@ def again(config: RunConfig, store: RunStore, learners: Learners, chosen: Select
     plan, todo = planned(config, store)
     assert not todo
     counts = RetryStats()
-    retry_below_gate(config, store, plan, chosen, learners, counts)
+    ended: list[ConceptRecord] = []
+    retry_below_gate(config, store, plan, chosen, learners, counts, ended.append)
+    records = kept(config, store)
+    assert len(ended) == counts.ended
+    assert all(records[record.concept_id] == record for record in ended), "the last record of each"
     return counts
 
 
