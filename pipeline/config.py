@@ -159,8 +159,9 @@ class GridConfig:
     images_per_prompt: int = 2
     """Pictures per prompt."""
 
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """Sampler of the sample pictures."""
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(batch_size=8))
+    """Sampler of the sample pictures. A batch is a concept's pictures by default: those of its initializer word are
+    another, drawn once for all concepts of an actor that start from it."""
 
     def prompts_for(self, category: str) -> tuple[str, ...]:
         """Return the prompts for concepts of a category."""

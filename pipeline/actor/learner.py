@@ -27,7 +27,8 @@ from pipeline.actor.loaded_settings import LoadedSettings
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.previews import Previews
 from pipeline.actor.publish import failure_record, put_done, put_files
-from pipeline.actor.samples import Samples, sample_requests, score
+from pipeline.actor.samples import Samples, initializer_requests, sample_requests, score
+from pipeline.actor.shared_pictures import SharedPictures
 from pipeline.actor.slot_budget import SlotBudget
 from pipeline.actor.tuning import PassSharing, compile_where_wanted, fit_slots, passes_to_learn
 from pipeline.actor.vitals import Vitals, held_bytes
@@ -106,6 +107,7 @@ class Learner:
             config.preview.steps,
         )
         self._image_batcher = ImageBatcher(self._backbone, self._sharing.choose_sampling())
+        self._initializer_pictures = SharedPictures(self._image_batcher.draw, self._backbone.resolution)
         self._admission = asyncio.Semaphore(self.ready())
         """Bounds the photos and latents held in memory."""
         self._is_leaving = False
@@ -319,10 +321,14 @@ class Learner:
         assert job.start is not None
         concept = job.start.concept
         grid = self._config.grid
-        requests = sample_requests(
-            concept, outcome.embedding, grid, self._config.seed, initial=self._extractor is not None
-        )
-        pictures = await self._with_memory(lambda: asyncio.wrap_future(self._image_batcher.draw(requests)))
+        learned = sample_requests(concept, outcome.embedding, grid, self._config.seed, initial=False)
+        initial = initializer_requests(concept, grid, self._config.seed) if self._extractor else []
+
+        def draw() -> Awaitable[list[list[Image.Image]]]:
+            orders = (self._image_batcher.draw(learned), self._initializer_pictures.of(initial))
+            return asyncio.gather(*map(asyncio.wrap_future, orders))
+
+        pictures = [picture for drawn in await self._with_memory(draw) for picture in drawn]
         samples = Samples.from_pictures(pictures, concept.category, grid, outcome.embedding)
         return await self._with_memory(lambda: self._in_pool(lambda: self._put(job, photos, outcome, samples)))
 

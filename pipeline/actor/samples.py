@@ -65,16 +65,22 @@ def sample_requests(
     `initial` adds those of its initializer word, which are needed for scores only.
     """
     prompts = config.prompts_for(concept.category)
-    seeds = [_noise_seed(concept, seed, i) for i in range(config.images_per_prompt)]
-    requests = [_request(prompt, s, embedding) for prompt in prompts for s in seeds]
-    if concept.initializer and initial:
-        requests += [ImageRequest(fill(prompt, concept.initializer), s) for prompt in prompts for s in seeds]
-    return requests
+    requests = [_request(prompt, noise, embedding) for prompt in prompts for noise in _noise_seeds(config, seed)]
+    return requests + (initializer_requests(concept, config, seed) if initial else [])
+
+
+def initializer_requests(concept: Concept, config: GridConfig, seed: int) -> list[ImageRequest]:
+    """Return the requests of the initializer word in the sample prompts, the same for all concepts that start from it;
+    none without an initializer."""
+    if not concept.initializer:
+        return []
+    filled = [fill(prompt, concept.initializer) for prompt in config.prompts_for(concept.category)]
+    return [ImageRequest(prompt, noise) for prompt in filled for noise in _noise_seeds(config, seed)]
 
 
 def preview_request(concept: Concept, embedding: LearnedEmbedding, config: GridConfig, seed: int) -> ImageRequest:
     """Return the request of a preview: the first prompt and noise of the sample grid, at any step of the concept."""
-    return _request(config.prompts_for(concept.category)[0], _noise_seed(concept, seed, 0), embedding)
+    return _request(config.prompts_for(concept.category)[0], _noise_seeds(config, seed)[0], embedding)
 
 
 def _request(prompt: str, seed: int, embedding: LearnedEmbedding) -> ImageRequest:
@@ -84,8 +90,13 @@ def _request(prompt: str, seed: int, embedding: LearnedEmbedding) -> ImageReques
     return ImageRequest(named, seed, (embedding,))
 
 
-def _noise_seed(concept: Concept, seed: int, number: int) -> int:
-    return seed_for(seed, concept.concept_id, "grid", number)
+def _noise_seeds(config: GridConfig, seed: int) -> list[int]:
+    """Return the seed of each picture of a prompt.
+
+    All concepts have the same: pictures of an initializer word can then be shared, and a difference between two
+    concepts' grids is none of the noise.
+    """
+    return [seed_for(seed, "", "grid", number) for number in range(config.images_per_prompt)]
 
 
 def draw_samples(

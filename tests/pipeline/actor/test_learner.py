@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,7 @@ from pipeline.actor import image_batcher
 from pipeline.actor import learner as learner_module
 from pipeline.actor.checkpoints import Checkpoints
 from pipeline.actor.concept_log import ConceptLog
+from pipeline.actor.image_batcher import ImageBatcher
 from pipeline.actor.job import Job
 from pipeline.actor.learner import POOL_THREADS, Learner
 from pipeline.inputs.manifest import read_manifest
@@ -39,6 +41,7 @@ from textual_inversion.adapter_formats import with_adapter
 from textual_inversion.config import StopConfig
 from textual_inversion.engine import Engine
 from textual_inversion.formats import parse_diffusers
+from textual_inversion.generate import ImageRequest
 from textual_inversion.objective import Batch
 from textual_inversion.prompts import name_in_prompt
 from textual_inversion.slot_state import SlotState
@@ -125,20 +128,24 @@ def test_the_record_and_the_file_say_how_the_concept_is_prompted(
 def test_the_initializer_is_drawn_only_for_scores(
     tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: bool
 ) -> None:
+    """Once for all concepts that start from it."""
+    drawn: list[str] = []
+    draw = ImageBatcher.draw
+
+    def noted(batcher: ImageBatcher, asked: list[ImageRequest]) -> Future[list[Image.Image]]:
+        drawn.extend(one.prompt for one in asked)
+        return draw(batcher, asked)
+
+    monkeypatch.setattr(ImageBatcher, "draw", noted)
     learner = Learner(tiny_config(tiny_model, tmp_path))
     if scored:
         monkeypatch.setattr(learner, "_extractor", "a CLIP")
         monkeypatch.setattr(learner_module, "score", lambda *_: {})
-    drawn: list[str] = []
-    paint = learner._image_batcher.draw
-    monkeypatch.setattr(
-        learner._image_batcher, "draw", lambda asked: drawn.extend(one.prompt for one in asked) or paint(asked)
-    )
-    (record,) = learn_all(learner, [task("toy", photos)])
+    records = learn_all(learner, [task("toy", photos), task("doll", photos)])
     learner.close()
-    assert record.status == "done"
-    assert any("{}" in prompt for prompt in drawn)
-    assert any("cat" in prompt for prompt in drawn) is scored
+    assert [record.status for record in records] == ["done"] * 2
+    assert drawn.count("a photo of a {}") == 2
+    assert drawn.count("a photo of a cat") == int(scored)
 
 
 def test_looks_at_the_frozen_batch_are_in_the_published_curve(
@@ -418,9 +425,9 @@ def test_an_engine_that_stops_breaks_the_actor(
 ) -> None:
     run = Engine.run
 
-    def crash(engine: Engine, next_assignment: Callable[[bool], object], *callbacks: Any) -> None:
+    def crash(engine: Engine, next_assignment: Callable[[bool], object], *more: Any, **named: Any) -> None:
         if threading.current_thread().name != "engine":  # the check of passes before the actor takes concepts
-            return run(engine, next_assignment, *callbacks)
+            return run(engine, next_assignment, *more, **named)
         next_assignment(True)
         raise RuntimeError("device lost")
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.actor.samples import Samples, draw_samples, sample_requests, score
+from pipeline.actor.samples import Samples, draw_samples, initializer_requests, sample_requests, score
 from pipeline.config import GridConfig
 from tests.tiny_models import DIM, RESOLUTION
 from textual_inversion.concept import Concept, LearnedEmbedding
@@ -79,6 +79,14 @@ def test_a_class_noun_follows_the_concept_and_changes_nothing_else(tiny_backbone
     judge = Colours()
     score(judge, [Image.new("RGB", (4, 4))], drawn)  # type: ignore[arg-type]  # a stand-in for ClipExtractor
     assert judge.read == ["a photo of a", "snow"], "no text of CLIP-T names the concept"
+
+
+def test_concepts_that_start_from_one_word_share_its_pictures() -> None:
+    toy, other = (initializer_requests(concept(concept_id=name), GRID, 0) for name in ("toy", "other"))
+    assert toy == other
+    assert toy == sample_requests(concept(), learned(), GRID, 0)[len(toy) :]
+    assert toy != initializer_requests(concept(), GRID, 1), "another run has other noise"
+    assert initializer_requests(concept(initializer=""), GRID, 0) == []
 
 
 @pytest.mark.slow
