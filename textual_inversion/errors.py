@@ -19,8 +19,10 @@ BUG: ErrorKind = "bug"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, as a part of another one-line text; its type if it has none."""
-    return next(iter(str(error).strip().splitlines()), "").strip() or type(error).__name__
+    """Return the first line of an exception's text, as a part of another one-line text, with what cannot be printed as
+    escapes; the exception's type if it has no text."""
+    line = next(iter(str(error).strip().splitlines()), "").strip() or type(error).__name__
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
 
 
 class ConceptError(ValueError):

@@ -10,20 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from textual_inversion.model_files import ModelFiles
-from textual_inversion.schedule_checks import discrete_problem
+from textual_inversion.schedule_checks import discrete_problem, unsupported_flow
 from textual_inversion.weight_files import is_lfs_pointer, missing_parts, not_finite
 
-_SHIFTS_BY_SIZE = "use_dynamic_shifting"
-_FLOW_VARIANTS = (
-    _SHIFTS_BY_SIZE,
-    "invert_sigmas",
-    "shift_terminal",
-    "stochastic_sampling",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-)
-"""Settings of FlowMatchEulerDiscreteScheduler that change the noise levels or the steps."""
 PACKED_RESOLUTION = 1024
 """Side of the pictures of a transformer that reads packed latents, px, where the autoencoder's config is silent: the
 default of FluxPipeline."""
@@ -227,19 +216,6 @@ def read_config(directory: Path, component: str) -> dict[str, Any]:
     return content
 
 
-def unsupported_flow(scheduler: Mapping[str, Any], *, shifts_by_size: bool = False) -> str:
-    """Return what is not supported in the config of a rectified flow's scheduler; empty if nothing is.
-
-    `shifts_by_size`: True if the family knows how the shift depends on the pictures' size.
-    """
-    variants = [name for name in _FLOW_VARIANTS if not (shifts_by_size and name == _SHIFTS_BY_SIZE)]
-    return next(
-        (f"{name} = {scheduler[name]!r} in the scheduler's config is not supported"
-         for name in variants if scheduler.get(name)),
-        "",
-    )  # fmt: skip
-
-
 def component_class(directory: Path, component: str) -> str:
     """Return the class of a component, as `model_index.json` names it; empty if it names none."""
     entry = json.loads((directory / "model_index.json").read_text()).get(component)
@@ -279,6 +255,8 @@ def weight_shapes(files: ModelFiles, component: str, *, is_uniform: bool = True)
                 "model's directory in the diffusers layout"
             )  # fmt: skip
         raise _refusal(files, f"folder {component!r} has no .safetensors weights")
+    if not files.checkpoint:
+        _check_depth(files, component, len(tensors))
     if is_uniform and (missing := missing_parts(tensors)):
         raise _refusal(
             files, f"the weights in {component!r} have no {missing[0]!r}, but other layers have one; without it the "
@@ -354,6 +332,24 @@ def _check_layers(files: ModelFiles, component: str, names: Iterable[str], expec
             files, f"the weights in {component!r} have {len(layers)} layers, but its config.json says {expected}; the "
             "two files belong to different models"
         )  # fmt: skip
+
+
+def _check_depth(files: ModelFiles, component: str, num_tensors: int) -> None:
+    """Raise ValueError for more layers than the weights have tensors: to build them all might take for ever."""
+    for name, value in read_config(files.directory, component).items():
+        deepest = max(_numbers(value), default=0)
+        if "layers" in name and deepest > num_tensors:
+            raise _refusal(
+                files, f"the weights in {component!r} have {num_tensors} tensors, but its config.json says {deepest} "
+                f"in {name}; the two files belong to different models"
+            )  # fmt: skip
+
+
+def _numbers(value: Any) -> list[float]:
+    """Return the numbers in nested lists."""
+    if isinstance(value, list):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, int | float) else []
 
 
 def _unet_weights(unet: Mapping[str, Any]) -> list[str]:

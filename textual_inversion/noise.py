@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from textual_inversion.model_checks import unsupported_flow
+from textual_inversion.schedule_checks import unsupported_flow
 
 Mix = Callable[[Tensor, Tensor, int], Tensor]
 """(latents [batch, ...], noise [batch, ...], step) -> latents with the noise of that step, [batch, ...]."""

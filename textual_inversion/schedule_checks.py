@@ -1,4 +1,4 @@
-"""Checks of the config of a U-Net's scheduler, without diffusers."""
+"""Checks of the config of a scheduler, of a U-Net or of a rectified flow, without diffusers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,21 @@ _CLASSES = (
     "UniPCMultistepScheduler",
 )
 """Schedulers that differ in how they draw, but whose settings describe one noise process (Ho et al. 2020)."""
+_SHIFTS_BY_SIZE = "use_dynamic_shifting"
+_FLOW_VARIANTS = (
+    _SHIFTS_BY_SIZE,
+    "invert_sigmas",
+    "shift_terminal",
+    "stochastic_sampling",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+)
+"""Settings of FlowMatchEulerDiscreteScheduler that change the noise levels or the steps."""
 _NUM_TIMESTEPS = 1000
 """Number of timesteps where a config is silent."""
+_MAX_TIMESTEPS = 100_000
+"""Largest number of timesteps; models have 1,000, and each takes memory and time."""
 
 
 def discrete_problem(scheduler: Mapping[str, Any]) -> str:
@@ -55,10 +68,36 @@ def discrete_problem(scheduler: Mapping[str, Any]) -> str:
     return _betas_problem(scheduler) or _spacing_problem(scheduler)
 
 
-def _betas_problem(scheduler: Mapping[str, Any]) -> str:
+def unsupported_flow(scheduler: Mapping[str, Any], *, shifts_by_size: bool = False) -> str:
+    """Return what is not supported in the config of a rectified flow's scheduler; empty if nothing is.
+
+    `shifts_by_size`: True if the family knows how the shift depends on the pictures' size.
+    """
+    if problem := timesteps_problem(scheduler):
+        return problem
+    variants = [name for name in _FLOW_VARIANTS if not (shifts_by_size and name == _SHIFTS_BY_SIZE)]
+    return next(
+        (f"{name} = {scheduler[name]!r} in the scheduler's config is not supported"
+         for name in variants if scheduler.get(name)),
+        "",
+    )  # fmt: skip
+
+
+def timesteps_problem(scheduler: Mapping[str, Any]) -> str:
+    """Return why a scheduler's number of timesteps is none; empty if it is one."""
     num_timesteps = scheduler.get("num_train_timesteps", _NUM_TIMESTEPS)
-    if not isinstance(num_timesteps, int) or num_timesteps < 1:
-        return f"num_train_timesteps {num_timesteps!r} in the scheduler's config is no number of timesteps"
+    if not isinstance(num_timesteps, int) or not 1 <= num_timesteps <= _MAX_TIMESTEPS:
+        return (
+            f"num_train_timesteps {num_timesteps!r} in the scheduler's config is no number of timesteps from 1 to "
+            f"{_MAX_TIMESTEPS:,}"
+        )
+    return ""
+
+
+def _betas_problem(scheduler: Mapping[str, Any]) -> str:
+    if problem := timesteps_problem(scheduler):
+        return problem
+    num_timesteps = scheduler.get("num_train_timesteps", _NUM_TIMESTEPS)
     betas = scheduler.get("trained_betas")
     if betas is not None:
         if not isinstance(betas, list) or not all(isinstance(beta, float | int) and 0 <= beta <= 1 for beta in betas):

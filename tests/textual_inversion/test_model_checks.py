@@ -123,6 +123,12 @@ def test_a_good_model_passes(a_copy: Path, change: Callable[[Path], None]) -> No
         (in_shards_but_one, r"places 'conv_in\.bias' in .*-00001-of-00002\.safetensors, which is missing"),
         (in_shards_without_index, "weights in several files, but no index"),
         (unet(layers_per_block=2), r"have no 'down_blocks\.0\.resnets\.1\.conv1\.weight', which its config\.json"),
+        (
+            unet(layers_per_block=10**9),
+            r"'unet' have \d+ tensors, but its config\.json says 1000000000 in layers_per_b",
+        ),
+        (unet(transformer_layers_per_block=[1, [10**9]]), "says 1000000000 in transformer_layers_per_block"),
+        (config("vae/config.json", layers_per_block=10**9), r"'vae' have \d+ tensors, .* 1000000000 in layers_per_bl"),
         (unet(in_channels=9), "takes 9 channels but the autoencoder has 4"),
         (unet(in_channels=5), "takes 5 channels but the autoencoder has 4"),
         (unet(out_channels=8), "returns 8 channels"),

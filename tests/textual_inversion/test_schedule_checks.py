@@ -60,6 +60,7 @@ def test_schedules_that_people_have_are_accepted(changes: dict[str, Any]) -> Non
         ({"trained_betas": "[0.1]"}, "must be a list"),
         ({"trained_betas": [0.1] * 999 + [2]}, "from 0 to 1"),
         ({"num_train_timesteps": "many"}, "num_train_timesteps 'many'"),
+        ({"num_train_timesteps": 10**9}, "num_train_timesteps 1000000000 .* from 1 to 100,000"),
         ({"beta_schedule": "cosine"}, "beta_schedule 'cosine'.*'squaredcos_cap_v2'"),
         ({"beta_start": "0.1"}, "beta_start '0.1'"),
         ({"timestep_spacing": "even"}, "timestep_spacing 'even'"),
