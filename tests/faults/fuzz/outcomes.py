@@ -114,5 +114,5 @@ def _last_lines(text: str) -> str:
 
 def note(text: str) -> None:
     """Write a line of the command."""
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")
     sys.stdout.flush()
