@@ -81,7 +81,8 @@ def _stage_line(status: RunStatus) -> str:
     if status.alive:
         return f"{status.stage}, last wrote {quiet} ago{began}"
     if status.stage in ("ended", "stopped"):
-        return f"{status.stage}{' by a signal' if status.stage == 'stopped' else ''} {quiet} ago{began}"
+        by_signal = " by a signal" if status.stage == "stopped" and not status.problems else ""
+        return f"{status.stage}{by_signal} {quiet} ago{began}"
     if status.stage:
         return f"DEAD, or hung while {status.stage}: nothing was written for {quiet}{began}"
     return f"last written {quiet} ago"

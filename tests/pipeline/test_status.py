@@ -84,6 +84,11 @@ def test_it_says_whether_anything_is_at_work(stage: str | None, line: str) -> No
     assert ("run the same command again" in lines[-1]) == (stage in ("learning", "stopped"))
 
 
+def test_a_run_that_its_storage_stopped_was_stopped_by_no_signal() -> None:
+    status = RunStatus(output="o", stage="stopped", quiet_s=7200, problems={"learning": "given up: storage failed"})
+    assert list(describe(status))[1].strip() == "stopped 2 h 00 min ago"
+
+
 def test_problems_beside_concepts_and_what_was_not_read_are_told() -> None:
     causes = [Cause("bad_input", f"cause {i}", ("unnamed",), 1) for i in range(12)]
     status = RunStatus(
