@@ -50,10 +50,11 @@ class Command:
     """A running command, whose lines are printed with the time since `began`."""
 
     arguments: list[str]
+    ray_address: str = "local"
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        environment = os.environ | {"RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"RAY_ADDRESS": self.ray_address, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.run", *self.arguments], cwd=ROOT, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
