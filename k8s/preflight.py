@@ -1,10 +1,10 @@
-"""Refuse kustomizations with a placeholder that was left unfilled, before they are applied.
+"""Refuse kustomizations that hold a placeholder or do not fit together, before they are applied.
 
     python k8s/preflight.py k8s/overlays/gpu k8s/model-cache
 
 Each kustomization is rendered as `kubectl apply -k` renders it, so what an overlay of yours replaces is not counted.
 Needs kubectl or kustomize on the path, and PyYAML, which Ray brings; no cluster is asked. Exit codes: 0 nothing is left
-to fill in, 2 something is, or a kustomization cannot be rendered.
+to fill in, 2 something is, something does not fit, or a kustomization cannot be rendered.
 """
 
 from __future__ import annotations
@@ -55,18 +55,22 @@ class NotRendered(Exception):
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python k8s/preflight.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a kustomization, as for kubectl apply -k")
-    unfilled = False
+    is_refused = False
+    everything: list[Manifest] = []
     for folder in parser.parse_args(arguments).folders:
         try:
             manifests = render(folder)
             problems = list(find_problems(manifests))
         except NotRendered as error:
             manifests, problems = [], [str(error)]
-        unfilled |= bool(problems)
+        is_refused |= bool(problems)
+        everything += manifests
         lines = problems or [f"{len(manifests)} objects, nothing is left to fill in"]
         lines += [f"note: {note}" for note in find_notes(manifests)]
         sys.stdout.write("".join(f"{folder}: {line}\n" for line in lines))
-    return 2 if unfilled else 0
+    mismatches = list(find_mismatches(everything))
+    sys.stdout.write("".join(f"{line}\n" for line in mismatches))
+    return 2 if is_refused or mismatches else 0
 
 
 def render(folder: str) -> list[Manifest]:
@@ -100,6 +104,39 @@ def find_problems(manifests: list[Manifest]) -> Iterator[str]:
         if found:
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
             yield f"{each.text} stands for {each.meaning}: write yours in {each.file} (read by {found[0]}{more})"
+
+
+def find_mismatches(manifests: list[Manifest]) -> Iterator[str]:
+    """Yield a line for more actors than workers have GPUs, and for a model that a Job among these fills not."""
+    jobs = [m for m in manifests if m["kind"] == "ConfigMap" and "job.toml" in m.get("data", {})]
+    fills = [m for m in manifests if m["kind"] == "Job"]
+    filled = {
+        container["command"][-1].removeprefix("--local-dir=")
+        for _, pod in _pods(fills)
+        for container in pod.get("initContainers", []) + pod["containers"]
+    }
+    for job in jobs:
+        try:
+            settings = tomllib.loads(job["data"]["job.toml"])
+        except tomllib.TOMLDecodeError:  # a problem of its own
+            continue
+        for name in ("model", "extractor"):
+            if fills and settings.get(name, "").startswith("/models/") and settings[name] not in filled:
+                yield f"job.toml: {name} is {settings[name]}, but the Job fills {', '.join(sorted(filled))}"
+        actors = settings.get("actors", {})
+        groups = [g for m in manifests if m["kind"] == "RayJob" for g in _groups(m)]
+        room = max((group["maxReplicas"] * _gpus(group) for group in groups), default=0)
+        if settings.get("device") == "cuda" and actors.get("count", 0) * actors.get("gpus", 1) > room:
+            yield f"job.toml: actors.count is {actors['count']}, but no group of workers grows beyond {room:g} GPUs"
+
+
+def _groups(ray_job: Manifest) -> list[Manifest]:
+    return ray_job["spec"]["rayClusterSpec"].get("workerGroupSpecs") or []
+
+
+def _gpus(group: Manifest) -> float:
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    return float(limits.get("nvidia.com/gpu", 0))
 
 
 def find_notes(manifests: list[Manifest]) -> Iterator[str]:

@@ -86,6 +86,8 @@ def check_tool(words: list[str]) -> None:
         _check_kubectl(words[1:])
     elif words[:2] in (["docker", "tag"], ["kind", "load"]):
         assert f"value: {words[-1]}\n" in (ROOT / "k8s/overlays/kind/local_image.yaml").read_text(), text
+    elif words[:2] == ["helm", "repo"]:
+        assert f"{text}\n" in (ROOT / "k8s/README.md").read_text(), text
     elif words[:2] == ["helm", "install"]:
         version = words[words.index("--version") + 1]
         assert f"--version {version}" in (ROOT / "k8s/README.md").read_text(), text

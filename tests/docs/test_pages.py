@@ -34,7 +34,6 @@ def catalog(
     """Run the catalog engineer's page on three products, one of them without its photo; return the folder and the
     commands that a bad row failed."""
     request.getfixturevalue("ray_cluster")
-    pytest.importorskip("pandas")
     folder = tmp_path_factory.mktemp("catalog")
     _add_model(folder, tiny_model)
     photos = [[write_photo(folder / f"{sku}.png", sku)] for sku in (17, 18)] + [[str(folder / "gone.png")]]
@@ -98,7 +97,6 @@ def test_operator(
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_researcher(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pandas")
     _add_model(tmp_path, tiny_model)
     (tmp_path / "demo").symlink_to(ROOT / "demo")
     for seed in range(2):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from k8s import preflight
-from tests.k8s.render import K8S, render
+from tests.k8s.render import K8S, Manifest, only, render
 
 ROWS = [
     re.findall(r"\| *(.*?) *(?=\|)", line)
@@ -77,6 +77,26 @@ def test_refuses_a_base_a_broken_file_and_no_kustomization(tmp_path: Path, capsy
     assert problem.startswith("ConfigMap job: a file in it is no TOML")
     assert preflight.main([str(tmp_path)]) == 2
     assert "kustomization" in capsys.readouterr().out
+
+
+def _job(objects: list[Manifest], old: str, new: str) -> list[Manifest]:
+    data = only(objects, "ConfigMap", "job")["data"]
+    assert old in data["job.toml"]
+    data["job.toml"] = data["job.toml"].replace(old, new)
+    return objects
+
+
+def test_finds_what_does_not_fit() -> None:
+    spot, fills = render("overlays/gpu-spot"), (render("model-cache"), render("model-cache-s3"))
+    assert [list(preflight.find_mismatches([*spot, *fill])) for fill in fills] == [[], []]
+    (more,) = preflight.find_mismatches(_job(render("overlays/gpu"), "count = 8", "count = 9"))
+    assert more == "job.toml: actors.count is 9, but no group of workers grows beyond 8 GPUs"
+    assert list(preflight.find_mismatches(_job(render("overlays/gpu"), "count = 8", "count = 16\ngpus = 0.5"))) == []
+    other = _job(render("overlays/gpu"), "/models/stable-diffusion-v1-5", "/models/sdxl")
+    assert list(preflight.find_mismatches(other)) == []  # filled by other means, as far as is known
+    for fill in fills:
+        (line,) = preflight.find_mismatches([*other, *fill])
+        assert line.startswith("job.toml: model is /models/sdxl, but the Job fills /models/clip-vit-large-patch14, ")
 
 
 def test_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
