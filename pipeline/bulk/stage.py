@@ -150,6 +150,9 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
 
 def _quiet_ray_data() -> None:
     """Keep from the terminal what Ray Data says about its own work; its log file in Ray's session folder has all."""
+    import ray.data  # noqa: F401  # makes the handlers
+
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that its bars are off
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
