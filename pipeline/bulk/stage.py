@@ -12,6 +12,7 @@ from functools import partial
 
 import pyarrow as pa
 
+from pipeline.bulk.quiet import quiet_ray_data
 from pipeline.bulk.rows import PLAN_PART_ROWS
 from pipeline.config import LogFormat, RunConfig
 from pipeline.report.progress import Progress
@@ -116,13 +117,13 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
     )
     worker_config = replace(config, device="cuda" if gpus else "cpu")
     bounds = (ray.cloudpickle.dumps(stage.worker), new_counter(), STARTS_PER_ACTOR * sizes.num_actors)
-    _quiet_ray_data()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the bars write twenty lines every ten seconds into a job's log
     context.use_datasource_v2 = False  # v2 starts 32 actors, each in need of a core, to read the plan files' footers
     needs = {"CPU": sizes.cpus_per_actor, "GPU": config.actors.gpus if gpus else 0}
     wait = ActorWait(needs, config.actors.start_s)
     with (
+        quiet_ray_data(),
         _progress_lines(store, stage, num_rows, sizes.rows_per_block, config.log_format),
         ending_without_actors(wait, partial(num_alive, BoundedWorker.__name__)),
     ):
@@ -146,16 +147,6 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
             )
             .write_parquet(results_path, filesystem=results_filesystem)
         )
-
-
-def _quiet_ray_data() -> None:
-    """Keep from the terminal what Ray Data says about its own work; its log file in Ray's session folder has all."""
-    import ray.data  # noqa: F401  # makes the handlers
-
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that its bars are off
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.WARNING)
 
 
 @contextmanager

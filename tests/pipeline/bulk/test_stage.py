@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -110,21 +108,3 @@ def test_a_row_that_kills_ends_the_stage_and_what_was_done_before_counts(tmp_pat
         work_on(["a", "b", "c", "d", "always"], tmp_path)
     assert len((tmp_path / "died.always").read_text()) == 4
     assert done_row_ids(RunStore(str(tmp_path)), RESULTS) == set("abcd")
-
-
-@pytest.mark.slow
-def test_ray_data_says_nothing_of_its_own_work() -> None:
-    """In a process of its own, in which Ray Data has not yet set up its log."""
-    program = """
-import logging
-from pipeline.bulk.stage import _quiet_ray_data
-_quiet_ray_data()
-import ray.data
-logging.getLogger("ray.data").info("Starting execution")
-logging.getLogger("ray.data._internal.progress").warning("Progress bars disabled")
-logging.getLogger("ray.data").warning("a block is lost")
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "a block is lost" in done.stderr
-    assert "Starting" not in done.stderr + done.stdout
-    assert "Progress" not in done.stderr + done.stdout
