@@ -35,7 +35,7 @@ def catalog(
     commands that a bad row failed."""
     request.getfixturevalue("ray_cluster")
     folder = tmp_path_factory.mktemp("catalog")
-    _add_model(folder, tiny_model)
+    _add_models(folder, tiny_model)
     photos = [[write_photo(folder / f"{sku}.png", sku)] for sku in (17, 18)] + [[str(folder / "gone.png")]]
     products = {"sku": [17, 18, 19], "photos": photos, "kind": ["cat", None, "cat"], "price": [2.5, 3.0, 1.0]}
     pq.write_table(pa.table(products), folder / "products.parquet")
@@ -53,8 +53,9 @@ def catalog(
     return folder, failed
 
 
-def _add_model(folder: Path, tiny_model: Path) -> None:
+def _add_models(folder: Path, tiny_model: Path) -> None:
     (folder / "models").mkdir()
+    (folder / "models/my-clip").symlink_to(ROOT / "demo/clip")
     (folder / "models/my-model").symlink_to(tiny_model)
 
 
@@ -79,7 +80,7 @@ def test_operator(
 ) -> None:
     """The run that it watches is the catalog engineer's; `job.toml` is the overlay's, with local addresses."""
     output = catalog[0] / "catalog"
-    _add_model(tmp_path, tiny_model)
+    _add_models(tmp_path, tiny_model)
     shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
     job = tmp_path / "k8s/overlays/gpu/job.toml"
     job.write_text(job.read_text().replace("s3://example-bucket", str(tmp_path)))
@@ -97,7 +98,7 @@ def test_operator(
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_researcher(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _add_model(tmp_path, tiny_model)
+    _add_models(tmp_path, tiny_model)
     (tmp_path / "demo").symlink_to(ROOT / "demo")
     for seed in range(2):
         write_photo(tmp_path / "my-photos" / f"{seed}.png", seed)
