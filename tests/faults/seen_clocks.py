@@ -16,6 +16,7 @@ import tempfile
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
+from unittest import mock
 
 from ray.cluster_utils import Cluster
 
@@ -91,7 +92,8 @@ def main() -> None:
         manifest = write_manifest(folder, [f"c{number:02d}" for number in range(_NUM_CONCEPTS)])
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         servers.callback(cluster.shutdown)
-        cluster.add_node(num_cpus=2, env_vars=other_clock)
+        with mock.patch.dict(os.environ, other_clock):  # for the processes that are started here
+            cluster.add_node(num_cpus=2)
         arguments = [str(manifest), "--output", output, "--config", str(folder / "job.toml")]
         show(arguments, RunStore(output), cluster.address)
         sys.stdout.write(f"{len(_done(RunStore(output)))} of {_NUM_CONCEPTS} done\n")
