@@ -14,7 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.exit_codes import FAILED
 from pipeline.gate_retries import concepts_to_retry
 from pipeline.inputs.manifest import BadRow, concept_ids, count_rows, manifest_notes, read_by_priority
-from pipeline.inputs.models import demo_note, load_model_vocabularies
+from pipeline.inputs.models import demo_budget_note, demo_note, load_model_vocabularies
 from pipeline.inputs.prompt_table import Prompt, prompt_notes, read_prompts, unknown_concepts
 from pipeline.ledger.digest import digest
 from pipeline.ledger.known_failures import read_known
@@ -55,7 +55,12 @@ def dry_run(
     store = RunStore(config.output)
     store.check_writable()
     plan, settings = make_plan(config, store, selection, verify=verify)
-    remarks = (demo_note(config), *manifest_notes(config.manifest), *notes_on_prompts(config, prompts))
+    remarks = (
+        demo_note(config),
+        demo_budget_note(config),
+        *manifest_notes(config.manifest),
+        *notes_on_prompts(config, prompts),
+    )
     notes = [("", note) for note in filter(None, remarks)]
     stray = stray_prompts(config, store, prompts)
     findings = list(

@@ -294,7 +294,8 @@ def _describe_attempt(record: ConceptRecord, is_present: bool) -> Iterator[str]:
     if record.error:
         yield f"    {record.error}"
     if record.start:
-        yield f"    started from {record.start}"
+        is_mean = record.start == "words" and not record.initializer
+        yield f"    started from {'the mean of all words' if is_mean else record.start}"
     if record.sampling:
         drawn = record.sampling
         yield f"    sample pictures drawn in {drawn.steps} {drawn.solver} steps with guidance {drawn.guidance_scale:g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,9 @@ def test_done(store: RunStore) -> None:
     assert "done under the present fingerprint, 10 steps in 2.0 s" in text
     assert "clip_i 0.800" in text
     assert "sample pictures drawn in 4 ddim steps with guidance 1" in text
+    assert "started from the mean of all words" in text
+    named = replace(found, attempts=[replace(found.attempts[0], initializer="kitten")])
+    assert "started from words" in "\n".join(describe(named))
 
 
 def test_below_the_gate_and_what_was_tried(store: RunStore) -> None:

@@ -15,7 +15,7 @@ import pytest
 from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.exit_codes import FAILED, OK, STOPPED, TOLERATED, USAGE
-from pipeline.inputs.models import ROOT, demo_note, locate, portable
+from pipeline.inputs.models import ROOT, demo_budget_note, demo_note, locate, portable
 from pipeline.ledger.digest import digest
 from pipeline.ledger.gate import verdict
 from pipeline.ledger.records import StoredFile
@@ -80,6 +80,14 @@ def test_captions_are_found_from_anywhere_and_known_by_content(tmp_path: Path) -
     assert captions_hash(str(path)) != first
     with pytest.raises(ValueError, match=r"penalties.captions = '.*gone.txt' cannot be read"):
         captions_hash(str(tmp_path / "gone.txt"))
+
+
+def test_the_demo_model_needs_fewer_samples() -> None:
+    assert demo_budget_note(configured("photos/my-dog")).startswith(
+        "500 steps of 4 samples are for models of photographs"
+    )
+    for given in (["--config", "demo"], ["--set", "inversion.steps=100"], ["--model", "owner/name"]):
+        assert demo_budget_note(configured("photos/my-dog", *given)) == ""
 
 
 def test_the_demo_model_says_what_it_knows_and_passes_no_gate_elsewhere() -> None:
