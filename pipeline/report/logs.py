@@ -12,6 +12,8 @@ from pipeline.config import LogFormat
 from pipeline.store.errors import printable_lines
 from pipeline.store.redact import RedactingFormatter, redact, redact_logs
 
+_OWN_LOGGERS = ("__main__", "pipeline", "textual_inversion")
+
 
 class JsonFormatter(RedactingFormatter):
     """Formats a log record like `json_line`, with its traceback where it has one."""
@@ -21,8 +23,14 @@ class JsonFormatter(RedactingFormatter):
 
 
 def configure_logs(log_format: LogFormat = "text", level: int = logging.INFO) -> None:
-    """Set the format of this process's log records, and send them to stderr unless they go elsewhere already."""
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    """Set the format of this process's log records, and send them to stderr unless they go elsewhere already.
+
+    `level` is for the records of this project. Of other libraries' only warnings and errors are written: a store's
+    client, for one, tells at every start where it found credentials.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for name in _OWN_LOGGERS if level < logging.WARNING else ():
+        logging.getLogger(name).setLevel(level)
     if log_format == "text":
         redact_logs()
         return

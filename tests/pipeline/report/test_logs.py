@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -43,3 +45,21 @@ def test_lines_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert plain == "3 learned"
     assert json.loads(as_json)["message"] == "3 learned"
     assert json.loads(json_line("m", facts={"done": 3}))["done"] == 3
+
+
+def test_other_libraries_tell_nothing_but_warnings() -> None:
+    """In a process of its own, whose log nobody has set up."""
+    program = """
+import logging
+from pipeline.report.logs import configure_logs
+configure_logs()
+for name in ("botocore.credentials", "pipeline.store.retries", "textual_inversion.compile_trial"):
+    logging.getLogger(name).info("told")
+logging.getLogger("botocore.credentials").warning("expired")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [
+        "INFO pipeline.store.retries: told",
+        "INFO textual_inversion.compile_trial: told",
+        "WARNING botocore.credentials: expired",
+    ]
