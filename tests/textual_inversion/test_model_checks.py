@@ -116,6 +116,7 @@ def test_a_good_model_passes(a_copy: Path, change: Callable[[Path], None]) -> No
         (text("model_index.json", "[]"), r"model_index\.json cannot be read: it is no JSON object"),
         (index(_class_name=["pipeline", "Mine"]), "code that comes with a model is never run"),
         (index(unet=["my_unet", "MyUNet"]), "names MyUNet as 'unet'; UNet2DConditionModel is needed"),
+        (index(unet=["diffusers", "U\x7fNet"]), r"names U\\x7fNet as 'unet'; UNet2DConditionModel is needed"),
         (cut_short, "header speaks of"),
         (with_nan, r"'conv_in\.weight' in 'unet' has values that are NaN"),
         (lacking(UNET, "mid_block.resnets.0.conv1.weight"), r"have no 'mid_block\.resnets\.0\.conv1\.weight'"),

@@ -154,9 +154,10 @@ def _naming(model: str, but: tuple[type[Exception], ...] = (ImportError, MemoryE
     try:
         yield
     except ValueError as error:
-        if model in str(error):
+        line = first_line(error)
+        if model in line and line == str(error):
             raise
-        raise ValueError(f"model {model}: {first_line(error)}") from error
+        raise ValueError(line if model in line else f"model {model}: {line}") from error
     except but:
         raise
     except Exception as error:
