@@ -18,7 +18,9 @@ from pipeline.run import main
 from pipeline.store.parquet import read_table, read_tables
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_toml, tiny_tree, write_manifest, write_photo
+from tests.pipeline.tracking.test_feed import StandIn
 from textual_inversion.generate import ImageRequest, generate
+from textual_inversion.strips import Strip
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -68,6 +70,26 @@ def test_learn_resume_change_and_fail(tiny_model: Path, tmp_path: Path, capsys: 
     assert capsys.readouterr().out.startswith("0 learned, 3 done before, 0 failed")
     status = read_status(RunStore(str(output)))
     assert (status.stage, status.done, status.done_before, status.failed, status.waiting) == ("ended", 3, 3, 0, 0)
+
+
+def test_every_concept_that_ended_is_tracked(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a stand-in for a tracker's client; `tests/pipeline/tracking` has the clients."""
+    tracker = StandIn()
+    monkeypatch.setattr("pipeline.run.check_tracking", lambda _: None)
+    monkeypatch.setattr("pipeline.tracking.feed.start_tracker", lambda *_: tracker)
+    manifest, output = write_manifest(tmp_path, ["good", "bad"]), tmp_path / "out"
+    (tmp_path / "photos" / "bad-1.png").write_bytes(b"not a picture")
+    config = tmp_path / "job.toml"
+    config.write_text(tiny_toml(tiny_model, actors={"count": 1}, tracking="tensorboard", preview={"steps": 3}))
+    assert main([str(manifest), "--config", str(config), "--output", str(output)]) == FAILED
+    assert capsys.readouterr().out.startswith("1 learned, 0 done before, 1 failed")
+    assert sorted(name for _, name, _ in tracker.concepts) == ["bad", "good"]
+    assert tracker.curves == [name for _, name in tracker.grids] == ["good"]
+    assert tracker.is_closed
+    (strip,) = (output / "concepts" / "good").rglob("previews.png")
+    assert list(Strip.from_png(strip.read_bytes()).pictures) == [0, 3, 6]
 
 
 def test_pictures_of_every_concept(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,7 @@ class StandIn:
         self.curves.append(concept_id)
 
     def log_grid(self, number: int, concept_id: str, png: bytes) -> None:
-        assert Image.open(io.BytesIO(png)).size == (40, 30)
+        assert Image.open(io.BytesIO(png)).format == "PNG"
         self.grids.append((number, concept_id))
 
     def close(self) -> None:
