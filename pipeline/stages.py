@@ -34,7 +34,7 @@ from pipeline.ledger.selection import ALL_CONCEPTS, Selection
 from pipeline.ledger.settings import current_settings
 from pipeline.ledger.vectors import write_vectors
 from pipeline.report.estimate import read_rate
-from pipeline.report.logs import announce, say
+from pipeline.report.logs import announce, hide_token_notice, say
 from pipeline.report.outcome import outcome_of
 from pipeline.report.page import build_report
 from pipeline.report.progress import Progress, ProgressNumbers
@@ -351,6 +351,7 @@ def connect(config: RunConfig, *, dashboard: bool = False) -> tuple[float, float
         # arguments that shape a new cluster when it joins one.
         local = {"include_dashboard": dashboard} if os.environ.get("RAY_ADDRESS", "local") == "local" else {}
         announce(config.log_format, "starting Ray on this machine" if local else "joining the Ray cluster")
+        hide_token_notice()
         try:
             ray.init(logging_level=logging.WARNING, **local)
         except ValueError:  # an address that is none

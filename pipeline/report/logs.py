@@ -38,6 +38,13 @@ def configure_logs(log_format: LogFormat = "text", level: int = logging.INFO) ->
         handler.setFormatter(JsonFormatter("%(message)s"))
 
 
+def hide_token_notice() -> None:
+    """Keep from the terminal that Ray protects a cluster of this machine by a token, which asks nothing of the user.
+    That a cluster is open to others is still said."""
+    ray_log = logging.getLogger("ray._private.authentication.authentication_token_setup")
+    ray_log.addFilter(lambda record: "is enabled" not in record.getMessage())
+
+
 def say(log_format: LogFormat, text: str) -> None:
     """Write a line of the command, or several, on stdout, as a terminal can print it; `text` ends with a newline."""
     text = printable_lines(text)

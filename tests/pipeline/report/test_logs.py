@@ -9,8 +9,9 @@ import subprocess
 import sys
 
 import pytest
+from ray._private.authentication.authentication_token_setup import _warn_token_auth_disabled, _warn_token_auth_enabled
 
-from pipeline.report.logs import JsonFormatter, configure_logs, json_line, say
+from pipeline.report.logs import JsonFormatter, configure_logs, hide_token_notice, json_line, say
 
 
 def test_a_record_is_one_object_whatever_is_in_it() -> None:
@@ -63,3 +64,10 @@ logging.getLogger("botocore.credentials").warning("expired")
         "INFO textual_inversion.compile_trial: told",
         "WARNING botocore.credentials: expired",
     ]
+
+
+def test_ray_does_not_tell_of_the_token_that_it_made(caplog: pytest.LogCaptureFixture) -> None:
+    hide_token_notice()
+    for told in (_warn_token_auth_enabled, _warn_token_auth_disabled):
+        told()
+    assert [record.getMessage()[:32] for record in caplog.records] == ["Token authentication is disabled"]
