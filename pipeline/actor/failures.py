@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.store.errors import (
     describe_error,
     is_client_error,
 )
+from pipeline.store.trouble import describe_trouble
 from textual_inversion.errors import BUG, LOST_WORKER, ConceptError, ErrorKind
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ def failure_of(error: Exception, log_uri: str) -> ConceptFailure:
     if is_device_error(error):
         raise broken_by(error) from error
     if isinstance(error, OSError) or is_client_error(error):
-        raise StoreFailed(describe_error(error)) from error
+        raise StoreFailed(f"on {socket.gethostname()}: {describe_trouble(error)}") from error
     return ConceptFailure(BUG, f"{bug_text(error)}; the traceback is in {log_uri}", trace_of(error))
 
 

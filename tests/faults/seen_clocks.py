@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -52,10 +51,11 @@ def show(arguments: list[str], store: RunStore, address: str) -> None:
         f"status: {status.done} done, {status.other} of other runs, {status.failed} failed, last {status.last_write_at}"
     )
     times = sorted(record.finished_at for record in load_records(store))
+    if not times:
+        return
     run.say(f"run.json: {description['started_at']} to {description['written_at']}; records: {times[0]} to {times[-1]}")
     apart = abs(datetime.fromisoformat(times[-1]) - datetime.fromisoformat(description["written_at"]))
     assert apart > timedelta(minutes=10), "the node has the clock of this machine"
-    run.say(f"counts {json.dumps(description['counts'])}")
     run.say("the same command again")
     assert Command(arguments, ray_address=address).await_end() == 0
 

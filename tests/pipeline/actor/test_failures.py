@@ -75,9 +75,16 @@ def test_a_lost_device_breaks_the_actor(error: Exception) -> None:
     assert raised.value.kind == LOST_WORKER
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), NoCredentialsError()])
-def test_errors_of_stores_and_their_clients_are_storage_errors(error: Exception) -> None:
-    with pytest.raises(StoreFailed, match=type(error).__name__):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "on .+: No space left on device; the disk is full: free some space"),
+        (NoCredentialsError(), "on .+: Unable to locate credentials; give the store's client credentials"),
+    ],
+)
+def test_errors_of_stores_and_their_clients_are_storage_errors(error: Exception, said: str) -> None:
+    """They name the node, whose clock, disk or credentials may differ from the others'."""
+    with pytest.raises(StoreFailed, match=said):
         failure_of(error, LOG)
 
 
