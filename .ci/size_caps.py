@@ -1,14 +1,17 @@
-"""Check that no file and no function is longer than its cap.
+"""Check that no file and no function is longer than its cap, and that the checkout is not larger than its own.
 
 A longer file holds a second idea and a longer function does a second job: split them.
 """
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
 FILE_LINES = 400
 FUNCTION_LINES = 60
+CHECKOUT_MIB = 48
+"""Size of all files that git knows: everybody who clones the repository downloads them."""
 LOOP_LINES = 80
 LOOPS = {("textual_inversion/engine.py", "run"), ("pipeline/driver.py", "drive")}
 SOURCES = ("textual_inversion", "pipeline", "demo", "benchmarks")
@@ -28,9 +31,15 @@ def breaches(path: Path) -> list[str]:
     return found
 
 
+def large_checkout() -> list[str]:
+    names = subprocess.run(["git", "ls-files", "-z"], capture_output=True, check=True, text=True).stdout.split("\0")
+    size_mib = sum(Path(name).lstat().st_size for name in names if name and Path(name).exists()) / 2**20
+    return [f"the checkout: {size_mib:.2f} MiB, cap {CHECKOUT_MIB}"] if size_mib > CHECKOUT_MIB else []
+
+
 def main() -> int:
     paths = sorted(p for source in SOURCES for p in Path(source).rglob("*.py") if ".work" not in p.parts)
-    found = [line for path in paths for line in breaches(path)]
+    found = [line for path in paths for line in breaches(path)] + large_checkout()
     sys.stdout.write("".join(f"{line}\n" for line in found) or f"size caps hold in {len(paths)} files\n")
     return 1 if found else 0
 
