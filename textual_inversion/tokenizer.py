@@ -188,16 +188,32 @@ def load_vocabularies(directory: Path) -> dict[str, Tokenizer]:
 def load_clip(directory: Path, component: str, text_encoder: str) -> Tokenizer:
     """Read the vocabulary of one CLIP text encoder of a diffusers directory, by the names of the two folders.
 
-    Raises ValueError if the tokenizer cannot be read.
+    Raises ValueError if the tokenizer cannot be read, or has ids for which the text encoder has no vectors: they would
+    stand for learned rows, and libraries take memory for every number up to the largest.
     """
     try:
         config = json.loads((directory / text_encoder / "config.json").read_text())
+        size = int(config.get("vocab_size", 49408))
+        largest = _largest_id(directory / component)
+        if largest >= size:
+            raise ValueError(f"it has the id {largest}, but the text encoder has vectors for {size}")
         try:
             tokenizer: Any = PlainClip(directory, component)
         except Exception:  # files that are not CLIP's can raise nearly anything; transformers may know them
             tokenizer = read_tokenizer(directory, component)
         positions = config.get("max_position_embeddings", 77)
-        size = config.get("vocab_size", 49408)
-        return Tokenizer(tokenizer, int(positions), int(size))
+        return Tokenizer(tokenizer, int(positions), size)
     except (OSError, ValueError) as error:
         raise ValueError(f"the tokenizer of the model in {directory} cannot be read: {first_line(error)}") from error
+
+
+def _largest_id(folder: Path) -> int:
+    """Return the largest id of a tokenizer's vocabulary; 0 where its files hold none that is written as CLIP's."""
+    for name, keys in (("tokenizer.json", ("model", "vocab")), ("vocab.json", ())):
+        if (folder / name).is_file():
+            content = json.loads((folder / name).read_text())
+            for key in keys:
+                content = content.get(key) if isinstance(content, dict) else None
+            ids = content.values() if isinstance(content, dict) else ()
+            return max((number for number in ids if isinstance(number, int)), default=0)
+    return 0

@@ -152,6 +152,17 @@ def test_a_plain_one_needs_no_transformers(tiny_model: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tiny_model)], cwd=ROOT, check=True)
 
 
+def test_an_id_beyond_the_text_encoders_table_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """Libraries would fill gigabytes up to it, and it would stand for a learned row."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    path = model / "tokenizer/tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["u"] = 10**9
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"it has the id 1000000000, but the text encoder has vectors for \d+"):
+        load_vocabularies(model)
+
+
 def test_one_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the tokenizer of the model in .* cannot be read"):
         load_vocabularies(tmp_path)
