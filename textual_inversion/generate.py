@@ -85,7 +85,7 @@ def _tokenized(backbone: Backbone, prompt: str, embeddings: Sequence[LearnedEmbe
         placeholders[embedding.placeholder_token] = range(num_rows, num_rows + num_vectors)
         num_rows += num_vectors
     ids = encode_prompt(prompt, placeholders, backbone.vocabularies)
-    for word in sorted(placeholders.keys() - words_in(prompt, placeholders)):
+    for word in sorted(placeholders.keys() - {*words_in(prompt, placeholders)}):
         raise BadInput(f"prompt {prompt!r} does not contain the placeholder token {word!r} as a word")
     concepts = [(embedding, placeholders[embedding.placeholder_token]) for embedding in embeddings]
     return TokenizedPrompt.from_ids(ids, concepts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
+from unicodedata import normalize
 
 from textual_inversion.concept import Category, Concept, whole_word_pattern
 from textual_inversion.config import TemplateSet
@@ -155,7 +156,8 @@ def without_placeholder(prompt: str, placeholder_token: str) -> str:
     "a {} dog in the jungle" of DreamBench becomes "a dog in the jungle", the text of Ruiz et al. 2023 and of
     TextBoost's evaluation.
     """
-    return " ".join(re.sub(whole_word_pattern(placeholder_token), " ", prompt).split())
+    pieces = _split(prompt, [placeholder_token])
+    return " ".join(" ".join(piece for piece in pieces if piece != placeholder_token).split())
 
 
 def training_templates(
@@ -270,9 +272,10 @@ def weight_in(prompt: str) -> str:
     return found[0] if found else ""
 
 
-def words_in(prompt: str, words: Collection[str]) -> set[str]:
-    """Return those of the words that `encode_prompt` would find in the prompt as placeholders."""
-    return set(_split(prompt, words)) & set(words)
+def words_in(prompt: str, words: Collection[str]) -> list[str]:
+    """Return those of the words that `encode_prompt` would find in the prompt as placeholders, in its order."""
+    known = set(words)
+    return list(dict.fromkeys(piece for piece in _split(prompt, words) if piece in known))
 
 
 def placeholder_rows(concept: Concept) -> dict[str, range]:
@@ -297,9 +300,14 @@ def check_sample_prompts(
 
 
 def _split(prompt: str, words: Collection[str]) -> list[str]:
-    """Cut the prompt before and after each of the words; blank pieces are dropped."""
+    """Cut the prompt before and after each of the words; blank pieces are dropped.
+
+    A letter with an accent may be one character or two (Unicode's forms NFC and NFD, which look alike): the prompt and
+    the words are compared in NFC, and each word is returned as it was given.
+    """
     if not words:
         return [prompt] if prompt.strip() else []
-    longest_first = sorted(words, key=len, reverse=True)
-    pieces = re.split(whole_word_pattern(*longest_first), prompt)
-    return [piece for piece in pieces if piece.strip()]
+    as_given = {normalize("NFC", word): word for word in words}
+    longest_first = sorted(as_given, key=len, reverse=True)
+    pieces = re.split(whole_word_pattern(*longest_first), normalize("NFC", prompt))
+    return [as_given.get(piece, piece) for piece in pieces if piece.strip()]

@@ -13,9 +13,9 @@ from pipeline.ledger.records import ConceptRecord, StoredFile, latest, load_reco
 from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.storage import ConceptFolder, RunStore
 from textual_inversion.adapter_formats import with_adapter
-from textual_inversion.concept import LearnedEmbedding, whole_word_pattern
+from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.dialects import parse_embedding
-from textual_inversion.prompts import name_in_prompt
+from textual_inversion.prompts import name_in_prompt, words_in
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
 """Endings of embedding files, of any layout that `dialects` reads."""
@@ -122,8 +122,8 @@ class Library:
         Raises ValueError for a token of several concepts, and for a word in angle brackets that is none of them.
         """
         words = sorted({concept.placeholder_token for concept in self.concepts}, key=len, reverse=True)
-        found = list(dict.fromkeys(re.findall(whole_word_pattern(*words), prompt))) if words else []
-        unknown = [word for word in re.findall(r"<[^<>\s]+>", prompt) if word not in found]
+        found = words_in(prompt, words)
+        unknown = [word for word in re.findall(r"<[^<>\s]+>", prompt) if not words_in(word, found)]
         if unknown:
             close = difflib.get_close_matches(unknown[0], words, n=3, cutoff=0.3) or words[:8]
             known = f"the known ones are {', '.join(close)}" if words else "no --learned was given"

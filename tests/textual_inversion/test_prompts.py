@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
+from typing import Literal
+from unicodedata import normalize
 
 import pytest
 
@@ -92,13 +94,23 @@ def test_part_of_a_word_is_never_touched(prompt: str) -> None:
 def test_punctuation_ends_a_word(prompt: str) -> None:
     before, after = prompt.split("cat")
     assert encode(prompt, {"cat": A}) == [*words(before), *numbers(A), *words(after)]
-    assert words_in(prompt, ["cat", "dog"]) == {"cat"}
+    assert words_in(prompt, ["cat", "dog"]) == ["cat"]
 
 
 def test_the_longest_placeholder_wins() -> None:
     placeholders = {"*": [1], "<cat>": [2], "<cat>*": [3], "S*": [4], "cat": [5]}
     assert encode("<cat>* S* <cat> * cat", placeholders) == ["3", "4", "2", "1", "5"]
-    assert words_in("<cat>* S*", placeholders) == {"<cat>*", "S*"}
+    assert words_in("<cat>* S*", placeholders) == ["<cat>*", "S*"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_an_accent_may_be_a_character_of_its_own(form: Literal["NFC", "NFD"]) -> None:
+    """As file names of macOS have it, where a keyboard types one character for both."""
+    given = {normalize(form, "<café>"): A}
+    for prompt in ("my <café> here", normalize("NFD", "my <café> here")):
+        assert encode(prompt, given) == [*words("my "), *numbers(A), *words(" here")]
+        assert words_in(prompt, given) == [*given]
+        assert without_placeholder(prompt, *given) == "my here"
 
 
 def test_neighbouring_placeholders() -> None:
