@@ -1,14 +1,19 @@
-"""A copy of all records in one object, `records.parquet`: with it, resuming on an object store does not read each."""
+"""A copy of all records in one object, `records.parquet`: with it, resuming on an object store does not read each.
+
+The copy that is read and the one that is made lie in temporary files, so that a million records take little memory.
+"""
 
 from __future__ import annotations
 
 import io
 import logging
+import tempfile
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.store.parquet import read_table
+from pipeline.store.parquet import iter_batches
 from pipeline.store.storage import RunStore
 
 log = logging.getLogger(__name__)
@@ -16,6 +21,7 @@ log = logging.getLogger(__name__)
 PATH = "records.parquet"
 
 _SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("written", pa.float64()), ("content", pa.binary())])
+_BATCH = 5000
 
 
 class RecordCache:
@@ -26,13 +32,12 @@ class RecordCache:
         self._table = pa.Table.from_batches([], _SCHEMA)  # empty_table() would import pandas
         self._rows: dict[str, int] = {}
         """Path of a record -> its row in the table."""
-        self._kept: list[dict[str, object]] = []
-        """Rows of the next table."""
+        self._next = _NextCopy()
         self._is_changed = False
         if not store.is_remote:
             return
         try:
-            self._table = read_table(io.BytesIO(store.get(PATH)), _SCHEMA.names).cast(_SCHEMA)
+            self._table = _mapped(store.get(PATH))
         except FileNotFoundError:
             return
         except (pa.ArrowException, OSError) as error:
@@ -55,21 +60,59 @@ class RecordCache:
         return content
 
     def keep(self, path: str, size: int, written: float, content: bytes) -> None:
-        """Add an object to the table that `store` writes."""
+        """Add an object to the copy that `store` writes."""
         self._is_changed |= self.content(path, size, written) is None
         if self._store.is_remote and written:
-            self._kept.append({"path": path, "size": size, "written": written, "content": content})
+            self._next.add({"path": path, "size": size, "written": written, "content": content})
 
     def store(self) -> None:
-        """Replace the stored table by the kept rows, if they differ.
+        """Replace the stored copy by the kept objects, if they differ.
 
         A failure is logged and not raised: without the cache, the next run reads every record by itself.
         """
-        if not self._kept or not (self._is_changed or len(self._kept) != len(self._rows)):
+        if not self._next.num_rows or not (self._is_changed or self._next.num_rows != len(self._rows)):
             return
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(self._kept, _SCHEMA), buffer, compression="zstd")
         try:
-            self._store.put(PATH, buffer.getvalue())
+            self._store.put(PATH, self._next.finish())
         except OSError as error:
             log.warning("%s was not stored: %s", self._store.uri(PATH), error)
+
+
+class _NextCopy:
+    """A copy that is being made, in a temporary file."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self._waiting: list[dict[str, Any]] = []
+        self._file = tempfile.SpooledTemporaryFile(max_size=2**20)  # noqa: SIM115  # lives as long as this
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.num_rows += 1
+        self._waiting.append(row)
+        if len(self._waiting) >= _BATCH:
+            self._write()
+
+    def finish(self) -> bytes:
+        """Return the whole copy as Parquet; nothing can be added any more."""
+        self._write().close()
+        self._file.seek(0)
+        return self._file.read()
+
+    def _write(self) -> pq.ParquetWriter:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._file, _SCHEMA, compression="zstd")
+        self._writer.write_table(pa.Table.from_pylist(self._waiting, _SCHEMA))
+        self._waiting.clear()
+        return self._writer
+
+
+def _mapped(content: bytes) -> pa.Table:
+    """Return a Parquet file's rows as a table on a temporary file, from which the operating system reads what is looked
+    at. Raises pyarrow.ArrowException if it is no such file."""
+    with tempfile.NamedTemporaryFile() as file:
+        with pa.ipc.new_file(file, _SCHEMA) as writer:
+            for batch in iter_batches(io.BytesIO(content), _SCHEMA.names, _BATCH):
+                writer.write_table(pa.Table.from_batches([batch]).cast(_SCHEMA))
+        file.flush()
+        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()  # the file lives on without its name
