@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline import cluster, run
 from pipeline.actor import learner
@@ -74,7 +75,7 @@ class CountedEngine(Engine):
 
     def run(
         self, next_assignment: NextAssignment, on_outcome: OnOutcome, on_checkpoint: OnCheckpoint | None = None,
-        checkpoint_steps: int = 0,
+        checkpoint_steps: int = 0, **others: Any,
     ) -> None:  # fmt: skip
         """Run the engine with a checkpoint after every step, and pass on those that are due."""
 
@@ -87,7 +88,7 @@ class CountedEngine(Engine):
             self._note(outcome.concept, STEP, outcome.steps)
             on_outcome(outcome)
 
-        super().run(next_assignment, after_last, after_step, checkpoint_steps=1)
+        super().run(next_assignment, after_last, after_step, checkpoint_steps=1, **others)
 
 
 @dataclass(frozen=True)
