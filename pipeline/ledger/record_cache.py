@@ -6,17 +6,15 @@ The copy that is read and the one that is made lie in temporary files, so that a
 from __future__ import annotations
 
 import io
-import logging
 import tempfile
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.store.copies import put_copy, read_copy
 from pipeline.store.parquet import iter_batches
 from pipeline.store.storage import RunStore
-
-log = logging.getLogger(__name__)
 
 PATH = "records.parquet"
 
@@ -34,16 +32,9 @@ class RecordCache:
         """Path of a record -> its row in the table."""
         self._next = _NextCopy()
         self._is_changed = False
-        if not store.is_remote:
-            return
-        try:
-            self._table = _mapped(store.get(PATH))
-        except FileNotFoundError:
-            return
-        except (pa.ArrowException, OSError) as error:
-            log.warning("%s is ignored, as it cannot be read: %s", store.uri(PATH), error)
-            return
-        self._rows = {path: row for row, path in enumerate(self._table["path"].to_pylist())}
+        if (stored := read_copy(store, PATH, _mapped)) is not None:
+            self._table = stored
+            self._rows = {path: row for row, path in enumerate(stored["path"].to_pylist())}
 
     def knows(self, path: str) -> bool:
         """Return whether the copy has an object of this path, whatever its content was."""
@@ -66,16 +57,9 @@ class RecordCache:
             self._next.add({"path": path, "size": size, "written": written, "content": content})
 
     def store(self) -> None:
-        """Replace the stored copy by the kept objects, if they differ.
-
-        A failure is logged and not raised: without the cache, the next run reads every record by itself.
-        """
-        if not self._next.num_rows or not (self._is_changed or self._next.num_rows != len(self._rows)):
-            return
-        try:
-            self._store.put(PATH, self._next.finish())
-        except OSError as error:
-            log.warning("%s was not stored: %s", self._store.uri(PATH), error)
+        """Replace the stored copy by the kept objects, if they differ."""
+        if self._next.num_rows and (self._is_changed or self._next.num_rows != len(self._rows)):
+            put_copy(self._store, PATH, self._next.finish())
 
 
 class _NextCopy:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.ledger.vectors import vectors_in
+from pipeline.store.copies import put_copy, read_copy
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import ConceptFolder, RunStore
 
@@ -79,33 +80,22 @@ def project(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[fl
 
 
 def _read_kept(store: RunStore) -> dict[str, NDArray[np.float32]]:
-    """Return the mean rows that the last report kept, by the embedding's path; none on local disks, where a request
-    costs nothing."""
-    if not store.is_remote:
-        return {}
-    try:
-        table = read_table(io.BytesIO(store.get(KEPT_PATH)), _SCHEMA.names).cast(_SCHEMA)
-    except FileNotFoundError:
-        return {}
-    except (pa.ArrowException, OSError) as error:
-        log.warning("%s is ignored, as it cannot be read: %s", store.uri(KEPT_PATH), error)
+    """Return the mean rows that the last report kept, by the embedding's path."""
+    table = read_copy(store, KEPT_PATH, lambda content: read_table(io.BytesIO(content), _SCHEMA.names).cast(_SCHEMA))
+    if table is None:
         return {}
     means = (np.array(mean, np.float32) for mean in table["mean"].to_pylist())
     return dict(zip(table["embedding"].to_pylist(), means, strict=True))
 
 
 def _keep(store: RunStore, kept: Mapping[str, NDArray[np.float32]], means: Mapping[str, NDArray[np.float32]]) -> None:
-    """Replace the kept mean rows by `means`, if they are of other embeddings. A failure is logged and not raised: the
-    next report reads every embedding by itself."""
+    """Replace the kept mean rows by `means`, if they are of other embeddings."""
     if not store.is_remote or kept.keys() == means.keys():
         return
     buffer = io.BytesIO()
     rows = [{"embedding": path, "mean": mean.tolist()} for path, mean in means.items()]
     pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), buffer, compression="zstd")
-    try:
-        store.put(KEPT_PATH, buffer.getvalue())
-    except OSError as error:
-        log.warning("%s was not stored: %s", store.uri(KEPT_PATH), error)
+    put_copy(store, KEPT_PATH, buffer.getvalue())
 
 
 def _vectors(store: RunStore, paths: Sequence[str]) -> Iterator[tuple[str, NDArray[np.float32]]]:
