@@ -27,7 +27,7 @@ from benchmarks.setups import Setup
 from benchmarks.timing import say
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.publish import to_png
-from pipeline.actor.samples import Samples, sample_requests, score
+from pipeline.actor.samples import Samples, initializer_requests, sample_requests, score
 from pipeline.actor.warm_start import read_encoder
 from pipeline.bulk.evaluation import evaluation_seeds
 from pipeline.bulk.protocols import Protocol, choose_protocol
@@ -266,11 +266,10 @@ def gate_scores(job: Job, embedding: LearnedEmbedding, backbone: Backbone, score
     """Return the scores that the quality gate sees, and the highest CLIP-I to another concept's photos."""
     concept = job.setup.concept(job.concept)
     grid_config = job.config.grid
-    requests = sample_requests(concept, embedding, grid_config, job.seed)
-    num_learned = len(grid_config.prompts_for(concept.category)) * grid_config.images_per_prompt
-    sampling = replace(grid_config.sampling, batch_size=min(num_learned, grid_config.sampling.batch_size))
-    initial = initializer_pictures(tuple(requests[num_learned:]), backbone, sampling)
-    drawn = [*generate(backbone, requests[:num_learned], sampling), *initial]
+    requests = sample_requests(concept, embedding, grid_config, job.seed, initial=False)
+    sampling = replace(grid_config.sampling, batch_size=min(len(requests), grid_config.sampling.batch_size))
+    of_word = tuple(initializer_requests(concept, grid_config, job.seed))
+    drawn = [*generate(backbone, requests, sampling), *initializer_pictures(of_word, backbone, sampling)]
     samples = Samples.from_pictures(drawn, concept.category, grid_config, embedding)
     found = score(scorer.clip, read_photos(job.concept), samples)
     return found | {"clip_i_others": scorer.nearest_other(concept.concept_id, samples.learned[0])}

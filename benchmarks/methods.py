@@ -69,11 +69,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def add_options(parser: argparse.ArgumentParser, *, output: str) -> None:
-    """Add the options of every command that measures setups."""
+    """Add the options of every command that measures setups with the engine."""
+    add_inputs(parser, output=output)
+    parser.add_argument("--steps", type=int, default=500, help="of 4 samples; others get as many samples in all")
+    parser.add_argument("--at-once", type=int, default=4, help="concepts that a process learns at the same time")
+
+
+def add_inputs(parser: argparse.ArgumentParser, *, output: str) -> None:
+    """Add the options that say what is learned, drawn and scored, and where."""
     parser.add_argument("--manifest", default=HELD_OUT_OBJECTS, help="default: the demo world's held-out objects")
     parser.add_argument("--concepts", type=int, default=0, metavar="N", help="the first N objects; default: all")
     parser.add_argument("--seeds", nargs="+", default=["0"], metavar="N", help="of learning and drawing")
-    parser.add_argument("--steps", type=int, default=500, help="of 4 samples; others get as many samples in all")
     parser.add_argument("--samples", type=int, default=4, help="pictures per prompt")
     parser.add_argument("--prompts", default="", metavar="URI", help="in place of the demo's")
     parser.add_argument(
@@ -83,7 +89,6 @@ def add_options(parser: argparse.ArgumentParser, *, output: str) -> None:
         "--no-outside", action="store_true", help="leave out EfficientNet and ST-LPIPS even if they are installed"
     )
     parser.add_argument("--jobs", "--processes", type=int, default=1, help="processes, a torch thread each")
-    parser.add_argument("--at-once", type=int, default=4, help="concepts that a process learns at the same time")
     parser.add_argument("--output", default=output)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="for every setup")
 

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizerFast, T5Config, T5EncoderModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from benchmarks.random_model import TEXT, TEXT_G, VAE, default_dtype, text_encoder
-from pipeline.inputs.models import locate
+from benchmarks.random_model import TEXT, TEXT_G, VAE, default_dtype, demo_tokenizer, text_encoder
 from textual_inversion.families.base import Backbone
 from textual_inversion.families.flux import Flux
 from textual_inversion.families.ldm import LatentDiffusion
@@ -109,5 +108,4 @@ def _flux(dtype: torch.dtype) -> Flux:
 
 
 def _vocabulary(length: int, size: int) -> Tokenizer:
-    words = CLIPTokenizerFast.from_pretrained(f"{locate('demo/model')}/tokenizer", model_max_length=length)
-    return Tokenizer(words, length, size)
+    return Tokenizer(demo_tokenizer(length), length, size)

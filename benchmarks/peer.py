@@ -41,7 +41,7 @@ from diffusers import StableDiffusionPipeline
 from benchmarks.comparison import rows_parquet
 from benchmarks.concepts import read_objects, read_photos
 from benchmarks.intervals import Row, show_paired
-from benchmarks.methods import add_options, configure, scoring_of, split
+from benchmarks.methods import add_inputs, configure, scoring_of, split
 from benchmarks.scores import PictureScorer, score_names
 from benchmarks.timing import heading, say, table
 from pipeline.bulk.evaluation import evaluation_seeds
@@ -53,13 +53,13 @@ from pipeline.store.parquet import read_table
 from textual_inversion.concept import Concept
 from textual_inversion.families.parts import SAMPLING_STEPS, drawing_defaults
 from textual_inversion.families.sd import load_modules
+from textual_inversion.families.unet import GUIDANCE_SCALE
 from textual_inversion.grids import grid
 from textual_inversion.model_files import find_model_files
 
 PEER_BATCH = 4
 PEER_RATE = 5e-4
 """Learning rate of the script's README, there multiplied by the batch (`--scale_lr`)."""
-_GUIDANCE_SCALE = 5.0
 _TAIL = 2000
 
 
@@ -223,7 +223,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--python", default=sys.executable, help="interpreter that runs the script (default: this one)")
     parser.add_argument("--peers", nargs="+", default=["1000", "2000"], metavar="SAMPLES[@RATE]")
     parser.add_argument("--recipes", nargs="*", default=["demo", "fast", "encoder-fast"], metavar="NAME")
-    add_options(parser, output="output/peer")
+    add_inputs(parser, output="output/peer")
     return parser.parse_args(arguments)
 
 
@@ -287,7 +287,7 @@ class Artist:
         self._pipeline.set_progress_bar_config(disable=True)
         self._protocol = protocol
         guidance_scale, steps = drawing_defaults(
-            self._pipeline.scheduler.config, guidance_scale=_GUIDANCE_SCALE, steps=SAMPLING_STEPS
+            self._pipeline.scheduler.config, guidance_scale=GUIDANCE_SCALE, steps=SAMPLING_STEPS
         )
         self._sampling = {
             "num_inference_steps": protocol.sampling.steps or steps,

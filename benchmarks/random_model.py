@@ -120,9 +120,8 @@ class Parts:
         return encoders
 
     def tokenizer(self) -> Any:
-        """Load the demo's tokenizer, whose vocabulary is smaller than any shape's, with this shape's length."""
-        length = self._text["max_position_embeddings"]
-        return CLIPTokenizerFast.from_pretrained(f"{locate('demo/model')}/tokenizer", model_max_length=length)
+        """Load the demo's tokenizer with this shape's length."""
+        return demo_tokenizer(self._text["max_position_embeddings"])
 
     def backbone(self, mode: str = "eager", compiler: str = "inductor") -> UNetBackbone:
         """Make a backbone with copies of the text encoders, because a backbone replaces their token tables."""
@@ -162,6 +161,11 @@ class Parts:
 
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.unet.parameters())
+
+
+def demo_tokenizer(length: int) -> Any:
+    """Load the demo's tokenizer, whose vocabulary is smaller than any shape's, with another length of prompts."""
+    return CLIPTokenizerFast.from_pretrained(f"{locate('demo/model')}/tokenizer", model_max_length=length)
 
 
 def text_encoder(cls: Any, config: dict[str, Any]) -> Any:

@@ -23,8 +23,16 @@ NO_NODE_S = 120.0
 _LOOK_EVERY_S = 5.0
 """Shortest time between two questions for the cluster's nodes."""
 
+Resources = Mapping[str, float]
+"""Amounts by Ray's names of resources, "CPU" and "GPU" among them."""
+
 Nodes = Callable[[], Sequence[Mapping[str, Any]]]
 """Returns what `ray.nodes` does."""
+
+
+def living_nodes() -> list[Resources]:
+    """Return what each living node of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 class ActorWait:

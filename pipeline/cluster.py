@@ -6,13 +6,14 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import ray
 
 from pipeline.actor.interface import LearnerActor, LearnerHandle
 from pipeline.actor.learner import Learner
+from pipeline.actor_wait import Resources, living_nodes
 from pipeline.config import RunConfig
 from pipeline.prometheus import export
 from pipeline.report.logs import configure_logs
@@ -20,9 +21,6 @@ from pipeline.store.errors import describe_error
 from pipeline.verdict import Policy
 
 log = logging.getLogger(__name__)
-
-Resources = Mapping[str, float]
-"""Amounts by Ray's names of resources, "CPU" and "GPU" among them."""
 
 _COUNT_EVERY_S = 10.0
 """Shortest time between two questions for the cluster's resources."""
@@ -59,11 +57,6 @@ def policy_from_config(config: RunConfig, gpus: float, nodes: Sequence[Resources
         start_s=config.actors.start_s,
         needs={"CPU": config.actors.cpus, "GPU": config.actors.gpus if gpus else 0},
     )
-
-
-def living_nodes() -> list[Resources]:
-    """Return what each living node of the cluster has."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def actors_in(config: RunConfig, nodes: Sequence[Resources], *, on_gpus: bool) -> int:

@@ -111,7 +111,7 @@ class _Fleet:
     def has_work(self) -> bool:
         if self._is_late():
             return any(math.isfinite(work.began) for worker in self._workers for work in worker.calls.values())
-        self._look_ahead()
+        self._queue.look_ahead(self._enough_ahead())
         return bool(len(self._queue) or self._in_flight())
 
     def counts(self) -> dict[str, int]:
@@ -216,9 +216,6 @@ class _Fleet:
     def dismiss(self) -> None:
         for worker in list(self._workers):
             self._remove(worker)
-
-    def _look_ahead(self) -> None:
-        self._queue.look_ahead(self._enough_ahead())
 
     def _enough_ahead(self) -> int:
         """Return how many tasks every actor that could exist would have at most."""

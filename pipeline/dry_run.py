@@ -55,13 +55,7 @@ def dry_run(
     store = RunStore(config.output)
     store.check_writable()
     plan, settings = make_plan(config, store, selection, verify=verify)
-    remarks = (
-        demo_note(config),
-        demo_budget_note(config),
-        *manifest_notes(config.manifest),
-        *notes_on_prompts(config, prompts),
-    )
-    notes = [("", note) for note in filter(None, remarks)]
+    notes = [("", note) for note in notes_on(config, prompts)]
     stray = stray_prompts(config, store, prompts)
     findings = list(
         examine(plan.tasks(read_by_priority(config.manifest)), config, prompts, vocabularies, photos=photos)
@@ -94,10 +88,12 @@ def describe_counts(plan: Plan, selection: Selection, prompts: Sequence[Prompt],
     )
 
 
-def notes_on_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> list[str]:
-    """Return remarks on the texts of bulk and sample prompts."""
+def notes_on(config: RunConfig, prompts: Sequence[Prompt]) -> list[str]:
+    """Return remarks on the model, the manifest, and the texts of bulk and sample prompts."""
     texts = [text for prompt in prompts for text in (prompt.text, prompt.negative)]
-    return prompt_notes([*texts, config.generation.negative_prompt, *config.grid.prompts, *config.grid.style_prompts])
+    texts += [config.generation.negative_prompt, *config.grid.prompts, *config.grid.style_prompts]
+    notes = (demo_note(config), demo_budget_note(config), *manifest_notes(config.manifest), *prompt_notes(texts))
+    return [note for note in notes if note]
 
 
 def stray_prompts(config: RunConfig, store: RunStore, prompts: Sequence[Prompt]) -> list[str]:

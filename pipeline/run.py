@@ -21,11 +21,11 @@ from typing import Any
 from pipeline.bounds import Bound, parse_bound
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
-from pipeline.dry_run import dry_run, notes_on_prompts, stray_prompts
+from pipeline.dry_run import dry_run, notes_on, stray_prompts
 from pipeline.gate_retries import retry_rules
-from pipeline.inputs.manifest import manifest_notes, read_by_priority
+from pipeline.inputs.manifest import read_by_priority
 from pipeline.inputs.manifest_files import list_folders_once
-from pipeline.inputs.models import check_model, demo_budget_note, demo_note, locate
+from pipeline.inputs.models import check_model, demo_note, locate
 from pipeline.inputs.prompt_table import Prompt, read_prompts
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.inputs.text_tables import is_text_table
@@ -188,14 +188,7 @@ def run(
     stages = Run(config, selection, until, verify=verify)
     stats = stages.stats
     stray = stray_prompts(config, RunStore(config.output), prompts)
-    notes = (
-        demo_note(config),
-        demo_budget_note(config),
-        *manifest_notes(config.manifest),
-        *notes_on_prompts(config, prompts),
-        *stray,
-    )
-    for note in filter(None, notes):
+    for note in (*notes_on(config, prompts), *stray):
         say(config.log_format, f"note: {note}\n")
     stages.write_state("learning")
     tasks = stages.plan.tasks(read_by_priority(config.manifest))

@@ -295,7 +295,8 @@ class Run:
         the task of a concept whose photos changed after it was planned.
         """
         gpus, _ = connect(config)
-        from pipeline.cluster import learner_actors, living_nodes, policy_from_config
+        from pipeline.actor_wait import living_nodes
+        from pipeline.cluster import learner_actors, policy_from_config
         from pipeline.driver import drive
         from pipeline.step_watch import StepWatch
 

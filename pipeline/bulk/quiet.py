@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _HARMLESS = re.compile(rb"\[[^\n]* E \d+ \d+\] core_worker\.cc:\d+: Actor with class name: [^\n]*/issues/53727[^\n]*\n")
-"""What Ray's core says of every actor pool of Ray Data: that arguments in the object store may go out of scope before
-an actor is restarted. Ray Data holds them as long as the pool. No setting of Ray turns the line off."""
+"""Line of Ray's core about every actor pool of Ray Data: arguments in the object store may go out of scope before an
+actor is restarted. Ray Data holds them as long as the pool. No setting of Ray turns the line off."""
 
 _JOIN_S = 5.0
 

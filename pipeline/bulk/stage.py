@@ -101,7 +101,7 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
     """
     import ray  # here, because planning and reading results need no Ray
 
-    from pipeline.actor_wait import ActorWait, ending_without_actors, num_alive
+    from pipeline.actor_wait import ActorWait, ending_without_actors, living_nodes, num_alive
     from pipeline.bulk.deaths import STARTS_PER_ACTOR, BoundedWorker, new_counter
 
     store = RunStore(config.output)
@@ -113,7 +113,7 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
         actors_asked=config.actors.count,
         gpus=gpus,
         cpus=ray.cluster_resources().get("CPU", 1),
-        node_cpus=[node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]],
+        node_cpus=[node.get("CPU", 0.0) for node in living_nodes()],
     )
     worker_config = replace(config, device="cuda" if gpus else "cpu")
     bounds = (ray.cloudpickle.dumps(stage.worker), new_counter(), STARTS_PER_ACTOR * sizes.num_actors)

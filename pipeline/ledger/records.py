@@ -42,7 +42,7 @@ class DrawnWith:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StripFacts:
-    """What the strip of previews in a concept's folder shows (`textual_inversion.strips`)."""
+    """Layout of the strip of previews in a concept's folder (`textual_inversion.strips`)."""
 
     steps: tuple[int, ...]
     """Steps of the concept at which its pictures were drawn."""

@@ -56,7 +56,7 @@ class _Rate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Run:
-    """What other modules read of `run.json`, which holds more; earlier releases wrote less."""
+    """Entries of `run.json` that other modules read; it holds more, and earlier releases wrote less."""
 
     stage: str | None = None
     exit_code: int | None = None

@@ -19,7 +19,6 @@ from PIL import Image
 
 from pipeline.config import Tracking
 
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 _MOST_CHARACTERS = 500
 """Characters of a setting's value that are logged: the bound of older MLflow servers."""
 _MOST_VALUES = 100
@@ -46,10 +45,10 @@ def check_tracking(tracking: Tracking) -> None:
     """Raise ValueError if the tracker's package is not installed, or if it would ask a person to log in."""
     if tracking == "none":
         return
-    found = importlib.util.find_spec(_PACKAGES[tracking])
+    found = importlib.util.find_spec(tracking)  # each has the name of its package, and of its extra
     if found is None or found.origin is None:  # a folder of that name, as wandb makes one, is no package
         raise ValueError(
-            f"tracking = {tracking!r}: the package {_PACKAGES[tracking]} is not installed; install the extra "
+            f"tracking = {tracking!r}: the package {tracking} is not installed; install the extra "
             f"{tracking!r} of this project: pip install 'textual-inversion-ray[{tracking}]'"
         )
     if tracking == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
