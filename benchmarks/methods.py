@@ -15,7 +15,9 @@ with fewer than 16 concepts the intervals say little. Where a setup and the same
 a table of each concept's steps and scores with and without it follows (`stopping.md`).
 
 On the demo model a row takes about half a minute of one core: 500 steps of 4 samples and 44 pictures. `--steps` makes
-rows cheaper, and so do `--samples` and `--prompts benchmarks/few_prompts.txt`, the prompts of the sample grid.
+rows cheaper, and so do `--samples` and `--prompts benchmarks/few_prompts.txt`, the prompts of the sample grid. `--busy`
+learns from the photos put on a busy background, which a method may learn along with the thing; scores stay those
+against the photos as they are.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from benchmarks.comparison import BASELINE, rows_parquet, show_scores, stopping
 from benchmarks.concepts import HELD_OUT_OBJECTS, read_objects
 from benchmarks.intervals import Row
 from benchmarks.jobs import Job, Scoring, make_jobs, measure_all
+from benchmarks.masking import busy_concept
 from benchmarks.plot import plot
 from benchmarks.scores import has_outside_models
 from benchmarks.setups import SETUPS, Setup, find
@@ -73,6 +76,9 @@ def add_options(parser: argparse.ArgumentParser, *, output: str) -> None:
     add_inputs(parser, output=output)
     parser.add_argument("--steps", type=int, default=500, help="of 4 samples; others get as many samples in all")
     parser.add_argument("--at-once", type=int, default=4, help="concepts that a process learns at the same time")
+    parser.add_argument(
+        "--busy", action="store_true", help="learn from the photos on a busy background, without masks (masking.py)"
+    )
 
 
 def add_inputs(parser: argparse.ArgumentParser, *, output: str) -> None:
@@ -117,12 +123,17 @@ def scoring_of(options: argparse.Namespace, concepts: Sequence[Concept]) -> Scor
 
 
 def jobs_of(options: argparse.Namespace, setups: Mapping[str, Setup]) -> tuple[list[Job], Scoring]:
-    """Return the jobs, and how they are scored: against all concepts of the manifest, also those not measured."""
+    """Return the jobs, and how they are scored: against all concepts of the manifest, also those not measured, and
+    against their own photos if they are learned on a busy background."""
     concepts = list(read_objects(options.manifest))
     scoring = scoring_of(options, concepts)
+    learned = list(islice(concepts, options.concepts or None))
+    if options.busy:
+        store = RunStore(absolute(f"{options.output}/busy"))
+        learned = [replace(busy_concept(concept, store), masks=()) for concept in learned]
     jobs = make_jobs(
         setups,
-        list(islice(concepts, options.concepts or None)),
+        learned,
         configure(options),
         steps=options.steps,
         seeds=[int(seed) for seed in split(options.seeds)],

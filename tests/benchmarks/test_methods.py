@@ -229,6 +229,17 @@ def test_jobs_of_one_setup_and_seed_are_learned_together(arguments: list[str], t
     assert {path.name for path in (tmp_path / "rows/textual-inversion").glob("*.json")} == {"a-7.json", "b-7.json"}
 
 
+def test_photos_on_a_busy_background_are_scored_against_the_plain_ones(tmp_path: Path) -> None:
+    options = parse(["--busy", "--concepts", "2", "--output", str(tmp_path)])
+    jobs, scoring = methods.jobs_of(options, {"textual-inversion": find("textual-inversion")})
+    assert len(jobs) == 2 < len(scoring.concepts)
+    for job, plain in zip(jobs, scoring.concepts, strict=False):
+        assert job.concept.concept_id == plain.concept_id
+        assert not job.concept.masks
+        assert all(Path(image).is_relative_to(tmp_path) and Path(image).exists() for image in job.concept.images)
+        assert not set(job.concept.images) & set(plain.images)
+
+
 def test_a_concept_that_cannot_be_learned_does_not_take_the_others_along(arguments: list[str], tmp_path: Path) -> None:
     options = parse([*arguments, "--setups", "textual-inversion"])
     jobs, scoring = methods.jobs_of(options, {"textual-inversion": find("textual-inversion")})
