@@ -11,16 +11,19 @@ is printed as soon as it is measured, so that an interrupted command leaves the 
 the common algorithm's (`benchmarks/restatement.py`, the same weights), and the ratio is of these two; that algorithm
 trains one text encoder, so that rows of Stable Diffusion XL have no ratio. Compiling takes minutes for each number of
 slots and for the sample grid; `--short` compiles for one number only, and is meant for a machine that is available for
-ten minutes.
+ten minutes. `benchmarks/gpu_job.py` packs what a machine without this project's packages needs.
 
 Model FLOPs are those of one sample's forward pass and of the backward pass through its activations, counted on the
-model; activations computed twice to save memory count once. Memory is the peak above the memory in use before, warm-up
-included; beside it are the estimate by which an actor chooses (`textual_inversion/memory_estimate.py`), which knows
-nothing of compilation, and the ratio of the two. The last line says whether the measured memory of the eager rows
-stays within what an actor allows for the estimate (the exit code is 1 if not); a CPU counts no peak, so that nothing
-is checked there. With `--checkpointing` all rows use gradient checkpointing, the common algorithm's, too. Concepts an
-hour are calculated from encoding a concept's photos, 475 steps of 2 samples at this rate, and its sample grid drawn in
-the same mode, one after the other. No weights are downloaded.
+model; activations computed twice to save memory count once. They are compared with the peak of the device's data sheet
+and with the rate of large matrix products, which is measured at the start and which no program exceeds. Memory is the
+peak above the memory in use before, warm-up included; beside it are the estimate by which an actor chooses
+(`textual_inversion/memory_estimate.py`), which knows nothing of compilation, and the ratio of the two. The last line
+says whether the measured memory of the eager rows stays within what an actor allows for the estimate (the exit code is
+1 if not); a CPU counts no peak, so that nothing is checked there. With `--checkpointing` all rows use gradient
+checkpointing, the common algorithm's, too. Concepts an hour are calculated from encoding a concept's photos, the
+default number of samples at this rate, and the pictures that an actor draws of it by default in the same mode, one
+after the other: its sample grid, and those of its initializer word, which only the first concept of an actor with that
+word needs. No weights are downloaded.
 """
 
 from __future__ import annotations
@@ -28,66 +31,40 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
 from functools import partial
-from statistics import median
-from typing import Generic, TypeVar
 
-import numpy as np
 import torch
-from PIL import Image
 
+from benchmarks.accelerator import matrix_tflops, peak_tflops
+from benchmarks.gpu_rows import (
+    BUDGET_SAMPLES,
+    OUT_OF_MEMORY,
+    TITLES,
+    Attempt,
+    Drawing,
+    Setting,
+    Work,
+    memory_verdict,
+    row_of,
+)
+from benchmarks.gpu_works import (
+    seconds_of_grid,
+    seconds_of_initializer,
+    seconds_once,
+    time_common,
+    time_engine,
+)
 from benchmarks.random_model import SHAPES, Parts, count_flops
-from benchmarks.restatement import CommonAlgorithm
-from benchmarks.timing import Spread, alternate, heading, number, parse_numbers, say, table, table_line
+from benchmarks.timing import alternate, heading, note, number, parse_numbers, say, table, table_line
 from pipeline.actor.memory_plan import LEARNING_SHARE
-from pipeline.config import GridConfig
-from textual_inversion.concept import Concept, LearnedEmbedding
-from textual_inversion.config import InversionConfig, SamplingConfig
-from textual_inversion.engine import Assignment, Engine, Outcome
+from textual_inversion.config import InversionConfig
 from textual_inversion.families.base import Backbone, MemorySaving
-from textual_inversion.generate import ImageRequest, generate
-from textual_inversion.latents import EncodedViews, encode_views
 from textual_inversion.memory_estimate import learning_memory
-
-T = TypeVar("T")
-
-BUDGET_SAMPLES = 475 * 2
-"""Samples in the budget of one concept (Voronov et al. 2023: the mean number of steps until DVAR stops, in batches of
-2)."""
-
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
-"""Peak of dense bfloat16 on SXM boards, by a part of the device's name."""
-
-PHOTOS = 5
 
 MODES = ("eager", "compiled", "graphs")
 
-TITLES = [
-    "",
-    "sample-steps/s",
-    "times the common algorithm beside it",
-    "MFU %",
-    "GB above weights",
-    "GB estimated",
-    "measured / estimated",
-    "s a sample grid",
-    "concepts/h",
-]
-
 SHORT = {"slots": [1, 4, 8, 16], "compiled_slots": [8], "steps": 10, "repetitions": 3}
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Measurements of one repetition."""
-
-    rate: float
-    """Sample-steps a second."""
-    memory_gb: float | None
-    """Peak memory above the memory in use before; None on a CPU."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,28 +77,31 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} threads"
     eager = parts.backbone()
     eager.save_memory(MemorySaving(checkpoints_gradients=options.checkpointing))  # of the U-Net that all rows share
-    tflop = count_flops(options.shape) / 1e12
-    peak = options.peak_tflops or next((value for name, value in PEAK_TFLOPS.items() if name in device), 0.0)
-    once = seconds_once(eager, options.device)
+    setting = Setting(
+        encoding_s=seconds_once(eager, options.device),
+        tflop=count_flops(options.shape) / 1e12,
+        peak=options.peak_tflops or peak_tflops(device),
+        matrix_rate=matrix_tflops(options.device, dtype),
+    )
     facts = {
         "device": device,
         "model": f"{options.shape}, U-Net of {parts.parameters() / 1e6:,.1f} M, {dtype}, {eager.resolution} px",
-        "samples": f"{options.batch_size} a step and concept",
+        "samples": f"{options.batch_size} a step and concept, {BUDGET_SAMPLES:,} a concept",
         "gradient_checkpointing": "on" if options.checkpointing else "off",
         "repetitions": f"{options.repetitions} of {options.steps} steps",
-        "model_GFLOP_a_sample_step": f"{number(1000 * tflop)}; peak {number(peak) if peak else 'unknown'} TFLOP/s",
-        "a_concept's_photos_encoded": f"{number(once)} s",
+        "model_GFLOP_a_sample_step": number(1000 * setting.tflop),
+        "TFLOP/s": f"{number(setting.peak) if setting.peak else 'unknown'} by the data sheet, "
+        f"{number(setting.matrix_rate)} measured in matrix products",
+        "a_concept's_photos_encoded": f"{number(setting.encoding_s)} s",
     }
     say(heading("Use of an accelerator", "benchmarks.gpu", arguments, **facts))
     say(table(TITLES, []))
-    common = common_work(parts, options)
-    grid = Attempt(partial(seconds_of_grid, eager, options.repetitions))()
-    if common:
-        common.grid = grid
+    drawing = Attempt(partial(seconds_of_drawing, eager, options.repetitions))()
+    common = common_work(parts, drawing, options)
     failed = False
     ratios = []
-    for work, beside in measured(common, works_of(parts, eager, grid, options), options.repetitions):
-        say(table_line(row_of(work, beside, once, tflop, peak)))
+    for work, beside in measured(common, works_of(parts, eager, drawing, options), options.repetitions):
+        say(table_line(row_of(work, beside, setting)))
         failed = failed or work.attempt.error not in ("", OUT_OF_MEMORY)
         if work.is_eager and work.memory_ratio:
             ratios.append(work.memory_ratio)
@@ -129,49 +109,45 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed or max(ratios, default=0) > 1 / LEARNING_SHARE else 0
 
 
-def memory_verdict(ratios: Sequence[float]) -> str:
-    """Return a sentence on the estimate of memory. `ratios`: measured over estimated memory of each eager row."""
-    if not ratios:
-        return "The estimate of memory was not checked: no peak was measured, which takes a GPU."
-    holds = max(ratios) <= 1 / LEARNING_SHARE
-    return (
-        f"Measured memory is {number(min(ratios))} to {number(max(ratios))} times the estimate in {len(ratios)} eager "
-        f"rows, which is {'within' if holds else 'MORE THAN'} the {number(1 / LEARNING_SHARE)} times that an actor "
-        "leaves free for it."
-    )
+def seconds_of_drawing(backbone: Backbone, repetitions: int) -> Drawing:
+    """Measure what an actor draws of a concept."""
+    return Drawing(seconds_of_grid(backbone, repetitions), seconds_of_initializer(backbone, repetitions))
 
 
-def common_work(parts: Parts, options: argparse.Namespace) -> Work | None:
+def common_work(parts: Parts, drawing: Drawing | None, options: argparse.Namespace) -> Work | None:
     """Return the common algorithm as a row; None for a model that it cannot train."""
     algorithm = parts.common(options.batch_size)
-    return algorithm and Work("common algorithm", Attempt(partial(time_common, algorithm, options)))
+    side_px = SHAPES[options.shape].vae["sample_size"]
+    work = partial(time_common, algorithm, side_px, options.steps, options.batch_size, options.device)
+    return algorithm and Work("common algorithm", Attempt(work), drawing)
 
 
-def works_of(parts: Parts, eager: Backbone, grid: float | None, options: argparse.Namespace) -> Iterator[Work]:
-    """Yield the rows to measure, mode by mode; `grid`: seconds of a sample grid in the eager mode.
+def works_of(parts: Parts, eager: Backbone, drawing: Drawing | None, options: argparse.Namespace) -> Iterator[Work]:
+    """Yield the rows to measure, mode by mode; `drawing`: that of the eager mode.
 
     Compiled code of a row is freed when the next is requested.
     """
+    config = InversionConfig(steps=options.steps, batch_size=options.batch_size)
     if "eager" in options.modes:
         for slots in options.slots:
             note(f"{slots} slots, eager")
-            attempt = Attempt(partial(time_engine, eager, options, slots))
-            yield Work(f"{slots} slots, eager", attempt, grid, estimated_gb(eager, options, slots), is_eager=True)
+            attempt = Attempt(partial(time_engine, eager, config, slots, options.device))
+            yield Work(f"{slots} slots, eager", attempt, drawing, estimated_gb(eager, config, slots), is_eager=True)
     for mode in (mode for mode in options.modes if mode != "eager"):
         backbone = parts.backbone(mode, options.backend)
-        note(f"a sample grid, {mode}")
-        seconds = Attempt(partial(seconds_of_grid, backbone, options.repetitions))()
+        note(f"sample pictures, {mode}")
+        seconds = Attempt(partial(seconds_of_drawing, backbone, options.repetitions))()
         forget_compiled()
         for slots in options.compiled_slots:
             note(f"{slots} slots, {mode}")
-            attempt = Attempt(partial(time_engine, backbone, options, slots))
-            yield Work(f"{slots} slots, {mode}", attempt, seconds, estimated_gb(eager, options, slots))
+            attempt = Attempt(partial(time_engine, backbone, config, slots, options.device))
+            yield Work(f"{slots} slots, {mode}", attempt, seconds, estimated_gb(eager, config, slots))
             forget_compiled()
 
 
-def estimated_gb(eager: Backbone, options: argparse.Namespace, slots: int) -> float:
+def estimated_gb(eager: Backbone, config: InversionConfig, slots: int) -> float:
     """Return the estimated peak of the tensors that a learning pass makes."""
-    return learning_memory(eager, InversionConfig(batch_size=options.batch_size), slots).peak / 1e9
+    return learning_memory(eager, config, slots).peak / 1e9
 
 
 def forget_compiled() -> None:
@@ -194,18 +170,6 @@ def measured(common: Work | None, works: Iterable[Work], repetitions: int) -> It
             yield beside, beside
         is_first = False
         yield work.with_figures(found[work.name]), beside
-
-
-def row_of(work: Work, beside: Work | None, once: float, tflop: float, peak: float) -> list[object]:
-    """Return a row of the table. `once`: seconds to encode a concept's photos."""
-    if not work.rates:
-        return [work.name, work.attempt.error, *[None] * (len(TITLES) - 2)]
-    rate = Spread.of(work.rates)
-    times = rate.median / median(beside.rates) if beside and beside.rates else None
-    used = 100 * rate.median * tflop / peak if peak else None
-    hourly = None if work.grid is None else 3600 / (once + BUDGET_SAMPLES / rate.median + work.grid)
-    memory = (work.memory_gb, work.estimated_gb, work.memory_ratio)
-    return [work.name, rate, times, used, *memory, work.grid, hourly]
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -235,7 +199,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--checkpointing", action="store_true", help="use gradient checkpointing in all rows")
     parser.add_argument("--backend", default="inductor", help="torch.compile's")
-    parser.add_argument("--batch-size", type=int, default=2, help="samples a step and concept")
+    default = InversionConfig().batch_size
+    parser.add_argument("--batch-size", type=int, default=default, help="samples a step and concept")
     parser.add_argument("--steps", type=int, default=20, help="a repetition")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="torch's, on a CPU")
@@ -252,141 +217,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def names(text: str) -> list[str]:
     return text.split(",")
-
-
-def note(text: str) -> None:
-    """Write progress to standard error, apart from the table."""
-    sys.stderr.write(f"{text}\n")
-
-
-OUT_OF_MEMORY = "out of memory"
-
-
-class Attempt(Generic[T]):
-    """Work that may fail, mostly for lack of memory; a call then returns None, and later calls do not try again."""
-
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._work = work
-        self.error = ""
-        self.results: list[T] = []
-
-    def __call__(self) -> T | None:
-        if self.error:
-            return None
-        try:
-            self.results.append(self._work())
-            return self.results[-1]
-        except torch.OutOfMemoryError:
-            self.error = OUT_OF_MEMORY
-        except RuntimeError as error:  # one mode that cannot be compiled must not take the others' rows with it
-            self.error = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # after the except clause: the error's stack holds tensors
-        return None
-
-
-@dataclass(slots=True)
-class Work:
-    """Row of the table to be measured."""
-
-    name: str
-    attempt: Attempt[Figures]
-    grid: float | None = None
-    """Seconds to draw a concept's sample pictures in the same mode."""
-    estimated_gb: float | None = None
-    """Estimate of `memory_gb` without compilation; None for the common algorithm."""
-    is_eager: bool = False
-    """Whether the estimate is of the same code: nothing of the row is compiled."""
-    rates: list[float] = field(default_factory=list)
-    """Sample-steps a second of each repetition; empty if one failed."""
-
-    def with_figures(self, found: Sequence[Figures | None]) -> Work:
-        rates = [figures.rate for figures in found if figures]
-        return replace(self, rates=[] if self.attempt.error else rates)
-
-    @property
-    def memory_gb(self) -> float | None:
-        """Peak memory of all repetitions and of the warm-up, in which graphs are recorded; None on a CPU."""
-        return max((each.memory_gb for each in self.attempt.results if each.memory_gb), default=None)
-
-    @property
-    def memory_ratio(self) -> float | None:
-        """Measured memory over estimated memory; None where either is unknown."""
-        return self.memory_gb / self.estimated_gb if self.memory_gb and self.estimated_gb else None
-
-
-def time_common(common: CommonAlgorithm, options: argparse.Namespace) -> Figures:
-    common.begin(a_concept(0), photos(SHAPES[options.shape].vae["sample_size"]))
-    return timed(lambda: common.learn(options.steps), options.steps * options.batch_size, options.device)
-
-
-def time_engine(backbone: Backbone, options: argparse.Namespace, slots: int) -> Figures:
-    """Measure the engine with all slots full for all steps."""
-    config = InversionConfig(steps=options.steps, batch_size=options.batch_size)
-    views = encode(backbone)
-    waiting = [Assignment(a_concept(number), views) for number in range(slots)]
-    engine = Engine(backbone, config, slots=slots, seed=0)
-
-    def end(outcome: Outcome) -> None:
-        if outcome.embedding is None:
-            raise ValueError(f"concept {outcome.concept.concept_id!r}: {outcome.error}")
-
-    def run() -> None:
-        engine.run(lambda _wait: waiting.pop() if waiting else None, end)
-
-    return timed(run, options.steps * options.batch_size * slots, options.device)
-
-
-def timed(work: Callable[[], object], samples: int, device: str) -> Figures:
-    """Time a work from an idle device to an idle device."""
-    if device == "cpu":
-        began = time.perf_counter()
-        work()
-        return Figures(samples / (time.perf_counter() - began), None)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    began = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
-    return Figures(samples / seconds, (torch.cuda.max_memory_allocated() - before) / 1e9)
-
-
-def a_concept(number: int) -> Concept:
-    return Concept(concept_id=f"c{number}", placeholder_token=f"<c{number}>", images=("x",), initializer="cat")
-
-
-def photos(side: int) -> list[Image.Image]:
-    """Return photos of random noise."""
-    pixels = np.random.default_rng(0).integers(0, 256, (PHOTOS, side, side, 3), dtype=np.uint8)
-    return [Image.fromarray(each) for each in pixels]
-
-
-def encode(backbone: Backbone) -> EncodedViews:
-    """Encode a concept's photos."""
-    return encode_views(backbone, photos(backbone.resolution), InversionConfig().augment, "any", 0)
-
-
-def seconds_once(backbone: Backbone, device: str) -> float:
-    """Return the median seconds to encode a concept's photos."""
-    return median(PHOTOS / timed(lambda: encode(backbone), PHOTOS, device).rate for _ in range(3))
-
-
-def seconds_of_grid(backbone: Backbone, repetitions: int) -> float:
-    """Return the seconds of a concept's share of a batch of sample pictures, which the grids of several concepts fill,
-    as in an actor. The initializer word's pictures are left out: they are drawn only where scores are computed."""
-    grid = GridConfig()
-    sampling = SamplingConfig()
-    rows = {key: torch.zeros(1, table.dim) for key, table in backbone.token_tables.items()}
-    embedding = LearnedEmbedding(placeholder_token="<c0>", vectors=rows)
-    requests = [ImageRequest("a photo of a <c0>", seed, (embedding,)) for seed in range(sampling.batch_size)]
-    seconds = []
-    for _ in range(repetitions + 1):  # the first is not counted
-        began = time.perf_counter()
-        generate(backbone, requests, sampling)
-        seconds.append(time.perf_counter() - began)
-    return median(seconds[1:]) * len(grid.prompts) * grid.images_per_prompt / len(requests)
 
 
 if __name__ == "__main__":

@@ -112,12 +112,20 @@ def heading(title: str, module: str, arguments: Sequence[str], **facts: object) 
     lines = {
         "command": f"`{' '.join(['python', '-m', module, *arguments])}`",
         "machine": f"{cpu_name()}, {cores} of {os.cpu_count()} cores usable; load average at the start {load}",
-        "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+        "versions": ", ".join(f"{name} {installed_version(name)}" for name in PACKAGES)
         + f", python {platform.python_version()}",
         **{name.replace("_", " "): value for name, value in facts.items()},
     }
     date = time.strftime("%Y-%m-%d", time.gmtime())
     return f"# {title}, {date}\n\n" + "".join(f"- {name}: {value}\n" for name, value in lines.items()) + "\n"
+
+
+def installed_version(package: str) -> str:
+    """Return the version of a package; "absent" for one that is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -167,3 +175,8 @@ def peak_mb() -> float:
 def say(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Write progress to standard error, apart from the table."""
+    sys.stderr.write(f"{text}\n")
