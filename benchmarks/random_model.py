@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 class Parts:
     """Networks of a random model of one shape, shared by all measured algorithms, so that the common algorithm has the
-    memory layout of convolutions that a backbone sets."""
+    memory layout of convolutions that a backbone sets. A compiled backbone has a U-Net of its own."""
 
     def __init__(self, shape: Shape, device: str, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
@@ -126,8 +127,10 @@ class Parts:
     def backbone(self, mode: str = "eager", compiler: str = "inductor") -> UNetBackbone:
         """Make a backbone with copies of the text encoders, because a backbone replaces their token tables."""
         encoders = self.text_encoders()
+        # a compiled U-Net may have another memory layout, in which the others would be slower
+        unet = self.unet if mode == "eager" else copy.deepcopy(self.unet)
         shared: dict[str, Any] = {
-            "unet": self.unet, "vae": self.vae, "scheduler_config": self.scheduler.config, "digest": "random"
+            "unet": unet, "vae": self.vae, "scheduler_config": self.scheduler.config, "digest": "random"
         }  # fmt: skip
         backbone: UNetBackbone
         if len(encoders) == 1:

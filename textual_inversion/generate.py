@@ -243,7 +243,7 @@ class Guidance:
         conditioning = encoder([*others, *prompts])
         if backbone.guides_by_zeros:
             is_kept = [*(request.negative is not None for request in requests), *[True] * len(requests)]
-            conditioning = conditioning.where(torch.tensor(is_kept, device=backbone.device), conditioning.zeroed())
+            conditioning = conditioning.where(to_device(torch.tensor(is_kept), backbone.device), conditioning.zeroed())
         return cls(_framed(backbone, conditioning, requests[0].latent_shape), scale)
 
 

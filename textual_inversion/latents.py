@@ -19,6 +19,7 @@ from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
 from textual_inversion.paired_augment import Augmentation
 from textual_inversion.rng import generator_for
+from textual_inversion.transfer import to_device
 
 AUTOENCODER_BATCH_SIZE = 4
 """Pictures in one forward pass of the autoencoder, which bounds its memory."""
@@ -84,7 +85,10 @@ def encode_views(
     pixels = torch.stack([to_pixels(view.picture) for _, view in views])
     with torch.no_grad():
         moments = torch.cat(
-            [backbone.encode_images(batch.to(backbone.device)) for batch in torch.split(pixels, AUTOENCODER_BATCH_SIZE)]
+            [
+                backbone.encode_images(to_device(batch, backbone.device))
+                for batch in torch.split(pixels, AUTOENCODER_BATCH_SIZE)
+            ]
         )
     return EncodedViews(
         moments=moments,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from textual_inversion.concept import LearnedAdapter
 from textual_inversion.config import ADAPTER_TARGETS, CROSS_ATTENTION, T5_TARGETS, AdapterConfig
+from textual_inversion.transfer import to_device
 
 TARGETS = ADAPTER_TARGETS
 """Last parts of the names of a CLIP block's linear layers."""
@@ -163,14 +164,14 @@ def _stack(group: Sequence[tuple[int, ActingAdapter]], num_prompts: int, device:
     return AdapterBatch(
         tensors={
             name: (
-                torch.stack([adapter.tensors[name][0] for adapter in distinct]).to(device),
-                torch.stack([adapter.tensors[name][1] for adapter in distinct]).to(device),
+                to_device(torch.stack([adapter.tensors[name][0] for adapter in distinct]), device),
+                to_device(torch.stack([adapter.tensors[name][1] for adapter in distinct]), device),
             )
             for name in distinct[0].tensors
         },
-        concept=concept.to(device),
-        scale=torch.tensor([adapter.scale for adapter in distinct], device=device),
-        positions={key: acts.to(device) for key, acts in positions.items()},
+        concept=to_device(concept, device),
+        scale=to_device(torch.tensor([adapter.scale for adapter in distinct]), device),
+        positions={key: to_device(acts, device) for key, acts in positions.items()},
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -18,6 +19,7 @@ from tests.tiny_models import DIM
 from tests.toy_backbone import DIMS, ToyBackbone, plain_views
 from tests.toy_family import write_model
 from textual_inversion import engine as engine_module
+from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, SamplingConfig, StopConfig
@@ -25,6 +27,8 @@ from textual_inversion.engine import Assignment, Engine
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, draw, encode_request
+from textual_inversion.latents import encode_views
+from textual_inversion.lora import made_up_adapter
 from textual_inversion.model_files import find_model_files
 from textual_inversion.prompt_encoder import PromptEncoder
 from textual_inversion.transfer import start_readback, to_device
@@ -187,11 +191,24 @@ def test_a_batch_of_pictures_reads_nothing_until_it_is_drawn(tiny_model: Path, s
     watch = Watch()
     with watch:
         backbone = load_backbone(str(tiny_model), device="meta", precision="float32")
-        embedding = LearnedEmbedding(placeholder_token="<c>", vectors={"clip_l": torch.ones(1, DIM)})
+        layers, adapter = backbone.adapter_layers, AdapterConfig(kind="lora")
+        made_up = made_up_adapter(layers, adapter, torch.Generator().manual_seed(0))
+        vectors = {"clip_l": torch.ones(1, DIM)}
+        embedding = LearnedEmbedding(placeholder_token="<c>", vectors=vectors, adapter=made_up)
         asked = [encode_request(backbone, ImageRequest("a <c>", seed, (embedding,))) for seed in range(2)]
         watch.events.clear()
         draw(PromptEncoder(backbone), asked, SamplingConfig(solver=solver, steps=3, batch_size=2))
     assert watch.events == ["read by cpu"]
+
+
+def test_photos_are_encoded_without_a_wait(tiny_model: Path) -> None:
+    watch = Watch()
+    with watch:
+        backbone = load_backbone(str(tiny_model), device="meta", precision="float32")
+        watch.events.clear()
+        views = encode_views(backbone, [Image.new("RGB", (16, 16))] * 5, AugmentConfig(), "c", 0)
+    assert watch.events == []
+    assert views.moments.is_meta
 
 
 def test_what_is_fetched_arrives() -> None:

@@ -9,7 +9,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from textual_inversion.conditioning import Conditioning
@@ -18,6 +17,7 @@ from textual_inversion.families.base import sized_latents
 from textual_inversion.families.latent import LatentBackbone, downscaling
 from textual_inversion.families.parts import DISTILLED_STEPS, SAMPLING_STEPS, drawing_defaults, products_in
 from textual_inversion.lora import AdaptableLayers, AdapterBatch
+from textual_inversion.memory_layout import convolution_layout
 from textual_inversion.noise import from_scheduler_config
 from textual_inversion.prompts import Vocabularies
 from textual_inversion.tokens import TokenTable
@@ -37,11 +37,12 @@ class UNetBackbone(LatentBackbone):
     """A frozen U-Net and autoencoder as a `Backbone`; subclasses add the text encoders."""
 
     def __init__(self, *, unet: Any, vae: Any, scheduler_config: Mapping[str, Any], digest: str) -> None:
-        """Freeze the modules, which come on their device and in their precision, and let the U-Net's cross-attention
-        take adapters."""
-        if unet.device.type == "cuda":  # convolutions are fastest in this layout; on a CPU they choose their own
-            unet = unet.to(memory_format=torch.channels_last)
-            vae = vae.to(memory_format=torch.channels_last)
+        """Freeze the modules, which come on their device and in their precision, in the layout that is fastest there,
+        and let the U-Net's cross-attention take adapters."""
+        self._plain_layout = convolution_layout(unet.device, unet.dtype, is_compiled=False)
+        self._compiled_layout = convolution_layout(unet.device, unet.dtype, is_compiled=True)
+        unet = unet.to(memory_format=self._plain_layout)
+        vae = vae.to(memory_format=convolution_layout(vae.device, vae.dtype, is_compiled=False))
         super().__init__(denoiser=unet, vae=vae, digest=digest)
         self._cross_attention = CrossAttentionLayers(unet)
         scale = downscaling(vae.config)
@@ -61,6 +62,16 @@ class UNetBackbone(LatentBackbone):
         cell_px = self.resolution // self.latent_shape[1]
         multiple_px = cell_px * 2 ** (len(self._network.config.block_out_channels) - 1)
         return sized_latents(self, width, height, multiple_px=multiple_px, most_px=_LARGEST * self.resolution)
+
+    def compile(self, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False) -> None:
+        """Run `predict` through torch.compile in all later calls; see `Compiled`."""
+        self._network.to(memory_format=self._compiled_layout)
+        super().compile(backend=backend, or_plain=or_plain, graphs=graphs)
+
+    def uncompile(self) -> None:
+        """Run `predict` without torch.compile in all later calls."""
+        super().uncompile()
+        self._network.to(memory_format=self._plain_layout)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the U-Net's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
