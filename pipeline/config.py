@@ -48,6 +48,10 @@ class ActorConfig:
     fastest way on a GPU, and none on a CPU. Compiling delays an actor's start by minutes, or by seconds if torch's
     cache on its disk holds the result."""
 
+    compile_cache: str = ""
+    """Folder, as a URI or an absolute path, where actors keep what torch.compile made for those that start later; empty
+    keeps nothing. What is there is code that actors run: nobody may write to it who may not change the image, too."""
+
     gradient_checkpointing: Switch = "auto"
     """Use of gradient checkpointing in the denoiser: learning keeps less in memory and computes the forward pass twice.
     Results are equal to rounding. `auto` uses it only where passes of `slots` concepts (of one, on a GPU with automatic
@@ -91,6 +95,9 @@ class ActorConfig:
 
     def __post_init__(self) -> None:
         require(self.count >= 0, "actors.count", self.count, "0 (automatic) or more")
+        is_one_place = not self.compile_cache or "://" in self.compile_cache or self.compile_cache.startswith("/")
+        rule = "a URI or an absolute path, the same place for all nodes, or empty"
+        require(is_one_place, "actors.compile_cache", self.compile_cache, rule)
         require(self.slots >= 0, "actors.slots", self.slots, "0 (automatic) or more")
         require(0 < self.cpus < math.inf, "actors.cpus", self.cpus, "positive")
         require(0 <= self.gpus < math.inf, "actors.gpus", self.gpus, "0 or more")

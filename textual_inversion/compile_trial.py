@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from textual_inversion.compiled import graphs_work_in_threads
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.config import AdapterConfig
 from textual_inversion.families.base import Backbone, stack_prompts
@@ -122,15 +123,16 @@ def compile_fastest(
 ) -> Mode:
     """Choose the mode in which the first of these passes is fastest, set the denoiser to it, and return it.
 
-    `graphs` is tried only where launching kernels takes most of the time. A mode that fails or gives other results is
-    not chosen (`compile_checked`). `measure` times a pass.
+    `graphs` is tried only where launching kernels takes most of the time, and where this torch lets other threads use
+    what this one records (`graphs_work_in_threads`). A mode that fails or gives other results is not chosen
+    (`compile_checked`). `measure` times a pass.
     """
     backbone.uncompile()
     plain = measure(backbone, passes[0])
     if not compile_checked(backbone, passes, backend=backend, or_plain=True):
         return "plain"
     compiled = measure(backbone, passes[0])
-    if compiled.host_seconds >= _MIN_LAUNCH_SHARE * compiled.seconds:
+    if graphs_work_in_threads() and compiled.host_seconds >= _MIN_LAUNCH_SHARE * compiled.seconds:
         try:
             if compile_checked(backbone, passes, graphs=True, backend=backend, or_plain=True):
                 graphs = measure(backbone, passes[0])

@@ -19,6 +19,16 @@ _MAX_SHAPES = 64
 saying so."""
 
 
+_GRAPHS_SINCE = "2.13"
+"""First version of torch whose CUDA graphs may be recorded and launched on any thread."""
+
+
+def graphs_work_in_threads() -> bool:
+    """Return whether this torch's CUDA graphs work on any thread. In earlier versions, a thread other than the first
+    that uses them fails at an assertion (https://github.com/pytorch/pytorch/issues/123177)."""
+    return bool(torch.__version__ >= _GRAPHS_SINCE)  # compares versions, not letters
+
+
 class Compiled:
     """A module called through torch.compile. Each new input shape is compiled at its first call, for a minute or so."""
 

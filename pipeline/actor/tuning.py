@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
+from pipeline.actor.compile_cache import file_name, kept_compilations
 from pipeline.actor.memory_plan import LEARNING_SHARE, MemoryPlan, add_checkpointing, fit_learning
 from pipeline.config import RunConfig
 from pipeline.ledger.records import Equality
 from pipeline.store.errors import describe_error
 from textual_inversion.batch_invariance import choose_sampling, choose_slots_per_pass
 from textual_inversion.compile_trial import NO_ADAPTER, Pass, compile_checked, compile_fastest
+from textual_inversion.compiled import graphs_work_in_threads
 from textual_inversion.config import CROSS_ATTENTION, AdapterConfig, SamplingConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import compares_prompts
@@ -86,10 +88,20 @@ def compile_where_wanted(backbone: Backbone, config: RunConfig, passes: Sequence
     the setting is `on` or `graphs` and that cannot be done.
     """
     wanted = config.actors.compile
-    if wanted == "auto" and backbone.device.type == "cuda":
-        compile_fastest(backbone, passes)
-    elif wanted in ("on", "graphs"):
-        compile_checked(backbone, passes, graphs=wanted == "graphs")
+    if wanted == "graphs" and backbone.device.type == "cuda" and not graphs_work_in_threads():
+        raise RuntimeError(
+            "actors.compile = 'graphs' needs torch 2.13 or later, because an actor learns and draws on different "
+            f"threads; this is torch {torch.__version__}: set it to 'auto' or 'on'"
+        )
+    compiles = wanted in ("on", "graphs") or (wanted == "auto" and backbone.device.type == "cuda")
+    if not compiles:
+        return
+    name = file_name(backbone.device, backbone.model_hash(), backbone.dtype, wanted, passes)
+    with kept_compilations(config.actors.compile_cache, name):
+        if wanted == "auto":
+            compile_fastest(backbone, passes)
+        else:
+            compile_checked(backbone, passes, graphs=wanted == "graphs")
 
 
 def passes_to_learn(backbone: Backbone, config: RunConfig, slots: int) -> list[Pass]:

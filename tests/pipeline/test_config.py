@@ -47,6 +47,7 @@ def test_override_values_are_toml_or_bare_words(override: str, value: object) ->
         ("inversion.steps=0", "inversion.steps = 0: must be 1 or more"),
         ("precision=float8", "precision = 'float8'"),
         ("actors.gpus=-1", "actors.gpus = -1"),
+        ("actors.compile_cache=cache", "actors.compile_cache = 'cache': must be a URI or an absolute path"),
         ("grid.prompts=['no hole']", "grid.prompts = 'no hole'"),
         ("inversion=3", "inversion = 3"),
         *((f"lease_s={value}", "or 1 to 86,400 seconds") for value in ("inf", "nan", "-1", "1e-9", "1e9")),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.toy_backbone import ALPHAS_CUMPROD, HashedWords
+from textual_inversion import compile_trial
 from textual_inversion.compile_trial import Mode, Pass, Timing, compile_checked, compile_fastest, time_pass
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.config import SamplingConfig
@@ -120,6 +121,11 @@ def test_what_errs_or_cannot_be_done_is_not_the_fastest(caplog: pytest.LogCaptur
     assert "no CUDA graphs" not in caplog.text
     assert fastest(Denoiser(fails="graphs"), [LEARN, DRAW], *by_launches) == "compiled"
     assert "no CUDA graphs: OutOfMemoryError: CUDA out of memory" in caplog.text
+
+
+def test_graphs_are_not_tried_where_torch_ties_them_to_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_trial, "graphs_work_in_threads", lambda: False)
+    assert fastest(Denoiser(), [LEARN, DRAW], (4.0, 4.0), (2.0, 2.0)) == "compiled"
 
 
 def test_passes_are_timed() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
-from textual_inversion.compiled import Compiled
+from textual_inversion.compiled import Compiled, graphs_work_in_threads
 
 
 def no_compiler(_module: Any, _inputs: list[Tensor]) -> Callable[..., Any]:
@@ -50,3 +51,13 @@ def test_more_shapes_are_compiled_than_torch_would_on_its_own() -> None:
     for size in range(2, 22):
         compiled(torch.ones(size, 3))
     assert len(shapes) == 20
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("2.6.0", False), ("2.12.1+cu130", False), ("2.13.0+cu130", True), ("3.0.0", True)]
+)
+def test_graphs_work_in_threads_from_torch_2_13_on(
+    monkeypatch: pytest.MonkeyPatch, version: str, expected: bool
+) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    assert graphs_work_in_threads() is expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -88,6 +89,36 @@ def test_the_denoiser_is_compiled_where_that_is_asked_for(
     config = tiny_config(tmp_path, tmp_path, actors={"compile": wanted})
     compile_where_wanted(tiny_backbone, config, [Pass(1, gradients=True)])
     assert done == expected
+
+
+def test_graphs_are_refused_where_torch_ties_them_to_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "graphs_work_in_threads", lambda: False)
+    backbone = ToyBackbone()
+    backbone.device = torch.device("cuda")
+    config = tiny_config(tmp_path, tmp_path, actors={"compile": "graphs"})
+    with pytest.raises(RuntimeError, match=r"actors\.compile = 'graphs' needs torch 2\.13 or later"):
+        compile_where_wanted(backbone, config, [Pass(1, gradients=True)])
+
+
+def test_what_is_compiled_is_kept_where_a_setting_says(
+    tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def kept(address: str, name: str) -> contextlib.AbstractContextManager[None]:
+        asked.append((address, name))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(tuning, "kept_compilations", kept)
+    monkeypatch.setattr(tuning, "compile_checked", lambda *_, **_options: None)
+    for cache in ("", "s3://bucket/compiled"):
+        config = tiny_config(tmp_path, tmp_path, actors={"compile": "on", "compile_cache": cache})
+        for samples in (1, 2):
+            compile_where_wanted(tiny_backbone, config, [Pass(samples, gradients=True)])
+    addresses, names = zip(*asked, strict=True)
+    assert addresses == ("", "", "s3://bucket/compiled", "s3://bucket/compiled")
+    assert names[:2] == names[2:]
+    assert names[0] != names[1]
 
 
 def test_a_cpu_promises_bytes_whatever_its_kernels_do(tiny_backbone: Backbone, tmp_path: Path) -> None:
