@@ -145,14 +145,15 @@ def rate(tasks: list[ConceptTask], actors: int, capacity: int, output: str) -> f
     """Return concepts a second, measured after the first fifth."""
     import ray
 
+    from pipeline.config import RunConfig
     from pipeline.driver import drive
+    from pipeline.fleet import Fleet
     from pipeline.verdict import Policy
 
     actor_class = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1)(NoLearning)
-    times = [
-        time.perf_counter()
-        for _ in drive(tasks, lambda: actor_class.remote(capacity, output), Policy(max_actors=actors))
-    ]
+    fleet = Fleet(lambda: actor_class.remote(capacity, output), Policy(max_actors=actors))
+    times = [time.perf_counter() for _ in drive(tasks, fleet, RunConfig())]
+    fleet.dismiss()
     if len(times) < len(tasks):
         raise ValueError(f"{len(times)} records for {len(tasks)} concepts")
     first = len(times) // 5

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.config import GateConfig
+from pipeline.config import GateConfig, RunConfig
 from pipeline.ledger.gate import verdict
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, put_record
@@ -33,7 +33,7 @@ class NoLearning:
         self._store = RunStore(output) if output else None
         self._pool = ThreadPoolExecutor(POOL_THREADS)
 
-    def ready(self) -> int:
+    def prepare(self, _config: RunConfig) -> int:
         return self._capacity
 
     async def learn(self, task: ConceptTask, attempt: int) -> ConceptRecord:

@@ -1,4 +1,4 @@
-"""Start actors on a Ray cluster, count how many it holds, and watch for notice that a node is taken back."""
+"""The actors of a run on a Ray cluster: what starts one, how many it holds, and notice that a node is taken back."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from functools import partial
 import ray
 
 from pipeline.actor.interface import LearnerActor, LearnerHandle
-from pipeline.actor.learner import Learner
 from pipeline.actor_wait import Resources, living_nodes
 from pipeline.config import RunConfig
+from pipeline.fleet import Fleet
+from pipeline.model_actor import ModelActor
 from pipeline.prometheus import export
 from pipeline.report.logs import configure_logs
 from pipeline.store.errors import describe_error
@@ -29,19 +30,26 @@ _NOTICE_EVERY_S = 5.0
 """Time between two questions for notice of this node."""
 
 
+def new_fleet(config: RunConfig, gpus: float) -> Fleet:
+    """Return the run's fleet, in which no actor has started. Idle actors are kept if concepts may be tried again."""
+    policy = policy_from_config(config, gpus, living_nodes())
+    may_retry = bool(config.extractor and config.gate.ladder)
+    return Fleet(learner_actors(config, gpus), policy, keeps_idle=may_retry)
+
+
 def learner_actors(config: RunConfig, gpus: float) -> Callable[[], LearnerHandle]:
     """Return a function that starts an actor.
 
     Actors are on GPUs if the cluster has any (`gpus`), else on CPU cores, with no other difference.
     """
     on_device = dataclasses.replace(config, device="cuda" if gpus else "cpu")
-    learner_class: type[LearnerActor] = Learner  # what the driver calls is what there is
+    model_actor: type[LearnerActor] = ModelActor  # what the driver calls is what there is
     actor_class = ray.remote(
         max_restarts=0,
         max_task_retries=0,
         num_cpus=config.actors.cpus,
         num_gpus=config.actors.gpus if gpus else 0,
-    )(learner_class)
+    )(model_actor)
     return lambda: actor_class.remote(on_device, partial(_set_up_process, config))
 
 
@@ -123,8 +131,8 @@ def watch_for_notice(leave: Callable[[], None], is_leaving: Callable[[], bool] =
     threading.Thread(target=watch, name="notice", daemon=True).start()
 
 
-def _set_up_process(config: RunConfig, learner: Learner) -> None:
+def _set_up_process(config: RunConfig, actor: ModelActor) -> None:
     """Set up an actor's process: log lines like the run's, metrics, and the watch for notice."""
     configure_logs(config.log_format, logging.WARNING)
-    export(learner.vitals)
-    watch_for_notice(learner.leave)
+    export(actor.vitals)
+    watch_for_notice(actor.leave)

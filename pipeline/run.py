@@ -192,17 +192,18 @@ def run(
         say(config.log_format, f"note: {note}\n")
     stages.write_state("learning")
     tasks = stages.plan.tasks(read_by_priority(config.manifest))
-    stages.learn(tasks)
-    if time.time() >= until:
-        for _ in tasks:  # read the rest of the manifest, because the report shows all rows
-            pass
-        stats.is_late = stages.plan.num_todo > stats.num_settled
-    if stages.can_continue():
-        stages.retry()
-    if prompts and stages.can_continue():
-        stages.draw(prompts)
-        if stray:
-            stats.problems["prompts"] = "; ".join(stray[:SHOWN_FAILURES])
+    with stages.living_actors():
+        stages.learn(tasks)
+        if time.time() >= until:
+            for _ in tasks:  # read the rest of the manifest, because the report shows all rows
+                pass
+            stats.is_late = stages.plan.num_todo > stats.num_settled
+        if stages.can_continue():
+            stages.retry()
+        if prompts and stages.can_continue():
+            stages.draw(prompts)
+            if stray:
+                stats.problems["prompts"] = "; ".join(stray[:SHOWN_FAILURES])
     if not stats.is_stopped:
         stages.enter("reporting")
     if not stats.is_stopped:

@@ -7,13 +7,12 @@ import logging
 import math
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.bounds import Bound
 from pipeline.config import RunConfig
@@ -41,12 +40,16 @@ from pipeline.report.progress import Progress, ProgressNumbers
 from pipeline.report.run_file import RUN_FILE
 from pipeline.report.run_stats import DeviceTime, RunStats
 from pipeline.report.run_summary import describe_run, figures_of
+from pipeline.signals import handling_signals, stopping_on_signals
 from pipeline.store.errors import ClusterLost, RunAborted, StorageLost, describe_bug, describe_error
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 from pipeline.store.trouble import describe_trouble
 from pipeline.times import DeadlinePassed
 from pipeline.tracking.feed import TrackerFeed
+
+if TYPE_CHECKING:
+    from pipeline.fleet import Fleet
 
 # ray and torch are imported where they are first needed, so that --help and --dry-run answer at once.
 
@@ -93,8 +96,21 @@ class Run:
         self.stats = RunStats(count_rows(config.manifest), until, known_before=read_known(self._store))
         self._rate_before = read_rate(self._store)
         self._tracker = TrackerFeed(config, self._store)
+        self._fleet: Fleet | None = None
         settings = json.dumps(self._settings, indent=1).encode()
         self._store.put(settings_path(digest(self._settings)), settings)
+
+    @contextmanager
+    def living_actors(self) -> Iterator[None]:
+        """Let actors live on from stage to stage in the block, and dismiss them at its end."""
+        try:
+            yield
+        finally:
+            self._dismiss_actors()
+
+    def _dismiss_actors(self) -> None:
+        if self._fleet is not None:
+            self._fleet.dismiss()
 
     def can_continue(self) -> bool:
         """Return whether another stage may begin."""
@@ -183,6 +199,7 @@ class Run:
         if self.stats.is_stopped:
             return
         gpus, cpus = connect(self._config)
+        self._dismiss_actors()  # those that draw need their devices
         from ray.exceptions import RayError
 
         from pipeline.bulk.generate import generate_images
@@ -295,8 +312,6 @@ class Run:
         the task of a concept whose photos changed after it was planned.
         """
         gpus, _ = connect(config)
-        from pipeline.actor_wait import living_nodes
-        from pipeline.cluster import learner_actors, policy_from_config
         from pipeline.driver import drive
         from pipeline.step_watch import StepWatch
 
@@ -310,21 +325,22 @@ class Run:
             if watch is not None:
                 watch(numbers)
 
-        watched = StepWatch(learner_actors(config, gpus))
+        fleet = self._connected_fleet(gpus)
+        watch_steps = StepWatch(lambda: [worker.handle for worker in fleet.ready()])
         progress = Progress(
             stage,
             total,
             beat=partial(self._beat, every_minute),
             log_format=config.log_format,
             observe=observe,
-            in_flight=watched.in_flight,
+            in_flight=watch_steps.in_flight,
             batch_size=config.inversion.batch_size,
-            starting="loading the model" + (" and trying to compile it" if gpus else ""),
+            starting=("changing the settings" if fleet.workers else "loading the model")
+            + (" and trying to compile the denoiser" if gpus else ""),
         )
-        policy = policy_from_config(config, gpus, living_nodes())
         with stopping_on_signals() as stop:
             try:
-                for record in drive(tasks, watched.new_actor, policy, progress, stop, until=stats.until, replan=replan):
+                for record in drive(tasks, fleet, config, progress, stop, until=stats.until, replan=replan):
                     stats.repeated += record.repeated
                     yield record
             except RunAborted as error:
@@ -333,6 +349,14 @@ class Run:
             finally:
                 progress.close()
             stats.is_stopped |= stop.is_set()
+
+    def _connected_fleet(self, gpus: float) -> Fleet:
+        """Return the run's actors, which the first stage that needs them starts."""
+        if self._fleet is None:
+            from pipeline.cluster import new_fleet
+
+            self._fleet = new_fleet(self._config, gpus)
+        return self._fleet
 
 
 def connect(config: RunConfig, *, dashboard: bool = False) -> tuple[float, float]:
@@ -365,31 +389,3 @@ def connect(config: RunConfig, *, dashboard: bool = False) -> tuple[float, float
     if config.device == "cuda" and not gpus:
         gpus = config.actors.gpus or 1.0  # asked for: an autoscaler may bring one
     return gpus, float(resources.get("CPU", 1))
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[threading.Event]:
-    """Set the event at the first SIGTERM or Ctrl-C, and interrupt at the second.
-
-    Enter it after ray.init, which sets signal handlers of its own.
-    """
-    stop = threading.Event()
-
-    def handle(_signal: int, _frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    with handling_signals(handle):
-        yield stop
-
-
-@contextmanager
-def handling_signals(handler: Any) -> Iterator[None]:
-    """Give SIGTERM and Ctrl-C to `handler` in the block. Enter it in the main thread, after ray.init."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray
@@ -20,48 +20,44 @@ _MAX_PER_S = 5.0
 
 
 class StepWatch:
-    """The last answer of each actor that it has started."""
+    """The last answer of each actor that lives."""
 
-    def __init__(self, new_actor: Callable[[], LearnerHandle], clock: Callable[[], float] = time.monotonic) -> None:
-        """`new_actor` starts an actor."""
-        self._new_actor = new_actor
+    def __init__(
+        self, actors: Callable[[], Iterable[LearnerHandle]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`actors` returns those that live."""
+        self._actors = actors
         self._clock = clock
-        self._actors: list[_Asked] = []
-
-    def new_actor(self) -> LearnerHandle:
-        """Start an actor and watch it until it is lost."""
-        handle = self._new_actor()
-        self._actors.append(_Asked(handle))
-        return handle
+        self._asked: dict[LearnerHandle, _Asked] = {}
 
     def in_flight(self) -> list[ConceptProgress]:
         """Return the concepts of all actors, as their last answers have them."""
-        asked = {actor.question: actor for actor in self._actors if actor.question is not None}
-        if asked:
-            answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
+        self._asked = {actor: self._asked.get(actor) or _Asked() for actor in self._actors()}
+        waiting = {asked.question: asked for asked in self._asked.values() if asked.question is not None}
+        if waiting:
+            answered, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
             for question in answered:
-                self._take(asked[question])
+                waiting[question].take()
         now = self._clock()
-        every_s = max(_EVERY_S, len(self._actors) / _MAX_PER_S)
-        for actor in self._actors:
-            if actor.question is None and now - actor.asked_at >= every_s:
-                actor.question, actor.asked_at = actor.handle.progress.remote(), now
-        return [each for actor in self._actors for each in actor.answer]
-
-    def _take(self, actor: _Asked) -> None:
-        """Take an answer; forget an actor that is lost, about which the driver decides."""
-        try:
-            actor.answer = ray.get(actor.question)
-            actor.question = None
-        except RayError:
-            self._actors.remove(actor)
+        every_s = max(_EVERY_S, len(self._asked) / _MAX_PER_S)
+        for actor, asked in self._asked.items():
+            if asked.question is None and now - asked.asked_at >= every_s:
+                asked.question, asked.asked_at = actor.progress.remote(), now
+        return [each for asked in self._asked.values() for each in asked.answer]
 
 
 class _Asked:
-    """An actor, the question that it has not answered yet, and its last answer."""
+    """The question that an actor has not answered yet, and its last answer."""
 
-    def __init__(self, handle: LearnerHandle) -> None:
-        self.handle = handle
+    def __init__(self) -> None:
         self.question: Any = None
         self.asked_at = float("-inf")
         self.answer: list[ConceptProgress] = []
+
+    def take(self) -> None:
+        """Take the answer; of an actor that is lost, about which the driver decides, none."""
+        question, self.question = self.question, None
+        try:
+            self.answer = ray.get(question)
+        except RayError:
+            self.answer = []

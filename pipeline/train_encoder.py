@@ -31,7 +31,8 @@ from pipeline.report.command_errors import exit_code_of
 from pipeline.report.encoder_page import PATH, write_encoder_page
 from pipeline.report.logs import configure_logs, say
 from pipeline.report.run_summary import SHOWN_FAILURES
-from pipeline.stages import connect, handling_signals, stopping_on_signals
+from pipeline.signals import handling_signals, stopping_on_signals
+from pipeline.stages import connect
 from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.errors import RunAborted, describe_error
 from pipeline.store.lease import hold_lease

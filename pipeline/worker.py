@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -11,6 +12,10 @@ from pipeline.actor.interface import LearnerHandle
 from pipeline.verdict import ActorFacts
 from pipeline.work_queue import Work
 
+Prepare = Callable[[LearnerHandle], Any]
+"""Tells an actor what it is to get ready for, and returns the reference to the number of calls that it then takes at a
+time."""
+
 
 @dataclass(eq=False, slots=True)
 class Worker:
@@ -18,7 +23,7 @@ class Worker:
 
     handle: LearnerHandle
     starting: Any
-    """Reference that resolves when the actor is ready; None from then on."""
+    """Reference that resolves when the actor has loaded the model and is prepared; None from then on."""
     capacity: int = 1
     """Calls it takes at a time; known when it is ready."""
     calls: dict[Any, Work] = field(default_factory=dict)
@@ -31,14 +36,19 @@ class Worker:
     """True while it runs a suspect; it gets nothing else until that call ends."""
 
     @classmethod
-    def start(cls, handle: LearnerHandle) -> Worker:
-        return cls(handle, starting=handle.ready.remote())
+    def start(cls, handle: LearnerHandle, prepare: Prepare) -> Worker:
+        return cls(handle, starting=prepare(handle))
+
+    def prepare(self, prepare: Prepare) -> None:
+        """Let the actor get ready for something else; it is not ready until then."""
+        self.starting = prepare(self.handle)
 
     def mark_ready(self, capacity: int) -> None:
-        """Take note that the actor has started and how many calls it takes."""
+        """Take note that the actor is prepared and how many calls it takes."""
         self.starting = None
         self.capacity = capacity
-        self.notice = self.handle.notice.remote()
+        if self.notice is None and not self.is_leaving:
+            self.notice = self.handle.notice.remote()
 
     @property
     def facts(self) -> ActorFacts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ParamSpec, Protocol
 
+from pipeline.config import RunConfig
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
 from pipeline.report.concept_progress import ConceptProgress
@@ -14,8 +15,9 @@ P = ParamSpec("P")
 class LearnerActor(Protocol):
     """An object that the driver can run as a Ray actor with `max_restarts=0`; methods may be coroutines."""
 
-    def ready(self) -> int:
-        """Return how many calls of `learn` it takes at a time, once it can take them."""
+    def prepare(self, config: RunConfig) -> int:
+        """Get ready to learn by these settings in place of any former ones, and return how many calls of `learn` it
+        takes at a time. To be called while it has no other call."""
         ...
 
     async def learn(self, task: ConceptTask, attempt: int) -> ConceptRecord:
@@ -23,8 +25,8 @@ class LearnerActor(Protocol):
 
         Raises ActorBroken when the actor must be replaced, ActorLeaving when its node is taken back before it begins,
         StoreFailed when the run's storage fails, another OSError when the photos' store does, InputChanged when a photo
-        is not what the task's fingerprint says, and RunAborted when it cannot serve this run at all. Any other
-        exception counts as a bug of its code.
+        is not what the task's fingerprint says, and RunAborted when it cannot serve this run at all, as for a task of
+        other settings than it was prepared for. Any other exception counts as a bug of its code.
         """
         ...
 
@@ -54,7 +56,7 @@ class LearnerHandle(Protocol):
     """Ray's handle of a `LearnerActor`."""
 
     @property
-    def ready(self) -> RemoteMethod[[]]: ...
+    def prepare(self) -> RemoteMethod[[RunConfig]]: ...
 
     @property
     def learn(self) -> RemoteMethod[[ConceptTask, int]]: ...

@@ -1,7 +1,7 @@
-"""Load the model once, hand concepts to the engine, publish what it learned.
+"""Hand concepts to the engine, publish what it learned.
 
-This module does not import Ray: the driver makes `Learner` an actor class, and tests call it as it is. The event loop
-only awaits; small pools of threads fetch, encode and store, one thread draws, and one runs the engine's loop.
+This module does not import Ray: a `ModelActor` calls it, and tests call it as it is. The event loop only awaits; small
+pools of threads fetch, encode and store, one thread draws, and one runs the engine's loop.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.actor.failures import ConceptFailure, failure_of, trace_of
 from pipeline.actor.image_batcher import ImageBatcher
 from pipeline.actor.job import Job, Pictures, progress_of
 from pipeline.actor.loaded_settings import LoadedSettings
-from pipeline.actor.model_loading import load_model
+from pipeline.actor.model_loading import LoadedModel
 from pipeline.actor.previews import Previews
 from pipeline.actor.publish import failure_record, put_done, put_files
 from pipeline.actor.samples import Samples, initializer_requests, sample_requests, score
@@ -34,7 +34,7 @@ from pipeline.actor.tuning import PassSharing, compile_where_wanted, fit_slots, 
 from pipeline.actor.vitals import Vitals, held_bytes
 from pipeline.actor.warm_start import GivenStarts, load_examples, read_encoder
 from pipeline.config import RunConfig
-from pipeline.inputs.models import locate, with_captions
+from pipeline.inputs.models import with_captions
 from pipeline.inputs.photos import open_pictures
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, DrawnWith, from_json
@@ -49,7 +49,6 @@ from pipeline.store.errors import (
 from pipeline.store.storage import RunStore
 from textual_inversion.engine import Assignment, Engine, Outcome
 from textual_inversion.errors import BUG
-from textual_inversion.extractors import ClipExtractor
 from textual_inversion.generate import with_own_defaults
 from textual_inversion.latents import encode_views
 from textual_inversion.prompts import check_placeholder, check_sample_prompts
@@ -66,19 +65,19 @@ T = TypeVar("T")
 
 
 class Learner:
-    """An actor (`interface.LearnerActor`) that learns concepts, several at a time, with one frozen model."""
+    """Learn concepts by one set of settings, several at a time, with one frozen model."""
 
-    def __init__(self, config: RunConfig, on_ready: Callable[[Learner], None] | None = None) -> None:
-        """Load the model and start the engine. `on_ready` is called with the learner at the end, in its own process.
+    def __init__(self, config: RunConfig, model: LoadedModel | None = None) -> None:
+        """Start the engine. `model` is the run's, which others may use when this learner is closed; None loads it.
 
         Raises ValueError for settings, models or files that cannot be used.
         """
+        model = LoadedModel(config) if model is None else model
         config = with_captions(config)
         self._config = config
         self._store = RunStore(config.output)
-        self._loaded_settings = LoadedSettings(config)
-        self._backbone = load_model(config)
-        self._extractor = ClipExtractor(locate(config.extractor), config.device) if config.extractor else None
+        self._backbone, self._extractor = model.backbone, model.extractor
+        self._loaded_settings = LoadedSettings(config, model.digests)
         init = config.inversion.init
         model_hash = self._backbone.model_hash()
         is_fitted = init.method == "amortised" and init.earlier_run
@@ -112,8 +111,6 @@ class Learner:
         """Bounds the photos and latents held in memory."""
         self._is_leaving = False
         self._is_closed = False
-        if on_ready is not None:
-            on_ready(self)
 
     def ready(self) -> int:
         """Return how many concepts it takes at a time: its slots, and a few whose photos are prepared meanwhile."""
@@ -183,11 +180,6 @@ class Learner:
         self._is_leaving = True
         self._engine.leave()
 
-    async def notice(self) -> None:
-        """Return when its node is to be taken back."""
-        while not self._is_leaving:
-            await asyncio.sleep(0.5)
-
     async def drain(self, seconds: float) -> None:
         """Start no more concepts; return when each one in a slot has written a checkpoint or its record, or time is
         up. Without checkpoints (`actors.checkpoint_steps` 0) there is nothing to wait for but records."""
@@ -203,10 +195,7 @@ class Learner:
             await asyncio.sleep(0.05)
 
     def close(self) -> None:
-        """End all threads: the engine's after the present step, the others when their work is done.
-
-        For a learner that lives in a caller's process; one that is a Ray actor ends with its own process.
-        """
+        """End all threads: the engine's after the present step, the others when their work is done."""
         self._is_closed = True
         self._engine.close()
         self._pool.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config import RunConfig
@@ -17,21 +18,26 @@ from pipeline.store.storage import RunStore
 class LoadedSettings:
     """Settings of an actor, with the digests of the models and files on its machine.
 
-    An instance is made before the actor loads them and checked by `check_unchanged` afterwards, so that the digests are
-    those of the bytes that were loaded. Hashing a model again costs nothing while its files keep size and time.
+    An instance is made before the actor reads files that only these settings name, and checked by `check_unchanged`
+    afterwards, so that the digests are those of the bytes that were loaded. Hashing a model again costs nothing while
+    its files keep size and time.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        """Compute the digests. Raises ValueError for a model or file that cannot be read."""
+    def __init__(self, config: RunConfig, loaded: Mapping[str, str]) -> None:
+        """Compute the digests. `loaded`: those of the models that were loaded before, see `LoadedModel.digests`.
+
+        Raises ValueError for a model or file that cannot be read, or that was replaced since it was loaded.
+        """
         self._config = config
-        self._settings = current_settings(config)
+        self._settings = {**current_settings(config), **loaded}
         self._digest = digest(self._settings)
+        self.check_unchanged()
 
     def check_unchanged(self) -> None:
-        """Raise ValueError naming the model or file that was replaced while the actor loaded it."""
+        """Raise ValueError naming a model or file that was replaced since the actor loaded it."""
         now = current_settings(self._config)
         if now != self._settings:
-            raise ValueError(f"replaced while it was loaded: {_differences(self._settings, now, 'before', 'now')}")
+            raise ValueError(f"replaced since it was loaded: {_differences(self._settings, now, 'before', 'now')}")
 
     def check(self, task: ConceptTask, store: RunStore) -> None:
         """Raise RunAborted naming both digests if the task's fingerprint was made for other settings, models or

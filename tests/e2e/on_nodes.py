@@ -23,12 +23,14 @@ from pipeline.actor import learner
 from pipeline.actor.checkpoints import Checkpoints
 from pipeline.actor.job import Job
 from pipeline.actor.learner import Learner
+from pipeline.actor.model_loading import LoadedModel
 from pipeline.bulk import generate
 from pipeline.bulk.drawer import Drawer
 from pipeline.config import RunConfig
-from pipeline.driver import drive
+from pipeline.model_actor import ModelActor
 from pipeline.store.storage import RunStore
 from pipeline.verdict import Policy
+from tests.pipeline.fleets import drive_alone
 from tests.pipeline.runs import task
 from tests.pipeline.stand_ins import StandIn
 from textual_inversion.slot_state import SlotState
@@ -54,7 +56,7 @@ def nap() -> None:
     ray.init(logging_level="ERROR", log_to_driver=False)
     actor_class = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=0, num_gpus=1)(Napper)
     policy = Policy(max_actors=int(actors), backoff_s=0.5)
-    for record in drive(map(task, names), lambda: actor_class.remote(folder, 1), policy):
+    for record in drive_alone(map(task, names), lambda: actor_class.remote(folder, 1), policy):
         sys.stdout.write(json.dumps([record.concept_id, record.status, record.attempts]) + "\n")
 
 
@@ -66,14 +68,18 @@ def _note(what: str) -> Path:
     return path
 
 
-class CpuLearner(Learner):
-    """A learner that reserves a GPU and works on the CPU. It notes on which node it loads the model, and learns slowly
+class CpuActor(ModelActor):
+    """An actor that reserves a GPU and works on the CPU. It notes on which node it loads the model, and learns slowly
     on a node for which a file `slow.<node>` exists."""
 
-    def __init__(self, config: RunConfig, on_ready: Callable[[Learner], None] | None = None) -> None:
-        slow = _note("load").with_name(f"slow.{ray.get_runtime_context().get_node_id()}")
-        learner.Checkpoints = partial(SlowCheckpoints, slow=slow)  # type: ignore[assignment,misc]
+    def __init__(self, config: RunConfig, on_ready: Callable[[ModelActor], None] | None = None) -> None:
+        self._loaded = _note("load")
         super().__init__(dataclasses.replace(config, device="cpu"), on_ready)
+
+    def new_learner(self, config: RunConfig, model: LoadedModel) -> Learner:
+        slow = self._loaded.with_name(f"slow.{ray.get_runtime_context().get_node_id()}")
+        learner.Checkpoints = partial(SlowCheckpoints, slow=slow)  # type: ignore[assignment,misc]
+        return super().new_learner(config, model)
 
 
 class SlowCheckpoints(Checkpoints):
@@ -108,6 +114,6 @@ class CpuDrawer(Drawer):
 
 def run_command() -> None:
     """Run `python -m pipeline.run` with these actors."""
-    cluster.Learner = CpuLearner  # type: ignore[misc]
+    cluster.ModelActor = CpuActor  # type: ignore[misc]
     generate.Drawer = CpuDrawer  # type: ignore[misc]
     sys.exit(run.main())

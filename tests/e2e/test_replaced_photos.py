@@ -34,7 +34,8 @@ def test_a_run_learns_what_is_there_and_records_that(tiny_model: Path, tmp_path:
     tasks = list(run.plan.tasks(read_manifest(config.manifest)))
     photo = tmp_path / "photos" / "moved-1.png"
     write_photo(photo, 77)
-    run.learn(iter(tasks))
+    with run.living_actors():
+        run.learn(iter(tasks))
     run.report()
 
     store = RunStore(config.output)

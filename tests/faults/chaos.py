@@ -39,7 +39,7 @@ KINDS = {
     "pipeline.run": "driver",
     "gcs_server": "GCS",
     "raylet/raylet": "raylet",
-    "ray::Learner": "learner",
+    "ray::ModelActor": "learner",
     "ray::DashboardAgent": "agent",
     "ray::RuntimeEnvAgent": "agent",
     "dashboard": "agent",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,9 @@ from pipeline.actor import learner
 from pipeline.actor.checkpoints import Checkpoints
 from pipeline.actor.job import Job
 from pipeline.actor.learner import Learner
+from pipeline.actor.model_loading import LoadedModel
 from pipeline.config import RunConfig
+from pipeline.model_actor import ModelActor
 from pipeline.store.storage import RunStore
 from textual_inversion.concept import Concept
 from textual_inversion.engine import Engine, NextAssignment, OnCheckpoint, OnOutcome
@@ -45,14 +46,14 @@ def notes_of(output: Path) -> Path:
     return output.with_name(f"{output.name}-notes")
 
 
-class CountedLearner(Learner):
-    """A learner that notes its steps and checkpoints."""
+class CountedActor(ModelActor):
+    """An actor that notes the steps and checkpoints of its learners."""
 
-    def __init__(self, config: RunConfig, on_ready: Callable[[Learner], None] | None = None) -> None:
+    def new_learner(self, config: RunConfig, model: LoadedModel) -> Learner:
         note = Notes(config.output)
         learner.Engine = partial(CountedEngine, note=note)  # type: ignore[assignment,misc]
         learner.Checkpoints = partial(CountedCheckpoints, note=note)  # type: ignore[assignment,misc]
-        super().__init__(config, on_ready)
+        return super().new_learner(config, model)
 
 
 class CountedCheckpoints(Checkpoints):
@@ -136,5 +137,5 @@ def attempts(output: Path) -> dict[str, list[Attempt]]:
 
 def main() -> None:
     """Run `python -m pipeline.run` with these actors."""
-    cluster.Learner = CountedLearner  # type: ignore[misc]
+    cluster.ModelActor = CountedActor  # type: ignore[misc]
     sys.exit(run.main())

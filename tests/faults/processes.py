@@ -17,7 +17,7 @@ def processes(entry: str) -> Iterator[tuple[int, str]]:
 
 
 def descendants(title: str) -> list[int]:
-    """Return the ids of the descendants that Ray has given this title, such as `ray::Learner`."""
+    """Return the ids of the descendants that Ray has given this title, such as `ray::ModelActor`."""
     parents = {pid: int(stat.rpartition(")")[2].split()[1]) for pid, stat in processes("stat")}
     titled = [pid for pid, found in processes("cmdline") if found.startswith(title)]
 

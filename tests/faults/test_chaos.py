@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.own_cluster, pytest.mark.timeout(900
 log = logging.getLogger(__name__)
 
 CONCEPTS, STEPS, INTERVAL, KILLS = 60, 16, 4, 5
-LEARNER = "ray::CountedLearner"
+LEARNER = "ray::CountedActor"
 SETTINGS = {
     "inversion": {"steps": STEPS, "batch_size": 2},
     "actors": {"count": 2, "slots": 2, "checkpoint_steps": INTERVAL, "max_attempts": 12},

@@ -74,7 +74,7 @@ def when_checkpointed(output: Path, act: Callable[[], None]) -> threading.Thread
 
 
 def kill_learner() -> None:
-    (pid,) = descendants("ray::Learner")
+    (pid,) = descendants("ray::ModelActor")
     kill(pid)
 
 

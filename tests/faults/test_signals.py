@@ -72,7 +72,7 @@ def test_ctrl_c_twice_ends_it_now(tiny_model: Path, tmp_path: Path, capsys: pyte
 
     def interrupt() -> None:
         await_that(lambda: saved(output))
-        (learner,) = descendants("ray::Learner")
+        (learner,) = descendants("ray::ModelActor")
         stopped.append(learner)
         os.kill(learner, signal.SIGSTOP)  # it will not answer
         os.kill(os.getpid(), signal.SIGINT)

@@ -8,6 +8,7 @@ import os
 import signal
 from pathlib import Path
 
+from pipeline.config import RunConfig
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
 from pipeline.report.concept_progress import ConceptProgress
@@ -25,7 +26,7 @@ class StandIn:
         if (self._notes / "no-start").exists():
             raise ValueError("the model is not where it should be")
 
-    def ready(self) -> int:
+    def prepare(self, config: RunConfig) -> int:  # noqa: ARG002
         return self._capacity
 
     async def learn(self, task: ConceptTask, attempt: int) -> ConceptRecord:

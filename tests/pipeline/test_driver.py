@@ -15,13 +15,13 @@ import pytest
 import ray
 
 from pipeline.actor.interface import LearnerActor
-from pipeline.actor.learner import Learner
-from pipeline.driver import drive
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
+from pipeline.model_actor import ModelActor
 from pipeline.report.progress import Progress, ProgressNumbers
 from pipeline.store.errors import RunAborted
 from pipeline.verdict import Policy
+from tests.pipeline.fleets import drive_alone
 from tests.pipeline.runs import task
 from tests.pipeline.stand_ins import StandIn
 from textual_inversion.errors import BadInput
@@ -36,7 +36,7 @@ def actors(notes: Path, capacity: int = 2) -> Callable[[], Any]:
 
 def settle(names: list[str], notes: Path, progress: Progress | None = None, **policy: Any) -> dict[str, ConceptRecord]:
     limits = Policy(**{"max_actors": 2, "backoff_s": 0.01} | policy)
-    records = list(drive((task(name) for name in names), actors(notes), limits, progress))
+    records = list(drive_alone((task(name) for name in names), actors(notes), limits, progress))
     assert len({record.concept_id for record in records}) == len(records)
     return {record.concept_id: record for record in records}
 
@@ -88,7 +88,7 @@ def anew(old: ConceptTask) -> ConceptTask:
 def test_a_concept_whose_photos_changed_is_planned_anew_twice_at_most(tmp_path: Path) -> None:
     limits = Policy(max_actors=1)
     tasks = map(task, ("moved-0", "fine-0", "moving-0"))
-    records = {one.concept_id: one for one in drive(tasks, actors(tmp_path), limits, replan=anew)}
+    records = {one.concept_id: one for one in drive_alone(tasks, actors(tmp_path), limits, replan=anew)}
     assert (records["moved-0"].status, records["moved-0"].fingerprint) == ("done", "f-moved-0-anew")
     assert records["moved-0"].attempts == 2
     assert records["fine-0"].status == "done"
@@ -104,7 +104,7 @@ def test_where_no_plan_can_be_made_anew_the_concept_fails_with_the_remedy(tmp_pa
 
     limits = Policy(max_actors=1)
     for replan, said in ((None, "has changed since the plan; run the same command again"), (gone, "it is not there")):
-        (record,) = drive([task("moved-0")], actors(tmp_path), limits, replan=replan)
+        (record,) = drive_alone([task("moved-0")], actors(tmp_path), limits, replan=replan)
         assert (record.status, record.error_kind) == ("failed", "bad_input")
         assert said in record.error
 
@@ -114,8 +114,8 @@ def test_an_actor_that_cannot_serve_the_run_ends_it(tmp_path: Path) -> None:
         settle(["refusing-0"], tmp_path)
 
 
-@pytest.mark.parametrize("actor_class", [StandIn, Learner])
-@pytest.mark.parametrize("method", ["ready", "learn", "drain", "notice"])
+@pytest.mark.parametrize("actor_class", [StandIn, ModelActor])
+@pytest.mark.parametrize("method", ["prepare", "learn", "progress", "drain", "notice"])
 def test_an_actor_takes_the_calls_that_the_driver_makes(actor_class: type, method: str) -> None:
     promised = inspect.signature(getattr(LearnerActor, method))
     given = inspect.signature(getattr(actor_class, method))
@@ -133,7 +133,7 @@ def test_calls_in_flight_are_bounded_and_tasks_are_pulled_lazily(tmp_path: Path)
             yield task(f"fine-{i}")
 
     ahead = []
-    for settled, _ in enumerate(drive(stream(), actors(tmp_path), Policy(max_actors=1)), 1):
+    for settled, _ in enumerate(drive_alone(stream(), actors(tmp_path), Policy(max_actors=1)), 1):
         ahead.append(len(pulled) - settled)
     assert len(ahead) == 30
     assert max(ahead) <= 2 * 2  # in flight and waiting, for one actor of capacity two
@@ -153,7 +153,7 @@ def test_actors_that_find_no_node_keep_nothing_waiting(tmp_path: Path) -> None:
         started.append(actors(tmp_path)() if not started else nowhere.remote(str(tmp_path), 2))
         return started[-1]
 
-    assert len(list(drive([task(f"fine-{i}") for i in range(12)], new_actor, Policy(max_actors=4)))) == 12
+    assert len(list(drive_alone([task(f"fine-{i}") for i in range(12)], new_actor, Policy(max_actors=4)))) == 12
 
 
 def test_actors_that_cannot_start_abort_the_run_with_the_cause(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_storage_that_fails_for_good_ends_the_run_and_fails_no_concept(tmp_path:
     tasks = (task(name) for name in ("fine-0", "nostore-0", "fine-1"))
     limits = Policy(max_actors=1, backoff_s=0.01, max_store_failures=4, max_attempts=1)
     with pytest.raises(RunAborted, match=r"storage failed 4 times in a row: StoreFailed: 8 calls failed"):
-        records.extend(drive(tasks, actors(tmp_path), limits))
+        records.extend(drive_alone(tasks, actors(tmp_path), limits))
     assert all(record.status == "done" for record in records)
 
 
@@ -215,7 +215,7 @@ def test_stopping_lets_running_concepts_save(tmp_path: Path) -> None:
     stop = threading.Event()
     threading.Thread(target=lambda: (_wait_for(tmp_path / "slow-1.*"), stop.set())).start()
     tasks = (task(f"slow-{i}") for i in range(50))
-    records = list(drive(tasks, actors(tmp_path), Policy(max_actors=1, drain_s=10), stop=stop))
+    records = list(drive_alone(tasks, actors(tmp_path), Policy(max_actors=1, drain_s=10), stop=stop))
     assert 0 < len(records) < 50
     assert all(record.status == "done" for record in records)
 
@@ -234,7 +234,7 @@ def test_an_actor_with_notice_ends_what_it_has_begun_and_gets_nothing_more(tmp_p
 
     threading.Thread(target=take_back).start()
     ended = []
-    for record in drive(map(task, names), actors(tmp_path, 3), Policy(max_actors=1, max_attempts=1)):
+    for record in drive_alone(map(task, names), actors(tmp_path, 3), Policy(max_actors=1, max_attempts=1)):
         assert (record.status, record.attempts) == ("done", 1), record.error
         ended.append(record.concept_id)
         if len(ended) == 5:  # all that another could do
@@ -249,18 +249,18 @@ def test_an_actor_with_notice_ends_what_it_has_begun_and_gets_nothing_more(tmp_p
 
 def test_after_the_deadline_nothing_is_begun_and_what_was_begun_is_finished(tmp_path: Path) -> None:
     tasks = (task(f"fine-{i}") for i in range(100_000))
-    records = list(drive(tasks, actors(tmp_path), Policy(max_actors=1), until=time.time() + 8))
+    records = list(drive_alone(tasks, actors(tmp_path), Policy(max_actors=1), until=time.time() + 8))
     begun = {path.name.partition(".")[0] for path in tmp_path.glob("fine-*")}
     assert {record.concept_id for record in records} == begun
     assert all(record.status == "done" for record in records)
-    assert list(drive([task("late-0")], actors(tmp_path), Policy(max_actors=1), until=time.time() - 1)) == []
+    assert list(drive_alone([task("late-0")], actors(tmp_path), Policy(max_actors=1), until=time.time() - 1)) == []
 
 
 def test_after_the_deadline_nobody_waits_for_what_had_not_had_its_turn(tmp_path: Path) -> None:
     """A call ahead of its turn would be begun by the actor, and last as long as any."""
     policy = Policy(max_actors=1, calls_ahead=1)
     began = time.time()
-    records = list(drive([task("long-0"), task("hung-0")], actors(tmp_path, 2), policy, until=began + 8))
+    records = list(drive_alone([task("long-0"), task("hung-0")], actors(tmp_path, 2), policy, until=began + 8))
     assert [record.concept_id for record in records] in ([], ["long-0"])  # none where actors start slowly
     assert time.time() - began < 60
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import driver
+from pipeline import fleet
 from pipeline.actor.publish import record_of
-from pipeline.driver import drive
 from pipeline.verdict import Policy
+from tests.pipeline.fleets import drive_alone
 from tests.pipeline.runs import task
 
 CAPACITY = 6
@@ -29,7 +29,7 @@ class Handle:
     """An actor that answers every call at once, and never has notice."""
 
     def __init__(self) -> None:
-        self.ready = SimpleNamespace(remote=lambda: Ref(CAPACITY))
+        self.prepare = SimpleNamespace(remote=lambda _settings: Ref(CAPACITY))
         self.notice = SimpleNamespace(remote=lambda: Ref(None))
         self.learn = SimpleNamespace(remote=lambda task, attempt: Ref(record_of(task, "done", attempt)))
 
@@ -59,7 +59,7 @@ def calls_per_concept(num_actors: int) -> float:
     before = sys.getprofile()
     sys.setprofile(count)
     try:
-        records = list(drive(tasks, Handle, Policy(max_actors=num_actors)))  # type: ignore[arg-type]
+        records = list(drive_alone(tasks, Handle, Policy(max_actors=num_actors)))  # type: ignore[arg-type]
     finally:
         sys.setprofile(before)
     assert len(records) == len(tasks)
@@ -67,6 +67,6 @@ def calls_per_concept(num_actors: int) -> float:
 
 
 def test_a_concept_costs_the_driver_no_more_with_more_actors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "ray", InstantRay())
+    monkeypatch.setattr(fleet, "ray", InstantRay())
     few, many = calls_per_concept(20), calls_per_concept(200)
     assert many < 1.5 * few, f"{few:.0f} calls for a concept with 20 actors, {many:.0f} with 200"

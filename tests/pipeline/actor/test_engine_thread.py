@@ -150,9 +150,9 @@ def test_what_breaks_the_engine_ends_all_concepts_with_its_kind(
 
 
 def test_a_file_that_was_replaced_before_another_engine_read_it_breaks_the_actor(tmp_path: Path) -> None:
-    replaced = ValueError("replaced while it was loaded: inversion.penalties.captions is a before but b now")
+    replaced = ValueError("replaced since it was loaded: inversion.penalties.captions is a before but b now")
     actor = Actor(tmp_path, 2, [StandInEngine(out_of_memory), replaced])
-    with pytest.raises(ActorBroken, match="replaced while it was loaded") as broken:
+    with pytest.raises(ActorBroken, match="replaced since it was loaded") as broken:
         actor.submit("one").outcome.result(30)
     assert broken.value.kind == "lost_worker"
 

@@ -39,7 +39,7 @@ def change_model(config: RunConfig) -> None:
 
 
 def test_what_was_planned_is_served(config: RunConfig) -> None:
-    loaded = LoadedSettings(config)
+    loaded = LoadedSettings(config, {})
     loaded.check_unchanged()
     loaded.check(planned(config), RunStore(config.output))
     loaded.check(planned(replace(config, device="cuda")), RunStore(config.output))
@@ -51,13 +51,13 @@ def test_another_model_is_refused_with_both_digests(config: RunConfig) -> None:
     before = model_hash(config.model)
     change_model(config)
     with pytest.raises(RunAborted) as refused:
-        LoadedSettings(config).check(one, RunStore(config.output))
+        LoadedSettings(config, {}).check(one, RunStore(config.output))
     assert f"model is {before} in the plan but {model_hash(config.model)} here" in str(refused.value)
 
 
 def test_other_settings_are_named_and_missing_ones_told(config: RunConfig) -> None:
     one, store = planned(config), RunStore(config.output)
-    other = LoadedSettings(replace(config, seed=7))
+    other = LoadedSettings(replace(config, seed=7), {})
     with pytest.raises(RunAborted, match="seed is 0 in the plan but 7 here"):
         other.check(one, store)
     store.delete(settings_path(one.inputs["settings"]))
@@ -66,7 +66,17 @@ def test_other_settings_are_named_and_missing_ones_told(config: RunConfig) -> No
 
 
 def test_a_model_that_is_replaced_while_it_is_loaded_is_refused(config: RunConfig) -> None:
-    loaded = LoadedSettings(config)
+    loaded = LoadedSettings(config, {})
     change_model(config)
-    with pytest.raises(ValueError, match=r"replaced while it was loaded: model is .* before but .* now"):
+    with pytest.raises(ValueError, match=r"replaced since it was loaded: model is .* before but .* now"):
         loaded.check_unchanged()
+
+
+def test_settings_for_a_model_that_was_replaced_since_it_was_loaded_are_refused(config: RunConfig) -> None:
+    loaded = {"model": model_hash(config.model)}
+    assert LoadedSettings(replace(config, seed=7), loaded)
+    change_model(config)
+    with pytest.raises(
+        ValueError, match=rf"replaced since it was loaded: model is {loaded['model']} before but .* now"
+    ):
+        LoadedSettings(replace(config, seed=7), loaded)
