@@ -28,7 +28,7 @@ from pipeline.report.failures import UNKNOWN, remedy_of, title_of
 from pipeline.report.run_file import read_run
 from pipeline.report.run_status import no_run_message
 from pipeline.status import run_query
-from pipeline.store.storage import ConceptFolder, RunStore
+from pipeline.store.storage import FAILURE, RECORD, ConceptFolder, RunStore, StoredObject
 from pipeline.times import format_duration, format_rough_duration, format_utc
 from textual_inversion.errors import BAD_INPUT
 
@@ -92,10 +92,13 @@ def explain(store: RunStore, concept_id: str, manifest: str | None = None) -> Ex
         found.notes.append("there is no run.json: the settings of the last run are not known")
     row, is_row_known = _find_row(found, concept_id, manifest, run)
     is_folder = _can_be_folder(concept_id)
-    listing = list(store.scan_with_times(f"concepts/{concept_id}")) if is_folder else []
+    listing = list(store.scan_objects(f"concepts/{concept_id}")) if is_folder else []
     if row is None and not listing:
         raise _no_such_concept(store, concept_id, manifest or run.get("config", {}).get("manifest"), run)
-    found.objects = [(store.uri(path), size, at) for path, size, at in sorted(listing, key=lambda each: -each[2])]
+    found.objects = [
+        (store.uri(each.path), each.num_bytes, each.written_at)
+        for each in sorted(listing, key=lambda each: -each.written_at)
+    ]
     found.attempts = _read_attempts(store, listing)
     if is_folder:
         found.pictures = [store.uri(path) for path, _ in store.scan(f"images/{concept_id}")]
@@ -107,7 +110,7 @@ def explain(store: RunStore, concept_id: str, manifest: str | None = None) -> Ex
     elif row is None and is_row_known:
         _set_verdict(found, "no row", "it is not in the manifest; all that it has is kept")
     elif not found.verdict:
-        written = {path: at for path, size, at in listing if size}
+        written = {each.path: each.written_at for each in listing if each.num_bytes}
         _set_verdict(found, *decide_verdict(found.concept_id, found.fingerprint, found.attempts, written))
     if found.verdict in ("changed", "failed", "not reached", "learning") and inputs is not None:
         assert isinstance(row, ManifestRow)
@@ -194,12 +197,12 @@ def _can_be_folder(concept_id: str) -> bool:
     return bool(concept_id) and "/" not in concept_id and not concept_id.startswith(".")
 
 
-def _read_attempts(store: RunStore, objects: Sequence[tuple[str, int, float]]) -> list[ConceptRecord]:
+def _read_attempts(store: RunStore, objects: Sequence[StoredObject]) -> list[ConceptRecord]:
     """Read the records and failures of all fingerprints, the newest first.
 
     A failure older than a record beside it is never found: the actor that writes the record deletes the failure.
     """
-    ends = [path for path, _, _ in objects if path.endswith(("/record.json", "/failure.json"))]
+    ends = [each.path for each in objects if each.path.endswith((f"/{RECORD}", f"/{FAILURE}"))]
     listing = ConceptListing(objects)
     records = [record_or_failure(path, content, listing) for path, content in store.get_many(ends).items()]
     return sorted(records, key=lambda record: record.finished_at, reverse=True)

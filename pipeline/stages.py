@@ -28,7 +28,8 @@ from pipeline.ledger.gate import BELOW
 from pipeline.ledger.known_failures import read_known, write_known
 from pipeline.ledger.plan import ConceptTask, Plan, settings_path
 from pipeline.ledger.prune import delete_leftovers, find_leftovers
-from pipeline.ledger.records import ConceptRecord, load_records, put_record
+from pipeline.ledger.record_parts import PartWriter
+from pipeline.ledger.records import ConceptRecord, add_to_part, load_records, put_record
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
 from pipeline.ledger.settings import current_settings
 from pipeline.ledger.vectors import write_vectors
@@ -149,7 +150,9 @@ class Run:
         learning = self._learn_all(
             self._config, todo, "learning", total, metrics.observe, count_failures, self.plan.replan
         )
+        parts = PartWriter(self._store)
         for record in learning:
+            add_to_part(parts, record)
             self.stats.settle(record)
             metrics.settled(record)
             if record.status == "failed":
@@ -162,6 +165,7 @@ class Run:
                 self.plan.awaiting_retry[record.concept_id] = record.fingerprint
                 continue
             self._tracker.add(record)
+        parts.flush()
         count_failures()
 
     def _without_damaged_records(self, tasks: Iterator[ConceptTask]) -> Iterator[ConceptTask]:

@@ -2,67 +2,87 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from pipeline.store.storage import ConceptFolder
+from pipeline.ledger.record_parts import identity
+from pipeline.store.storage import FAILURE, LADDER, RECORD, ConceptFolder, StoredObject
 
-
-class SizedFile(Protocol):
-    """A file of a concept as its record describes it."""
-
-    @property
-    def bytes(self) -> int: ...
+_NAME_BITS = 16
+"""Bits of a file's name, as a number, below its size in 8 bytes."""
 
 
 class Entry(NamedTuple):
     """A record or failure in a listing."""
 
-    folder: ConceptFolder
-    path: str
-    num_bytes: int
-    written_at: float
-    """Time of writing by the store's clock, in seconds since 1970; 0 where the store tells none."""
+    concept_id: str
+    key: bytes
+    """The fingerprint, in ASCII."""
+    name: str
+    """Name of the object in the concept's folder."""
+    identity: bytes
+    """Identity of the object (`record_parts.identity`); empty where the store tells none."""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.key.decode()
+
+    @property
+    def path(self) -> str:
+        return ConceptFolder(self.concept_id, self.fingerprint).file(self.name)
 
 
 class ConceptListing:
-    """Records, failures and sizes of files under `concepts/`. A concept takes some hundred bytes of memory."""
+    """Records, failures and sizes of files under `concepts/`. A concept takes some 600 bytes of memory."""
 
-    def __init__(self, objects: Iterable[tuple[str, int, float]]) -> None:
-        """Take in the (path, bytes, time of writing) of `RunStore.scan_with_times("concepts")`.
-
-        An empty record does not count: its store has lost the content.
-        """
+    def __init__(self, objects: Iterable[StoredObject] = ()) -> None:
+        """Take in the objects of `RunStore.scan_objects("concepts")`."""
         self.records: dict[bytes, Entry] = {}
         """Fingerprint -> record."""
         self.failures: dict[bytes, Entry] = {}
         """Fingerprint -> failure."""
         self.awaiting_retry: dict[str, str] = {}
         """Concept id -> fingerprint of each concept below the gate whose retries have not ended."""
-        self._sizes: dict[bytes, dict[str, int]] = {}
-        for path, size, written_at in objects:
-            folder = ConceptFolder.from_path(path)
-            if folder is None:
-                continue
-            key = folder.fingerprint.encode()
-            if path == folder.record:
-                if size:
-                    self.records[key] = Entry(folder, path, size, written_at)
-            elif path == folder.failure:
-                self.failures[key] = Entry(folder, path, size, written_at)
-            elif path == folder.ladder:
-                self.awaiting_retry[folder.concept_id] = folder.fingerprint
-            else:
-                self._sizes.setdefault(key, {})[sys.intern(path.rpartition("/")[2])] = size
+        self._sizes: dict[bytes, bytes] = {}
+        """Fingerprint -> sizes of its other files: 8 bytes for each, with the number of the name in the lowest."""
+        self._numbers: dict[str, int] = {}
+        """Name of a file -> its number."""
+        for each in objects:
+            self.add(each)
 
-    def damage(self, folder: ConceptFolder, files: Mapping[str, SizedFile]) -> str:
+    def add(self, found: StoredObject) -> None:
+        """Take in one object. An empty record does not count: its store has lost the content."""
+        path, size = found.path, found.num_bytes
+        folders = path.split("/")
+        if len(folders) != 4 or folders[0] != "concepts":
+            return
+        _, concept_id, fingerprint, name = folders
+        key = fingerprint.encode()
+        if name == RECORD:
+            if size:
+                self.records[key] = Entry(concept_id, key, RECORD, identity(path, size, found.version))
+        elif name == FAILURE:
+            self.failures[key] = Entry(concept_id, key, FAILURE, identity(path, size, found.version))
+        elif name == LADDER:
+            self.awaiting_retry[concept_id] = fingerprint
+        else:
+            number = self._numbers.setdefault(name, len(self._numbers))
+            if number < 2**_NAME_BITS:
+                self._sizes[key] = self._sizes.get(key, b"") + (size << _NAME_BITS | number).to_bytes(8, "little")
+
+    def damage(self, folder: ConceptFolder, sizes: Mapping[str, int]) -> str:
         """Return which of the files in a folder is missing or has another size than its record says; empty if all are
-        as described."""
-        sizes = self._sizes.get(folder.fingerprint.encode(), {})
-        for name, file in files.items():
-            if name not in sizes:
+        as described.
+
+        sizes: the bytes of each file, by name.
+        """
+        packed = self._sizes.get(folder.fingerprint.encode(), b"")
+        words = (int.from_bytes(packed[at : at + 8], "little") for at in range(0, len(packed), 8))
+        found = {word % 2**_NAME_BITS: word >> _NAME_BITS for word in words}
+        for name, size in sizes.items():
+            number = self._numbers.get(name)
+            if number not in found:
                 return f"{folder.file(name)} is missing"
-            if sizes[name] != file.bytes:
-                return f"{folder.file(name)} has {sizes[name]:,} bytes and not the {file.bytes:,} of its record"
+            if found[number] != size:
+                return f"{folder.file(name)} has {found[number]:,} bytes and not the {size:,} of its record"
         return ""

@@ -1,102 +1,97 @@
-"""A copy of all records in one object, `records.parquet`: with it, resuming on an object store does not read each.
+"""The contents of records as parts hold them (`record_parts.py`): with them, resuming on an object store does not read
+each record.
 
-The copy that is read and the one that is made lie in temporary files, so that a million records take little memory.
+The contents lie in a temporary file, and what is in memory takes some 60 bytes a record.
 """
 
 from __future__ import annotations
 
-import io
+import os
 import tempfile
-from typing import Any
+from array import array
+from collections.abc import Sequence
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
-from pipeline.store.copies import put_copy, read_copy
-from pipeline.store.parquet import iter_batches
+from pipeline.ledger.key_index import KeyIndex, Words, as_words
+from pipeline.ledger.record_parts import PART_ROWS, WORDS, PartWriter, read_parts
 from pipeline.store.storage import RunStore
 
-PATH = "records.parquet"
-
-_SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("written", pa.float64()), ("content", pa.binary())])
-_BATCH = 5000
+_FEW_PARTS = 20
 
 
 class RecordCache:
-    """A copy of all records in one object, `records.parquet`; unused on local disks, where a request costs nothing."""
+    """Contents of records by the identities of their objects (`record_parts.identity`); empty on local disks."""
 
     def __init__(self, store: RunStore) -> None:
+        """Read all parts."""
         self._store = store
-        self._table = pa.Table.from_batches([], _SCHEMA)  # empty_table() would import pandas
-        self._rows: dict[str, int] = {}
-        """Path of a record -> its row in the table."""
-        self._next = _NextCopy()
-        self._is_changed = False
-        if (stored := read_copy(store, PATH, _mapped)) is not None:
-            self._table = stored
-            self._rows = {path: row for row, path in enumerate(stored["path"].to_pylist())}
+        self._parts: list[str] = []
+        self._contents = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as this
+        self._ends = array("Q", [0])
+        """Ends of the contents in the file, by row and with a 0 in front."""
+        identities = []
+        for path, batches in read_parts(store):
+            self._parts.append(path)
+            for batch in batches:
+                identities += batch["identity"].to_pylist()
+                self._append(batch["content"].to_pylist())
+        self._contents.flush()
+        self._identities = as_words(b"".join(identities), WORDS)
+        self._index = KeyIndex(self._identities)
+        self._is_used = np.zeros(len(identities), np.bool_)
+        self._added = PartWriter(store)
+        self._num_added = 0
 
-    def knows(self, path: str) -> bool:
-        """Return whether the copy has an object of this path, whatever its content was."""
-        return path in self._rows
+    def knows(self, identities: Sequence[bytes]) -> list[bool]:
+        """Return for each identity whether there is an object of its path, whatever its content was."""
+        known = iter(self._index.has_first(_as_words(identities)).tolist())
+        return [bool(each) and next(known) for each in identities]
 
-    def content(self, path: str, size: int, written: float) -> bytes | None:
-        """Return the cached content of an object; None unless its size and time of writing are those of the listing."""
-        row = self._rows.get(path)
-        if row is None or not written:
-            return None
-        if (self._table["size"][row].as_py(), self._table["written"][row].as_py()) != (size, written):
-            return None
-        content: bytes = self._table["content"][row].as_py()
-        return content
+    def has(self, identities: Sequence[bytes]) -> list[bool]:
+        """Return for each identity whether its content is here."""
+        found = iter((self._index.find(_as_words(identities)) >= 0).tolist())
+        return [bool(each) and next(found) for each in identities]
 
-    def keep(self, path: str, size: int, written: float, content: bytes) -> None:
-        """Add an object to the copy that `store` writes."""
-        self._is_changed |= self.content(path, size, written) is None
-        if self._store.is_remote and written:
-            self._next.add({"path": path, "size": size, "written": written, "content": content})
+    def contents(self, identities: Sequence[bytes]) -> list[bytes | None]:
+        """Return the content of each object; None where there is none."""
+        rows = self._index.find(_as_words(identities))
+        self._is_used[rows[rows >= 0]] = True
+        found = iter(rows.tolist())
+        return [self._content(next(found)) if each else None for each in identities]
+
+    def keep(self, identity: bytes, content: bytes) -> None:
+        """Add a record that `contents` did not have to the parts; `store` writes the last of them."""
+        self._added.add(identity, content)
+        self._num_added += bool(identity)
 
     def store(self) -> None:
-        """Replace the stored copy by the kept objects, if they differ."""
-        if self._next.num_rows and (self._is_changed or self._next.num_rows != len(self._rows)):
-            put_copy(self._store, PATH, self._next.finish())
+        """Store what was added. If most rows are of objects that are no longer there, or the parts are many small ones,
+        write those that were asked for anew, and delete the parts that were read."""
+        self._added.flush()
+        num_used = int(self._is_used.sum())
+        few = _FEW_PARTS + 2 * num_used // PART_ROWS
+        if len(self._parts) <= few and len(self._is_used) <= 2 * num_used + PART_ROWS:
+            return
+        anew = PartWriter(self._store)
+        for row in np.flatnonzero(self._is_used).tolist():
+            anew.add(self._identities[row].tobytes(), self._content(row) or b"")
+        anew.flush()
+        for path in self._parts if anew.is_whole else ():
+            self._store.delete(path)
+
+    def _append(self, contents: Sequence[bytes]) -> None:
+        for content in contents:
+            self._contents.write(content)
+            self._ends.append(self._ends[-1] + len(content))
+
+    def _content(self, row: int) -> bytes | None:
+        if row < 0:
+            return None
+        begin = self._ends[row]
+        return os.pread(self._contents.fileno(), self._ends[row + 1] - begin, begin)
 
 
-class _NextCopy:
-    """A copy that is being made, in a temporary file."""
-
-    def __init__(self) -> None:
-        self.num_rows = 0
-        self._waiting: list[dict[str, Any]] = []
-        self._file = tempfile.SpooledTemporaryFile(max_size=2**20)  # noqa: SIM115  # lives as long as this
-        self._writer: pq.ParquetWriter | None = None
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.num_rows += 1
-        self._waiting.append(row)
-        if len(self._waiting) >= _BATCH:
-            self._write()
-
-    def finish(self) -> bytes:
-        """Return the whole copy as Parquet; nothing can be added any more."""
-        self._write().close()
-        self._file.seek(0)
-        return self._file.read()
-
-    def _write(self) -> pq.ParquetWriter:
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._file, _SCHEMA, compression="zstd")
-        self._writer.write_table(pa.Table.from_pylist(self._waiting, _SCHEMA))
-        self._waiting.clear()
-        return self._writer
-
-
-def _mapped(content: bytes) -> pa.Table:
-    """Return a Parquet file's rows as a table on a temporary file, from which the operating system reads what is looked
-    at. Raises pyarrow.ArrowException if it is no such file."""
-    with tempfile.NamedTemporaryFile() as file:
-        with pa.ipc.new_file(file, _SCHEMA) as writer:
-            for batch in iter_batches(io.BytesIO(content), _SCHEMA.names, _BATCH):
-                writer.write_table(pa.Table.from_batches([batch]).cast(_SCHEMA))
-        file.flush()
-        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()  # the file lives on without its name
+def _as_words(identities: Sequence[bytes]) -> Words:
+    """Return the identities that are not empty, [n, words]."""
+    return as_words(b"".join(identities), WORDS)

@@ -122,12 +122,14 @@ def read_status(store: RunStore, clock: float | None = None) -> RunStatus:
     states: dict[str, ConceptState] = {}
     top_level: dict[str, float] = {}
     newest = 0.0
-    objects = list(store.scan_with_times())
-    for path, size, at in objects:
+    listing = ConceptListing()
+    for each in store.scan_objects():
+        listing.add(each)
+        path, at = each.path, each.written_at
         folder = ConceptFolder.from_path(path)
         newest = max(newest, at)
         if folder is not None:
-            _update_state(states, folder, path, size, at)
+            _update_state(states, folder, path, each.num_bytes, at)
             status.below_gate += path == folder.ladder
         elif path.startswith("images/") and path.endswith(".png"):
             status.pictures += 1
@@ -140,7 +142,7 @@ def read_status(store: RunStore, clock: float | None = None) -> RunStatus:
     run = read_run(store) if RUN_FILE in top_level else {}
     started = _timestamp(run.get("started_at"))
     _describe_run(status, run, newest, clock)
-    _set_damaged_apart(status, states, find_damaged(store, ConceptListing(objects), _MAX_RECORDS), started)
+    _set_damaged_apart(status, states, find_damaged(store, listing, _MAX_RECORDS), started)
     _count_states(status, run, states, started)
     _measure_rate(status, states, started, clock)
     results = _read_results(store) if _RESULTS in top_level else {}

@@ -30,9 +30,12 @@ def read_copy(store: RunStore, path: str, parse: Callable[[bytes], pa.Table]) ->
         return None
 
 
-def put_copy(store: RunStore, path: str, content: bytes) -> None:
-    """Store a copy. A failure is logged and not raised: the next run reads every object by itself."""
+def put_copy(store: RunStore, path: str, content: bytes) -> bool:
+    """Store a copy and return whether that succeeded. A failure is logged and not raised: the next run reads every
+    object by itself."""
     try:
         store.put(path, content)
     except OSError as error:
         log.warning("%s was not stored: %s", store.uri(path), error)
+        return False
+    return True

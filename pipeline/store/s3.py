@@ -1,4 +1,4 @@
-"""Features of S3 that fsspec does not offer: listings page by page with entity tags, and conditional puts."""
+"""Features of S3 that fsspec does not offer: pages of listings with entity tags, and conditional puts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 import posixpath
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import fsspec
 import fsspec.asyn
@@ -18,6 +19,9 @@ from pipeline.store import retries
 from pipeline.store.redact import redact
 
 log = logging.getLogger(__name__)
+
+_BEFORE_PARSE = "before-parse.s3.ListObjectsV2"
+"""Event of the client between the bytes of an answer to a listing request and their reading."""
 
 _RENEWAL_S = 2.0
 """Seconds within which threads that find the same credentials expired renew them only once."""
@@ -92,29 +96,41 @@ def get_with_etag(fs: Any, path: str, limit: int) -> tuple[bytes, str]:
     return retries.with_retries(get, lambda: renew_credentials(fs))
 
 
-def list_page(fs: Any, bucket: str, prefix: str, **start: str) -> tuple[list[S3Entry], str]:
+def list_page(fs: Any, bucket: str, prefix: str, **options: Any) -> tuple[list[S3Entry], str]:
     """Make one listing request: return up to 1,000 entries in the order of their keys, and a token for the next page
     ("" on the last).
 
-    `start` is the request's StartAfter or ContinuationToken. fsspec's own `find` keeps a dictionary of every object.
+    `options` are the request's StartAfter or ContinuationToken, and MaxKeys. fsspec's own `find` keeps a dictionary of
+    every object.
     """
-    answer = retries.with_retries(
-        lambda: fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **start), lambda: renew_credentials(fs)
-    )
+
+    def request() -> Any:
+        fs.s3.meta.events.register(_BEFORE_PARSE, _read_contents, unique_id=_BEFORE_PARSE)
+        return fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **options)
+
+    answer = retries.with_retries(request, lambda: renew_credentials(fs))
     entries = [
-        S3Entry(entry["Key"], entry["Size"], _etag(entry), modification_time(entry))
+        S3Entry(entry["Key"], int(entry["Size"]), _etag(entry), modification_time(entry))
         for entry in answer.get("Contents", ())
     ]
     return entries, answer.get("NextContinuationToken", "") if answer.get("IsTruncated") else ""
 
 
-def list_objects(fs: Any, bucket: str, prefix: str) -> Iterator[S3Entry]:
-    """Yield all entries under a prefix, a page at a time."""
-    entries, token = list_page(fs, bucket, prefix)
-    yield from entries
-    while token:
-        entries, token = list_page(fs, bucket, prefix, ContinuationToken=token)
-        yield from entries
+def _read_contents(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
+    """Read the objects in the answer to a listing request, and leave all else in it to the client's parser, which takes
+    60 ms of CPU time for 1,000 objects: it looks every field up in the service's description."""
+    try:
+        root = ElementTree.fromstring(response_dict["body"])
+    except ElementTree.ParseError:  # the client's parser raises the error that `retries` knows
+        return
+    objects = [child for child in root if child.tag.endswith("Contents")]
+    if objects:
+        customized_response_dict["Contents"] = [
+            {field.tag.rpartition("}")[2]: field.text or "" for field in each} for each in objects
+        ]
+        for each in objects:
+            root.remove(each)
+        response_dict["body"] = ElementTree.tostring(root)
 
 
 def listed_md5s(fs: Any, bucket: str, keys: Iterable[str]) -> dict[str, str]:

@@ -10,11 +10,27 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.store import disk, retries, s3
+from pipeline.store import disk, retries, s3, s3_listing
 from pipeline.store.addresses import absolute, call_with_retries, is_local, is_s3, open_filesystem
 from pipeline.store.errors import StoreFailed, describe_error
+
+RECORD = "record.json"
+FAILURE = "failure.json"
+LADDER = "ladder.json"
+
+
+class StoredObject(NamedTuple):
+    """One object in a listing."""
+
+    path: str
+    num_bytes: int
+    written_at: float
+    """Time of writing by the store's clock, in seconds since 1970; 0 where the store tells none."""
+    version: str
+    """Text that changes with the content: the entity tag, on S3 mostly the content's MD5; the time of writing where the
+    store tells no tag; empty where it tells neither."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +75,12 @@ class ConceptFolder:
     @property
     def record(self) -> str:
         """Record, written last: where it exists, everything else does."""
-        return f"{self.root}/record.json"
+        return f"{self.root}/{RECORD}"
 
     @property
     def failure(self) -> str:
         """Record of the last failed attempt; it never counts as done."""
-        return f"{self.root}/failure.json"
+        return f"{self.root}/{FAILURE}"
 
     @property
     def log(self) -> str:
@@ -74,7 +90,7 @@ class ConceptFolder:
     @property
     def ladder(self) -> str:
         """Gate retries still to come; exists while a concept below the gate waits to be tried again."""
-        return f"{self.root}/ladder.json"
+        return f"{self.root}/{LADDER}"
 
     def file(self, name: str) -> str:
         return f"{self.root}/{name}"
@@ -209,26 +225,24 @@ class RunStore:
             disk.delete_partial_files(Path(full), older_than_s)
 
     def scan(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Yield (path, bytes) of every object under a folder; on S3 one request lists 1,000 objects."""
-        return ((path, size) for path, size, _ in self.scan_with_times(prefix))
+        """Yield (path, bytes) of every object under a folder; see `scan_objects`."""
+        return ((each.path, each.num_bytes) for each in self.scan_objects(prefix))
 
-    def scan_with_times(self, prefix: str = "") -> Iterator[tuple[str, int, float]]:
-        """Yield (path, bytes, modification time) of every object under a folder.
-
-        The time is by the store's clock, in seconds since 1970; 0 where the store tells none.
-        """
+    def scan_objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield every object under a folder, in no particular order. On S3 one request lists 1,000 objects, and several
+        threads share a long listing."""
         fs, full = self._locate(prefix)
         base = len(self._locate("")[1].rstrip("/")) + 1
         if is_s3(fs):
             bucket, _, key = full.partition("/")
-            listed = s3.list_objects(fs, bucket, f"{key}/" if key else "")
-            entries = ((f"{bucket}/{entry.key}", entry.num_bytes, entry.modified_at) for entry in listed)
+            listed = s3_listing.list_objects(fs, bucket, f"{key}/" if key else "")
+            entries = ((f"{bucket}/{each.key}", each.num_bytes, each.modified_at, each.etag) for each in listed)
         else:
             found = call_with_retries(fs, lambda: _find(fs, full))
-            entries = ((name, info["size"], s3.modification_time(info)) for name, info in found.items())
-        for name, size, modified_at in entries:
+            entries = ((name, info["size"], s3.modification_time(info), "") for name, info in found.items())
+        for name, num_bytes, written_at, etag in entries:
             if not name.endswith("/") and disk.TEMPORARY not in name:
-                yield name[base:], size, modified_at
+                yield StoredObject(name[base:], num_bytes, written_at, etag or (str(written_at) if written_at else ""))
 
     def list(self, prefix: str = "") -> dict[str, int]:
         """Return path -> bytes of every object under a folder."""

@@ -43,6 +43,7 @@ class S3Memory:
             return await self._put(name, request)
         if request.method == "DELETE":
             self.objects.pop(name, None)
+            self._names.clear()
             return web.Response(status=204)
         content = self.objects.get(name)
         if content is None:
@@ -72,6 +73,7 @@ class S3Memory:
         if "aws-chunked" in request.headers.get("Content-Encoding", ""):
             body = _unchunked(body)
         self.objects[name] = body
+        self._names.clear()
         return web.Response(headers={"ETag": _tag(body, self.tag_salt)})
 
     def _list(self, bucket: str, request: web.Request) -> web.Response:
@@ -86,7 +88,7 @@ class S3Memory:
         for name in self._names[position:]:
             if not name.startswith(prefix):
                 break
-            if len(entries) == _PAGE:
+            if len(entries) == min(_PAGE, int(request.query.get("max-keys", _PAGE))):
                 is_cut = True
                 break
             key, rest = name[len(bucket) + 1 :], name[len(prefix) :]

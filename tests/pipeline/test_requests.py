@@ -20,7 +20,7 @@ from pipeline.exit_codes import OK
 from pipeline.inputs.manifest import ManifestRow, read_manifest
 from pipeline.ledger.digest import digest
 from pipeline.ledger.plan import Plan
-from pipeline.ledger.record_cache import RecordCache
+from pipeline.ledger.record_parts import PartWriter, identity
 from pipeline.ledger.records import to_json
 from pipeline.ledger.settings import current_settings
 from pipeline.report.parts import DETAILS_PER_PART, ROWS_PER_PART
@@ -56,11 +56,12 @@ def fill(server: S3Memory, config: RunConfig) -> None:
         server.objects[f"catalog/out/{task.folder.embedding}"] = save({"<c>": rows[number]})
         server.objects[f"{folder}/record.json"] = to_json(record)
     store = RunStore(config.output)
-    known = RecordCache(store)
-    for path, size, written in store.scan_with_times("concepts"):
-        if path.endswith("/record.json"):
-            known.keep(path, size, written, server.objects[f"catalog/out/{path}"])
-    known.store()
+    parts = PartWriter(store)
+    for each in store.scan_objects("concepts"):
+        if each.path.endswith("/record.json"):
+            content = server.objects[f"catalog/out/{each.path}"]
+            parts.add(identity(each.path, each.num_bytes, each.version), content)
+    parts.flush()
 
 
 def test_resuming_ten_thousand_done_concepts_costs_listings(

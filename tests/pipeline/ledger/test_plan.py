@@ -365,4 +365,4 @@ def test_planning_on_s3_costs_listings_and_the_copy_of_the_records(bucket: str, 
     s3_calls.clear()
     plan = Plan("settings", find_done(store).fingerprints)
     assert len(list(plan.tasks(rows))) == 10
-    assert s3_calls == ["ListObjectsV2", "GetObject", "ListObjectsV2"]  # the records' copy between both listings
+    assert s3_calls == ["ListObjectsV2", "ListObjectsV2", "GetObject", "ListObjectsV2"]  # results, parts, photos

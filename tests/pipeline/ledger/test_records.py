@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.ledger.record_parts import PartWriter
 from pipeline.ledger.records import (
     ConceptRecord,
     StoredFile,
+    add_to_part,
     from_json,
     latest,
     load_records,
@@ -18,6 +20,7 @@ from pipeline.ledger.records import (
 )
 from pipeline.store.storage import ConceptFolder, RunStore
 from pipeline.times import now
+from tests.pipeline.s3_memory import S3Memory
 
 
 def make(concept_id: str = "cat", number: int = 0, **values: Any) -> ConceptRecord:
@@ -126,7 +129,7 @@ def test_loading_on_s3_is_a_listing_and_one_request_a_record(bucket: str, s3_cal
         put_record(store, make(f"c{number}", number))
     s3_calls.clear()
     assert len(list(load_records(store, update_cache=True))) == 5
-    assert sorted(s3_calls) == ["GetObject"] * (1 + 5) + ["ListObjectsV2", "PutObject"]
+    assert sorted(s3_calls) == ["GetObject"] * 5 + ["ListObjectsV2"] * 2 + ["PutObject"]
 
 
 @pytest.mark.slow
@@ -137,7 +140,7 @@ def test_records_on_s3_are_remembered_and_those_that_change_read_anew(bucket: st
     first = list(load_records(store, update_cache=True))
     s3_calls.clear()
     assert list(load_records(store, update_cache=True)) == first
-    assert s3_calls == ["ListObjectsV2", "GetObject"]
+    assert s3_calls == ["ListObjectsV2", "ListObjectsV2", "GetObject"]
     changed = make("c3", 3, error="some other size")
     put_record(store, changed)
     put_record(store, make("c9", 9))
@@ -145,6 +148,51 @@ def test_records_on_s3_are_remembered_and_those_that_change_read_anew(bucket: st
     again = {record.concept_id: record for record in load_records(store, update_cache=True)}
     assert again["c3"] == changed
     assert len(again) == 6
-    assert sorted(s3_calls) == ["GetObject"] * 3 + ["ListObjectsV2", "PutObject"]
-    store.put("records.parquet", b"cut sho")
+    assert sorted(s3_calls) == ["GetObject"] * 3 + ["ListObjectsV2"] * 2 + ["PutObject"]
+    store.put("records/0-part.parquet", b"cut sho")
     assert len(list(load_records(store))) == 6
+
+
+def test_a_record_that_the_driver_had_in_hand_is_not_read(s3_memory: S3Memory) -> None:
+    """Those of a run on S3, where another actor has written one anew meanwhile, and a failure."""
+    store = RunStore("s3://catalog/out")
+    parts = PartWriter(store)
+    made = [make(f"c{number}", number, scores={"clip_i": number / 7}) for number in range(20)]
+    made[7] = make("c7", 7, status="failed", error="no photo")
+    for record in made:
+        put_record(store, record)
+        add_to_part(parts, record)
+    parts.flush()
+    made[3] = dataclasses.replace(made[3], attempts=2)  # of the same size
+    put_record(store, made[3])
+    s3_memory.requests.clear()
+    assert sorted(load_records(store, update_cache=True), key=lambda each: each.fingerprint) == made
+    assert s3_memory.requests == {"list": 2, "get": 2, "put": 1}
+    s3_memory.requests.clear()
+    assert sorted(load_records(store, update_cache=True), key=lambda each: each.fingerprint) == made
+    assert s3_memory.requests == {"list": 2, "get": 2}, "two parts"
+
+
+def test_where_tags_are_no_md5_the_records_are_read_once(s3_memory: S3Memory) -> None:
+    s3_memory.tag_salt = b"the owner's key"
+    store = RunStore("s3://catalog/out")
+    parts = PartWriter(store)
+    for number in range(5):
+        put_record(store, make(f"c{number}", number))
+        add_to_part(parts, make(f"c{number}", number))
+    parts.flush()
+    for gets in (5 + 1, 2):
+        s3_memory.requests.clear()
+        assert len(list(load_records(store, update_cache=True))) == 5
+        assert s3_memory.requests["get"] == gets
+
+
+def test_what_is_no_record_is_read_each_time(s3_memory: S3Memory) -> None:
+    store = RunStore("s3://catalog/out")
+    put_record(store, make("a", 1))
+    store.put(make("b", 2).folder.record, b"garbage")
+    for gets in (2, 2):
+        s3_memory.requests.clear()
+        found = {record.concept_id: record for record in load_records(store, update_cache=True)}
+        assert (found["a"].status, found["b"].is_damaged) == ("done", True)
+        assert s3_memory.requests["get"] == gets

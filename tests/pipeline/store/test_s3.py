@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.store.addresses import open_filesystem
-from pipeline.store.s3 import list_objects, listed_md5s, modification_time
+from pipeline.store.s3 import listed_md5s, modification_time
+from pipeline.store.s3_listing import list_objects
 from tests.pipeline.s3_memory import S3Memory
 
 

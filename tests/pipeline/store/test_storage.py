@@ -38,9 +38,10 @@ def test_objects_are_put_got_listed_and_deleted(root: str) -> None:
 def test_a_listing_says_when_things_were_written(root: str) -> None:
     store, before = RunStore(root), time.time()
     store.put("a/b.txt", b"123")
-    ((path, size, written),) = store.scan_with_times("a")
+    ((path, size, written, version),) = store.scan_objects("a")
     assert (path, size) == ("a/b.txt", 3)
     assert before - 2 <= written <= time.time() + 2
+    assert version
 
 
 def test_many_are_fetched_at_once_and_errors_stay_with_their_object(root: str) -> None:
