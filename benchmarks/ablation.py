@@ -32,7 +32,7 @@ from benchmarks.setups import Setup, find, settings_of
 from benchmarks.timing import say, table
 from pipeline.store.addresses import absolute
 from pipeline.store.storage import RunStore
-from textual_inversion.config import CROSS_ATTENTION
+from textual_inversion.adapter_config import CROSS_ATTENTION
 
 WHOLE = "whole"
 BARE = "bare"

@@ -4,6 +4,9 @@ Takes the concepts that `python -m demo.encoder_concepts` drew, and the parts of
 pipeline.train_encoder` spreads over a cluster; writes `demo/encoder/encoder.safetensors`. A training that was stopped
 continues from its checkpoint in the work folder. Every twentieth taught object is held out: its concepts take no part,
 show the loss on objects that the encoder does not know, and calibrate its doubt.
+
+    python -m demo.encoder_training --model demo/flow --work work/flow-encoder --output work/flow.safetensors
+    python -m demo.encoder_training --set encoder.adapter.kind=causal --set encoder.adapter.rank=1 ...  # with adapters
 """
 
 from __future__ import annotations
@@ -19,11 +22,12 @@ import torch
 from PIL import Image
 
 from demo.objects import TRAINING
+from pipeline.config_file import load_config
 from pipeline.inputs.models import extractor_hash
 from pipeline.store.parquet import read_table
 from textual_inversion.concept import Concept
 from textual_inversion.encoder import ConceptEncoder, PhotoFeatures
-from textual_inversion.encoder_config import EncoderConfig, EncoderTrainingConfig
+from textual_inversion.encoder_config import EncoderTrainingConfig
 from textual_inversion.encoder_file import Doubt, TrainedEncoder, dump_encoder
 from textual_inversion.encoder_training import ConceptExample, EncoderTrainer, encode_example
 from textual_inversion.extractors import ClipExtractor
@@ -38,6 +42,7 @@ _EVALUATED = 96
 _REPORT_EVERY = 50
 _EVALUATE_EVERY = 500
 _SAVE_EVERY_S = 150.0
+BATCHES = ("encoder.training.concepts_per_step=64", "encoder.training.samples_per_concept=1")
 
 
 def read_examples(folder: Path, backbone: Backbone, features: PhotoFeatures) -> list[ConceptExample]:
@@ -140,22 +145,26 @@ def _save(state: Any, path: Path) -> None:
 def main() -> None:
     """Encode the concepts, train, write the encoder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=HERE / ".work" / "encoder")
+    parser.add_argument(
+        "--work", type=Path, default=HERE / ".work" / "encoder", help="drawn concepts; each model needs its own"
+    )
     parser.add_argument("--model", default=str(HERE / "model"))
     parser.add_argument("--clip", default=str(HERE / "clip"))
     parser.add_argument("--output", type=Path, default=HERE / "encoder" / "encoder.safetensors")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--precision", default="bfloat16", help="of the frozen model while the encoder is trained")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="one setting; may be repeated")
     options = parser.parse_args()
-    config = EncoderTrainingConfig(steps=options.steps, concepts_per_step=64, samples_per_concept=1)
-    sizes_and_shape = EncoderConfig()
+    steps = f"encoder.training.steps={options.steps}"
+    settings = load_config("", [*BATCHES, steps, *options.set]).encoder
+    config = settings.training
     exact = load_backbone(options.model, device="cpu", precision="float32")
-    features = PhotoFeatures(exact, ClipExtractor(options.clip, "cpu"), sizes_and_shape)
+    features = PhotoFeatures(exact, ClipExtractor(options.clip, "cpu"), settings.network)
     examples, held_out = split(read_examples(options.work, exact, features))
     backbone = load_backbone(options.model, device="cpu", precision=options.precision)
     torch.manual_seed(options.seed)
-    network = ConceptEncoder(sizes_and_shape, features.sizes(), backbone)
+    network = ConceptEncoder(settings.network, features.sizes(), backbone, settings.adapter)
     trainer = EncoderTrainer(network, backbone, config, seed=options.seed)
     train(trainer, examples, held_out, config, options.seed, options.work / "training.pt")
     loss = evaluated(trainer, held_out)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from textual_inversion.adapter_config import AdapterShape
 from textual_inversion.config_checks import require
 from textual_inversion.encoder_config import EncoderConfig, EncoderTrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderJobConfig:
-    """Training of an encoder that maps a concept's photos to its rows. None of these settings changes what a run
-    learns."""
+    """Training of an encoder that maps a concept's photos to its rows, and to an adapter if one is set. None of these
+    settings changes what a run learns."""
 
     network: EncoderConfig = field(default_factory=EncoderConfig)
     """Shape of the encoder."""
+
+    adapter: AdapterShape = field(default_factory=AdapterShape)
+    """Adapter that the encoder makes of the photos besides the rows, for runs with the same values in
+    `inversion.adapter`; kind `none` makes none."""
 
     training: EncoderTrainingConfig = field(default_factory=EncoderTrainingConfig)
     """Optimizer, schedule and batches."""

@@ -177,6 +177,7 @@ class Training:
         return {
             "examples": example_settings(self._config),
             "training": dataclasses.asdict(encoder.training),
+            **({} if encoder.adapter.kind == "none" else {"adapter": dataclasses.asdict(encoder.adapter)}),
             "held_out_share": encoder.held_out_share,
             "evaluated": encoder.evaluated,
             "checkpoint_steps": encoder.checkpoint_steps,

@@ -20,9 +20,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from textual_inversion.adapter_config import CROSS_ATTENTION
 from textual_inversion.adapter_formats import ENCODERS, dump_adapter
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
-from textual_inversion.config import CROSS_ATTENTION
 from textual_inversion.formats import from_bytes, to_bytes
 from textual_inversion.lora import last_part
 

@@ -27,8 +27,8 @@ from typing import Any, Literal, cast, get_args
 
 from torch import Tensor
 
+from textual_inversion.adapter_config import CROSS_ATTENTION
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
-from textual_inversion.config import CROSS_ATTENTION
 from textual_inversion.errors import first_line
 from textual_inversion.formats import ADAPTER_FILE, FLOATS, SEVERAL, from_bytes, to_bytes
 from textual_inversion.lora import last_part, layer_name

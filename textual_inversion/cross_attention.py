@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from textual_inversion.adapter_config import CROSS_ATTENTION
 from textual_inversion.conditioning import LayerChanges
-from textual_inversion.config import CROSS_ATTENTION
 from textual_inversion.lora import AdapterBatch
 
 _KEYWORD = "layer_changes"

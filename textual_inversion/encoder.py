@@ -6,6 +6,8 @@ al. 2023 (arXiv 2307.06925) do it for any class. Differences here: the encoder r
 *set* of photos (Zaheer et al. 2017, "Deep Sets": a network for each photo, the mean, a network for the set), not of one
 photo and of the noisy latents; the denoiser stays frozen; and the offset's norm is bounded.
 
+With an adapter, the network makes its low-rank factors as well (Park et al. 2024, arXiv 2409.08248).
+
 The files of a trained encoder are in `encoder_file`, its training in `encoder_training`.
 """
 
@@ -20,16 +22,24 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from textual_inversion.adapter_config import AdapterShape
 from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.encoder_config import EncoderConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import learning_encoders
 from textual_inversion.latents import encode_views
+from textual_inversion.lora import initial_adapter
+from textual_inversion.parameters import ADAPTER, AdapterLayout
 
 if TYPE_CHECKING:
     from textual_inversion.extractors import ImageExtractor
 
 _PLAIN = AugmentConfig(flip=False)
+NO_ADAPTER = AdapterShape()
+
+_ADAPTER_UNIT = 1e-3
+"""Change of an adapter by one unit of the network's output: a step of training then changes an adapter about as much as
+a step of TextBoost (1e-4) does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,16 +105,23 @@ def canonical_order(photos: Sequence[Image.Image]) -> list[Image.Image]:
 
 
 class ConceptEncoder(nn.Module):
-    """Network from the features of a set of photos to rows of every text encoder that learns rows.
+    """Network from the features of a set of photos to rows of every text encoder that learns rows, and to an adapter.
 
-    A new network's rows are the class vectors: its last layer starts at zero.
+    A new network's rows are the class vectors, and its adapter changes nothing: its last layers start at zero.
     """
 
-    def __init__(self, config: EncoderConfig, sizes: FeatureSizes, backbone: Backbone) -> None:
-        """Make the layers for a model's text encoders; torch's global generator draws their initial weights."""
+    def __init__(
+        self, config: EncoderConfig, sizes: FeatureSizes, backbone: Backbone, adapter: AdapterShape = NO_ADAPTER
+    ) -> None:
+        """Make the layers for a model's text encoders and for adapters of this shape; kind 'none' makes none.
+
+        torch's global generator draws the initial weights. Raises ValueError if the model lacks the adapter's layers.
+        """
         super().__init__()
         self.config = config
         self.sizes = sizes
+        self.adapter = adapter
+        self.adapter_layout = None if adapter.kind == "none" else AdapterLayout(backbone, adapter)
         tables = {key: backbone.token_tables[key] for key in learning_encoders(backbone)}
         self.patches = nn.Linear(sizes.patch, config.patch_dim)
         width = sizes.pooled + sizes.cells * config.patch_dim + sizes.latents
@@ -113,16 +130,19 @@ class ConceptEncoder(nn.Module):
         self.set = nn.Sequential(nn.Linear(config.hidden + known, config.hidden), nn.GELU())
         self.offsets = nn.ModuleDict()
         for key, table in tables.items():
-            layer = nn.Linear(config.hidden, config.num_vectors * table.dim)
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-            self.offsets[key] = layer
+            self.offsets[key] = _zero_layer(config.hidden, config.num_vectors * table.dim)
             # constants of the model, which are not part of an encoder's file
             self.register_buffer(f"mean_{key}", table.mean, persistent=False)
             self.register_buffer(f"deviation_{key}", table.deviation, persistent=False)
+        if self.adapter_layout is not None:
+            first = initial_adapter(backbone.adapter_layers, adapter.targets, adapter.rank, torch.default_generator)
+            start = self.adapter_layout.flatten(first)
+            self.register_buffer("adapter_start", start)
+            self.adapter_change = _zero_layer(config.hidden, start.numel())
 
     def forward(self, features: Tensor, is_present: Tensor, class_vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the rows of concepts: text encoder key -> [concepts, num_vectors, dim] float32.
+        """Return the parameters of concepts, float32, by the names of `parameters.Layout`: rows of each text encoder
+        [concepts, num_vectors, dim] and, with an adapter, its block [concepts, pieces, 1024].
 
         features: [concepts, photos, width] features of each concept's photos.
         is_present: [concepts, photos] True for a photo, False for padding.
@@ -138,11 +158,14 @@ class ConceptEncoder(nn.Module):
         mean = (hidden * weights).sum(1) / weights.sum(1)
         classes = [self._standardised(key, class_vectors[key]) for key in self.offsets]
         hidden = self.set(torch.cat([mean, *classes], dim=1))
-        rows = {}
+        values: dict[str, Tensor] = {}
         for key, vector in class_vectors.items():
             start = vector[:, None].expand(-1, self.config.num_vectors, -1)
-            rows[key] = start + self._offset(key, hidden) if key in self.offsets else start
-        return rows
+            values[key] = start + self._offset(key, hidden) if key in self.offsets else start
+        if self.adapter_layout is not None:
+            change = _ADAPTER_UNIT * self.adapter_change(hidden)
+            values[ADAPTER] = self.get_buffer("adapter_start") + change.reshape(-1, *self.adapter_layout.shape)
+        return values
 
     def _standardised(self, key: str, vectors: Tensor) -> Tensor:
         """Return vectors [..., dim] with the vocabulary's mean at zero and its deviation at one."""
@@ -160,6 +183,14 @@ class ConceptEncoder(nn.Module):
         limit = self.config.max_offset * deviation.norm()
         bounded: Tensor = offset / (1 + (offset.norm(dim=-1, keepdim=True) / limit).square()).sqrt()
         return bounded
+
+
+def _zero_layer(inputs: int, outputs: int) -> nn.Linear:
+    """Make a linear layer whose outputs are zero."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _normalised(features: Tensor) -> Tensor:

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from textual_inversion.concept import Concept
+from textual_inversion.adapter_config import AdapterShape
+from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.encoder import ConceptEncoder, FeatureSizes
 from textual_inversion.encoder_config import EncoderConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.formats import from_bytes, to_bytes
+from textual_inversion.parameters import ADAPTER
 
 FORMAT = "concept encoder 1"
 _SCALE = ".scale"
@@ -82,8 +84,10 @@ class TrainedEncoder:
     record: Mapping[str, str] = field(default_factory=dict)
     """Facts of the training, for people."""
 
-    def rows(self, features: Tensor, class_vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the rows of one concept, text encoder key -> [num_vectors, dim] float32 on the CPU.
+    def embedding(
+        self, placeholder_token: str, features: Tensor, class_vectors: Mapping[str, Tensor]
+    ) -> LearnedEmbedding:
+        """Return the rows of one concept, and its adapter if the network makes one, on the CPU.
 
         features: [photos, width] of its photos, in `canonical_order`.
         class_vectors: text encoder key -> [dim] that the offsets are added to (`initialise.class_vectors`).
@@ -92,8 +96,11 @@ class TrainedEncoder:
         is_present = torch.ones(1, len(features), dtype=torch.bool, device=device)
         classes = {key: vector[None].to(device) for key, vector in class_vectors.items()}
         with torch.no_grad():
-            rows = self.network(features[None].to(device), is_present, classes)
-        return {key: values[0].cpu() for key, values in rows.items()}
+            values = self.network(features[None].to(device), is_present, classes)
+        rows = {key: value[0].cpu() for key, value in values.items()}
+        layout = self.network.adapter_layout
+        adapter = None if layout is None else layout.learned(rows.pop(ADAPTER))
+        return LearnedEmbedding(placeholder_token=placeholder_token, vectors=rows, adapter=adapter)
 
     def why_unreliable(self, concept: Concept, features: Tensor) -> str:
         """Return the reason not to rely on the rows of a concept; empty if there is none.
@@ -127,6 +134,8 @@ def dump_encoder(encoder: TrainedEncoder) -> bytes:
         "max_distance": repr(encoder.doubt.max_distance),
         "record": json.dumps(dict(encoder.record)),
     }
+    if network.adapter.kind != "none":
+        header["adapter"] = json.dumps(dataclasses.asdict(network.adapter))
     tensors = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     tensors |= {"doubt.mean": encoder.doubt.mean, "doubt.whitening": encoder.doubt.whitening}
     return to_bytes(_packed(tensors), header)
@@ -146,7 +155,7 @@ def load_encoder(data: bytes, backbone: Backbone, extractor_hash: str) -> Traine
         max_distance=float(header["max_distance"]),
     )
     config, sizes = EncoderConfig(**json.loads(header["config"])), FeatureSizes(**json.loads(header["sizes"]))
-    network = ConceptEncoder(config, sizes, backbone)
+    network = ConceptEncoder(config, sizes, backbone, _adapter_of(header))
     network.load_state_dict(tensors)
     return TrainedEncoder(
         network=network.requires_grad_(False).eval().to(backbone.device),
@@ -162,6 +171,25 @@ def check_encoder(data: bytes, model_hash: str, extractor_hash: str) -> None:
     """Raise ValueError for other content, and for an encoder of another model or extractor, by their digests."""
     _, header = from_bytes(data)
     _check_header(header, model_hash, extractor_hash)
+
+
+def check_adapter(found: AdapterShape, wanted: AdapterShape) -> None:
+    """Raise ValueError unless an encoder makes adapters of the shape that a run learns, none where it learns none."""
+    if found.kind == wanted.kind == "none":
+        return
+    for name in (each.name for each in dataclasses.fields(AdapterShape)):
+        trained, set_here = getattr(found, name), getattr(wanted, name)
+        if trained != set_here:
+            raise ValueError(
+                f"the encoder was trained with encoder.adapter.{name} = {trained!r}, but inversion.adapter.{name} is "
+                f"{set_here!r}; set the latter to the former, or train an encoder with it"
+            )
+
+
+def _adapter_of(header: Mapping[str, str]) -> AdapterShape:
+    """Return the shape of an encoder's adapters; files without one have none."""
+    values = json.loads(header.get("adapter", "{}"))
+    return AdapterShape(**values | {"targets": tuple(values["targets"])}) if values else AdapterShape()
 
 
 def _check_header(header: Mapping[str, str], model_hash: str, extractor_hash: str) -> None:

@@ -11,6 +11,7 @@ A concept's draws are seeded by (seed, concept id, step), so that they do not de
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.concept import Concept
-from textual_inversion.config import PenaltyConfig, TimestepConfig
+from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, TimestepConfig
 from textual_inversion.encoder import ConceptEncoder, PhotoFeatures, canonical_order
 from textual_inversion.encoder_config import EncoderTrainingConfig
 from textual_inversion.errors import NotFinite
@@ -32,6 +33,7 @@ from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.initialise import class_vectors
 from textual_inversion.latents import encode_views, sample_latents
 from textual_inversion.objective import Batch, Trained, concatenate_batches, objective
+from textual_inversion.parameters import Layout
 from textual_inversion.prompts import HOLE, encode_prompt, training_templates, with_class_noun
 from textual_inversion.rng import generator_for
 from textual_inversion.timesteps import timestep_sampler
@@ -101,6 +103,8 @@ class EncoderTrainer:
         )
         self._draws = _Draws(backbone, config, self._encoder.config.num_vectors, seed)
         self._penalties = PenaltyConfig(class_distance=config.offset_weight)
+        adapter = AdapterConfig(**dataclasses.asdict(self._encoder.adapter))
+        self._layout = Layout.from_config(backbone, InversionConfig(adapter=adapter), self._encoder.config.num_vectors)
 
     def step(self, examples: Sequence[ConceptExample]) -> StepResult:
         """Take one step on these concepts.
@@ -189,17 +193,19 @@ class EncoderTrainer:
         classes = {
             key: torch.stack([each.classes[key] for each in drawn]).to(backbone.device) for key in backbone.token_tables
         }
-        rows = network(features, is_present, classes)
-        num_vectors = next(iter(rows.values())).shape[1]
+        values = network(features, is_present, classes)
+        num_vectors = self._encoder.config.num_vectors
         class_vector = {key: vectors[:, None] for key, vectors in classes.items()}
-        trained = Trained(
-            rows=rows,
-            start=class_vector,
-            class_vector=class_vector,
-            is_placeholder_row=features.new_ones(len(examples), num_vectors),
-        )
         vocab_sizes = {key: vocabulary.size for key, vocabulary in backbone.vocabularies.items()}
         batch = concatenate_batches([each.batch for each in drawn], vocab_sizes, num_vectors)
+        is_placeholder_row = features.new_ones(len(examples), num_vectors)
+        trained = Trained(
+            rows={key: values[key] for key in backbone.token_tables},
+            start=class_vector,
+            class_vector=class_vector,
+            is_placeholder_row=is_placeholder_row,
+            adapters=self._layout.adapters(values, batch.ids, is_placeholder_row),
+        )
         with self._attention():
             terms = objective(backbone, batch, trained, self._penalties)
         return {name: values.reshape(len(examples), -1).mean(1) for name, values in terms.items()}

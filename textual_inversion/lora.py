@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from textual_inversion.adapter_config import ADAPTER_TARGETS, CROSS_ATTENTION, T5_TARGETS, AdapterShape
 from textual_inversion.concept import LearnedAdapter
-from textual_inversion.config import ADAPTER_TARGETS, CROSS_ATTENTION, T5_TARGETS, AdapterConfig
 from textual_inversion.transfer import to_device
 
 TARGETS = ADAPTER_TARGETS
@@ -191,7 +191,7 @@ def initial_adapter(
 
 
 def made_up_adapter(
-    layers: Mapping[str, tuple[int, int]], config: AdapterConfig, generator: torch.Generator
+    layers: Mapping[str, tuple[int, int]], config: AdapterShape, generator: torch.Generator
 ) -> LearnedAdapter:
     """Draw an adapter of these settings, of a kind other than 'none', that changes something, to try a model with."""
     assert config.kind != "none"

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from textual_inversion.adapter_config import CROSS_ATTENTION, AdapterShape
 from textual_inversion.concept import Concept, LearnedAdapter, LearnedEmbedding
-from textual_inversion.config import CROSS_ATTENTION, AdapterConfig, InversionConfig
+from textual_inversion.config import InversionConfig
 from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import augmentation_rows, initial_rows, learning_encoders
@@ -43,7 +44,7 @@ class AdapterLayout:
     The last piece is padded with zeros, which have no gradient and stay zero.
     """
 
-    def __init__(self, backbone: Backbone, config: AdapterConfig) -> None:
+    def __init__(self, backbone: Backbone, config: AdapterShape) -> None:
         """Compute the layout. Raises ValueError if the model has none of the layers, or none of cross-attention where
         that is wanted."""
         first = initial_adapter(backbone.adapter_layers, config.targets, config.rank, torch.Generator())

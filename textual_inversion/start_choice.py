@@ -137,7 +137,8 @@ class StartChooser:
         if reason:
             start = _chosen(concept, class_vectors(concept, self._backbone), f"words, the encoder was unsure: {reason}")
             return replace(start, steps=self._unsure_steps)
-        return _start(concept, encoder.rows(features, class_vectors(concept, self._backbone)), "encoder")
+        classes = class_vectors(concept, self._backbone)
+        return ChosenStart(concept, encoder.embedding(concept.placeholder_token, features, classes), "encoder")
 
     def _fit_regression(
         self, extractor: ClipExtractor, seed: int, examples: Iterable[LearnedExample]

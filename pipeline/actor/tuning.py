@@ -11,10 +11,11 @@ from pipeline.actor.memory_plan import LEARNING_SHARE, MemoryPlan, add_checkpoin
 from pipeline.config import RunConfig
 from pipeline.ledger.records import Equality
 from pipeline.store.errors import describe_error
+from textual_inversion.adapter_config import CROSS_ATTENTION
 from textual_inversion.batch_invariance import choose_sampling, choose_slots_per_pass
 from textual_inversion.compile_trial import NO_ADAPTER, Pass, compile_checked, compile_fastest
 from textual_inversion.compiled import graphs_work_in_threads
-from textual_inversion.config import CROSS_ATTENTION, AdapterConfig, SamplingConfig
+from textual_inversion.config import AdapterConfig, SamplingConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import compares_prompts
 from textual_inversion.training_data import ImageFeatures

@@ -15,7 +15,7 @@ from pipeline.store.addresses import read_bytes
 from pipeline.store.errors import InputChanged
 from pipeline.store.redact import redact
 from textual_inversion.dialects import parse_embedding
-from textual_inversion.encoder_file import TrainedEncoder, load_encoder
+from textual_inversion.encoder_file import TrainedEncoder, check_adapter, load_encoder
 from textual_inversion.errors import BadInput
 from textual_inversion.families.base import Backbone
 from textual_inversion.photos import open_photo
@@ -72,12 +72,14 @@ def _fetch(uri: str, photos: PhotoConfig, planned: str) -> bytes:
 
 def read_encoder(config: RunConfig, backbone: Backbone) -> TrainedEncoder:
     """Read the encoder that `init.encoder` names. Raises ValueError if it cannot be read, or not be used with the run's
-    model and extractor."""
+    model, extractor and adapter."""
     uri = config.inversion.init.encoder
     try:
-        return load_encoder(read_bytes(uri, _MAX_ENCODER_BYTES), backbone, extractor_hash(config.extractor))
+        encoder = load_encoder(read_bytes(uri, _MAX_ENCODER_BYTES), backbone, extractor_hash(config.extractor))
+        check_adapter(encoder.network.adapter, config.inversion.adapter)
     except (OSError, ValueError) as error:
         raise ValueError(f"inversion.init.encoder = {redact(uri)!r}: {redact(str(error))}") from error
+    return encoder
 
 
 class GivenStarts:

@@ -61,17 +61,18 @@ def new_network(config: RunConfig, backbone: Backbone, start: bytes) -> ConceptE
     """
     if start:
         network = load_encoder(start, backbone, extractor_hash(config.extractor)).network
-        if network.config != config.encoder.network:
+        if (network.config, network.adapter) != (config.encoder.network, config.encoder.adapter):
             raise ValueError(
-                f"encoder.init_from = {config.encoder.init_from!r} has the shape {network.config}, but encoder.network "
-                f"is {config.encoder.network}; set encoder.network to the former"
+                f"encoder.init_from = {config.encoder.init_from!r} has the shape {network.config}, {network.adapter}, "
+                f"but encoder.network is {config.encoder.network} and encoder.adapter {config.encoder.adapter}; set "
+                "them to the former"
             )
         return network.requires_grad_(True)
     extractor = load_extractor(locate(config.extractor), config.device)
     sizes = PhotoFeatures(backbone, extractor, config.encoder.network).sizes()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = ConceptEncoder(config.encoder.network, sizes, backbone)
+        network = ConceptEncoder(config.encoder.network, sizes, backbone, config.encoder.adapter)
     return network.to(backbone.device)
 
 
@@ -106,8 +107,8 @@ def publish(loop: TrainingLoop, backbone: Backbone, config: RunConfig) -> Publis
 def _draw(example: ConceptExample, encoder: TrainedEncoder, backbone: Backbone, config: RunConfig) -> Image.Image:
     """Draw a concept's photos, the pictures of its initializer, and those of the encoder's rows without a step."""
     concept = example.concept
-    rows = encoder.rows(example.features.float(), class_vectors(concept, backbone))
-    embedding = LearnedEmbedding(placeholder_token=concept.placeholder_token, vectors=rows)
+    classes = class_vectors(concept, backbone)
+    embedding = encoder.embedding(concept.placeholder_token, example.features.float(), classes)
     prompts = config.grid.prompts_for(concept.category)
     labels: dict[str, tuple[LearnedEmbedding, ...]]
     labels = {prompt.format(concept.placeholder_token): (embedding,) for prompt in prompts}

@@ -1,8 +1,12 @@
-"""The training of an encoder as a command, on a real Ray: stopped, killed and resumed, it writes the same bytes."""
+"""The training of an encoder as a command, on a real Ray: stopped, its worker or its driver killed, and resumed, it
+writes the same bytes."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 
 from pipeline import train_encoder
 from pipeline.exit_codes import FAILED, STOPPED
@@ -19,6 +24,7 @@ from tests.faults.processes import descendants, kill
 from tests.pipeline.runs import tiny_toml, write_manifest
 from tests.tiny_models import tiny_extractor
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
 WORKER = "ray::RayTrainWorker"
 ENCODER_SETTINGS = {
@@ -53,6 +59,21 @@ def killing_a_worker(checkpoint: Path) -> Iterator[list[int]]:
         watcher.join()
 
 
+def kill_the_driver(arguments: list[str], checkpoint: Path) -> None:
+    """Run the command in a process of its own on the test's Ray, and kill it when it has written a checkpoint."""
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pipeline.train_encoder", *arguments]
+    driver = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not written_at(checkpoint):
+        assert driver.poll() is None, driver.communicate()[0][-5000:]
+        time.sleep(0.01)
+    kill(driver.pid)
+    driver.communicate()
+    assert driver.returncode < 0
+
+
 def written_at(path: Path) -> int:
     """Return a file's time of modification in nanoseconds; 0 if it is not there."""
     try:
@@ -73,10 +94,13 @@ def test_a_training_that_is_stopped_and_killed_writes_the_same_encoder(
     clip = tiny_extractor("clip", tmp_path / "clip")
     job.write_text(tiny_toml(tiny_model, extractor=str(clip), encoder=ENCODER_SETTINGS, lease_s=0))
 
-    def train(output: Path) -> int:
-        return train_encoder.main([str(manifest), "--output", str(output), "--config", str(job)])
+    def arguments(output: Path) -> list[str]:
+        return [str(manifest), "--output", str(output), "--config", str(job)]
 
-    calm, harried = tmp_path / "calm", tmp_path / "harried"
+    def train(output: Path) -> int:
+        return train_encoder.main(arguments(output))
+
+    calm, harried, orphaned = (tmp_path / name for name in ("calm", "harried", "orphaned"))
     assert train(calm) == FAILED
     record = read_record(RunStore(str(calm)))
     assert record is not None
@@ -102,6 +126,12 @@ def test_a_training_that_is_stopped_and_killed_writes_the_same_encoder(
     written = (harried / ENCODER).stat().st_mtime_ns
     assert train(harried) == FAILED  # nothing to do
     assert (harried / ENCODER).stat().st_mtime_ns == written
+
+    shutil.copytree(calm / "examples", orphaned / "examples")
+    kill_the_driver(arguments(orphaned), orphaned / CHECKPOINT)
+    assert read_record(RunStore(str(orphaned))) is None
+    assert train(orphaned) == FAILED
+    assert (orphaned / ENCODER).read_bytes() == (calm / ENCODER).read_bytes()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import RunConfig
 from pipeline.config_file import RECIPES, load_config, recipe, to_tree
 from pipeline.run import configure, parse
-from textual_inversion.config import ADAPTER_TARGETS
+from textual_inversion.adapter_config import ADAPTER_TARGETS
 
 MANUAL = Path(__file__).resolve().parents[2] / "docs" / "OPERATIONS.md"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pipeline.exit_codes import USAGE
 from pipeline.inputs.models import extractor_hash
-from pipeline.train_encoder import configure, main, parse, read_start
+from pipeline.train_encoder import Training, configure, main, parse, read_start
 from tests.pipeline.runs import write_manifest
 from tests.textual_inversion.test_encoder import CONFIG, FEATURES
 from tests.toy_backbone import ToyBackbone
@@ -66,3 +67,16 @@ def test_an_encoder_of_another_model_is_no_start(tmp_path: Path) -> None:
     config = configure(parse(["m.parquet", "--output", "out", "--init-from", str(tmp_path)]))
     with pytest.raises(ValueError, match=r"encoder\.init_from = .*the encoder was trained for another model \(digest"):
         read_start(config)
+
+
+def test_another_adapter_is_another_training() -> None:
+    """Without adapters the settings are those of releases that had none."""
+
+    def settings(*changes: str) -> dict[str, Any]:
+        options = [word for change in changes for word in ("--set", change)]
+        return Training(configure(parse(["m.parquet", "--output", "out", *options]))).settings
+
+    kind = "encoder.adapter.kind=causal"
+    assert "adapter" not in settings()
+    assert settings(kind)["adapter"] != settings(kind, "encoder.adapter.rank=1")["adapter"]
+    assert settings(kind)["examples"] == settings()["examples"], "no photo is read again"

@@ -12,11 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from tests.toy_backbone import DIMS, ToyBackbone
-from textual_inversion.encoder import ConceptEncoder, FeatureSizes, PhotoFeatures, canonical_order
+from textual_inversion.adapter_config import AdapterShape
+from textual_inversion.encoder import NO_ADAPTER, ConceptEncoder, FeatureSizes, PhotoFeatures, canonical_order
 from textual_inversion.encoder_config import EncoderConfig
+from textual_inversion.parameters import ADAPTER
 
 BACKBONE = ToyBackbone()
 CONFIG = EncoderConfig(hidden=16, patch_dim=3, grid_side=2, latent_side=2, num_vectors=2)
+CAUSAL = AdapterShape(kind="causal", rank=2, alpha=4.0, targets=("fc2",))
 
 
 class PixelExtractor:
@@ -35,11 +38,14 @@ def photo(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (12, 10, 3), dtype=np.uint8))
 
 
-def trained_network(config: EncoderConfig = CONFIG, scale: float = 0.3) -> ConceptEncoder:
+def trained_network(
+    config: EncoderConfig = CONFIG, scale: float = 0.3, adapter: AdapterShape = NO_ADAPTER
+) -> ConceptEncoder:
     """A network whose last layers are no longer zero."""
     torch.manual_seed(0)
-    network = ConceptEncoder(config, FEATURES.sizes(), BACKBONE)
-    for layer in network.offsets.values():
+    network = ConceptEncoder(config, FEATURES.sizes(), BACKBONE, adapter)
+    last = [*network.offsets.values(), *([network.adapter_change] if network.adapter_layout else [])]
+    for layer in last:
         torch.nn.init.normal_(layer.weight, std=scale)
     return network
 
@@ -109,3 +115,30 @@ def test_a_text_encoder_that_learns_no_rows_keeps_its_vectors() -> None:
     features = FEATURES([photo(0)])[None]
     rows = network(features, torch.ones(1, 1, dtype=torch.bool), means(1))
     assert torch.equal(rows["short"][0, 1], backbone.token_tables["short"].mean)
+
+
+def test_a_new_network_makes_adapters_that_change_nothing() -> None:
+    torch.manual_seed(0)
+    network = ConceptEncoder(CONFIG, FEATURES.sizes(), BACKBONE, CAUSAL)
+    values = rows_of(network, [photo(0)])
+    assert set(values) == {*DIMS, ADAPTER}
+    assert network.adapter_layout is not None
+    made = network.adapter_layout.unflatten(values[ADAPTER])
+    assert {name: (down.shape, up.shape) for name, (down, up) in made.items()} == {
+        f"{key}.fc2": ((1, 2, dim), (1, 32, 2)) for key, dim in DIMS.items()
+    }
+    for down, up in made.values():
+        assert float(down.norm()) > 0
+        assert not up.any()
+
+
+def test_adapters_depend_on_the_photos() -> None:
+    network = trained_network(adapter=CAUSAL, scale=30.0)
+    one, again, other = (rows_of(network, [photo(seed)])[ADAPTER] for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert float((one - other).abs().max()) > 1e-3
+
+
+def test_an_adapter_of_layers_that_the_model_lacks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"adapter\.targets = \('wi_0',\).*has no such layers"):
+        ConceptEncoder(CONFIG, FEATURES.sizes(), BACKBONE, AdapterShape(kind="lora", targets=("wi_0",)))

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.textual_inversion.test_encoder import CONFIG, FEATURES, PixelExtractor, photo
+from tests.textual_inversion.test_encoder import CAUSAL, CONFIG, FEATURES, PixelExtractor, photo
 from tests.toy_backbone import ToyBackbone
+from textual_inversion.adapter_config import AdapterShape
 from textual_inversion.concept import Concept
-from textual_inversion.encoder import ConceptEncoder, PhotoFeatures
+from textual_inversion.encoder import NO_ADAPTER, ConceptEncoder, PhotoFeatures
 from textual_inversion.encoder_config import EncoderTrainingConfig
 from textual_inversion.encoder_training import ConceptExample, EncoderTrainer, encode_example
 from textual_inversion.errors import NotFinite
@@ -33,9 +34,9 @@ def example(number: int, photos: int = 3, captions: tuple[str, ...] = ()) -> Con
 EXAMPLES = [example(number, photos=1 + number % 4) for number in range(8)]
 
 
-def trainer(wrap: type[nn.Module] | None = None, **settings: Any) -> EncoderTrainer:
+def trainer(wrap: type[nn.Module] | None = None, adapter: AdapterShape = NO_ADAPTER, **settings: Any) -> EncoderTrainer:
     torch.manual_seed(0)
-    network: Any = ConceptEncoder(CONFIG, FEATURES.sizes(), BACKBONE)
+    network: Any = ConceptEncoder(CONFIG, FEATURES.sizes(), BACKBONE, adapter)
     values = {"steps": 400, "warmup_steps": 5, "learning_rate": 1e-2, "offset_weight": 0.0, **settings}
     return EncoderTrainer(wrap(network) if wrap else network, BACKBONE, EncoderTrainingConfig(**values))
 
@@ -55,6 +56,21 @@ def test_training_lowers_the_loss_and_changes_the_network_alone() -> None:
     for key, table in BACKBONE.token_tables.items():
         assert torch.equal(table.weight, frozen[key])
         assert table.weight.grad is None
+
+
+def test_adapters_alone_lower_the_loss() -> None:
+    """The rows stay at the class vectors, so that nothing but the adapters can have done it."""
+    run = trainer(adapter=CAUSAL, learning_rate=0.1)
+    run._encoder.offsets.requires_grad_(False)
+    before = run.evaluate(EXAMPLES)
+    start = run._encoder.get_buffer("adapter_start").clone()
+    for _ in range(40):
+        run.step(EXAMPLES)
+    assert run.evaluate(EXAMPLES) < before
+    assert not any(layer.weight.any() for layer in run._encoder.offsets.values())
+    assert run._encoder.adapter_change.weight.any()
+    assert torch.equal(run._encoder.get_buffer("adapter_start"), start)
+    assert all(table.weight.grad is None for table in BACKBONE.token_tables.values())
 
 
 def test_the_penalty_holds_rows_to_the_class_word() -> None:
@@ -86,11 +102,12 @@ def test_a_resumed_training_ends_with_the_same_bits() -> None:
     assert all(torch.equal(a, b) for a, b in averages)
 
 
-def test_gradients_of_two_workers_average_to_that_of_one() -> None:
+@pytest.mark.parametrize("adapter", [NO_ADAPTER, CAUSAL], ids=["rows", "rows and adapter"])
+def test_gradients_of_two_workers_average_to_that_of_one(adapter: AdapterShape) -> None:
     """What data-parallel training relies on: a concept's draws do not depend on its company."""
 
     def gradient(examples: list[ConceptExample]) -> torch.Tensor:
-        run = trainer(max_grad_norm=1e9, learning_rate=1e-9)
+        run = trainer(adapter=adapter, max_grad_norm=1e9, learning_rate=1e-9)
         run.step(EXAMPLES)
         run.step(examples)
         return torch.cat([parameter.grad.flatten() for parameter in run._encoder.parameters()])  # type: ignore[union-attr]

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from tests.tiny_models import DIM, MAX_LENGTH
+from textual_inversion.adapter_config import AdapterKind
 from textual_inversion.concept import Concept
 from textual_inversion.conditioning import Conditioning
-from textual_inversion.config import AdapterConfig, AdapterKind, InversionConfig, PenaltyConfig
+from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.knowledge import MAX_CAPTIONS, KnowledgePreservation, freeze, read_captions

@@ -21,6 +21,8 @@ from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import task, tiny_config, write_photo
 from tests.tiny_models import tiny_extractor
+from textual_inversion.adapter_config import AdapterShape
+from textual_inversion.adapter_formats import parse_adapter
 from textual_inversion.encoder import ConceptEncoder, EncoderConfig, PhotoFeatures, canonical_order
 from textual_inversion.encoder_file import Doubt, TrainedEncoder, dump_encoder
 from textual_inversion.extractors import ClipExtractor
@@ -28,6 +30,7 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors
 
 CONFIG = EncoderConfig(hidden=16, patch_dim=3, grid_side=2, latent_side=2)
+ADAPTER = {"kind": "causal", "rank": 2, "alpha": 2.0, "targets": ["fc2"]}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,17 @@ def encoder(tiny_backbone: Backbone, clip: str) -> TrainedEncoder:
         extractor_hash=extractor_hash(clip),
         categories=("object",),
     )
+
+
+@pytest.fixture(scope="module")
+def with_adapter(tiny_backbone: Backbone, encoder: TrainedEncoder) -> TrainedEncoder:
+    """An encoder of random weights that makes adapters, too."""
+    torch.manual_seed(0)
+    shape = AdapterShape(kind="causal", rank=2, alpha=2.0, targets=("fc2",))
+    network = ConceptEncoder(CONFIG, encoder.network.sizes, tiny_backbone, shape)
+    torch.nn.init.normal_(network.offsets["clip_l"].weight, std=0.3)
+    torch.nn.init.normal_(network.adapter_change.weight, std=30.0)
+    return replace(encoder, network=network)
 
 
 def learn(
@@ -93,7 +107,7 @@ def test_without_steps_the_encoders_rows_are_published(
     assert "toy" in store.get("report.html").decode()
     features = PhotoFeatures(tiny_backbone, ClipExtractor(clip, "cpu"), CONFIG)
     pictures = canonical_order([Image.open(path).convert("RGB") for path in photos])
-    rows = encoder.rows(features(pictures), class_vectors(one.concept, tiny_backbone))["clip_l"]
+    rows = encoder.embedding("<toy>", features(pictures), class_vectors(one.concept, tiny_backbone)).vectors["clip_l"]
     (published,) = load(data).values()
     word = class_vectors(one.concept, tiny_backbone)["clip_l"]
     assert float((published - rows).norm() / (rows - word).norm()) < 0.05, "but for the file's rounding"
@@ -141,3 +155,60 @@ def test_an_encoder_of_another_model_ends_the_run_before_it_learns(
 ) -> None:
     with pytest.raises(ValueError, match=r"inversion\.init\.encoder = .* trained for another model"):
         learn(tiny_model, clip, tmp_path, replace(encoder, model_hash="0" * 32), [task("toy", photos)])
+
+
+def test_without_steps_the_encoders_adapter_is_published_with_the_rows(
+    tiny_model: Path,
+    tiny_backbone: Backbone,
+    clip: str,
+    photos: tuple[str, ...],
+    tmp_path: Path,
+    with_adapter: TrainedEncoder,
+) -> None:
+    one = task("toy", photos)
+    settings = {"inversion": {"adapter": ADAPTER}}
+    ((record, _),) = learn(tiny_model, clip, tmp_path / "a", with_adapter, [one], **settings)
+    assert (record.start, record.steps) == ("encoder", 0)
+    data = (tmp_path / "a" / record.folder.adapter).read_bytes()
+    assert len(data) == record.files["adapter.safetensors"].bytes
+    features = PhotoFeatures(tiny_backbone, ClipExtractor(clip, "cpu"), CONFIG)
+    pictures = canonical_order([Image.open(path).convert("RGB") for path in photos])
+    made = with_adapter.embedding("<toy>", features(pictures), class_vectors(one.concept, tiny_backbone)).adapter
+    assert made is not None
+    published = parse_adapter(data)
+    assert (published.kind, published.scale) == ("causal", 1.0)
+    for name, (_, up) in published.tensors.items():
+        known = made.tensors[name][1]
+        assert float((up - known).norm() / known.norm()) < 0.05, "but for the file's rounding"
+    others = [task("cat", photos[:1]), one, task("dog", photos[1:])]
+    found = learn(tiny_model, clip, tmp_path / "b", with_adapter, others, actors={"slots": 2}, **settings)
+    assert (tmp_path / "b" / found[1][0].folder.adapter).read_bytes() == data
+
+
+def test_steps_refine_the_encoders_adapter(
+    tiny_model: Path, clip: str, photos: tuple[str, ...], tmp_path: Path, with_adapter: TrainedEncoder
+) -> None:
+    ups = []
+    for steps in (0, 2):
+        output = tmp_path / str(steps)
+        inversion = {"steps": steps, "adapter": ADAPTER | {"learning_rate": 1e-4}}
+        ((record, _),) = learn(tiny_model, clip, output, with_adapter, [task("toy", photos)], inversion=inversion)
+        adapter = parse_adapter((output / record.folder.adapter).read_bytes())
+        ups.append(torch.cat([up.flatten() for _, up in adapter.tensors.values()]))
+    assert 0 < float((ups[1] - ups[0]).abs().max()) < 1e-3
+
+
+def test_encoder_and_run_must_have_equal_adapters(
+    tiny_model: Path,
+    clip: str,
+    photos: tuple[str, ...],
+    tmp_path: Path,
+    encoder: TrainedEncoder,
+    with_adapter: TrainedEncoder,
+) -> None:
+    tasks = [task("toy", photos)]
+    of_none = r"inversion\.init\.encoder = .*encoder\.adapter\.kind = 'none', but inversion\.adapter\.kind is 'causal'"
+    with pytest.raises(ValueError, match=of_none):
+        learn(tiny_model, clip, tmp_path / "a", encoder, tasks, inversion={"adapter": ADAPTER})
+    with pytest.raises(ValueError, match=r"encoder\.adapter\.kind = 'causal', but inversion\.adapter\.kind is 'none'"):
+        learn(tiny_model, clip, tmp_path / "b", with_adapter, tasks)

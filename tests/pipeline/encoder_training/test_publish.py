@@ -23,6 +23,7 @@ from pipeline.ledger.encoder_record import ENCODER
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config, write_manifest
 from tests.tiny_models import tiny_extractor
+from textual_inversion.adapter_config import AdapterShape
 from textual_inversion.encoder_file import load_encoder
 from textual_inversion.encoder_training import ConceptExample, EncoderTrainer
 from textual_inversion.families.base import Backbone
@@ -96,6 +97,11 @@ def test_a_training_starts_from_a_file(config: RunConfig, loop: TrainingLoop, ba
     wider = replace(config, encoder=replace(config.encoder, network=replace(config.encoder.network, hidden=32)))
     with pytest.raises(ValueError, match=r"encoder\.init_from = .* has the shape .*hidden=16"):
         new_network(wider, backbone, data)
+    shape = AdapterShape(kind="causal", rank=1, targets=("fc2",))
+    adapted = replace(config, encoder=replace(config.encoder, adapter=shape))
+    with pytest.raises(ValueError, match=r"encoder\.adapter AdapterShape\(kind='causal'"):
+        new_network(adapted, backbone, data)
+    assert new_network(adapted, backbone, b"").adapter == shape
     with pytest.raises(ValueError, match="trained for another extractor"):
         check_start(data, replace(config, extractor="owner/another"))
 

@@ -15,8 +15,9 @@ from tests.tiny_flux import tiny_flux
 from tests.tiny_models import tiny_latent_diffusion, tiny_stable_diffusion
 from tests.tiny_sd3 import tiny_stable_diffusion_3
 from tests.tiny_sdxl import tiny_stable_diffusion_xl
+from textual_inversion.adapter_config import CROSS_ATTENTION
 from textual_inversion.compile_trial import Pass, compile_checked, pass_results
-from textual_inversion.config import CROSS_ATTENTION, AdapterConfig
+from textual_inversion.config import AdapterConfig
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone, MemorySaving
 
