@@ -15,9 +15,13 @@ export TOKENIZERS_PARALLELISM ?= false
 
 install: $(INSTALLED)  # what runs the pipeline, HEIC photos included; test and check install the rest
 
-demo: $(INSTALLED)
+demo: $(INSTALLED)  # learns in both ways: from words, and from the encoder; then compares
 	$(BIN)/python -m pipeline.run manifests/demo.parquet --prompts manifests/demo_prompts.parquet \
 		--config demo --output output/demo
+	$(BIN)/python -m pipeline.run manifests/demo.parquet --limit 10 --config encoder-fast \
+		--set inversion.augment.flip=false --set preview.steps=50 --output output/demo-encoder
+	$(BIN)/python -m pipeline.compare output/demo output/demo-encoder --output output/both-ways.html
+	$(BIN)/python -m demo.both_ways output/demo output/demo-encoder --output output/both-ways.png
 
 test: $(TOOLS)  # every group runs, and the last lines repeat what failed in each
 	$(BIN)/python .ci/run_tests.py
