@@ -57,7 +57,10 @@ def kept_compilations(address: str, name: str) -> Iterator[None]:
     `address`: folder or URI; empty keeps nothing. `name`: path of the file in it (`file_name`). A file that is damaged,
     cannot be read or cannot be stored is logged and costs time alone. Nothing is stored if the block raises.
     """
-    if not address:
+    is_known = hasattr(torch.compiler, "load_cache_artifacts")
+    if address and not is_known:
+        log.warning("actors.compile_cache needs torch 2.7 or later, so nothing is kept; this is %s", torch.__version__)
+    if not (address and is_known):
         yield
         return
     store = RunStore(address)

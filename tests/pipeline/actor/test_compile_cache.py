@@ -82,6 +82,16 @@ def test_without_a_folder_nothing_is_read_or_kept(monkeypatch: pytest.MonkeyPatc
         pass
 
 
+def test_a_torch_that_cannot_keep_anything_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr(torch.compiler, "load_cache_artifacts")
+    with caplog.at_level(logging.WARNING, "pipeline"), kept_compilations(str(tmp_path), "a"):
+        pass
+    assert "actors.compile_cache needs torch 2.7 or later" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_first_process_stores_and_the_next_loads(tmp_path: Path, torch_compiles: list[bytes]) -> None:
     with kept_compilations(str(tmp_path), "here/a"):
         assert torch_compiles == []
