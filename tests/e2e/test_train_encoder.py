@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from pipeline.store.storage import RunStore
 from tests.faults.processes import descendants, kill
 from tests.pipeline.runs import tiny_toml, write_manifest
 from tests.tiny_models import tiny_extractor
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
@@ -82,26 +85,46 @@ def written_at(path: Path) -> int:
         return 0
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_training_that_is_stopped_and_killed_writes_the_same_encoder(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And a broken photo costs its own concept, which the record and the exit code name."""
-    manifest = write_manifest(tmp_path, list("abcdefgh"))
-    (tmp_path / "photos" / "c-1.png").write_bytes(b"no picture")
-    job = tmp_path / "job.toml"
-    clip = tiny_extractor("clip", tmp_path / "clip")
-    job.write_text(tiny_toml(tiny_model, extractor=str(clip), encoder=ENCODER_SETTINGS, lease_s=0))
+@dataclass(frozen=True)
+class Training:
+    """A training without faults, and the command for another one of the same concepts."""
 
-    def arguments(output: Path) -> list[str]:
+    folder: Path
+
+    @property
+    def calm(self) -> Path:
+        return self.folder / "calm"
+
+    def arguments(self, output: Path) -> list[str]:
+        manifest, job = self.folder / "manifest.parquet", self.folder / "job.toml"
         return [str(manifest), "--output", str(output), "--config", str(job)]
 
-    def train(output: Path) -> int:
-        return train_encoder.main(arguments(output))
+    def train(self, output: Path) -> int:
+        return train_encoder.main(self.arguments(output))
 
-    calm, harried, orphaned = (tmp_path / name for name in ("calm", "harried", "orphaned"))
-    assert train(calm) == FAILED
+    def another(self, name: str) -> Path:
+        """Return an output in which the photos have been read."""
+        shutil.copytree(self.calm / "examples", self.folder / name / "examples")
+        return self.folder / name
+
+
+@pytest.fixture(scope="module")
+def training(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Training:
+    request.getfixturevalue("ray_cluster")
+    folder = tmp_path_factory.mktemp("training")
+    write_manifest(folder, list("abcdefgh"))
+    (folder / "photos" / "c-1.png").write_bytes(b"no picture")
+    clip = tiny_extractor("clip", folder / "clip")
+    settings = tiny_toml(tiny_model, extractor=str(clip), encoder=ENCODER_SETTINGS, lease_s=0)
+    (folder / "job.toml").write_text(settings)
+    found = Training(folder)
+    assert found.train(found.calm) == FAILED
+    return found
+
+
+def test_a_broken_photo_costs_its_own_concept(training: Training) -> None:
+    """The record and the exit code name it."""
+    calm = training.calm
     record = read_record(RunStore(str(calm)))
     assert record is not None
     assert (record.steps, record.trained + len(record.held_out)) == (STEPS, 7)
@@ -111,27 +134,34 @@ def test_a_training_that_is_stopped_and_killed_writes_the_same_encoder(
     assert (calm / record.pictures[0]).exists()
     assert not (calm / CHECKPOINT).exists()
 
-    shutil.copytree(calm / "examples", harried / "examples")
+
+def test_a_training_that_is_stopped_and_loses_its_worker_writes_the_same_encoder(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harried = training.another("harried")
     with monkeypatch.context() as patch:
         patch.setattr(train_encoder, "stopping_on_signals", stopped_at_once)
-        assert train(harried) == STOPPED
+        assert training.train(harried) == STOPPED
     assert not (harried / ENCODER).exists()
     with killing_a_worker(harried / CHECKPOINT) as killed:
-        assert train(harried) == FAILED
+        assert training.train(harried) == FAILED
     assert killed
-    assert (harried / ENCODER).read_bytes() == (calm / ENCODER).read_bytes()
-    resumed = read_record(RunStore(str(harried)))
+    assert (harried / ENCODER).read_bytes() == (training.calm / ENCODER).read_bytes()
+    resumed, calm = (read_record(RunStore(str(output))) for output in (harried, training.calm))
     assert resumed is not None
-    assert resumed.curve == record.curve
+    assert calm is not None
+    assert resumed.curve == calm.curve
     written = (harried / ENCODER).stat().st_mtime_ns
-    assert train(harried) == FAILED  # nothing to do
+    assert training.train(harried) == FAILED  # nothing to do
     assert (harried / ENCODER).stat().st_mtime_ns == written
 
-    shutil.copytree(calm / "examples", orphaned / "examples")
-    kill_the_driver(arguments(orphaned), orphaned / CHECKPOINT)
+
+def test_a_training_whose_driver_is_killed_writes_the_same_encoder(training: Training) -> None:
+    orphaned = training.another("orphaned")
+    kill_the_driver(training.arguments(orphaned), orphaned / CHECKPOINT)
     assert read_record(RunStore(str(orphaned))) is None
-    assert train(orphaned) == FAILED
-    assert (orphaned / ENCODER).read_bytes() == (calm / ENCODER).read_bytes()
+    assert training.train(orphaned) == FAILED
+    assert (orphaned / ENCODER).read_bytes() == (training.calm / ENCODER).read_bytes()
 
 
 @contextmanager
