@@ -25,7 +25,7 @@ from tests.faults.processes import descendants, kill
 from tests.pipeline.runs import tiny_toml, write_manifest
 from tests.tiny_models import tiny_extractor
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # each starts Ray Train several times
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
