@@ -36,10 +36,9 @@ from diffusers.utils.logging import disable_progress_bar
 from benchmarks.timing import Spread, alternate, heading, parse_numbers, say, table
 from pipeline.actor.model_loading import load_model
 from pipeline.bulk.drawer import Drawer
-from pipeline.bulk.generate import METADATA, PLAN, drawing_stage
+from pipeline.bulk.generate import METADATA, PLAN, draw_plan
 from pipeline.bulk.picture_rows import PLAN_SCHEMA
 from pipeline.bulk.rows import put_plan
-from pipeline.bulk.stage import run_stage
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.inputs.models import locate
@@ -240,14 +239,18 @@ def stage_rate(config: RunConfig, rows: list[dict[str, Any]]) -> float:
     """Return pictures a second, without the first part. Raises ValueError if there are too few parts."""
     import ray
 
+    from pipeline.cluster import new_fleet
+
     store = RunStore(config.output)
     put_plan(store, PLAN, iter(rows), PLAN_SCHEMA)
     started = not ray.is_initialized()
     if started:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    fleet = new_fleet(config, 0)
     try:
-        run_stage(config, drawing_stage(config), len(rows), 0)
+        draw_plan(config, len(rows), fleet)
     finally:
+        fleet.dismiss()
         if started:
             ray.shutdown()
     ends = sorted(part.stat().st_mtime for part in (Path(config.output) / METADATA).glob("*.parquet"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,10 +32,11 @@ _NOTICE_EVERY_S = 5.0
 
 
 def new_fleet(config: RunConfig, gpus: float) -> Fleet:
-    """Return the run's fleet, in which no actor has started. Idle actors are kept if concepts may be tried again."""
+    """Return the run's fleet, in which no actor has started. Idle actors are kept if concepts may be tried again or
+    pictures are to be drawn."""
     policy = policy_from_config(config, gpus, living_nodes())
     may_retry = bool(config.extractor and config.gate.ladder)
-    return Fleet(learner_actors(config, gpus), policy, keeps_idle=may_retry)
+    return Fleet(learner_actors(config, gpus), policy, keeps_idle=may_retry or bool(config.generation.prompts))
 
 
 def learner_actors(config: RunConfig, gpus: float) -> Callable[[], LearnerHandle]:
@@ -47,7 +49,7 @@ def learner_actors(config: RunConfig, gpus: float) -> Callable[[], LearnerHandle
     actor_class = ray.remote(
         max_restarts=0,
         max_task_retries=0,
-        num_cpus=config.actors.cpus,
+        num_cpus=cpus_to_reserve(config, living_nodes(), on_gpus=gpus > 0),
         num_gpus=config.actors.gpus if gpus else 0,
     )(model_actor)
     return lambda: actor_class.remote(on_device, partial(_set_up_process, config))
@@ -74,6 +76,18 @@ def actors_in(config: RunConfig, nodes: Sequence[Resources], *, on_gpus: bool) -
     up to no room.
     """
     return max(1, sum(_room(config, node, on_gpus) for node in nodes))
+
+
+def cpus_to_reserve(config: RunConfig, nodes: Sequence[Resources], *, on_gpus: bool) -> float:
+    """Return the cores that Ray reserves for each actor.
+
+    They are those of the settings or, where pictures are drawn in bulk, so few that every node keeps a whole one free:
+    Ray Data's reading, splitting and writing are tasks that need a core each, and would never start beside the actors.
+    """
+    if not config.generation.prompts:
+        return config.actors.cpus
+    shares = [(node["CPU"] - 1) / room for node in nodes if (room := _room(config, node, on_gpus))]
+    return math.floor(1000 * max(0.0, min([config.actors.cpus, *shares]))) / 1000
 
 
 def _room(config: RunConfig, node: Resources, on_gpus: bool) -> int:

@@ -67,7 +67,8 @@ class ActorConfig:
     estimate, does not fit the device's free memory."""
 
     cpus: float = 1.0
-    """CPU cores that Ray reserves for each actor."""
+    """CPU cores that Ray reserves for each actor; a little less on nodes that actors would fill, where pictures are
+    drawn in bulk: Ray Data needs a core beside them."""
 
     gpus: float = 1.0
     """GPUs that Ray reserves for each actor when the device is a GPU; below 1, several actors share one."""

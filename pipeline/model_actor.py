@@ -1,4 +1,4 @@
-"""The actor of a run: one loaded model, which learns by one set of settings after the other.
+"""The actor of a run: one loaded model, which learns by one set of settings after the other, and draws.
 
 This module does not import Ray: the driver makes `ModelActor` an actor class, and tests call it as it is.
 """
@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import pyarrow as pa
 import torch
 
 from pipeline.actor.learner import Learner
 from pipeline.actor.model_loading import LoadedModel
 from pipeline.actor.vitals import Vitals, held_bytes
+from pipeline.bulk.drawer import Drawer
 from pipeline.config import RunConfig
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
@@ -30,9 +33,12 @@ class ModelActor:
 
         Raises ValueError for a model that cannot be used.
         """
-        self._device = config.device
+        self._config = config
         self._model = LoadedModel(config)
         self._learner: Learner | None = None
+        self._drawer: Drawer | None = None
+        self._drawing = ThreadPoolExecutor(1, thread_name_prefix="drawer")
+        """The thread that draws: CUDA graphs belong to the thread that recorded them."""
         self._steps_before = 0
         """Steps of the learners before the present one."""
         self._is_leaving = False
@@ -45,8 +51,9 @@ class ModelActor:
 
         Raises ValueError for settings or files that cannot be used.
         """
+        self._drawer = None
         self._end_learner()
-        self._learner = self.new_learner(replace(config, device=self._device), self._model)
+        self._learner = self.new_learner(replace(config, device=self._config.device), self._model)
         if self._is_leaving:
             self._learner.leave()
         return self._learner.ready()
@@ -60,6 +67,20 @@ class ModelActor:
         if self._learner is None:
             raise ActorBroken("the actor was not told by what settings to learn")
         return await self._learner.learn(task, attempt)
+
+    async def prepare_drawing(self) -> int:
+        """End learning, whose memory drawing may need, and get ready to draw. Return 1, the calls of `draw` that it
+        works on at a time."""
+        self._end_learner()
+        loop = asyncio.get_running_loop()
+        self._drawer = await loop.run_in_executor(self._drawing, Drawer, self._config, self._model)
+        return 1
+
+    async def draw(self, batch: pa.Table) -> pa.Table:
+        """Draw plan rows and store the pictures, see `Drawer`."""
+        if self._drawer is None:
+            raise ActorBroken("the actor was not told to draw")
+        return await asyncio.get_running_loop().run_in_executor(self._drawing, self._drawer, batch)
 
     def progress(self) -> list[ConceptProgress]:
         """Return how far each of its concepts is."""
@@ -97,6 +118,7 @@ class ModelActor:
     def close(self) -> None:
         """End all threads. For an actor that lives in a caller's process; Ray's ends with its own process."""
         self._end_learner()
+        self._drawing.shutdown()
 
     def _end_learner(self) -> None:
         """Close the learner and give the memory of its engine back to the device."""

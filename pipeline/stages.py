@@ -107,11 +107,8 @@ class Run:
         try:
             yield
         finally:
-            self._dismiss_actors()
-
-    def _dismiss_actors(self) -> None:
-        if self._fleet is not None:
-            self._fleet.dismiss()
+            if self._fleet is not None:
+                self._fleet.dismiss()
 
     def can_continue(self) -> bool:
         """Return whether another stage may begin."""
@@ -203,7 +200,6 @@ class Run:
         if self.stats.is_stopped:
             return
         gpus, cpus = connect(self._config)
-        self._dismiss_actors()  # those that draw need their devices
         from ray.exceptions import RayError
 
         from pipeline.bulk.generate import generate_images
@@ -216,7 +212,7 @@ class Run:
         began = time.monotonic()
         with handling_signals(signal.default_int_handler):
             try:
-                counts = generate_images(self._config, learned, prompts, gpus, stats.until)
+                counts = generate_images(self._config, learned, prompts, self._connected_fleet(gpus), stats.until)
             except DeadlinePassed:
                 stats.is_late = True
                 return

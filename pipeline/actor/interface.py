@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ParamSpec, Protocol
 
+import pyarrow as pa
+
 from pipeline.config import RunConfig
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
@@ -28,6 +30,14 @@ class LearnerActor(Protocol):
         is not what the task's fingerprint says, and RunAborted when it cannot serve this run at all, as for a task of
         other settings than it was prepared for. Any other exception counts as a bug of its code.
         """
+        ...
+
+    async def prepare_drawing(self) -> int:
+        """Get ready to draw in bulk in place of learning, and return how many calls of `draw` it works on at a time."""
+        ...
+
+    async def draw(self, batch: pa.Table) -> pa.Table:
+        """Draw the pictures of plan rows and store them; return a row for each, in the same order."""
         ...
 
     def progress(self) -> list[ConceptProgress]:
@@ -60,6 +70,12 @@ class LearnerHandle(Protocol):
 
     @property
     def learn(self) -> RemoteMethod[[ConceptTask, int]]: ...
+
+    @property
+    def prepare_drawing(self) -> RemoteMethod[[]]: ...
+
+    @property
+    def draw(self) -> RemoteMethod[[pa.Table]]: ...
 
     @property
     def progress(self) -> RemoteMethod[[]]: ...

@@ -41,11 +41,28 @@ class DeathCounter:
         self._attempts.pop(row_id, None)
 
 
-def new_counter() -> ActorHandle[Any]:
-    """Start a counter on the driver's node, whose loss ends the stage anyway."""
+def on_this_node(actor_class: type) -> ActorHandle[Any]:
+    """Start an actor that holds no core on the driver's node, whose loss ends the stage anyway."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    counter: ActorHandle[Any] = ray.remote(num_cpus=0, scheduling_strategy=here)(DeathCounter).remote()
-    return counter
+    actor: ActorHandle[Any] = ray.remote(num_cpus=0, scheduling_strategy=here)(actor_class).remote()
+    return actor
+
+
+def too_many_deaths(num_deaths: int) -> str:
+    """Return why a stage ends whose actors have died so often."""
+    return (
+        f"the stage's actors have died {num_deaths} times; see the logs of Ray's workers for the cause, most often a "
+        "lack of memory"
+    )
+
+
+def rows_that_kill(batch: pa.Table, attempts: int) -> RuntimeError:
+    """Return the error that ends a stage when as many actors died of the same rows."""
+    first, last = (batch["row_id"][place].as_py() for place in (0, -1))
+    return RuntimeError(
+        f"rows {first} to {last} were given to an actor {attempts} times, and each time it died; one of them may kill "
+        "it"
+    )
 
 
 class BoundedWorker:
@@ -58,10 +75,7 @@ class BoundedWorker:
         """
         starts = ray.get(counter.start.remote())
         if starts > max_starts:
-            raise RuntimeError(
-                f"the stage's actors have died {starts - 1} times; see the logs of Ray's workers for the cause, most "
-                "often a lack of memory"
-            )
+            raise RuntimeError(too_many_deaths(starts - 1))
         make: Callable[[RunConfig], Callable[[pa.Table], pa.Table]] = ray.cloudpickle.loads(worker)
         self._worker = make(config)
         self._counter = counter
@@ -73,11 +87,7 @@ class BoundedWorker:
         first = batch["row_id"][0].as_py()
         attempts = ray.get(self._counter.begin.remote(first))
         if attempts > CALL_ATTEMPTS:
-            last = batch["row_id"][-1].as_py()
-            raise RuntimeError(
-                f"rows {first} to {last} were given to an actor {attempts - 1} times, and each time it died; one of "
-                "them may kill it"
-            )
+            raise rows_that_kill(batch, attempts - 1)
         result = self._worker(batch)
         ray.get(self._counter.end.remote(first))
         return result

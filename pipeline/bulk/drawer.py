@@ -1,4 +1,4 @@
-"""The actor that draws bulk pictures from plan rows.
+"""Draw bulk pictures from plan rows.
 
 It writes every picture itself, under a key made of all that the picture depends on, so that drawing it again overwrites
 the same bytes. A row that cannot be drawn becomes a metadata row with the error; the other rows of its block are drawn.
@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline.actor.failures import logged_as_bug
 from pipeline.actor.library import read_result
 from pipeline.actor.memory_plan import fit_drawing
-from pipeline.actor.model_loading import load_model
+from pipeline.actor.model_loading import LoadedModel
 from pipeline.actor.publish import to_png
 from pipeline.actor.tuning import compile_where_wanted, drawing_passes
 from pipeline.bulk.negatives import NegativeConcepts
@@ -59,10 +59,11 @@ class _Job:
 class Drawer:
     """One model on one device that draws batches of plan rows."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, model: LoadedModel | None = None) -> None:
+        """Get ready to draw. `model` is the run's, with which nothing is learned meanwhile; None loads it."""
         self._config = config
         self._store = RunStore(config.output)
-        self._backbone = load_model(config)
+        self._backbone = (LoadedModel(config) if model is None else model).backbone
         fit_drawing(self._backbone, config, config.generation.sampling)
         passes = drawing_passes(self._backbone, config.generation.sampling, config.inversion.adapter)
         compile_where_wanted(self._backbone, config, passes)

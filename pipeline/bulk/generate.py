@@ -8,12 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from pipeline.bulk.drawer import Drawer
+from ray.actor import ActorHandle
+
+from pipeline.bulk.lending import Borrower, lending
 from pipeline.bulk.picture_rows import PLAN_SCHEMA, plan_rows
 from pipeline.bulk.rows import done_row_ids, first_errors, plan_missing
 from pipeline.bulk.stage import Stage, run_stage
 from pipeline.config import RunConfig
+from pipeline.fleet import Fleet
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.records import ConceptRecord
 from pipeline.store.storage import RunStore
@@ -36,11 +41,15 @@ class ImageCounts:
 
 
 def generate_images(
-    config: RunConfig, records: Iterable[ConceptRecord], prompts: Sequence[Prompt], gpus: float, until: float = math.inf
+    config: RunConfig,
+    records: Iterable[ConceptRecord],
+    prompts: Sequence[Prompt],
+    fleet: Fleet,
+    until: float = math.inf,
 ) -> ImageCounts:
     """Draw every prompt with every concept of `records`, except the pictures that are drawn already.
 
-    `gpus` is the cluster's number; with 0 the actors draw on CPUs. Raises Ray's errors when the stage cannot go on, and
+    The fleet's actors draw; none is started where there is nothing to draw. Raises what `run_stage` does, and
     DeadlinePassed if it has something to draw at `until`, in seconds since 1970; the next run keeps what is written by
     then.
     """
@@ -49,7 +58,7 @@ def generate_images(
     rows = plan_missing(store, PLAN, plan_rows(config, records, prompts), PLAN_SCHEMA, done)
     if rows.missing:
         with interrupting(until):
-            run_stage(config, drawing_stage(config), len(rows.missing), gpus)
+            draw_plan(config, len(rows.missing), fleet)
         done = done_row_ids(store, METADATA)
     failed = [each for each in rows.missing if each not in done]
     return ImageCounts(
@@ -60,13 +69,19 @@ def generate_images(
     )
 
 
-def drawing_stage(config: RunConfig) -> Stage:
-    """Return the drawing of bulk pictures as a stage."""
+def draw_plan(config: RunConfig, num_rows: int, fleet: Fleet) -> None:
+    """Draw all rows of the plan. Raises what `run_stage` does."""
+    num_calls = math.ceil(num_rows / config.generation.sampling.batch_size)
+    with lending(fleet, min(fleet.max_actors(), num_calls)) as desk:
+        run_stage(config, _stage(config, desk), num_rows, 0, fleet)
+
+
+def _stage(config: RunConfig, desk: ActorHandle[Any]) -> Stage:
     return Stage(
         name="drawing",
         plan=PLAN,
         results=METADATA,
-        worker=Drawer,
+        worker=partial(Borrower, desk),
         rows_per_call=config.generation.sampling.batch_size,
         rows_per_part=config.generation.rows_per_part,
         calls_at_once=_BATCHES_PER_CALL,

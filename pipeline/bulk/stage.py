@@ -1,14 +1,17 @@
-"""One pass of Ray Data over a run: rows of a Parquet plan -> rows of results, made by actors that hold a model."""
+"""One pass of Ray Data over a run: rows of a Parquet plan -> rows of results, made by workers that hold
+a model or borrow an actor that does."""
 
 from __future__ import annotations
 
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -19,9 +22,15 @@ from pipeline.report.progress import Progress
 from pipeline.store.addresses import filesystem_for_workers
 from pipeline.store.storage import RunStore
 
+if TYPE_CHECKING:
+    from pipeline.fleet import Fleet
+
 log = logging.getLogger(__name__)
 
 _COUNT_EVERY_S = 5.0
+
+_FREE_CORE_S = 10.0
+"""Longest wait for a free core before Ray Data begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +47,7 @@ class Stage:
     """Folder of the results, a path in the run's output."""
 
     worker: Callable[[RunConfig], Callable[[pa.Table], pa.Table]]
-    """Class of the actors: made once with the configuration, then called with one batch of plan rows after another."""
+    """Class of the workers: made once with the configuration, then called with one batch of plan rows after another."""
 
     rows_per_call: int
 
@@ -93,16 +102,17 @@ def cpus_for_actor(node_cpus: Sequence[float], num_actors: int) -> float:
     return min(0.5, max(0.0, sum(node_cpus) - num_nodes) / num_actors)
 
 
-def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> None:
+def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float, fleet: Fleet | None = None) -> None:
     """Read the plan, work on its rows and write the results, as one Ray Data pipeline.
 
-    `gpus` is the cluster's number; with 0 the actors work on CPUs. Raises Ray's errors when the stage cannot go on, and
-    ClusterLost if no actor of it starts, or none is left, for as long as `actor_wait.ActorWait` allows.
+    `gpus` is the cluster's number; with 0 the workers work on CPUs. `fleet` has the actors that the workers borrow, and
+    which alone hold cores and devices. Raises Ray's errors when the stage cannot go on, and ClusterLost if no actor
+    starts, or none is left, for as long as `actor_wait.ActorWait` allows.
     """
     import ray  # here, because planning and reading results need no Ray
 
     from pipeline.actor_wait import ActorWait, ending_without_actors, living_nodes, num_alive
-    from pipeline.bulk.deaths import STARTS_PER_ACTOR, BoundedWorker, new_counter
+    from pipeline.bulk.deaths import STARTS_PER_ACTOR, BoundedWorker, DeathCounter, on_this_node
 
     store = RunStore(config.output)
     plan_filesystem, plan_path = filesystem_for_workers(store.uri(stage.plan))
@@ -110,43 +120,53 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float) -> No
     sizes = stage_sizes(
         stage,
         num_rows,
-        actors_asked=config.actors.count,
+        actors_asked=fleet.max_actors() if fleet else config.actors.count,
         gpus=gpus,
         cpus=ray.cluster_resources().get("CPU", 1),
         node_cpus=[node.get("CPU", 0.0) for node in living_nodes()],
     )
     worker_config = replace(config, device="cuda" if gpus else "cpu")
-    bounds = (ray.cloudpickle.dumps(stage.worker), new_counter(), STARTS_PER_ACTOR * sizes.num_actors)
+    bounds = (ray.cloudpickle.dumps(stage.worker), on_this_node(DeathCounter), STARTS_PER_ACTOR * sizes.num_actors)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the bars write twenty lines every ten seconds into a job's log
     context.use_datasource_v2 = False  # v2 starts 32 actors, each in need of a core, to read the plan files' footers
-    needs = {"CPU": sizes.cpus_per_actor, "GPU": config.actors.gpus if gpus else 0}
-    wait = ActorWait(needs, config.actors.start_s)
+    num_cpus = 0.0 if fleet else sizes.cpus_per_actor
+    num_gpus = config.actors.gpus if gpus and not fleet else 0
+    wait = ActorWait(fleet.policy.needs if fleet else {"CPU": num_cpus, "GPU": num_gpus}, config.actors.start_s)
+    num_ready = (lambda: len(fleet.ready())) if fleet else partial(num_alive, BoundedWorker.__name__)
     with (
         quiet_ray_data(),
         _progress_lines(store, stage, num_rows, sizes.rows_per_block, config.log_format),
-        ending_without_actors(wait, partial(num_alive, BoundedWorker.__name__)),
+        ending_without_actors(wait, num_ready),
     ):
+        plan = ray.data.read_parquet(
+            plan_path, filesystem=plan_filesystem, num_cpus=num_cpus, override_num_blocks=sizes.plan_parts
+        )
+        _await_free_core()
         (
-            ray.data.read_parquet(
-                plan_path,
-                filesystem=plan_filesystem,
-                num_cpus=min(1, sizes.cpus_per_actor),
-                override_num_blocks=sizes.plan_parts,
-            )
-            .repartition(target_num_rows_per_block=sizes.rows_per_block)
+            plan.repartition(target_num_rows_per_block=sizes.rows_per_block)
             .map_batches(
                 BoundedWorker,
                 batch_size=sizes.rows_per_batch,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=sizes.num_actors),
                 fn_constructor_args=[worker_config, *bounds],
-                num_cpus=sizes.cpus_per_actor,
-                num_gpus=config.actors.gpus if gpus else None,
+                num_cpus=num_cpus,
+                num_gpus=num_gpus or None,
                 udf_modifying_row_count=False,
             )
             .write_parquet(results_path, filesystem=results_filesystem)
         )
+
+
+def _await_free_core() -> None:
+    """Wait until a core is free, for `_FREE_CORE_S` at most. Ray Data warns that it may hang where none is when it
+    begins; its own tasks, which have just read the plan's footers, may hold the last one for a moment."""
+    import ray
+
+    until = time.monotonic() + _FREE_CORE_S
+    while not ray.available_resources().get("CPU") and time.monotonic() < until:
+        time.sleep(0.1)
 
 
 @contextmanager

@@ -24,8 +24,6 @@ from pipeline.actor.checkpoints import Checkpoints
 from pipeline.actor.job import Job
 from pipeline.actor.learner import Learner
 from pipeline.actor.model_loading import LoadedModel
-from pipeline.bulk import generate
-from pipeline.bulk.drawer import Drawer
 from pipeline.config import RunConfig
 from pipeline.model_actor import ModelActor
 from pipeline.store.storage import RunStore
@@ -69,8 +67,8 @@ def _note(what: str) -> Path:
 
 
 class CpuActor(ModelActor):
-    """An actor that reserves a GPU and works on the CPU. It notes on which node it loads the model, and learns slowly
-    on a node for which a file `slow.<node>` exists."""
+    """An actor that reserves a GPU and works on the CPU. It notes on which node it loads the model and is to draw,
+    counts its calls to draw in that note, and learns slowly on a node for which a file `slow.<node>` exists."""
 
     def __init__(self, config: RunConfig, on_ready: Callable[[ModelActor], None] | None = None) -> None:
         self._loaded = _note("load")
@@ -80,6 +78,18 @@ class CpuActor(ModelActor):
         slow = self._loaded.with_name(f"slow.{ray.get_runtime_context().get_node_id()}")
         learner.Checkpoints = partial(SlowCheckpoints, slow=slow)  # type: ignore[assignment,misc]
         return super().new_learner(config, model)
+
+    async def prepare_drawing(self) -> int:
+        """Wait until an actor on another node is to draw, too."""
+        self._drawn = _note("draw")
+        while len(list(self._drawn.parent.glob("draw.*"))) < 2:
+            await asyncio.sleep(0.1)
+        return await super().prepare_drawing()
+
+    async def draw(self, batch: pa.Table) -> pa.Table:
+        with self._drawn.open("a") as calls:
+            calls.write("x")
+        return await super().draw(batch)
 
 
 class SlowCheckpoints(Checkpoints):
@@ -95,25 +105,7 @@ class SlowCheckpoints(Checkpoints):
             time.sleep(1)
 
 
-class CpuDrawer(Drawer):
-    """A drawer that reserves a GPU and works on the CPU. It starts when a drawer on another node exists, too, and
-    counts its calls in its note."""
-
-    def __init__(self, config: RunConfig) -> None:
-        super().__init__(dataclasses.replace(config, device="cpu"))
-        self._calls = _note("draw")
-        deadline = time.monotonic() + 120
-        while len(list(self._calls.parent.glob("draw.*"))) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        with self._calls.open("a") as calls:
-            calls.write("x")
-        return super().__call__(batch)
-
-
 def run_command() -> None:
     """Run `python -m pipeline.run` with these actors."""
     cluster.ModelActor = CpuActor  # type: ignore[misc]
-    generate.Drawer = CpuDrawer  # type: ignore[misc]
     sys.exit(run.main())

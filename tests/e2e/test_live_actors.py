@@ -19,11 +19,19 @@ from tests.pipeline.runs import tiny_toml, write_manifest
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
+def loads(output: Path) -> Counter[str]:
+    """Models loaded, by process."""
+    return Counter(notes_of(str(output)).read_text().split())
+
+
 def test_a_run_loads_the_model_once_an_actor(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """It learns, tries again by two rules and draws; a later run only draws."""
     monkeypatch.setattr(cluster, "ModelActor", NotingActor)
-    manifest, output = write_manifest(tmp_path, [f"c{number}" for number in range(4)]), str(tmp_path / "out")
+    manifest, output = write_manifest(tmp_path, [f"c{number}" for number in range(4)]), tmp_path / "out"
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a photo of a {}\na {} in snow\n")
     (tmp_path / "job.toml").write_text(
         tiny_toml(
             tiny_model,
@@ -33,10 +41,21 @@ def test_a_run_loads_the_model_once_an_actor(
             actors={"count": 2},
         )
     )
-    assert main([str(manifest), "--config", str(tmp_path / "job.toml"), "--output", output]) == OK
-    assert "4 learned" in capsys.readouterr().out
-    records = [record for record in load_records(RunStore(output)) if record.tries]
+    command = [str(manifest), "--config", str(tmp_path / "job.toml"), "--output", str(output)]
+    assert main([*command, "--prompts", str(prompts)]) == OK
+    said = capfd.readouterr()
+    assert "4 learned" in said.out
+    assert "pictures: 8 drawn, 0 done before, 0 failed" in said.out
+    assert "WARNING" not in said.err
+    records = [record for record in load_records(RunStore(str(output))) if record.tries]
     assert [[each.rung for each in record.tries] for record in records] == [["", "seed", "steps*2"]] * 4
-    loads = Counter(notes_of(output).read_text().split())
-    assert set(loads.values()) == {1}
-    assert 1 <= len(loads) <= 2
+    assert set(loads(output).values()) == {1}
+    assert 1 <= len(loads(output)) <= 2
+
+    before = loads(output)
+    prompts.write_text("a {} on Mars\n")
+    assert main([*command, "--prompts", str(prompts)]) == OK
+    assert "pictures: 4 drawn" in capfd.readouterr().out
+    later = loads(output) - before
+    assert len(later) == 1  # four pictures make one batch
+    assert set(later.values()) == {1}

@@ -26,9 +26,10 @@ from tests.pipeline.runs import tiny_toml, write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.own_cluster, pytest.mark.timeout(900)]
 
-CONCEPTS, KILLS = 6, 3
-DRAWING = "ray::MapWorker(MapBatches(BoundedWorker)).submit"
-"""How Ray names a worker that is at it, and not just starting."""
+CONCEPTS = 6
+ACTOR, BORROWER = "ray::ModelActor", "ray::MapWorker(MapBatches(BoundedWorker)).submit"
+"""How Ray names an actor that draws, and a worker of Ray Data that has borrowed one."""
+KILLED = (ACTOR, BORROWER, ACTOR)
 PROMPTS = [
     f"a {kind} of {article} {{}}" for kind in ("photo", "rendering", "painting") for article in ("a", "the", "one")
 ]
@@ -72,15 +73,14 @@ def test_pictures(tiny_model: Path, tmp_path: Path) -> None:
     with two_nodes() as (cluster, nodes):
         night = Night(cluster, nodes, command, output, pause_s=0.4)
         night.start()
-        for number in range(KILLS + 1):
+        for title in KILLED:
             night.await_change(drawn)
-            if number == 3:
-                night.kill_driver()
-                night.start()
-            else:
-                night.kill_oldest(DRAWING)
+            night.kill_oldest(title)
+        night.await_change(drawn)
+        night.kill_driver()
+        night.start()
         said = night.end()
-    assert night.kills == KILLS
+    assert night.kills == len(KILLED)
     assert f"0 learned, {CONCEPTS} done before" in said
     assert " 0 failed" in next(line for line in said.splitlines() if line.startswith("pictures:"))
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import ActorCapacity, is_leaving, learner_actors, policy_from_config, watch_for_notice
+from pipeline.cluster import (
+    ActorCapacity,
+    cpus_to_reserve,
+    is_leaving,
+    learner_actors,
+    policy_from_config,
+    watch_for_notice,
+)
 from pipeline.config_file import parse_config
 
 
@@ -42,10 +49,33 @@ def test_actors_take_a_gpu_where_there_are_any(
     options: dict[str, Any] = {}
     started: list[Any] = []
     stand_in = SimpleNamespace(remote=lambda config, _on_ready: started.append(config))
+    monkeypatch.setattr("pipeline.cluster.living_nodes", lambda: [{"GPU": gpus, "CPU": 16.0}])
     monkeypatch.setattr("pipeline.cluster.ray.remote", lambda **given: options.update(given) or (lambda _: stand_in))
     learner_actors(parse_config({"actors": {"gpus": 0.5, "cpus": 2}}), gpus)()
     assert options == {"max_restarts": 0, "max_task_retries": 0, "num_cpus": 2, "num_gpus": reserved}
     assert started[0].device == device
+
+
+@pytest.mark.parametrize(
+    ("actor_settings", "nodes", "expected"),
+    [
+        ({}, [(0, 2)], 0.5),
+        ({}, [(0, 1)], 0.0),
+        ({}, [(0, 16), (0, 4)], 0.75),
+        ({}, [(0, 0), (0, 3)], 0.666),
+        ({}, [(1, 16), (0, 0)], 1.0),
+        ({"cpus": 4}, [(4, 16)], 3.75),
+        ({}, [], 1.0),
+    ],
+)
+def test_actors_of_a_run_that_draws_leave_a_core_of_every_node_free(
+    actor_settings: dict[str, float], nodes: list[tuple[int, int]], expected: float
+) -> None:
+    there = [{"GPU": gpus, "CPU": cpus} for gpus, cpus in nodes]
+    on_gpus = any(gpus for gpus, _ in nodes)
+    for prompts, reserved in (("prompts.txt", expected), ("", actor_settings.get("cpus", 1.0))):
+        config = parse_config({"actors": actor_settings, "generation": {"prompts": prompts}})
+        assert cpus_to_reserve(config, there, on_gpus=on_gpus) == reserved
 
 
 def test_nodes_that_join_are_seen_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline.actor import model_loading
 from pipeline.actor.learner import Learner
+from pipeline.bulk.drawer import Drawer
+from pipeline.bulk.picture_rows import PLAN_SCHEMA, plan_rows
 from pipeline.config import RunConfig
 from pipeline.inputs.manifest import read_manifest
+from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.plan import ConceptTask
 from pipeline.model_actor import ModelActor
 from pipeline.stages import make_plan
@@ -106,18 +111,43 @@ def test_an_actor_with_notice_begins_nothing_by_any_settings(config: RunConfig, 
     asyncio.run(take_back())
 
 
-def test_draining_waits_for_what_is_learned(config: RunConfig, actor: ModelActor) -> None:
+def test_draining_saves_what_is_learned(config: RunConfig, actor: ModelActor) -> None:
     asyncio.run(actor.drain(600))  # there is nothing to wait for
-    actor.prepare(config)
-    one = planned(config)
+    endless = replace(config, inversion=replace(config.inversion, steps=100_000))
+    actor.prepare(endless)
+    one = planned(endless)
 
-    async def stop() -> bool:
-        call = asyncio.create_task(actor.learn(one, 1))
-        while not actor.progress():
+    async def stop() -> None:
+        asyncio.create_task(actor.learn(one, 1)).add_done_callback(lambda call: call.cancelled() or call.exception())
+        while not actor.vitals().slots_used:
             await asyncio.sleep(0.01)
+        assert [each.concept_id for each in actor.progress()] == ["toy"]
         await actor.drain(600)
-        return call.done()
 
-    is_done = asyncio.run(stop())
-    store = RunStore(config.output)
-    assert store.exists(one.folder.record if is_done else one.folder.checkpoint)
+    asyncio.run(stop())
+    assert RunStore(config.output).exists(one.folder.checkpoint)
+
+
+def test_an_actor_draws_with_the_model_that_it_has_learned_with(
+    config: RunConfig, loads: list[str], actor: ModelActor, tmp_path: Path
+) -> None:
+    actor.prepare(config)
+    record = asyncio.run(actor.learn(planned(config), 1))
+    prompts = [Prompt("a photo of a {}"), Prompt("a {} in snow")]
+    batch = pa.Table.from_pylist(list(plan_rows(config, [record], prompts)), PLAN_SCHEMA)
+    with pytest.raises(ActorBroken, match="not told to draw"):
+        asyncio.run(actor.draw(batch))
+
+    async def draw() -> pa.Table:
+        assert await actor.prepare_drawing() == 1
+        assert actor.vitals().slots == 0  # nothing is learned meanwhile
+        return await actor.draw(batch)
+
+    drawn = asyncio.run(draw())
+    assert drawn["status"].to_pylist() == ["ok", "ok"]
+    assert len(loads) == 1
+    shutil.copytree(config.output, tmp_path / "alone")
+    alone = Drawer(replace(config, output=str(tmp_path / "alone")))(batch)
+    assert drawn["sha256"] == alone["sha256"]
+    actor.prepare(changed(config))
+    assert asyncio.run(actor.learn(planned(changed(config)), 1)).status == "done"

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
 
 from pipeline.config import RunConfig
-from pipeline.stages import connect, stopping_on_signals
+from pipeline.stages import connect
 
 
 def test_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="memory://"):
         connect(RunConfig(output="memory://out"))
-
-
-def test_the_first_signal_stops_and_the_second_interrupts() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with stopping_on_signals() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.is_set()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before

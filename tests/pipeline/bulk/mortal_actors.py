@@ -1,0 +1,35 @@
+"""Actors that draw nothing, and die as their rows say. The module imports little, so that they start fast."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+
+
+class Mortal:
+    """An actor that is killed by rows named `once-...` the first time that any sees them, and by `always` each time."""
+
+    def __init__(self, notes: str) -> None:
+        self._notes = Path(notes)
+        if (self._notes / "no-start").exists():
+            raise ValueError("the model is not where it should be")
+        (self._notes / f"start.{os.getpid()}").touch()
+
+    async def prepare_drawing(self) -> int:
+        return 1
+
+    async def notice(self) -> None:
+        await asyncio.Event().wait()
+
+    async def draw(self, batch: pa.Table) -> pa.Table:
+        for name in batch["row_id"].to_pylist():
+            died = self._notes / f"died.{name}"
+            if name == "always" or (name.startswith("once") and not died.exists()):
+                with died.open("a") as file:
+                    file.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+        return batch.append_column("status", pa.array(["ok"] * len(batch)))
