@@ -55,7 +55,7 @@ def main() -> None:
     sheet = Image.new("RGB", (COLUMNS * (width + 5 * GAP_PX), lines * height), "white")
     for i, each in enumerate(strips):
         sheet.paste(each, (i // lines * (width + 5 * GAP_PX), i % lines * height))
-    sheet.save(HERE / "result.webp", quality=80, method=6)
+    sheet.save(HERE / "result.webp", quality=60, method=6)
 
 
 if __name__ == "__main__":
