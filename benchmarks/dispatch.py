@@ -54,6 +54,7 @@ class Planning:
     """Time and memory of planning once."""
 
     seconds: float
+    cpu_seconds: float
     peak_mb: float
     """Peak memory of the process."""
     added_mb: float
@@ -76,11 +77,14 @@ def main(arguments: list[str] | None = None) -> int:
         if options.concepts:
             say(f"{options.concepts} concepts of {sum(FILES.values()):,} bytes, {options.repetitions} repetitions\n\n")
             say(
-                table(["actor", "calls in flight an actor", "concepts/s"], measure_dispatch(options, Path(folder)))
+                table(
+                    ["actor", "calls in flight an actor", "concepts/s", "driver's CPU µs a concept"],
+                    measure_dispatch(options, Path(folder)),
+                )
                 + "\n"
             )
         if options.rows:
-            titles = ["manifest rows", "photos", "s to plan", "rows/s", "peak MB", "of them for the plan"]
+            titles = ["manifest rows", "photos", "s to plan", "CPU s", "rows/s", "peak MB", "of them for the plan"]
             say(table(titles, measure_planning(options, Path(folder))))
     return 0
 
@@ -124,7 +128,7 @@ def measure_dispatch(options: argparse.Namespace, folder: Path) -> list[list[obj
 
     manifest = write_manifest(folder / "dispatch", options.concepts)
     tasks = list(Plan("no settings", set(), known).tasks(read_manifest(str(manifest))))
-    works: dict[str, Callable[[], float]] = {}
+    works: dict[str, Callable[[], tuple[float, float]]] = {}
     for capacity in options.capacities:
         for kind in ("empty", "storing"):
             works[f"{kind} {capacity}"] = lambda kind=kind, capacity=capacity: rate(
@@ -138,11 +142,11 @@ def measure_dispatch(options: argparse.Namespace, folder: Path) -> list[list[obj
     finally:
         if started:
             ray.shutdown()
-    return [[*name.split(), Spread.of(each)] for name, each in rates.items()]
+    return [[*name.split(), *map(Spread.of, zip(*each, strict=True))] for name, each in rates.items()]
 
 
-def rate(tasks: list[ConceptTask], actors: int, capacity: int, output: str) -> float:
-    """Return concepts a second, measured after the first fifth."""
+def rate(tasks: list[ConceptTask], actors: int, capacity: int, output: str) -> tuple[float, float]:
+    """Return concepts a second and the driver's CPU time for one in µs, measured after the first fifth."""
     import ray
 
     from pipeline.config import RunConfig
@@ -157,7 +161,9 @@ def rate(tasks: list[ConceptTask], actors: int, capacity: int, output: str) -> f
     if len(times) < len(tasks):
         raise ValueError(f"{len(times)} records for {len(tasks)} concepts")
     first = len(times) // 5
-    return (len(times) - 1 - first) / (times[-1] - times[first])
+    count = len(times) - 1 - first
+    seconds, cpu_seconds = (end - begin for begin, end in zip(times[first], times[-1], strict=True))
+    return count / seconds, 1e6 * cpu_seconds / count
 
 
 # Planning
@@ -174,21 +180,23 @@ def measure_planning(options: argparse.Namespace, folder: Path) -> Iterable[list
                 continue
             with ProcessPoolExecutor(1, spawn) as pool:
                 plan = pool.submit(plan_once, str(manifest), rows, photos == "hashed").result()
-            found.append([f"{rows:,}", photos, plan.seconds, rows / plan.seconds, plan.peak_mb, plan.added_mb])
+            found.append(
+                [f"{rows:,}", photos, plan.seconds, plan.cpu_seconds, rows / plan.seconds, plan.peak_mb, plan.added_mb]
+            )
     return found
 
 
 def plan_once(manifest: str, rows: int, hashed: bool) -> Planning:
     """Plan a manifest in this process, and measure its time and memory."""
     before = peak_mb()
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     plan = Plan("no settings", set(), content_hashes if hashed else known)
     for _ in plan.tasks(read_manifest(manifest)):
         pass
-    seconds = time.perf_counter() - began
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     if plan.num_todo != rows:
         raise ValueError(f"{plan.num_todo} of {rows} rows to do; first bad row: {plan.bad[:1]}")
-    return Planning(seconds, peak_mb(), peak_mb() - before)
+    return Planning(seconds, cpu_seconds, peak_mb(), peak_mb() - before)
 
 
 def known(uris: Iterable[str]) -> dict[str, Any]:
