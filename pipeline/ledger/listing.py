@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 
 
 class ConceptListing:
-    """Records, failures and sizes of files under `concepts/`. A concept takes some 600 bytes of memory."""
+    """Records, failures and sizes of files under `concepts/`. A concept takes less than 1 KB of memory."""
 
     def __init__(self, objects: Iterable[StoredObject] = ()) -> None:
         """Take in the objects of `RunStore.scan_objects("concepts")`."""

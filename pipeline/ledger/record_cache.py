@@ -1,7 +1,7 @@
 """The contents of records as parts hold them (`record_parts.py`): with them, resuming on an object store does not read
 each record.
 
-The contents lie in a temporary file, and what is in memory takes some 60 bytes a record.
+The contents lie in a temporary file, and what is in memory takes some 70 bytes a record.
 """
 
 from __future__ import annotations
