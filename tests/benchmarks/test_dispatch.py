@@ -11,6 +11,7 @@ import pytest
 from benchmarks import dispatch
 from benchmarks.dispatch import engine_share, known, plan_once, write_manifest
 from benchmarks.stand_ins import FILES, NoLearning
+from pipeline.config import RunConfig
 from pipeline.ledger.done import find_done
 from pipeline.ledger.records import load_records
 from pipeline.store.storage import RunStore
@@ -31,7 +32,7 @@ def test_planning_a_made_up_manifest(tmp_path: Path) -> None:
 def test_a_stand_in_leaves_what_a_concept_leaves(tmp_path: Path) -> None:
     actor = NoLearning(3, str(tmp_path))
     record = asyncio.run(actor.learn(task("k"), 1))
-    assert (actor.ready(), record.status) == (3, "done")
+    assert (actor.prepare(RunConfig()), record.status) == (3, "done")
     store = RunStore(str(tmp_path))
     assert find_done(store).fingerprints == {b"f-k"}
     assert [each.concept_id for each in load_records(store)] == ["k"]
