@@ -28,7 +28,7 @@ _CONTENTS = re.compile(r"<Contents>.*?</Contents>", re.DOTALL)
 _FIELDS = {
     "Key": re.compile(r"<Key>(.*?)</Key>", re.DOTALL),
     "Size": re.compile(r"<Size>(\d+)</Size>"),
-    "ETag": re.compile(r"<ETag>(?:&quot;|\")?([^<]*?)(?:&quot;|\")?</ETag>"),
+    "ETag": re.compile(r"<ETag>(?:&quot;|&#34;|\")?([^<]*?)(?:&quot;|&#34;|\")?</ETag>"),
     "LastModified": re.compile(r"<LastModified>([^<]*)</LastModified>"),
 }
 _QUOTES = {"&quot;": '"', "&apos;": "'"}
@@ -135,6 +135,8 @@ def _read_contents(response_dict: dict[str, Any], customized_response_dict: dict
     columns = {name: field.findall(body) for name, field in _FIELDS.items()}
     if not num_objects or "<![CDATA[" in body or any(len(values) != num_objects for values in columns.values()):
         return
+    if any("&#" in value for name in ("Key", "ETag") for value in columns[name]):
+        return  # the client reads characters that are given by their numbers
     columns["Key"] = [unescape(key, _QUOTES) if "&" in key else key for key in columns["Key"]]
     objects = zip(*columns.values(), strict=True)
     customized_response_dict["Contents"] = [dict(zip(columns, each, strict=True)) for each in objects]
