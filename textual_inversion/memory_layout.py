@@ -8,6 +8,8 @@ stands before almost every convolution, and many versions of torch have no Group
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -20,6 +22,13 @@ def convolution_layout(device: torch.device, dtype: torch.dtype, *, is_compiled:
     if device.type != "cuda" or not (is_compiled or keeps_channels_last(device, dtype)):
         return torch.contiguous_format
     return torch.channels_last
+
+
+def lay_out(network: Any, layout: torch.memory_format) -> None:
+    """Give a network's convolutions this layout. One that has it is left alone: tensors without data, on which memory
+    is estimated, cannot be replaced."""
+    if any(each.dim() == 4 and not each.is_contiguous(memory_format=layout) for each in network.parameters()):
+        network.to(memory_format=layout)
 
 
 def keeps_channels_last(device: torch.device, dtype: torch.dtype) -> bool:

@@ -17,7 +17,7 @@ from textual_inversion.families.base import sized_latents
 from textual_inversion.families.latent import LatentBackbone, downscaling
 from textual_inversion.families.parts import DISTILLED_STEPS, SAMPLING_STEPS, drawing_defaults, products_in
 from textual_inversion.lora import AdaptableLayers, AdapterBatch
-from textual_inversion.memory_layout import convolution_layout
+from textual_inversion.memory_layout import convolution_layout, lay_out
 from textual_inversion.noise import from_scheduler_config
 from textual_inversion.prompts import Vocabularies
 from textual_inversion.tokens import TokenTable
@@ -41,8 +41,8 @@ class UNetBackbone(LatentBackbone):
         and let the U-Net's cross-attention take adapters."""
         self._plain_layout = convolution_layout(unet.device, unet.dtype, is_compiled=False)
         self._compiled_layout = convolution_layout(unet.device, unet.dtype, is_compiled=True)
-        unet = unet.to(memory_format=self._plain_layout)
-        vae = vae.to(memory_format=convolution_layout(vae.device, vae.dtype, is_compiled=False))
+        lay_out(unet, self._plain_layout)
+        lay_out(vae, convolution_layout(vae.device, vae.dtype, is_compiled=False))
         super().__init__(denoiser=unet, vae=vae, digest=digest)
         self._cross_attention = CrossAttentionLayers(unet)
         scale = downscaling(vae.config)
@@ -65,13 +65,13 @@ class UNetBackbone(LatentBackbone):
 
     def compile(self, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False) -> None:
         """Run `predict` through torch.compile in all later calls; see `Compiled`."""
-        self._network.to(memory_format=self._compiled_layout)
+        lay_out(self._network, self._compiled_layout)
         super().compile(backend=backend, or_plain=or_plain, graphs=graphs)
 
     def uncompile(self) -> None:
         """Run `predict` without torch.compile in all later calls."""
         super().uncompile()
-        self._network.to(memory_format=self._plain_layout)
+        lay_out(self._network, self._plain_layout)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the U-Net's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
