@@ -29,13 +29,16 @@ class LoadedSettings:
         Raises ValueError for a model or file that cannot be read, or that was replaced since it was loaded.
         """
         self._config = config
-        self._settings = {**current_settings(config), **loaded}
+        now = current_settings(config)
+        self._settings = {**now, **loaded}
         self._digest = digest(self._settings)
-        self.check_unchanged()
+        self._compare(now)
 
     def check_unchanged(self) -> None:
         """Raise ValueError naming a model or file that was replaced since the actor loaded it."""
-        now = current_settings(self._config)
+        self._compare(current_settings(self._config))
+
+    def _compare(self, now: dict[str, Any]) -> None:
         if now != self._settings:
             raise ValueError(f"replaced since it was loaded: {_differences(self._settings, now, 'before', 'now')}")
 

@@ -278,7 +278,7 @@ class Content(NamedTuple):
 
     entry: Entry
     content: bytes | OSError
-    """Its bytes, or the error of reading them."""
+    """Bytes of the object, or the error of reading them."""
     is_checked: bool
     """True if they are known to be a record of the entry's folder, as it was written."""
 

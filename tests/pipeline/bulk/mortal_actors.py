@@ -10,6 +10,17 @@ from pathlib import Path
 import pyarrow as pa
 
 
+def draw_or_die(batch: pa.Table, notes: Path) -> pa.Table:
+    """Return a result for every row, unless a row kills this process: each death is noted in a file of the row's."""
+    for name in batch["row_id"].to_pylist():
+        died = notes / f"died.{name}"
+        if name == "always" or (name.startswith("once") and not died.exists()):
+            with died.open("a") as file:
+                file.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+    return batch.append_column("status", pa.array(["ok"] * len(batch)))
+
+
 class Mortal:
     """An actor that is killed by rows named `once-...` the first time that any sees them, and by `always` each time."""
 
@@ -26,10 +37,4 @@ class Mortal:
         await asyncio.Event().wait()
 
     async def draw(self, batch: pa.Table) -> pa.Table:
-        for name in batch["row_id"].to_pylist():
-            died = self._notes / f"died.{name}"
-            if name == "always" or (name.startswith("once") and not died.exists()):
-                with died.open("a") as file:
-                    file.write("x")
-                os.kill(os.getpid(), signal.SIGKILL)
-        return batch.append_column("status", pa.array(["ok"] * len(batch)))
+        return draw_or_die(batch, self._notes)
