@@ -14,20 +14,33 @@ _HARMLESS = re.compile(rb"\[[^\n]* E \d+ \d+\] core_worker\.cc:\d+: Actor with c
 """Line of Ray's core about every actor pool of Ray Data: arguments in the object store may go out of scope before an
 actor is restarted. Ray Data holds them as long as the pool. No setting of Ray turns the line off."""
 
+_MAY_HANG = "does not have any available CPUs"
+"""Part of Ray Data's warning, as it begins, that no core is free and that it may hang. A core that other work holds for
+a moment is no reason to warn; the stage says by itself when it waited long for one (`stage.py`)."""
+
 _JOIN_S = 5.0
 
 
 @contextmanager
 def quiet_ray_data() -> Iterator[None]:
-    """Keep Ray Data's lines about itself from stderr in the block; its warnings and errors are shown."""
+    """Keep Ray Data's lines about itself from stderr in the block; its warnings and errors are shown, but for one."""
     import ray.data  # which makes the handlers: a process that has not used it has none to quiet
 
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that its bars are off
     for handler in logging.getLogger(ray.data.__name__).handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
-    with _without(_HARMLESS):
-        yield
+    dataset = logging.getLogger("ray.data.dataset")
+    dataset.addFilter(_is_worth_showing)
+    try:
+        with _without(_HARMLESS):
+            yield
+    finally:
+        dataset.removeFilter(_is_worth_showing)
+
+
+def _is_worth_showing(record: logging.LogRecord) -> bool:
+    return _MAY_HANG not in record.getMessage()
 
 
 @contextmanager

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _COUNT_EVERY_S = 5.0
 
-_FREE_CORE_S = 10.0
+_FREE_CORE_S = 60.0
 """Longest wait for a free core before Ray Data begins."""
 
 
@@ -142,7 +142,7 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float, fleet
         plan = ray.data.read_parquet(
             plan_path, filesystem=plan_filesystem, num_cpus=num_cpus, override_num_blocks=sizes.plan_parts
         )
-        _await_free_core()
+        await_free_core(lambda: ray.available_resources().get("CPU", 0.0))
         (
             plan.repartition(target_num_rows_per_block=sizes.rows_per_block)
             .map_batches(
@@ -159,13 +159,18 @@ def run_stage(config: RunConfig, stage: Stage, num_rows: int, gpus: float, fleet
         )
 
 
-def _await_free_core() -> None:
-    """Wait until a core is free, for `_FREE_CORE_S` at most. Ray Data warns that it may hang where none is when it
-    begins; its own tasks, which have just read the plan's footers, may hold the last one for a moment."""
-    import ray
-
-    until = time.monotonic() + _FREE_CORE_S
-    while not ray.available_resources().get("CPU") and time.monotonic() < until:
+def await_free_core(free_cores: Callable[[], float], longest_s: float = _FREE_CORE_S) -> None:
+    """Wait until a core is free, and warn if none is after `longest_s`: Ray Data's tasks, which split the plan and
+    write the results, need one. Its own reading of the plan's footers may hold the last one for a moment."""
+    until = time.monotonic() + longest_s
+    while not free_cores():
+        if time.monotonic() >= until:
+            log.warning(
+                "no core of the cluster was free for %.0f s: nothing is drawn or scored before other work ends or a "
+                "node joins",
+                longest_s,
+            )
+            return
         time.sleep(0.1)
 
 

@@ -63,8 +63,15 @@ with quiet_ray_data():
     logging.getLogger("ray.data").info("Starting execution")
     logging.getLogger("ray.data._internal.progress").warning("Progress bars disabled")
     logging.getLogger("ray.data").warning("a block is lost")
+    taken = "The Ray cluster currently does not have any available CPUs. The Dataset job will hang unless"
+    logging.getLogger("ray.data.dataset").warning(taken)
+    logging.getLogger("ray.data.dataset").warning("rows are lost")
+logging.getLogger("ray.data.dataset").warning("CPUs after the block")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "a block is lost" in done.stderr
+    assert "rows are lost" in done.stderr
+    assert "available CPUs" not in done.stderr + done.stdout
+    assert "CPUs after the block" in done.stderr
     assert "Starting" not in done.stderr + done.stdout
     assert "Progress" not in done.stderr + done.stdout

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from pipeline.bulk.rows import done_row_ids, put_plan
-from pipeline.bulk.stage import Stage, cpus_for_actor, run_stage, stage_sizes
+from pipeline.bulk.stage import Stage, await_free_core, cpus_for_actor, run_stage, stage_sizes
 from pipeline.config import RunConfig
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
@@ -101,3 +101,15 @@ def test_a_row_that_kills_ends_the_stage_and_what_was_done_before_counts(tmp_pat
         work_on(["a", "b", "c", "d", "always"], tmp_path)
     assert len((tmp_path / "died.always").read_text()) == 4
     assert done_row_ids(RunStore(str(tmp_path)), RESULTS) == set("abcd")
+
+
+def test_the_stage_begins_without_a_word_once_a_core_is_free(caplog: pytest.LogCaptureFixture) -> None:
+    answers = iter([0.0, 0.0, 1.0])
+    await_free_core(lambda: next(answers), longest_s=3600.0)
+    assert list(answers) == []
+    assert caplog.text == ""
+
+
+def test_the_stage_says_that_it_waited_long_for_a_core(caplog: pytest.LogCaptureFixture) -> None:
+    await_free_core(lambda: 0.0, longest_s=0.0)
+    assert "no core of the cluster was free for 0 s" in caplog.text
