@@ -153,10 +153,11 @@ def rate(tasks: list[ConceptTask], actors: int, capacity: int, output: str) -> t
     from pipeline.driver import drive
     from pipeline.fleet import Fleet
     from pipeline.verdict import Policy
+    from pipeline.work_queue import WorkQueue
 
     actor_class = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1)(NoLearning)
     fleet = Fleet(lambda: actor_class.remote(capacity, output), Policy(max_actors=actors))
-    times = [(time.perf_counter(), time.process_time()) for _ in drive(tasks, fleet, RunConfig())]
+    times = [(time.perf_counter(), time.process_time()) for _ in drive(WorkQueue(iter(tasks)), fleet, [RunConfig()])]
     fleet.dismiss()
     if len(times) < len(tasks):
         raise ValueError(f"{len(times)} records for {len(tasks)} concepts")

@@ -24,16 +24,16 @@ from functools import partial
 from statistics import fmean, stdev
 
 from benchmarks.timing import heading, say, table
-from pipeline import gate_retries, run
+from pipeline import run
 from pipeline.actor.learner import Learner
 from pipeline.actor.library import read_embedding
 from pipeline.actor.model_loading import load_model
 from pipeline.actor.samples import draw_samples, score
 from pipeline.config import RunConfig
+from pipeline.gate_retries import Retries
 from pipeline.inputs.manifest import ManifestRow, read_manifest
 from pipeline.inputs.models import locate
 from pipeline.ledger.digest import digest
-from pipeline.ledger.gate import BELOW
 from pipeline.ledger.plan import ConceptTask, settings_path
 from pipeline.ledger.records import ConceptRecord, Try, load_records
 from pipeline.ledger.selection import ALL_CONCEPTS
@@ -112,14 +112,13 @@ def run_seed(options: argparse.Namespace, seed: int) -> tuple[list[object], list
     store = RunStore(config.output)
     plan, settings = make_plan(config, store)
     store.put(settings_path(digest(settings)), json.dumps(settings).encode())
+    retries = Retries(config, store, plan, ALL_CONCEPTS, RetryStats(), lambda _record: None)
     began = time.perf_counter()
-    for record in learn_in_process(config, plan.tasks(read_manifest(config.manifest)), "", 0):
-        if record.status == "failed":
-            raise ValueError(f"{record.concept_id}: {record.error}")
-        if record.gate == BELOW and config.gate.ladder:
-            plan.awaiting_retry[record.concept_id] = record.fingerprint
-    first_s = time.perf_counter() - began
-    gate_retries.retry_below_gate(config, store, plan, ALL_CONCEPTS, learn_in_process, RetryStats())
+    first_s = 0.0
+    tasks = list(plan.tasks(read_manifest(config.manifest)))
+    for rung, rule in enumerate(retries.settings):
+        tasks += learn_in_process(rule, [task for task in tasks if task.rung == rung], retries)
+        first_s = first_s or time.perf_counter() - began
     seconds = time.perf_counter() - began
     records = list(load_records(store, plan.carried))
     found = list(rescore_retried(config, records))
@@ -130,16 +129,20 @@ def run_seed(options: argparse.Namespace, seed: int) -> tuple[list[object], list
     return row, found
 
 
-def learn_in_process(
-    config: RunConfig, tasks: Iterator[ConceptTask], _words: str, _count: int
-) -> Iterator[ConceptRecord]:
-    """Yield the records of tasks, learned one after the other by an actor's own code in this process."""
+def learn_in_process(config: RunConfig, tasks: Sequence[ConceptTask], retries: Retries) -> list[ConceptTask]:
+    """Learn tasks one after the other by an actor's own code in this process, and return the next tries."""
     learner = Learner(replace(config, device="cpu"))
+    found = []
     try:
         for task in tasks:
-            yield asyncio.run(learner.learn(task))
+            record = asyncio.run(learner.learn(task))
+            if record.status == "failed" and not task.rung:
+                raise ValueError(f"{record.concept_id}: {record.error}")
+            if retries.takes(task, record) and (again := retries.next_try(task, record)) is not None:
+                found.append(again)
     finally:
         learner.close()
+    return found
 
 
 def rescore_retried(config: RunConfig, records: Sequence[ConceptRecord]) -> Iterator[RetriedConcept]:

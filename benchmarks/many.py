@@ -36,7 +36,6 @@ from benchmarks.timing import heading, peak_mb, say, table
 from pipeline import cluster, driver, run
 from pipeline.config import GateConfig, RunConfig
 from pipeline.exit_codes import OK
-from pipeline.ledger.records import ConceptRecord
 
 PARTS = 10
 """Number of points at which memory is read, evenly spread over the concepts."""
@@ -51,12 +50,12 @@ class Watch:
     points: list[tuple[int, float, float]] = field(default_factory=list)
     """Concepts finished, seconds since the beginning, resident MB."""
 
-    def watch(self, records: Iterator[ConceptRecord]) -> Iterator[ConceptRecord]:
+    def watch(self, ended: Iterator[driver.Ended]) -> Iterator[driver.Ended]:
         every = max(1, self.concepts // PARTS)
-        for number, record in enumerate(records, 1):
+        for number, each in enumerate(ended, 1):
             if number % every == 0 or number == 1:
                 self.points.append((number, time.perf_counter() - self.began, resident_mb()))
-            yield record
+            yield each
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -115,7 +114,7 @@ def run_with_stand_ins(config: RunConfig, options: argparse.Namespace, *, starts
         actor_class = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1)(StandInWithFiles)
         return lambda: actor_class.remote(options.capacity, config.output, files)
 
-    def watched(*given: Any, **named: Any) -> Iterator[ConceptRecord]:
+    def watched(*given: Any, **named: Any) -> Iterator[driver.Ended]:
         return watch.watch(drive(*given, **named))
 
     started = starts_ray and not ray.is_initialized()

@@ -32,11 +32,9 @@ _NOTICE_EVERY_S = 5.0
 
 
 def new_fleet(config: RunConfig, gpus: float) -> Fleet:
-    """Return the run's fleet, in which no actor has started. Idle actors are kept if concepts may be tried again or
-    pictures are to be drawn."""
+    """Return the run's fleet, in which no actor has started. Idle actors are kept if pictures are to be drawn."""
     policy = policy_from_config(config, gpus, living_nodes())
-    may_retry = bool(config.extractor and config.gate.ladder)
-    return Fleet(learner_actors(config, gpus), policy, keeps_idle=may_retry or bool(config.generation.prompts))
+    return Fleet(learner_actors(config, gpus), policy, keeps_idle=bool(config.generation.prompts))
 
 
 def learner_actors(config: RunConfig, gpus: float) -> Callable[[], LearnerHandle]:

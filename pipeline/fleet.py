@@ -1,14 +1,15 @@
 """The actors of a run: they live from the first stage that needs them to its end, and load the model once each.
 
-A stage says how the actors get ready for it and how many it wants. Here they are started, replaced and dismissed; what
-becomes of the calls that a lost actor had is for the stage to decide.
+A stage says in which ways the actors can get ready for it, each actor in one of them at a time, and how many it wants.
+Here they are started, replaced and dismissed; what becomes of the calls that a lost actor had is for the stage to
+decide.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,15 +52,19 @@ class Fleet:
         self.workers: list[Worker] = []
         self._new_actor = new_actor
         self._keeps_idle = keeps_idle
-        self._prepare: Prepare | None = None
+        self._ways: tuple[Prepare, ...] = ()
         self._start_failures = 0
         self._next_start = 0.0
 
-    def use(self, prepare: Prepare) -> None:
-        """Let every actor get ready by this call, those that live and those to come. To be called when none works."""
-        self._prepare = prepare
+    def use(self, *ways: Prepare) -> None:
+        """Let every actor that lives get ready in the first of these ways. To be called when none works."""
+        self._ways = ways
         for worker in self.staying():
-            worker.prepare(prepare)
+            self.change(worker, 0)
+
+    def change(self, worker: Worker, rung: int) -> None:
+        """Let an actor that has no calls get ready in the way of this number."""
+        worker.prepare(self._ways[rung], rung)
 
     def max_actors(self) -> int:
         """Return how many actors there may be."""
@@ -73,22 +78,24 @@ class Fleet:
         """Return the actors whose nodes have no notice."""
         return [worker for worker in self.workers if not worker.is_leaving]
 
-    def resize(self, wanted: int) -> None:
+    def resize(self, wanted: int, rungs: Iterable[int] = ()) -> None:
         """Start actors one by one until as many stay as wanted, and let idle ones go where there are more.
 
-        Actors that have not come up yet, and may never find a node, are let go first. None are where idle ones are
-        kept.
+        `rungs` are the ways in which those that are started get ready, one after the other, and then the first one.
+        Actors that have not come up yet, and may never find a node, are let go first, and those that get ready for work
+        last. None are where idle ones are kept.
         """
-        assert self._prepare is not None
+        ways = iter(rungs)
         staying = self.staying()
         idle = [] if self._keeps_idle else [worker for worker in staying if not worker.calls]
-        idle.sort(key=lambda worker: worker.starting is None)
+        idle.sort(key=lambda worker: (worker.is_loaded, worker.starting is not None))
         for worker in idle[: max(0, len(staying) - wanted)]:
             self.remove(worker)
         while len(self.staying()) < wanted and time.monotonic() >= self._next_start:
             if self._start_failures >= self.policy.max_start_failures and self.workers:
                 return  # the actors that do live carry on alone
-            self.workers.append(Worker.start(self._new_actor(), self._prepare))
+            rung = next(ways, 0)
+            self.workers.append(Worker.start(self._new_actor(), self._ways[rung], rung))
             if self._start_failures:
                 return  # after a failure, one at a time
 

@@ -1,9 +1,9 @@
 """Concepts below the gate: they are learned again with other settings, and the best try is kept.
 
 A try is what a run with those settings would learn: it has its own fingerprint, folder and record, so it depends on no
-other concept, and the same command resumes it. The record under the run's own fingerprint names the try that is kept,
-and is written once more, whole, when the concept has no tries left. Until then `ladder.json` lies beside it, which the
-actor writes before the record.
+other concept, begins as soon as the one before it has ended, and is resumed by the same command. The record under the
+run's own fingerprint names the try that is kept, and is written once more, whole, when the concept has no tries left.
+Until then `ladder.json` lies beside it, which the actor writes before the record.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import islice
 
 from pipeline.config import GateConfig, RunConfig
@@ -36,7 +36,7 @@ from pipeline.times import now
 log = logging.getLogger(__name__)
 
 _BATCH = 200
-"""Records held at a time."""
+"""Records read at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,6 @@ class RetryRule:
 
     config: RunConfig
     """The run's configuration with the entry's changes."""
-
-
-LearnAll = Callable[[RunConfig, Iterator[ConceptTask], str, int], Iterator[ConceptRecord]]
-"""(configuration, tasks, stage name for progress, number of tasks) -> their records, as they end; fewer records if the
-run is to stop."""
 
 
 def retry_rules(config: RunConfig) -> list[RetryRule]:
@@ -100,7 +95,7 @@ def _apply_rule(config: RunConfig, text: str, number: int) -> RunConfig:
 
 
 def concepts_to_retry(store: RunStore, plan: Plan, selection: Selection) -> dict[str, str]:
-    """Return the concepts with tries left, concept id -> fingerprint.
+    """Return the concepts that had a record before the run and have tries left, concept id -> fingerprint.
 
     With `--retry below-gate` they are all selected concepts that are done, up to the selection's limit.
     """
@@ -110,129 +105,171 @@ def concepts_to_retry(store: RunStore, plan: Plan, selection: Selection) -> dict
         found = {
             folder.concept_id: folder.fingerprint
             for folder in folders
-            if folder is not None
-            and folder.fingerprint.encode() in plan.carried
-            and plan.had_record(folder.fingerprint)
+            if folder is not None and folder.fingerprint.encode() in plan.carried
         }.items()
     selected = (
         (concept_id, fingerprint)
         for concept_id, fingerprint in found
-        if fingerprint.encode() in plan.carried and selection.includes(concept_id)
+        if fingerprint.encode() in plan.carried and plan.had_record(fingerprint) and selection.includes(concept_id)
     )
     return dict(islice(selected, selection.limit if selection.retries_below_gate and selection.limit else None))
 
 
-def retry_below_gate(
-    config: RunConfig,
-    store: RunStore,
-    plan: Plan,
-    selection: Selection,
-    learn_all: LearnAll,
-    stats: RetryStats,
-    on_end: Callable[[ConceptRecord], None] | None = None,
-) -> None:
-    """Learn every concept below the gate again, rule by rule, and write down which try is kept.
+@dataclass(slots=True)
+class _Climb:
+    """A concept with tries left."""
 
-    All concepts are tried by one rule before any is tried by the next. Ends early, and leaves the other concepts with
-    tries left, when `learn_all` does. `on_end` is called with the last record of each concept.
-    """
-    waiting = concepts_to_retry(store, plan, selection)
-    if selection.retries_below_gate:  # otherwise the actors have written these
-        for concept_id, fingerprint in waiting.items():
-            store.put(ConceptFolder(concept_id, fingerprint).ladder, b"{}")
-    rules = [(rule, current_settings(rule.config)) for rule in retry_rules(config)] if waiting else []
-    stats.waiting = len(waiting)
-    retries = _Retries(config, store, plan, waiting, stats, on_end)
-    for rule, settings in rules:
-        retries.settle(is_end=False)
-        store.put(settings_path(digest(settings)), json.dumps(settings, indent=1).encode())
-        if not retries.learn(rule, digest(settings), learn_all):
-            return
-    retries.settle(is_end=True)
+    task: ConceptTask
+    """That of its first try."""
+    first: ConceptRecord
+    """The record under the run's own fingerprint, which may hold tries of an earlier run."""
+    later: list[Try] = field(default_factory=list)
+    """Tries by this run's rules."""
 
 
-class _Retries:
-    """The concepts with tries left, and the rules that they were tried by."""
+class Retries:
+    """The concepts below the gate, each of which is tried by one rule after the other, whatever the others do."""
 
     def __init__(
         self,
         config: RunConfig,
         store: RunStore,
         plan: Plan,
-        waiting: dict[str, str],
+        selection: Selection,
         stats: RetryStats,
-        on_end: Callable[[ConceptRecord], None] | None,
+        on_end: Callable[[ConceptRecord], None],
     ) -> None:
+        """Begin with no concept. `on_end` is called with the last record of each, when it is stored.
+
+        Raises ValueError naming a rule that makes no configuration.
+        """
         self._config = config
         self._store = store
         self._plan = plan
-        self._waiting = waiting
-        """Concept id -> fingerprint."""
+        self._selection = selection
         self._stats = stats
         self._on_end = on_end
-        self._used: list[tuple[RetryRule, str]] = []
-        """Rules that all concepts were tried by, with the digests of their settings."""
+        self._rules = retry_rules(config)
+        self._found: dict[str, str] | None = None
+        self._climbs: dict[str, _Climb] = {}
+        """Concept id -> concept that has begun to be tried again."""
 
-    def learn(self, rule: RetryRule, settings: str, learn_all: LearnAll) -> bool:
-        """Learn all concepts with a rule's settings; return whether every one was learned or failed.
+    @property
+    def settings(self) -> list[RunConfig]:
+        """The configuration of each rung (`ConceptTask.rung`)."""
+        return [self._config, *(rule.config for rule in self._rules)]
 
-        `settings` is the digest of the rule's settings.
+    @cached_property
+    def _digests(self) -> list[str]:
+        """Digests of the rules' settings, which are stored with them."""
+        digests = []
+        for rule in self._rules:
+            settings = current_settings(rule.config)
+            digests.append(digest(settings))
+            self._store.put(settings_path(digests[-1]), json.dumps(settings, indent=1).encode())
+        return digests
+
+    def find(self) -> dict[str, str]:
+        """Find the concepts that earlier runs left with tries, or that are asked for, and count them; return concept id
+        -> fingerprint. The plan must have read the whole manifest."""
+        if self._found is None:
+            self._found = concepts_to_retry(self._store, self._plan, self._selection)
+            self._stats.waiting += len(self._found)
+        return self._found
+
+    def resumed(self) -> Iterator[ConceptTask]:
+        """Yield the next try of each concept that `find` finds, which is called when the first is asked for."""
+        found = self.find()
+        if self._selection.retries_below_gate:  # otherwise the actors have written these
+            for concept_id, fingerprint in found.items():
+                self._store.put(ConceptFolder(concept_id, fingerprint).ladder, b"{}")
+        tasks = self._present_tasks(found)
+        while batch := {task.folder.record: task for task in islice(tasks, _BATCH)}:
+            for path, content in self._store.get_many(batch).items():
+                try:
+                    if isinstance(content, OSError):
+                        raise content
+                    climb = _Climb(batch[path], from_json(content))
+                except (OSError, ValueError) as error:
+                    log.warning("%s cannot be read, and its concept is not tried again: %s", path, error)
+                    continue
+                self._climbs[climb.first.concept_id] = climb
+                if (again := self._next_try(climb, 0)) is not None:
+                    yield again
+
+    def _present_tasks(self, found: Mapping[str, str]) -> Iterator[ConceptTask]:
+        """Yield the tasks of the found concepts whose row and photos are what they were."""
+        if not found:
+            return
+        rows = (
+            row
+            for row in read_by_priority(self._config.manifest)
+            if isinstance(row, ManifestRow) and row.concept.concept_id in found
+        )
+        identify = partial(content_hashes, photos=self._config.photos)
+        for task in Plan(digest(current_settings(self._config)), (), identify).tasks(rows):
+            if found[task.concept.concept_id] == task.fingerprint:
+                yield task
+
+    def takes(self, task: ConceptTask, record: ConceptRecord) -> bool:
+        """Return whether the record of a task is one for `next_try`."""
+        return bool(task.rung) or (record.gate == BELOW and bool(self._rules))
+
+    def next_try(self, task: ConceptTask, record: ConceptRecord) -> ConceptTask | None:
+        """Take the record of a try, the first one of a concept below the gate or a later one, and return the next.
+
+        None is returned, and the concept's last record is stored, if it passes or no rule is left. Raises OSError for a
+        record that cannot be stored.
         """
-        wanted = self._untried(settings)
-        offer = _Offer(_tasks(self._config, settings, wanted))
-        for record in learn_all(rule.config, iter(offer), f"trying again ({rule.text})", len(wanted)):
+        if task.rung:
+            climb = self._climbs[task.concept.concept_id]
+            climb.later.append(_as_try(record, rung=self._rules[task.rung - 1].text))
             self._stats.tried += 1
             self._stats.steps += record.steps
-            if record.status == "failed":
-                self._stats.failures[record.fingerprint] = record.error
-            offer.in_flight.discard(record.fingerprint)
-            wanted.pop(record.fingerprint)
-        if offer.in_flight or not offer.is_exhausted:
+        else:
+            climb = self._climbs[task.concept.concept_id] = _Climb(task, record)
+            self._stats.waiting += 1
+        return self._next_try(climb, task.rung)
+
+    def _next_try(self, climb: _Climb, rung: int) -> ConceptTask | None:
+        """Return the first try above a rung that has no record yet, if one is needed."""
+        first = climb.first
+        for above, (rule, settings) in enumerate(zip(self._rules[rung:], self._digests[rung:], strict=True), rung + 1):
+            if self._has_ended(climb, is_end=False):
+                return None
+            inputs = {**climb.task.inputs, "settings": settings}
+            fingerprint = digest(inputs)
+            if fingerprint in (first.fingerprint, *(each.fingerprint for each in climb.later)):
+                continue
+            if not self._plan.had_record(fingerprint):
+                return dataclasses.replace(climb.task, fingerprint=fingerprint, inputs=inputs, rung=above)
+            climb.later.append(self._read_try(rule.text, ConceptFolder(first.concept_id, fingerprint)))
+        self._has_ended(climb, is_end=True)
+        return None
+
+    def _has_ended(self, climb: _Climb, *, is_end: bool) -> bool:
+        """Return whether a concept needs no further try, and store its last record then."""
+        record = decide(climb.first, climb.later, self._config.gate, is_end=is_end)
+        if record is None:
             return False
-        # The plan did not offer these again.
-        self._stats.failures |= dict.fromkeys(wanted, "its row or photos are not what they were at its first try")
-        self._used.append((rule, settings))
-        return True
-
-    def settle(self, *, is_end: bool) -> None:
-        """Write the records of the concepts that need no further try: one passes, or `is_end`, no rule is left."""
-        for first in _records(self._store, list(self._waiting.items())):
-            record = decide(first, self._later_tries(first), self._config.gate, is_end=is_end)
-            if record is not None:
-                self._write(record)
-
-    def _write(self, record: ConceptRecord) -> None:
         put_record(self._store, record)
         self._store.delete(record.folder.ladder)
-        del self._waiting[record.concept_id]
+        del self._climbs[record.concept_id]
         self._stats.waiting -= 1
         self._stats.learned_before += self._plan.had_record(record.fingerprint)
         is_passed = record.gate == PASSED
         self._stats.passed += is_passed
         self._stats.better += not is_passed and bool(record.kept)
         self._stats.below += not is_passed and not record.kept
-        if self._on_end is not None:
-            self._on_end(record)
+        self._on_end(record)
+        return True
 
-    def _untried(self, settings: str) -> dict[str, str]:
-        """Return the tries with these settings that had no record when the run began, fingerprint -> concept id."""
-        found = {}
-        for record in _records(self._store, self._waiting.items()):
-            fingerprint = _fingerprint_with(record, settings)
-            if fingerprint != record.fingerprint and not self._plan.had_record(fingerprint):
-                found[fingerprint] = record.concept_id
-        return found
-
-    def _later_tries(self, first: ConceptRecord) -> list[Try]:
-        """Read the tries by the rules used so far."""
-        folders = {
-            rule.text: ConceptFolder(first.concept_id, _fingerprint_with(first, settings))
-            for rule, settings in self._used
-        }
-        contents = self._store.get_many(folder.record for folder in folders.values())
-        return [
-            _try_of(text, folder, contents[folder.record], self._stats.failures) for text, folder in folders.items()
-        ]
+    def _read_try(self, rung: str, folder: ConceptFolder) -> Try:
+        """Return the try of a stored record, or a failed try with the reason why it cannot be read."""
+        try:
+            return _as_try(from_json(self._store.get(folder.record)), rung=rung)
+        except (OSError, ValueError) as error:
+            return Try(rung=rung, fingerprint=folder.fingerprint, error=f"{folder.record} cannot be read: {error}")
 
 
 def decide(first: ConceptRecord, later: Sequence[Try], gate: GateConfig, *, is_end: bool) -> ConceptRecord | None:
@@ -260,67 +297,6 @@ def decide(first: ConceptRecord, later: Sequence[Try], gate: GateConfig, *, is_e
     )
 
 
-class _Offer:
-    """Tasks that are handed to `learn_all` one by one, and the ones that have not ended."""
-
-    def __init__(self, tasks: Iterator[ConceptTask]) -> None:
-        self._tasks = tasks
-        self.in_flight = set[str]()
-        """Fingerprints of the tasks that were taken and have not ended."""
-        self.is_exhausted = False
-        """True once all tasks were taken. A concept may never be offered as a task, say if its photo is gone."""
-
-    def __iter__(self) -> Iterator[ConceptTask]:
-        for task in self._tasks:
-            self.in_flight.add(task.fingerprint)
-            yield task
-        self.is_exhausted = True
-
-
-def _tasks(config: RunConfig, settings: str, wanted: Mapping[str, str]) -> Iterator[ConceptTask]:
-    """Yield the manifest's concepts whose fingerprint under `settings` is wanted."""
-    concept_ids = set(wanted.values())
-    if not concept_ids:
-        return
-    rows = (
-        row
-        for row in read_by_priority(config.manifest)
-        if isinstance(row, ManifestRow) and row.concept.concept_id in concept_ids
-    )
-    tasks = Plan(settings, set(), partial(content_hashes, photos=config.photos)).tasks(rows)
-    yield from (task for task in tasks if task.fingerprint in wanted)
-
-
-def _fingerprint_with(record: ConceptRecord, settings: str) -> str:
-    """Return the fingerprint of the record's photos and row under other settings."""
-    return digest({**record.inputs, "settings": settings}) if record.inputs else record.fingerprint
-
-
-def _records(store: RunStore, folders: Iterable[tuple[str, str]]) -> Iterator[ConceptRecord]:
-    """Yield the records of (concept id, fingerprint) pairs; one that cannot be read is logged and left to the
-    report."""
-    pairs = iter(list(folders))
-    while batch := list(islice(pairs, _BATCH)):
-        for path, content in store.get_many(ConceptFolder(*pair).record for pair in batch).items():
-            try:
-                if isinstance(content, OSError):
-                    raise content
-                yield from_json(content)
-            except (OSError, ValueError) as error:
-                log.warning("%s cannot be read, and its concept is not tried again: %s", path, error)
-
-
 def _as_try(record: ConceptRecord, *, rung: str) -> Try:
     names = {each.name for each in dataclasses.fields(Try)} - {"rung", "fingerprint"}
     return Try(rung=rung, fingerprint=record.fingerprint, **{name: getattr(record, name) for name in names})
-
-
-def _try_of(rung: str, folder: ConceptFolder, content: bytes | OSError, failures: Mapping[str, str]) -> Try:
-    """Return the try of a record, or a failed try with its error; `failures` are errors by fingerprint."""
-    try:
-        if isinstance(content, OSError):
-            raise content
-        return _as_try(from_json(content), rung=rung)
-    except (OSError, ValueError) as error:
-        reason = failures.get(folder.fingerprint) or f"{folder.record} cannot be read: {error}"
-        return Try(rung=rung, fingerprint=folder.fingerprint, error=reason)

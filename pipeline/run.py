@@ -13,7 +13,6 @@ import dataclasses
 import json
 import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -173,7 +172,7 @@ def run(
     prune: Bound | None = None,
     verify: bool = False,
 ) -> int:
-    """Learn, retry, draw and report; return the exit code.
+    """Learn, draw and report; return the exit code.
 
     `until` is the moment after which no concept is begun, in seconds since 1970. `prune` is the share or number of the
     output's concepts that may be deleted at the end, as the manifest no longer accounts for them; None deletes nothing.
@@ -194,12 +193,6 @@ def run(
     tasks = stages.plan.tasks(read_by_priority(config.manifest))
     with stages.living_actors():
         stages.learn(tasks)
-        if time.time() >= until:
-            for _ in tasks:  # read the rest of the manifest, because the report shows all rows
-                pass
-            stats.is_late = stages.plan.num_todo > stats.num_settled
-        if stages.can_continue():
-            stages.retry()
         if prompts and stages.can_continue():
             stages.draw(prompts)
             if stray:

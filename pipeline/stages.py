@@ -1,4 +1,4 @@
-"""The stages of a run: learn, try again, draw, prune and report."""
+"""The stages of a run: learn, draw, prune and report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bounds import Bound
 from pipeline.config import RunConfig
 from pipeline.exit_codes import OK
-from pipeline.gate_retries import check_rule_files, retry_below_gate
+from pipeline.gate_retries import Retries, check_rule_files
 from pipeline.head_watch import watch_head
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import count_rows
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.digest import digest
 from pipeline.ledger.done import find_done
-from pipeline.ledger.gate import BELOW
 from pipeline.ledger.known_failures import read_known, write_known
 from pipeline.ledger.plan import ConceptTask, Plan, settings_path
 from pipeline.ledger.prune import delete_leftovers, find_leftovers
@@ -51,6 +50,7 @@ from pipeline.tracking.feed import TrackerFeed
 
 if TYPE_CHECKING:
     from pipeline.fleet import Fleet
+    from pipeline.prometheus import RunMetrics
 
 # ray and torch are imported where they are first needed, so that --help and --dry-run answer at once.
 
@@ -97,6 +97,8 @@ class Run:
         self.stats = RunStats(count_rows(config.manifest), until, known_before=read_known(self._store))
         self._rate_before = read_rate(self._store)
         self._tracker = TrackerFeed(config, self._store)
+        self._parts = PartWriter(self._store)
+        self._retries = Retries(config, self._store, self.plan, selection, self.stats.gate_retries, self._end_retries)
         self._fleet: Fleet | None = None
         settings = json.dumps(self._settings, indent=1).encode()
         self._store.put(settings_path(digest(self._settings)), settings)
@@ -128,42 +130,29 @@ class Run:
             self._stop_for(stage, error)
 
     def learn(self, tasks: Iterator[ConceptTask]) -> None:
-        """Learn every task's concept. A failure is recorded, and the other concepts are learned."""
-        tasks = self._without_damaged_records(tasks)
-        first = next(tasks, None)
-        if first is None or time.time() >= self.stats.until:  # without work, no cluster is needed
-            return
-        connect(self._config)
-        from pipeline.prometheus import RunMetrics
+        """Learn every task's concept, and by the rules of `gate.ladder` those below the gate, each as soon as its
+        record is there. A failure is recorded, and the other concepts are learned."""
+        todo = self._all_tasks(tasks)
+        first = next(todo, None)
+        if first is not None and time.time() < self.stats.until:  # without work, no cluster is needed
+            self._learn_all(chain([first], todo))
+        if time.time() >= self.stats.until:
+            for _ in tasks:  # read the rest of the manifest, because the report shows all rows
+                pass
+            try:
+                self._retries.find()
+            except OSError as error:
+                self._stop_for("trying again", error)
+            unlearned = self.plan.num_todo > self.stats.num_settled
+            self.stats.is_late = unlearned or bool(self.stats.gate_retries.waiting)
 
-        metrics = RunMetrics()
-        total = partial(self.plan.expected_todo, self.stats.rows)
-        todo = chain([first], tasks)
-
-        def count_failures() -> None:
-            metrics.count_failures(outcome_of(self._config, self.stats, self.plan, self._selection))
-
-        count_failures()
-        learning = self._learn_all(
-            self._config, todo, "learning", total, metrics.observe, count_failures, self.plan.replan
-        )
-        parts = PartWriter(self._store)
-        for record in learning:
-            add_to_part(parts, record)
-            self.stats.settle(record)
-            metrics.settled(record)
-            if record.status == "failed":
-                try:
-                    put_record(self._store, record)
-                except OSError as error:
-                    self._stop_for("learning", error)
-                    return
-            elif record.gate == BELOW and self._config.gate.ladder:
-                self.plan.awaiting_retry[record.concept_id] = record.fingerprint
-                continue
-            self._tracker.add(record)
-        parts.flush()
-        count_failures()
+    def _all_tasks(self, tasks: Iterator[ConceptTask]) -> Iterator[ConceptTask]:
+        """Yield the tasks, and then the tries that earlier runs left, which the whole manifest must be read for."""
+        yield from self._without_damaged_records(tasks)
+        try:
+            yield from self._retries.resumed()
+        except OSError as error:
+            self._stop_for("trying again", error)
 
     def _without_damaged_records(self, tasks: Iterator[ConceptTask]) -> Iterator[ConceptTask]:
         """Yield the tasks, after deleting the record of one whose result is damaged: an actor takes a record that it
@@ -174,25 +163,6 @@ class Run:
                 log.warning("concept %s is learned again: %s", task.concept.concept_id, damage)
                 self._store.delete(task.folder.record)
             yield task
-
-    def retry(self) -> None:
-        """Learn the concepts below the gate again, by the rules of `gate.ladder`."""
-        stats = self.stats
-
-        def learn_all(
-            config: RunConfig, tasks: Iterator[ConceptTask], stage: str, num_tasks: int
-        ) -> Iterator[ConceptRecord]:
-            first = next(tasks, None)
-            if first is not None and time.time() < stats.until:  # without work, no cluster is needed
-                yield from self._learn_all(config, chain([first], tasks), stage, lambda: num_tasks)
-
-        try:
-            retry_below_gate(
-                self._config, self._store, self.plan, self._selection, learn_all, stats.gate_retries, self._tracker.add
-            )
-        except OSError as error:
-            self._stop_for("trying again", error)
-        stats.is_late |= bool(stats.gate_retries.waiting) and time.time() >= stats.until
 
     def draw(self, prompts: Sequence[Prompt]) -> None:
         """Draw every prompt with every selected concept that is done."""
@@ -286,69 +256,95 @@ class Run:
         self.stats.problems[stage] = f"not written: {describe_trouble(error)}"
         self.stats.is_stopped = True
 
-    def _beat(self, every_minute: Callable[[], None] | None) -> None:
-        """Do what is due every minute of learning: call `every_minute` and update `run.json`."""
-        if every_minute is not None:
-            every_minute()
+    def _learn_all(self, tasks: Iterator[ConceptTask]) -> None:
+        """Learn the tasks' concepts and try them again; fewer if the run is stopped or given up meanwhile."""
+        config, stats = self._config, self.stats
+        gpus, _ = connect(config)
+        from pipeline.driver import drive
+        from pipeline.prometheus import RunMetrics
+        from pipeline.step_watch import StepWatch
+        from pipeline.work_queue import WorkQueue
+
+        stats.on_gpus = bool(gpus)
+        device_time = DeviceTime(stats, config.actors.gpus if gpus else config.actors.cpus)
+        metrics = RunMetrics()
+
+        def observe(numbers: ProgressNumbers) -> None:
+            device_time.observe(numbers)
+            stats.progress = dict(numbers)
+            metrics.observe(numbers)
+
+        fleet = self._connected_fleet(gpus)
+        watch_steps = StepWatch(lambda: [worker.handle for worker in fleet.ready()])
+        progress = Progress(
+            "learning",
+            partial(self.plan.expected_todo, stats.rows),
+            beat=partial(self._beat, metrics),
+            log_format=config.log_format,
+            observe=observe,
+            in_flight=watch_steps.in_flight,
+            batch_size=config.inversion.batch_size,
+            starting="loading the model" + (" and trying to compile the denoiser" if gpus else ""),
+        )
+        queue = WorkQueue(tasks)
+        rungs = self._retries.settings
+        with stopping_on_signals() as stop:
+            try:
+                for task, record in drive(
+                    queue, fleet, rungs, progress, stop, until=stats.until, replan=self.plan.replan
+                ):
+                    if not task.rung:
+                        metrics.settled(record)
+                    if (again := self._settle(task, record)) is not None:
+                        queue.add(again)
+                    if stats.is_stopped:
+                        break
+            except RunAborted as error:
+                stats.problems["learning"] = f"given up: {error}"
+                stats.is_stopped |= isinstance(error, StorageLost | ClusterLost)
+            finally:
+                progress.close()
+            stats.is_stopped |= stop.is_set()
+        self._parts.flush()
+        self._count_failures(metrics)
+
+    def _settle(self, task: ConceptTask, record: ConceptRecord) -> ConceptTask | None:
+        """Count the record of a task, and store it where its actor does not; return the concept's next try, if it is to
+        have one. Ends the run if the output cannot be written."""
+        stats, is_done = self.stats, record.status == "done"
+        stats.repeated += record.repeated
+        is_first = not task.rung
+        try:
+            if is_first:
+                stats.settle(record)
+                if not is_done:
+                    put_record(self._store, record)
+            if is_first or is_done:
+                add_to_part(self._parts, record)
+            if self._retries.takes(task, record):
+                return self._retries.next_try(task, record)
+        except OSError as error:
+            self._stop_for("learning", error)
+            return None
+        self._tracker.add(record)
+        return None
+
+    def _end_retries(self, record: ConceptRecord) -> None:
+        """Take note of the last record of a concept that was tried again."""
+        add_to_part(self._parts, record)
+        self._tracker.add(record)
+
+    def _beat(self, metrics: RunMetrics) -> None:
+        """Do what is due every minute of learning: export the failures, which takes longer the more there are, and
+        update `run.json`."""
+        self._count_failures(metrics)
         try:
             self.write_state("learning")
         except OSError as error:  # the next one may get through
             log.warning("run.json was not updated: %s", error)
 
-    def _learn_all(
-        self,
-        config: RunConfig,
-        tasks: Iterator[ConceptTask],
-        stage: str,
-        total: Callable[[], int],
-        watch: Callable[[ProgressNumbers], None] | None = None,
-        every_minute: Callable[[], None] | None = None,
-        replan: Callable[[ConceptTask], ConceptTask] | None = None,
-    ) -> Iterator[ConceptRecord]:
-        """Yield the tasks' records as they end; fewer if the run is stopped or given up meanwhile.
-
-        `stage` and `total` are for progress lines; `watch` gets the numbers of every update;
-        `every_minute` is called as often as run.json is written, for work that grows with the failures; `replan` makes
-        the task of a concept whose photos changed after it was planned.
-        """
-        gpus, _ = connect(config)
-        from pipeline.driver import drive
-        from pipeline.step_watch import StepWatch
-
-        stats = self.stats
-        stats.on_gpus = bool(gpus)
-        device_time = DeviceTime(stats, config.actors.gpus if gpus else config.actors.cpus)
-
-        def observe(numbers: ProgressNumbers) -> None:
-            device_time.observe(numbers)
-            stats.progress = dict(numbers)
-            if watch is not None:
-                watch(numbers)
-
-        fleet = self._connected_fleet(gpus)
-        watch_steps = StepWatch(lambda: [worker.handle for worker in fleet.ready()])
-        progress = Progress(
-            stage,
-            total,
-            beat=partial(self._beat, every_minute),
-            log_format=config.log_format,
-            observe=observe,
-            in_flight=watch_steps.in_flight,
-            batch_size=config.inversion.batch_size,
-            starting=("changing the settings" if fleet.workers else "loading the model")
-            + (" and trying to compile the denoiser" if gpus else ""),
-        )
-        with stopping_on_signals() as stop:
-            try:
-                for record in drive(tasks, fleet, config, progress, stop, until=stats.until, replan=replan):
-                    stats.repeated += record.repeated
-                    yield record
-            except RunAborted as error:
-                stats.problems[stage] = f"given up: {error}"
-                stats.is_stopped = isinstance(error, StorageLost | ClusterLost)
-            finally:
-                progress.close()
-            stats.is_stopped |= stop.is_set()
+    def _count_failures(self, metrics: RunMetrics) -> None:
+        metrics.count_failures(outcome_of(self._config, self.stats, self.plan, self._selection))
 
     def _connected_fleet(self, gpus: float) -> Fleet:
         """Return the run's actors, which the first stage that needs them starts."""

@@ -24,6 +24,10 @@ class Worker:
     handle: LearnerHandle
     starting: Any
     """Reference that resolves when the actor has loaded the model and is prepared; None from then on."""
+    rung: int = 0
+    """Rung whose concepts it is prepared, or being prepared, to learn (`ConceptTask.rung`)."""
+    is_loaded: bool = False
+    """True once it has loaded the model and was ready for the first time."""
     capacity: int = 1
     """Calls it takes at a time; known when it is ready."""
     calls: dict[Any, Work] = field(default_factory=dict)
@@ -36,16 +40,19 @@ class Worker:
     """True while it runs a suspect; it gets nothing else until that call ends."""
 
     @classmethod
-    def start(cls, handle: LearnerHandle, prepare: Prepare) -> Worker:
-        return cls(handle, starting=prepare(handle))
+    def start(cls, handle: LearnerHandle, prepare: Prepare, rung: int = 0) -> Worker:
+        return cls(handle, starting=prepare(handle), rung=rung)
 
-    def prepare(self, prepare: Prepare) -> None:
-        """Let the actor get ready for something else; it is not ready until then."""
+    def prepare(self, prepare: Prepare, rung: int = 0) -> None:
+        """Let the actor, which must have no calls, get ready for something else; it is not ready until then."""
+        assert not self.calls
         self.starting = prepare(self.handle)
+        self.rung = rung
 
     def mark_ready(self, capacity: int) -> None:
         """Take note that the actor is prepared and how many calls it takes."""
         self.starting = None
+        self.is_loaded = True
         self.capacity = capacity
         if self.notice is None and not self.is_leaving:
             self.notice = self.handle.notice.remote()

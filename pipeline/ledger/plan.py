@@ -51,6 +51,9 @@ class ConceptTask:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """The value whose digest is the fingerprint, see `fingerprint_inputs`."""
 
+    rung: int = 0
+    """Settings that it is learned by: 0 for the run's own, n for those of the n-th entry of `gate.ladder`."""
+
     @property
     def folder(self) -> ConceptFolder:
         return ConceptFolder(self.concept.concept_id, self.fingerprint)

@@ -22,7 +22,8 @@ _MAX_CONCEPT_LINES = 8
 Counts = Mapping[str, int]
 ProgressNumbers = Mapping[str, float]
 """The numbers of a progress line: `done`, `failed`, `total`, `seconds` so far, the counts that `update` was given,
-`per_minute` once something is done or failed, and `seconds_left` from then or from the first steps on."""
+`per_minute` once something is done or failed, and `seconds_left` from then or from the first steps on. The rate and the
+time left are of concepts and of their tries with other settings (`tried_again`, `trying_again`) alike."""
 
 
 class Progress:
@@ -83,11 +84,12 @@ class Progress:
             self._last_beat = now
             self._beat()
         concepts = () if final else self._in_flight()
-        self._rates.update(now, done + failed, concepts)
+        counts = counts or {}
+        self._rates.update(now, done + failed + counts.get("tried_again", 0), concepts)
         is_due = final or now - self._last_line >= self._interval_s
         if not is_due and self._observe is None:
             return
-        numbers = self._numbers(done, failed, counts or {}, now - self._began)
+        numbers = self._numbers(done, failed, counts, now - self._began)
         if self._observe is not None:
             self._observe(numbers)
         if is_due:
@@ -104,10 +106,12 @@ class Progress:
     def _numbers(self, done: int, failed: int, counts: Counts, seconds: float) -> dict[str, float]:
         total = self._total()
         numbers = {"done": done, "failed": failed, "total": total, **counts, "seconds": round(seconds, 1)}
-        if done + failed and seconds > 0:
-            numbers["per_minute"] = 60 * (done + failed) / seconds
-            numbers["seconds_left"] = max(0, total - done - failed) * seconds / (done + failed)
-        if (seconds_left := self._rates.seconds_left(total)) is not None:
+        ended = done + failed + counts.get("tried_again", 0)
+        left = max(0, total - done - failed) + counts.get("trying_again", 0)
+        if ended and seconds > 0:
+            numbers["per_minute"] = 60 * ended / seconds
+            numbers["seconds_left"] = left * seconds / ended
+        if (seconds_left := self._rates.seconds_left(ended + left)) is not None:
             numbers["seconds_left"] = seconds_left
         if per_s := self._rates.total_steps_per_s():
             numbers["samples_per_s"] = per_s * self._batch_size
@@ -138,6 +142,8 @@ class Progress:
         parts = [f"{self._stage}: {numbers['done']}/{numbers['total']} done"]
         if numbers["failed"]:
             parts.append(f"{numbers['failed']} failed")
+        if tries := numbers.get("tried_again", 0) + numbers.get("trying_again", 0):
+            parts.append(f"trying again: {numbers['tried_again']}/{tries} done")
         if running:
             parts.append(running)
         if self._starting and numbers.get("starting") and not numbers.get("ready"):

@@ -36,10 +36,7 @@ class RetryStats:
     """Concepts among `passed`, `better` and `below` that had a record before the run."""
 
     waiting: int = 0
-    """Concepts with tries left when the run ended."""
-
-    failures: dict[str, str] = field(default_factory=dict)
-    """Errors of failed tries, by fingerprint."""
+    """Concepts with tries left."""
 
     @property
     def ended(self) -> int:

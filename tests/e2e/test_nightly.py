@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -15,6 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from pipeline.actor.learner import Learner
 from pipeline.config import GateConfig
@@ -26,10 +29,12 @@ from pipeline.run import main
 from pipeline.stages import make_plan
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
+from tests.faults.processes import kill
 from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
 INVERSION = {"steps": STEPS, "batch_size": 2}
 
@@ -135,6 +140,39 @@ def test_a_ladder_that_was_stopped_goes_on_to_the_same_end(
     assert len(found) == 2
     assert not list(concepts.rglob("ladder.json"))
     assert not list(concepts.rglob("checkpoint.safetensors"))
+
+
+def test_a_ladder_that_is_killed_goes_on_to_the_same_end(tiny_model: Path, tmp_path: Path) -> None:
+    """Killed when one concept has a try that has ended, and tries to come."""
+    gate = {"min_clip_i": 2.0, "ladder": ["seed", "steps*2"]}
+    settings = {"inversion": {"steps": 20, "batch_size": 2}, "actors": {"count": 1, "checkpoint_steps": 5}}
+    command, calm = (job(tmp_path, tiny_model, name, gate=gate, **settings) for name in ("killed", "calm"))
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    driver = subprocess.Popen([sys.executable, "-m", "pipeline.run", *command], cwd=ROOT, env=environment)
+    concepts = tmp_path / "killed" / "concepts"
+    while not any(len(list(concept.glob("*/record.json"))) > 1 for concept in concepts.glob("*")):
+        assert driver.poll() is None, "it ended before it was killed"
+        time.sleep(0.02)
+    kill(driver.pid)
+    assert driver.wait() == -signal.SIGKILL
+
+    assert main(command) == main(calm) == OK
+    ends = [
+        {
+            name: (
+                record.gate,
+                record.kept,
+                record.files,
+                record.scores,
+                [(each.rung, each.files) for each in record.tries],
+            )
+            for name, record in records(tmp_path / output).items()
+        }
+        for output in ("killed", "calm")
+    ]
+    assert ends[0] == ends[1]
+    assert [len(tries) for *_, tries in ends[0].values()] == [3, 3]
+    assert not list(concepts.rglob("ladder.json"))
 
 
 def test_a_deadline_ends_a_run_that_the_next_continues(

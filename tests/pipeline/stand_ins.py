@@ -1,4 +1,7 @@
-"""An actor that learns nothing, and waits, fails or dies as the concept's name says. It starts fast, without torch."""
+"""An actor that learns nothing, and waits, fails or dies as the concept's name says. It starts fast, without torch.
+
+A name is `<kind>-<number>`, or `<kind>-<kind in tries>-<number>`. The seed of the settings is taken for their rung.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,29 @@ from textual_inversion.errors import BUG
 
 
 class StandIn:
-    """An actor that notes every call in a folder, as `<concept>.<attempt>.<pid>` with the calls that ran beside it."""
+    """An actor that notes every call in a folder, as `<concept>.<attempt>.<pid>` with the calls that ran beside it, a
+    concept on a rung above 0 as `<concept>@<rung>`; and the rungs it was prepared for in `prepared.<pid>`."""
 
     def __init__(self, notes: str, capacity: int = 2) -> None:
         self._notes, self._capacity = Path(notes), capacity
+        self._rung = 0
         self._running: set[str] = set()
         self._draining, self._leaving = asyncio.Event(), asyncio.Event()
         if (self._notes / "no-start").exists():
             raise ValueError("the model is not where it should be")
 
-    def prepare(self, config: RunConfig) -> int:  # noqa: ARG002
+    def prepare(self, config: RunConfig) -> int:
+        assert not self._running
+        self._rung = config.seed
+        with (self._notes / f"prepared.{os.getpid()}").open("a") as notes:
+            notes.write(f"{self._rung} ")
         return self._capacity
 
     async def learn(self, task: ConceptTask, attempt: int) -> ConceptRecord:
-        name = task.concept.concept_id
+        if task.rung != self._rung:
+            raise RunAborted(f"prepared for rung {self._rung}, and not for {task.rung}")
+        kind, _, kind_in_tries = task.concept.concept_id.rpartition("-")[0].partition("-")
+        name = task.concept.concept_id + (f"@{task.rung}" if task.rung else "")
         if self._leaving.is_set():
             raise ActorLeaving("its node is taken back")
         self._running.add(name)
@@ -39,13 +51,14 @@ class StandIn:
         try:
             await asyncio.sleep(0.05)
             note.write_text(" ".join(sorted(self._running)))
-            await self._behave(name, attempt)
+            await self._behave(kind_in_tries if task.rung else kind, name, attempt)
         finally:
             self._running.discard(name)
         status = "failed" if name.startswith("bad") else "done"
         return ConceptRecord(
-            concept_id=name, fingerprint=task.fingerprint, status=status, placeholder_token=f"<{name}>",
-            attempts=attempt, error="no such photo" if status == "failed" else "",
+            concept_id=task.concept.concept_id, fingerprint=task.fingerprint, status=status,
+            placeholder_token=task.concept.placeholder_token, attempts=attempt,
+            error="no such photo" if status == "failed" else "",
         )  # fmt: skip
 
     def progress(self) -> list[ConceptProgress]:
@@ -60,8 +73,7 @@ class StandIn:
         await self._has_appeared(f"leave.{os.getpid()}")
         self._leaving.set()
 
-    async def _behave(self, name: str, attempt: int) -> None:
-        kind = name.partition("-")[0]
+    async def _behave(self, kind: str, name: str, attempt: int) -> None:
         if kind == "killer" or (kind == "unlucky" and attempt == 1):
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "broken" and attempt == 1:

@@ -244,7 +244,7 @@ def test_an_actor_with_notice_ends_what_it_has_begun_and_gets_nothing_more(tmp_p
     assert sorted(ended[:5]) == sorted(["waiting-0", *(f"fine-{i}" for i in range(4))])
     assert ended[5:] == ["held-0", "lost-0"]
     of_the_first = {path.name.split(".")[0] for path in tmp_path.glob(f"*.{process('held-0')}")}
-    assert of_the_first == {*names[:3], "leave"}
+    assert of_the_first == {*names[:3], "prepared", "leave"}
 
 
 def test_after_the_deadline_nothing_is_begun_and_what_was_begun_is_finished(tmp_path: Path) -> None:

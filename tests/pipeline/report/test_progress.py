@@ -134,6 +134,23 @@ def test_numbers_for_log_stores_and_metrics() -> None:
     assert [facts.get("seconds_left") for facts in observed] == [None, None, 6, 9, 4, 0]
 
 
+def test_tries_are_counted_apart_from_concepts() -> None:
+    clock, log, observed = Clock(), io.StringIO(), list[dict[str, float]]()
+    progress = Progress(
+        "learning", lambda: 6, stream=log, clock=clock, observe=lambda facts: observed.append({**facts})
+    )
+    for second, done, tried, trying in ((0, 0, 0, 0), (40, 4, 0, 1), (80, 6, 2, 1), (120, 6, 4, 0)):
+        clock.seconds = float(second)
+        progress.update(done=done, counts={"tried_again": tried, "trying_again": trying})
+    assert log.getvalue().splitlines() == [
+        "learning: 0/6 done, 0:00 so far",
+        "learning: 4/6 done, trying again: 0/1 done, 0:40 so far, 6.0/min, about 0:30 left",
+        "learning: 6/6 done, trying again: 2/3 done, 1:20 so far, 6.0/min, about 0:10 left",
+        "learning: 6/6 done, trying again: 4/4 done, 2:00 so far, 5.0/min",
+    ]
+    assert [facts["done"] for facts in observed] == [0, 4, 6, 6]
+
+
 def test_seconds() -> None:
     assert [format_clock(s) for s in (0, 75.4, 3700)] == ["0:00", "1:15", "1:01:40"]
 
