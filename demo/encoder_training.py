@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from textual_inversion.encoder import ConceptEncoder, PhotoFeatures
 from textual_inversion.encoder_config import EncoderTrainingConfig
 from textual_inversion.encoder_file import Doubt, TrainedEncoder, dump_encoder
 from textual_inversion.encoder_training import ConceptExample, EncoderTrainer, encode_example
+from textual_inversion.errors import BadInput
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
@@ -45,28 +47,34 @@ _SAVE_EVERY_S = 150.0
 BATCHES = ("encoder.training.concepts_per_step=64", "encoder.training.samples_per_concept=1")
 
 
-def read_examples(folder: Path, backbone: Backbone, features: PhotoFeatures) -> list[ConceptExample]:
-    """Encode the concepts of the folder's manifest, or read them as an earlier call encoded them."""
+def read_examples(folder: Path, backbone: Backbone, features: PhotoFeatures) -> list[ConceptExample | None]:
+    """Encode the concepts of the folder's manifest, or read them as an earlier call encoded them. None is in the place
+    of one that the model cannot be trained on, because a caption is too long for it."""
     path = folder / "encoded.pt"
     concepts = [_concept(row) for row in read_table(folder / "manifest.parquet").to_pylist()]
     if not path.exists():
         encoded = []
         for concept in concepts:
             photos = [Image.open(folder / name).convert("RGB") for name in concept.images]
-            example = encode_example(concept, photos, backbone, features)
-            encoded.append((example.features.half(), example.moments.half()))
+            try:
+                example = encode_example(concept, photos, backbone, features)
+            except BadInput as error:
+                print(f"{concept.concept_id} is left out: {error}", flush=True)
+                encoded.append(None)
+            else:
+                encoded.append((example.features.half(), example.moments.half()))
         _save(encoded, path)
     stored = torch.load(path, mmap=True)
     return [
-        ConceptExample(concept=concept, features=seen, moments=moments)
-        for concept, (seen, moments) in zip(concepts, stored, strict=True)
+        tensors and ConceptExample(concept=concept, features=tensors[0], moments=tensors[1])
+        for concept, tensors in zip(concepts, stored, strict=True)
     ]
 
 
-def split(examples: list[ConceptExample]) -> tuple[list[ConceptExample], list[ConceptExample]]:
+def split(examples: Sequence[ConceptExample | None]) -> tuple[list[ConceptExample], list[ConceptExample]]:
     """Return the concepts of the objects to train on, and those of the held-out objects."""
     held_out = [i % len(TRAINING) % _HELD_OUT_EVERY == _HELD_OUT_OFFSET for i in range(len(examples))]
-    pairs = list(zip(examples, held_out, strict=True))
+    pairs = [(each, is_held) for each, is_held in zip(examples, held_out, strict=True) if each is not None]
     return [each for each, is_held in pairs if not is_held], [each for each, is_held in pairs if is_held]
 
 

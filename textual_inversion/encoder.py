@@ -70,7 +70,7 @@ class PhotoFeatures:
     def __init__(self, backbone: Backbone, extractor: ImageExtractor, config: EncoderConfig) -> None:
         self._backbone = backbone
         self._extractor = extractor
-        self._config = config
+        self.config = config
 
     def __call__(self, photos: Sequence[Image.Image]) -> Tensor:
         """Return the photos' features, [photos, width] float32 on the CPU.
@@ -78,7 +78,7 @@ class PhotoFeatures:
         A photo's features may depend, to rounding, on the number of photos and on its place: pass photos in
         `canonical_order`.
         """
-        config = self._config
+        config = self.config
         pooled, patches = self._extractor.images_and_patches(photos)
         cells = F.adaptive_avg_pool2d(patches, config.grid_side).permute(0, 2, 3, 1)
         parts = [_normalised(pooled), _normalised(cells).flatten(1)]
@@ -90,7 +90,7 @@ class PhotoFeatures:
     def sizes(self) -> FeatureSizes:
         """Return how many features of each kind a photo has."""
         pooled, patches = self._extractor.images_and_patches([Image.new("RGB", (64, 64))])
-        config = self._config
+        config = self.config
         return FeatureSizes(
             pooled=pooled.shape[1],
             patch=patches.shape[1],

@@ -55,7 +55,12 @@ class ConceptExample:
 def encode_example(
     concept: Concept, photos: Sequence[Image.Image], backbone: Backbone, photo_features: PhotoFeatures
 ) -> ConceptExample:
-    """Encode a concept's photos. Raises ConceptError for a concept that cannot be trained on."""
+    """Encode a concept's photos. Raises ConceptError for a concept that cannot be trained on, such as one with a
+    caption that does not fit the model."""
+    rows = {HOLE: range(photo_features.config.num_vectors)}
+    for noun in {"", concept.initializer}:
+        for prompt in with_class_noun(_templates(concept), noun):
+            encode_prompt(prompt, rows, backbone.vocabularies)
     moments = encode_views(backbone, photos, AugmentConfig(flip=False), concept.concept_id, seed=0).moments.cpu()
     features = photo_features(photos)
     if not (moments.isfinite().all() and features.isfinite().all()):
@@ -274,10 +279,15 @@ class _Draws:
 
     def _prompt(self, concept: Concept, photo: int, noun: str, where: float) -> dict[str, list[int]]:
         """Return the ids of the photo's caption, or of the template at `where` in [0, 1) of the list."""
-        templates = training_templates(concept, class_cue=False)
+        templates = _templates(concept)
         template = templates[photo if concept.captions else int(where * len(templates))]
         encoded: dict[str, list[int]] = self._encode(with_class_noun([template], noun)[0])
         return encoded
+
+
+def _templates(concept: Concept) -> Sequence[str]:
+    """Return the concept's captions, one a photo, or the templates of its category."""
+    return training_templates(concept, class_cue=False)
 
 
 def _sum(terms: Mapping[str, Tensor]) -> Tensor:

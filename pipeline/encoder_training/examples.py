@@ -36,7 +36,7 @@ from textual_inversion.extractors import load_extractor
 PLAN = "examples/plan"
 PARTS = "examples/parts"
 
-FORMAT = 1
+FORMAT = 2
 """Version of what an example holds; a change makes all of them again."""
 
 _USED = ("concept_id", "placeholder_token", "initializer", "category", "captions")

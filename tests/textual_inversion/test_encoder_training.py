@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from tests.textual_inversion.test_encoder import CAUSAL, CONFIG, FEATURES, PixelExtractor, photo
-from tests.toy_backbone import ToyBackbone
+from tests.toy_backbone import MAX_LENGTH, ToyBackbone
 from textual_inversion.adapter_config import AdapterShape
 from textual_inversion.concept import Concept
 from textual_inversion.encoder import NO_ADAPTER, ConceptEncoder, PhotoFeatures
 from textual_inversion.encoder_config import EncoderTrainingConfig
 from textual_inversion.encoder_training import ConceptExample, EncoderTrainer, encode_example
-from textual_inversion.errors import NotFinite
+from textual_inversion.errors import BadInput, NotFinite
 
 BACKBONE = ToyBackbone()
 
@@ -169,6 +169,14 @@ def test_a_poisoned_concept_is_refused_when_it_is_encoded() -> None:
     features = PhotoFeatures(BACKBONE, Broken(), CONFIG)  # type: ignore[arg-type]
     with pytest.raises(NotFinite, match=r"concept 'c0'.*not finite"):
         encode_example(EXAMPLES[0].concept, [photo(0)], BACKBONE, features)
+
+
+def test_a_caption_that_does_not_fit_the_model_is_refused_when_its_concept_is_encoded() -> None:
+    """A step may draw it with the class noun, `dog toy`, behind the word."""
+    longest = f"a {{}}{' sun' * (MAX_LENGTH - 5 - CONFIG.num_vectors)}"
+    assert example(0, photos=1, captions=(longest,)).concept.captions == (longest,)
+    with pytest.raises(BadInput, match=r"prompt 'a {} dog toy sun .*' tokens do not fit"):
+        example(0, photos=1, captions=(f"{longest} sun",))
 
 
 def test_a_photo_is_drawn_with_its_own_caption() -> None:
