@@ -41,7 +41,7 @@ class Napper(StandIn):
         while not cluster.is_leaving():
             await asyncio.sleep(0.5)
 
-    async def _behave(self, name: str, attempt: int) -> None:
+    async def _behave(self, kind: str, name: str, attempt: int) -> None:  # noqa: ARG002
         node = ray.get_runtime_context().get_node_id()
         (self._notes / f"on.{name}.{attempt}.{node}").touch()
         while not (self._notes / f"end.{name}").exists():
