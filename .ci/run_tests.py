@@ -1,9 +1,9 @@
 """Run every group of tests in a pytest process of its own, two at a time, and repeat at the end what failed.
 
-There are two lanes of groups; the groups of a lane run one after the other. A lane needs about one core: tests of whole
-runs on Ray often wait. Each lane has a Ray folder of its own, so that no run finds the cluster of a test in the other
-lane. The second lane's output is written group by group as they end. A failure in one group does not keep the others
-from running. Exits with 1 if a group failed.
+The longest group begins first, and whichever process ends first takes the next group. A group needs about one core:
+tests of whole runs on Ray often wait. Each has a Ray folder of its own, so that no run finds the cluster of a test in
+another group. The first group's output goes to the terminal, that of the others is written as they end. A failure in
+one group does not keep the others from running. Exits with 1 if a group failed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-WHOLE_RUNS = ("tests/e2e", "tests/faults")
+PROCESSES = 2
+WHOLE_RUNS, PIPELINE = ("tests/e2e", "tests/faults"), "tests/pipeline"
+SLOWEST = ("--durations=15", "--durations-min=5")
+"""Arguments with which pytest ends by telling the slowest tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,29 +33,24 @@ class Group:
     """Arguments of pytest."""
 
 
-LANES = (
-    (
-        Group("slow, whole runs", (*WHOLE_RUNS, "-m", "slow and not own_cluster")),
-        Group("own cluster", ("tests", "-m", "own_cluster")),
-    ),
-    (
-        Group("fast", ("tests", "-m", "not slow")),
-        Group(
-            "slow, the rest",
-            ("tests", *(f"--ignore={folder}" for folder in WHOLE_RUNS), "-m", "slow and not own_cluster"),
-        ),
-    ),
+GROUPS = (
+    Group("slow, whole runs", (*WHOLE_RUNS, "-m", "slow and not own_cluster")),
+    Group("fast", ("tests", "-m", "not slow")),
+    Group("slow, pipeline", (PIPELINE, "-m", "slow")),
+    Group("slow, the rest", ("tests", *(f"--ignore={folder}" for folder in (*WHOLE_RUNS, PIPELINE)), "-m", "slow")),
+    Group("own cluster", (*WHOLE_RUNS, "-m", "own_cluster")),
 )
+"""In the order in which they begin."""
 
 
-def run_group(group: Group, report: Path, environment: dict[str, str], log: Path | None) -> tuple[int, str]:
-    """Run one group and return pytest's exit code and the lines that summarise it.
-
-    pytest's output goes to the terminal; with `log`, it is kept in that file and written when the group has ended.
-    """
+def run_group(number: int, folder: Path) -> tuple[int, str]:
+    """Run a group with its files in `folder`, and return pytest's exit code and the lines that summarise it."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "pytest", *group.selection, f"--junit-xml={report}"]
-    if log is None:
+    group, log, report = GROUPS[number], folder / "log", folder / "junit.xml"
+    folder.mkdir()
+    command = [sys.executable, "-m", "pytest", *group.selection, *SLOWEST, f"--junit-xml={report}"]
+    environment = os.environ | {"RAY_TMPDIR": str(folder)}
+    if number == 0:
         code = subprocess.run(command, env=environment).returncode
     else:
         with log.open("wb") as output:
@@ -62,16 +60,6 @@ def run_group(group: Group, report: Path, environment: dict[str, str], log: Path
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     heading = f"{'passed' if code == 0 else f'FAILED (exit code {code})'} in {minutes}:{seconds:02d}: {group.title}"
     return code, "\n".join([heading, *failures(report)])
-
-
-def run_lane(number: int, folder: Path) -> list[tuple[int, str]]:
-    """Run the groups of one lane, one after the other, and return each one's exit code and summary."""
-    environment = {**os.environ, "RAY_TMPDIR": str(folder)}
-    results = []
-    for place, group in enumerate(LANES[number]):
-        log = folder / f"{place}.log" if number else None
-        results.append(run_group(group, folder / f"{place}.xml", environment, log))
-    return results
 
 
 def failures(report: Path) -> list[str]:
@@ -85,11 +73,9 @@ def failures(report: Path) -> list[str]:
 
 def main() -> int:
     # Ray's sockets lie in its folder, and a socket's path has at most 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="ti", dir="/tmp") as name, ThreadPoolExecutor(len(LANES)) as threads:
-        folders = [Path(name) / str(number) for number in range(len(LANES))]
-        for folder in folders:
-            folder.mkdir()
-        results = [result for lane in threads.map(run_lane, range(len(LANES)), folders) for result in lane]
+    with tempfile.TemporaryDirectory(prefix="ti", dir="/tmp") as name, ThreadPoolExecutor(PROCESSES) as threads:
+        folders = [Path(name) / str(number) for number in range(len(GROUPS))]
+        results = list(threads.map(run_group, range(len(GROUPS)), folders))
     sys.stdout.write("\n" + "\n".join(summary for _, summary in results) + "\n")
     return 1 if any(code for code, _ in results) else 0
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two groups of tests share two cores, and tiny models gain nothing
 os.environ.setdefault("RAY_worker_niceness", "0")  # by default 15, which starves Ray's workers on a busy machine
 
 # How fast examples are made and run says how busy the machine is, and nothing of the code.
