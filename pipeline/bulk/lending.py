@@ -35,7 +35,7 @@ class Desk:
     def __init__(self) -> None:
         self._actors: list[ActorHandle[Any]] = []
         self._lost: set[ActorHandle[Any]] = set()
-        """Actors that died in a borrower's hands, which the fleet may learn later."""
+        """Actors that were lost in a borrower's hands, which the fleet may learn later."""
         self._loans: dict[str, ActorHandle[Any]] = {}
         """Borrower -> the actor it has."""
         self._end = ""
@@ -95,6 +95,7 @@ class Borrower:
                 return ray.get(actor.draw.remote(batch))
             except RayActorError as error:
                 is_lost = True
+                ray.kill(actor)  # it may live, out of the borrower's reach; the fleet replaces what is dead
                 log.warning("an actor was lost while it drew: %s", describe_error(error))
             finally:
                 self._desk.give_back.remote(self._name, is_lost=is_lost)

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pyarrow as pa
+from ray.exceptions import ActorUnavailableError
 
 
 def draw_or_die(batch: pa.Table, notes: Path) -> pa.Table:
@@ -22,7 +23,10 @@ def draw_or_die(batch: pa.Table, notes: Path) -> pa.Table:
 
 
 class Mortal:
-    """An actor that is killed by rows named `once-...` the first time that any sees them, and by `always` each time."""
+    """An actor that is killed by rows named `once-...` the first time that any sees them, and by `always` each time.
+
+    At `away` the first that sees it seems to be lost, as one does whose connection breaks: it lives on.
+    """
 
     def __init__(self, notes: str) -> None:
         self._notes = Path(notes)
@@ -37,4 +41,8 @@ class Mortal:
         await asyncio.Event().wait()
 
     async def draw(self, batch: pa.Table) -> pa.Table:
+        been_away = self._notes / "been-away"
+        if "away" in batch["row_id"].to_pylist() and not been_away.exists():
+            been_away.touch()
+            raise ActorUnavailableError("the connection is lost", None)
         return draw_or_die(batch, self._notes)

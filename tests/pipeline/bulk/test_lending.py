@@ -119,6 +119,16 @@ def test_actors_that_die_are_replaced_and_those_that_live_are_used_again(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
+def test_an_actor_that_lives_but_was_lost_to_its_borrower_is_replaced(
+    work_on: Callable[[list[str]], None], tmp_path: Path
+) -> None:
+    work_on(["a", "away", "b"])
+    assert done(tmp_path) == {"a", "away", "b"}
+    assert len(list(tmp_path.glob("start.*"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_row_that_kills_ends_the_stage_and_what_was_done_before_counts(
     work_on: Callable[[list[str]], None], tmp_path: Path
 ) -> None:
