@@ -110,7 +110,7 @@ def run_with_stand_ins(config: RunConfig, options: argparse.Namespace, *, starts
     files = made_up_files()
     drive = driver.drive
 
-    def stand_ins(_config: RunConfig, _gpus: float) -> Callable[[], Any]:
+    def stand_ins(*_: object) -> Callable[[], Any]:
         actor_class = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1)(StandInWithFiles)
         return lambda: actor_class.remote(options.capacity, config.output, files)
 

@@ -33,21 +33,23 @@ _NOTICE_EVERY_S = 5.0
 
 def new_fleet(config: RunConfig, gpus: float) -> Fleet:
     """Return the run's fleet, in which no actor has started. Idle actors are kept if pictures are to be drawn."""
-    policy = policy_from_config(config, gpus, living_nodes())
-    return Fleet(learner_actors(config, gpus), policy, keeps_idle=bool(config.generation.prompts))
+    nodes = living_nodes()
+    policy = policy_from_config(config, gpus, nodes)
+    return Fleet(learner_actors(config, gpus, nodes), policy, keeps_idle=bool(config.generation.prompts))
 
 
-def learner_actors(config: RunConfig, gpus: float) -> Callable[[], LearnerHandle]:
+def learner_actors(config: RunConfig, gpus: float, nodes: Sequence[Resources]) -> Callable[[], LearnerHandle]:
     """Return a function that starts an actor.
 
-    Actors are on GPUs if the cluster has any (`gpus`), else on CPU cores, with no other difference.
+    Actors are on GPUs if the cluster has any (`gpus`), else on CPU cores, with no other difference. `nodes` are those
+    that live now.
     """
     on_device = dataclasses.replace(config, device="cuda" if gpus else "cpu")
     model_actor: type[LearnerActor] = ModelActor  # what the driver calls is what there is
     actor_class = ray.remote(
         max_restarts=0,
         max_task_retries=0,
-        num_cpus=cpus_to_reserve(config, living_nodes(), on_gpus=gpus > 0),
+        num_cpus=cpus_to_reserve(config, nodes, on_gpus=gpus > 0),
         num_gpus=config.actors.gpus if gpus else 0,
     )(model_actor)
     return lambda: actor_class.remote(on_device, partial(_set_up_process, config))

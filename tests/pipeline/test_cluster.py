@@ -49,9 +49,8 @@ def test_actors_take_a_gpu_where_there_are_any(
     options: dict[str, Any] = {}
     started: list[Any] = []
     stand_in = SimpleNamespace(remote=lambda config, _on_ready: started.append(config))
-    monkeypatch.setattr("pipeline.cluster.living_nodes", lambda: [{"GPU": gpus, "CPU": 16.0}])
     monkeypatch.setattr("pipeline.cluster.ray.remote", lambda **given: options.update(given) or (lambda _: stand_in))
-    learner_actors(parse_config({"actors": {"gpus": 0.5, "cpus": 2}}), gpus)()
+    learner_actors(parse_config({"actors": {"gpus": 0.5, "cpus": 2}}), gpus, [{"GPU": gpus, "CPU": 16.0}])()
     assert options == {"max_restarts": 0, "max_task_retries": 0, "num_cpus": 2, "num_gpus": reserved}
     assert started[0].device == device
 
