@@ -21,6 +21,10 @@ SUFFIXES = (".safetensors", ".pt", ".bin")
 """Endings of embedding files, of any layout that `dialects` reads."""
 
 
+_NAMELESS = "*"
+"""Placeholder token of a file that holds none, until it gets a word or its own name."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearnedConcept:
     """A learned concept that pictures can be drawn of."""
@@ -175,8 +179,13 @@ def _of_file(source: str) -> LearnedConcept:
         path = source
     uri = absolute(path)
     stem = posixpath.splitext(posixpath.basename(uri))[0]
-    embedding = read_embedding(uri, placeholder_token=word)
-    token = word or embedding.placeholder_token
+    embedding = read_embedding(uri, placeholder_token=word or _NAMELESS)
+    token = word or (stem if embedding.placeholder_token == _NAMELESS else embedding.placeholder_token)
+    if any(letter.isspace() for letter in token):
+        raise ValueError(
+            f"{path} holds no placeholder token, and its name {stem!r} is not one word; give it a word: "
+            f"--learned '<my-word>={path}'"
+        )
     prompt_as = name_in_prompt(token, embedding.class_noun)
     return LearnedConcept(name=stem, placeholder_token=token, prompt_as=prompt_as, uri=uri)
 

@@ -141,7 +141,7 @@ def test_a_name_of_two_is_not_guessed(tmp_path: Path) -> None:
         ("bad.safetensors", "bad.safetensors cannot be used: not a safetensors file"),
         ("bad.pt", "bad.pt cannot be used: not a safetensors file"),
         ("two.safetensors", "two.safetensors cannot be used: it holds 2 embeddings"),
-        ("two words.pt", "'two words' must be one word without spaces"),
+        ("two words.pt", "name 'two words' is not one word; give it a word: --learned '<my-word>=/.*/two words.pt'"),
     ],
 )
 def test_bad_sources(tmp_path: Path, source: str, message: str) -> None:
