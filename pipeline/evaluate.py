@@ -36,6 +36,7 @@ from pipeline.bulk.stage import Stage, run_stage
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
 from pipeline.exit_codes import FAILED, OK, STOPPED
+from pipeline.inputs.manifest_files import list_folders_once
 from pipeline.inputs.models import check_extractors
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.ledger.records import ConceptRecord, latest, load_records
@@ -55,7 +56,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.eva
     """Run the command and return its exit code."""
     configure_logs()
     options = parse(arguments, prog)
-    return exit_code_of(lambda: _prepare_and_evaluate(options))
+    with list_folders_once():
+        return exit_code_of(lambda: _prepare_and_evaluate(options))
 
 
 def _prepare_and_evaluate(options: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
 from pipeline.exit_codes import FAILED, OK, STOPPED
 from pipeline.inputs.manifest import BadRow, read_manifest
+from pipeline.inputs.manifest_files import list_folders_once
 from pipeline.inputs.models import check_model, locate
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.ledger.digest import digest
@@ -56,7 +57,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.tra
     """Run the command and return its exit code; errors are printed in one line."""
     configure_logs()
     options = parse(arguments, prog)
-    return exit_code_of(lambda: _train(options))
+    with list_folders_once():
+        return exit_code_of(lambda: _train(options))
 
 
 def _train(options: argparse.Namespace) -> int:
