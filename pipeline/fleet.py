@@ -55,6 +55,8 @@ class Fleet:
         self._ways: tuple[Prepare, ...] = ()
         self._start_failures = 0
         self._next_start = 0.0
+        self._seconds_before = 0.0
+        """Seconds for which actors lived that are gone."""
 
     def use(self, *ways: Prepare) -> None:
         """Let every actor that lives get ready in the first of these ways. To be called when none works."""
@@ -77,6 +79,10 @@ class Fleet:
     def staying(self) -> list[Worker]:
         """Return the actors whose nodes have no notice."""
         return [worker for worker in self.workers if not worker.is_leaving]
+
+    def actor_seconds(self) -> float:
+        """Return the seconds for which actors have lived, summed over those that live and those that are gone."""
+        return self._seconds_before + sum(time.monotonic() - worker.began for worker in self.workers)
 
     def resize(self, wanted: int, rungs: Iterable[int] = ()) -> None:
         """Start actors one by one until as many stay as wanted, and let idle ones go where there are more.
@@ -134,6 +140,7 @@ class Fleet:
         """End an actor."""
         worker.starting = worker.notice = None  # nobody asks any more what became of them
         self.workers.remove(worker)
+        self._seconds_before += time.monotonic() - worker.began
         ray.kill(worker.handle)
 
     def dismiss(self, *, only_busy: bool = False) -> None:

@@ -169,7 +169,7 @@ class Run:
         self.enter("drawing")
         if self.stats.is_stopped:
             return
-        gpus, cpus = connect(self._config)
+        gpus, _ = connect(self._config)
         from ray.exceptions import RayError
 
         from pipeline.bulk.generate import generate_images
@@ -179,10 +179,11 @@ class Run:
         learned = (
             record for record in records if record.status == "done" and self._selection.includes(record.concept_id)
         )
-        began = time.monotonic()
+        fleet, actors = self._connected_fleet(gpus), self._config.actors
+        seconds_before = fleet.actor_seconds()
         with handling_signals(signal.default_int_handler):
             try:
-                counts = generate_images(self._config, learned, prompts, self._connected_fleet(gpus), stats.until)
+                counts = generate_images(self._config, learned, prompts, fleet, stats.until)
             except DeadlinePassed:
                 stats.is_late = True
                 return
@@ -199,7 +200,8 @@ class Run:
                 return
             finally:
                 stats.on_gpus = bool(gpus)
-                stats.device_seconds += (time.monotonic() - began) * (gpus or cpus)
+                actor_s = fleet.actor_seconds() - seconds_before
+                stats.device_seconds += actor_s * (actors.gpus if gpus else actors.cpus)
         stats.pictures = f"{counts.drawn} drawn, {counts.done_before} done before, {counts.failed} failed"
         if counts.failed:
             stats.problems["drawing"] = f"{counts.failed} pictures were not drawn: {'; '.join(counts.first_errors)}"

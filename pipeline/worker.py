@@ -38,6 +38,8 @@ class Worker:
     """True if its node has notice: it finishes the calls that it has and gets no more."""
     runs_suspect: bool = False
     """True while it runs a suspect; it gets nothing else until that call ends."""
+    began: float = field(default_factory=lambda: time.monotonic())
+    """Moment at which it was started, in seconds of the monotonic clock."""
 
     @classmethod
     def start(cls, handle: LearnerHandle, prepare: Prepare, rung: int = 0) -> Worker:

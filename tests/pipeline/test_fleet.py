@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -93,6 +94,24 @@ def test_actors_live_on_from_one_work_to_the_next(ray: InstantRay) -> None:
     assert ray.killed == []
     fleet.dismiss()
     assert (fleet.workers, ray.killed) == ([], handles[:2])
+
+
+def test_seconds_of_actors_are_counted_while_they_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    fleet = a_fleet([Handle(), Handle(), Handle()])
+    assert fleet.actor_seconds() == 0.0
+    fleet.resize(2)
+    clock[0] += 5.0
+    assert fleet.actor_seconds() == 10.0
+    fleet.remove(fleet.workers[0])
+    clock[0] += 1.0
+    assert fleet.actor_seconds() == 11.0
+    fleet.resize(2)
+    clock[0] += 1.0
+    fleet.dismiss()
+    clock[0] += 99.0
+    assert fleet.actor_seconds() == 13.0
 
 
 def test_without_a_later_work_idle_actors_are_let_go() -> None:
