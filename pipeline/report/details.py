@@ -80,11 +80,10 @@ class Details:
             if "folder" not in entry:  # a bad row
                 yield {"tries": [], "pictures": []}
                 continue
-            layout = self.layouts.expected(entry["num_photos"], entry["name"], entry["category"])
             yield {
                 "facts": entry["facts"],
                 "photos": entry["photos"],
-                "tries": [{**each, "layout": layout} for each in entry["tries"]],
+                "tries": entry["tries"],
                 "pictures": [_described(each, entry["name"]) for each in drawn.get(position, ())],
                 "previews": _strip_layout(entry["previews"]) if entry["previews"] else None,
             }

@@ -140,7 +140,7 @@ const triesOf = (position, tries) => tries.length < 2 ? null : [make("h4", {}, "
   make("div", { class: "tries" }, tries.map(each => {
     const file = pathOf("concepts", value(position, "concept"), each.fingerprint, data.files.grid);
     const name = each.rule || "the run's own settings";
-    const cut = cutSheet({ source: each.sheet || file, file, label: `${name}: sample grid` }, data.layouts[each.layout], promptsOf(position), name);
+    const cut = cutSheet({ source: each.sheet || file, file, label: `${name}: sample grid` }, data.layouts[each.layout ?? rows[position][LAYOUT]], promptsOf(position), name);
     const series = cut ? cut.samples.flatMap(([, pictures]) => pictures) : [];
     const scores = ["clip_i", "clip_t"].filter(score => score in each.scores)
       .map(score => `${score === "clip_i" ? "CLIP-I" : "CLIP-T"} ${fixed(each.scores[score])}`);
