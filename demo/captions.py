@@ -189,5 +189,6 @@ def with_article(noun: str) -> str:
 
 
 def fill(template: str, noun: str) -> str:
-    """Put a noun phrase in the hole, with "an" where the sound asks for it."""
-    return template.replace("a {}", with_article(noun), 1).replace("{}", noun, 1)
+    """Put a noun phrase, which may have a hole itself, in the hole, with "an" where the sound asks for it."""
+    hole, filling = ("a {}", with_article(noun)) if "a {}" in template else ("{}", noun)
+    return template.replace(hole, filling, 1)

@@ -248,3 +248,9 @@ def test_an_unnamed_instance_has_its_own_word_and_hue(atlas: Atlas) -> None:
     assert caption(scene, np.random.default_rng(0)).endswith("blorp")
     red, green, blue = _pixels(scene, atlas)[32, 32]
     assert green > 200 > 60 > max(red, blue)
+
+
+def test_a_noun_phrase_is_filled_in_once() -> None:
+    assert captions.fill("a painting of a {} in oil", "owl") == "a painting of an owl in oil"
+    assert captions.fill("my {}", "owl") == "my owl"
+    assert captions.fill("a painting of a {} in oil", "{} in the snow") == "a painting of a {} in the snow in oil"
