@@ -21,16 +21,18 @@ from pipeline.store.redact import redact
 
 log = logging.getLogger(__name__)
 
-_BEFORE_PARSE = "before-parse.s3.ListObjectsV2"
-"""Event of the client between the bytes of an answer to a listing request and their reading."""
+_BEFORE_PARSE = "before-parse.*.ListObjectsV2"
+"""Event of the client between the bytes of an answer to a listing request and their reading. Under this name a handler
+is called before the client's own, which parses what it finds to look for an error in it."""
 
-_CONTENTS = re.compile(r"<Contents>.*?</Contents>", re.DOTALL)
 _FIELDS = {
-    "Key": re.compile(r"<Key>(.*?)</Key>", re.DOTALL),
+    "Key": re.compile(r"<Key>([^<]*)</Key>"),
     "Size": re.compile(r"<Size>(\d+)</Size>"),
-    "ETag": re.compile(r"<ETag>(?:&quot;|&#34;|\")?([^<]*?)(?:&quot;|&#34;|\")?</ETag>"),
+    "ETag": re.compile(r"<ETag>(?:&quot;|&#34;|\")?([^<&\"]*)(?:&quot;|&#34;|\")?</ETag>"),
     "LastModified": re.compile(r"<LastModified>([^<]*)</LastModified>"),
 }
+_BEGIN, _END = "<Contents>", "</Contents>"
+_NEXT = re.compile(rf"{_END}\s*{_BEGIN}")
 _QUOTES = {"&quot;": '"', "&apos;": "'"}
 
 _RENEWAL_S = 2.0
@@ -127,20 +129,21 @@ def list_page(fs: Any, bucket: str, prefix: str, **options: Any) -> tuple[list[S
 
 
 def _read_contents(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-    """Take the objects out of the answer to a listing request, and leave all else in it to the client's parser. That
-    takes 60 ms of CPU time for 1,000 objects, as it looks every field up in the service's description, and this 4 ms.
+    """Take the objects out of the answer to a listing request, and leave all else in it to the client: errors, the
+    token, and an answer that is not whole. The client's parser takes 60 ms of CPU time for 1,000 objects, as it looks
+    every field up in the service's description, and this 2 ms.
     """
     body = response_dict["body"].decode("utf-8", "replace")
-    rest, num_objects = _CONTENTS.subn("", body)
-    columns = {name: field.findall(body) for name, field in _FIELDS.items()}
-    if not num_objects or "<![CDATA[" in body or any(len(values) != num_objects for values in columns.values()):
-        return
-    if any("&#" in value for name in ("Key", "ETag") for value in columns[name]):
-        return  # the client reads characters that are given by their numbers
+    begin, end = body.find(_BEGIN), body.rfind(_END) + len(_END)
+    contents = body[begin:end]
+    columns = {name: field.findall(contents) for name, field in _FIELDS.items()}
+    counts = {len(_NEXT.findall(contents)) + 1, contents.count(_BEGIN), *map(len, columns.values())}
+    if len(counts) > 1 or "<![CDATA[" in body or "\ufffd" in body or any("&#" in key for key in columns["Key"]):
+        return  # other elements, or characters that are given by their numbers or are none
     columns["Key"] = [unescape(key, _QUOTES) if "&" in key else key for key in columns["Key"]]
     objects = zip(*columns.values(), strict=True)
     customized_response_dict["Contents"] = [dict(zip(columns, each, strict=True)) for each in objects]
-    response_dict["body"] = rest.encode()
+    response_dict["body"] = (body[:begin] + body[end:]).encode()
 
 
 def listed_md5s(fs: Any, bucket: str, keys: Iterable[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import random
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from pipeline.store.addresses import open_filesystem
 from pipeline.store.s3 import list_page, listed_md5s, modification_time
@@ -97,3 +98,29 @@ def test_a_listing_is_read_as_the_client_reads_it(
     again = open_filesystem("s3://bucket/")[0]
     assert again is not fs
     assert list_page(again, "bucket", "photos/") == quick
+
+
+_CUT = "<?xml version='1.0'?><ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>photos/a</Key>"
+_FIELDS = "<LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>x</ETag><Size>1</Size>"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<?xml version='1.0'?><Error><Code>InternalError</Code></Error>",
+        _CUT,
+        f"{_CUT}{_FIELDS}</Contents>",
+        f"{_CUT}{_FIELDS}</Contents><Contents><Key>photos/b</Key>{_FIELDS}</Contents><Conte",
+    ],
+    ids=["an error with status 200", "cut in an object", "cut behind an object", "cut before an object"],
+)
+def test_an_answer_that_is_no_whole_listing_is_asked_for_again(
+    answer: str, s3_memory: S3Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.retries.FIRST_WAIT_S", 0.0)
+    fs = fill(s3_memory, ["photos/a", "photos/b"])
+    whole = s3_memory._list
+    answers = [lambda *_: web.Response(text=answer, content_type="application/xml"), whole]
+    monkeypatch.setattr(s3_memory, "_list", lambda *request: answers.pop(0)(*request))
+    entries, token = list_page(fs, "bucket", "photos/")
+    assert ([entry.key for entry in entries], token, answers) == (["photos/a", "photos/b"], "", [])
