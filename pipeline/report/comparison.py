@@ -112,6 +112,11 @@ class ScoreDifference:
     def title(self) -> str:
         return title_of_score(self.score)
 
+    def texts(self) -> tuple[str, str, str]:
+        """Return both means and the difference as text."""
+        digits = 1 if self.score in ("steps", "seconds") else 3
+        return f"{self.first:.{digits}f}", f"{self.second:.{digits}f}", f"{self.difference:+.{digits}}"
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -150,10 +155,8 @@ class Comparison:
         yield ""
         yield f"{'score':<24} {'first':>10} {'second':>10}  {'second less first':<20} {'higher':>7} {'lower':>7}"
         for each in self.scores():
-            digits = 1 if each.score in ("steps", "seconds") else 3
-            means = f"{each.first:>10.{digits}f} {each.second:>10.{digits}f}"
-            difference = format(each.difference, "+")
-            yield f"{each.title:<24} {means}  {difference:<20} {each.higher:>7,} {each.lower:>7,}"
+            first, second, difference = each.texts()
+            yield f"{each.title:<24} {first:>10} {second:>10}  {difference:<20} {each.higher:>7,} {each.lower:>7,}"
         yield ""
         yield "± is half a 95 % interval over the concepts that both have learned (Student's t)"
         for number, line in enumerate(self.settings()):
@@ -170,7 +173,10 @@ class Comparison:
             for number, of_side in enumerate(layouts):
                 read = partial(self._sheet, number, of_side)
                 sheets.append(dict(zip(chosen, pool.map(read, chosen), strict=True)))
+        places = [redact(side.store.root) for side in self.sides]
+        names = [place.rstrip("/").rpartition("/")[2] for place in places]
         data = {
+            "names": names,
             "scores": [[each.score, each.title] for each in scores],
             "prompts": [
                 {kind: side.config.grid.prompts_for(kind) for kind in ("object", "style")} for side in self.sides
@@ -192,7 +198,7 @@ class Comparison:
             frame=Frame.of(*_SCRIPTS),
             made_at=format_utc(now()),
             sides=self.sides,
-            names=[redact(side.store.root) for side in self.sides],
+            places=places,
             shared=self.shared,
             scores=scores,
             settings=self.settings(),

@@ -43,9 +43,14 @@ class Interval:
     def __str__(self) -> str:
         return format(self)
 
-    def __format__(self, sign: str) -> str:
-        """Format the interval; with the format `+`, means that are not negative get a plus sign."""
-        return f"{self.mean:{sign}.3f}" + (f" ± {self.half_width:.3f}" if self.half_width is not None else "")
+    def __format__(self, form: str) -> str:
+        """Format the interval by `[+][.digits]`: with `+`, means that are not negative get a plus sign; the digits
+        after the point are three by default."""
+        sign, _, digits = form.partition(".")
+        precision = f".{digits or 3}f"
+        return f"{self.mean:{sign}{precision}}" + (
+            f" ± {self.half_width:{precision}}" if self.half_width is not None else ""
+        )
 
 
 def t_quantile(degrees: int, level: float = LEVEL) -> float:

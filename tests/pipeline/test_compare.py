@@ -34,8 +34,9 @@ def test_scores_are_paired_by_concept(tmp_path: Path, capsys: pytest.CaptureFixt
     fail(RunStore(second), "bad", 9, "its photos are gone")
     assert compare.main([first, second, "--output", str(tmp_path / "page.html")]) == OK
     said = capsys.readouterr().out
-    line = next(line.split() for line in said.splitlines() if line.startswith("CLIP-I "))
-    assert line == ["CLIP-I", "0.500", "0.580", "+0.080", "±", "0.326", "2", "1"]
+    lines = [line.split() for line in said.splitlines()]
+    assert ["CLIP-I", "0.500", "0.580", "+0.080", "±", "0.326", "2", "1"] in lines
+    assert ["steps", "100.0", "100.0", "+0.0", "±", "0.0", "0", "0"] in lines
     assert "4 concepts learned, 1 failed" in said
     assert "3 concepts" in said
     assert "inversion.steps: 500 -> 60" in said
@@ -44,6 +45,7 @@ def test_scores_are_paired_by_concept(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [row["concept"] for row in page.data["rows"]] == ["b", "a", "c"], "the largest difference first"
     assert [values["clip_i"] for values in page.data["rows"][0]["values"]] == [0.5, 0.7]
     assert all(sheet["sheet"].startswith("data:") for row in page.data["rows"] for sheet in row["sheets"])
+    assert page.data["names"] == ["first", "second"]
     assert "+0.080 ± 0.326" in page.text
     assert "inversion.steps: 500 -> 60" in page.text
 

@@ -36,7 +36,7 @@ const pairCard = row => {
     make("div", { class: "scroll" }, scoreTable(row)),
     photos.length ? make("div", {}, make("div", { class: "label" }, "photos"), strip(photos, series, 8)) : null,
     sides[0] || sides[1] ? make("div", { class: "pair" }, sides.map((side, number) => make("div", {},
-      make("h4", {}, `${SIDES[number]} run`),
+      make("h4", {}, `${SIDES[number]} run: ${data.names[number]}`),
       side?.note ?? (side?.samples ? sampleFigures(side.samples, series) : side?.picture ? strip([side.picture], [side.picture], 1) : "no sample grid")))) : null);
 };
 

@@ -28,3 +28,4 @@ def test_the_sign_is_known_where_the_interval_excludes_zero() -> None:
     signs = [Interval(0.3, 0.2, 5), Interval(-0.3, 0.2, 5), Interval(0.1, 0.2, 5), Interval(0.1, None, 1)]
     assert [each.sign for each in signs] == [1, -1, 0, 0]
     assert f"{signs[0]:+} and {signs[1]}" == "+0.300 ± 0.200 and -0.300 ± 0.200"
+    assert f"{signs[0]:+.1} and {signs[3]:.2}" == "+0.3 ± 0.2 and 0.10"
