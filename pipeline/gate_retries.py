@@ -12,7 +12,7 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -99,17 +99,13 @@ def concepts_to_retry(store: RunStore, plan: Plan, selection: Selection) -> dict
 
     With `--retry below-gate` they are all selected concepts that are done, up to the selection's limit.
     """
-    found: Iterable[tuple[str, str]] = plan.awaiting_retry.items()
+    found = plan.awaiting_retry
     if selection.retries_below_gate:
         folders = [ConceptFolder.from_path(path) for path, size in store.scan("concepts") if size]
-        found = {
-            folder.concept_id: folder.fingerprint
-            for folder in folders
-            if folder is not None and folder.fingerprint.encode() in plan.carried
-        }.items()
+        found = {folder.fingerprint: folder.concept_id for folder in folders if folder is not None}
     selected = (
         (concept_id, fingerprint)
-        for concept_id, fingerprint in found
+        for fingerprint, concept_id in found.items()
         if fingerprint.encode() in plan.carried and plan.had_record(fingerprint) and selection.includes(concept_id)
     )
     return dict(islice(selected, selection.limit if selection.retries_below_gate and selection.limit else None))

@@ -42,7 +42,7 @@ class ConceptListing:
         self.failures: dict[bytes, Entry] = {}
         """Fingerprint -> failure."""
         self.awaiting_retry: dict[str, str] = {}
-        """Concept id -> fingerprint of each concept below the gate whose retries have not ended."""
+        """Fingerprint -> concept id of each concept below the gate whose retries have not ended."""
         self._sizes: dict[bytes, bytes] = {}
         """Fingerprint -> sizes of its other files: 8 bytes for each, with the number of the name in the lowest."""
         self._numbers: dict[str, int] = {}
@@ -64,7 +64,7 @@ class ConceptListing:
         elif name == FAILURE:
             self.failures[key] = Entry(concept_id, key, FAILURE, identity(path, size, found.version))
         elif name == LADDER:
-            self.awaiting_retry[concept_id] = fingerprint
+            self.awaiting_retry[fingerprint] = concept_id
         else:
             number = self._numbers.setdefault(name, len(self._numbers))
             if number < 2**_NAME_BITS:

@@ -67,7 +67,7 @@ class DoneWork:
     """Fingerprints of the concepts whose record and files are as they were written."""
 
     awaiting_retry: dict[str, str]
-    """Concept id -> fingerprint of each concept below the gate whose retries have not ended."""
+    """Fingerprint -> concept id of each concept below the gate whose retries have not ended."""
 
     damaged: dict[str, str] = field(default_factory=dict)
     """Fingerprint -> damage of a record or of its files."""
@@ -167,7 +167,7 @@ class Plan:
         done: Collection[bytes],
         content_hashes: Identify = content_hashes,
         selection: Selection = ALL_CONCEPTS,
-        awaiting_retry: dict[str, str] | None = None,
+        awaiting_retry: Mapping[str, str] | None = None,
         damaged: Mapping[str, str] | None = None,
     ) -> None:
         """Start with no rows.
@@ -184,8 +184,8 @@ class Plan:
         self.num_todo = 0
         self.num_left_out = 0
         """Rows that are not done and that the selection does not take."""
-        self.awaiting_retry: dict[str, str] = {} if awaiting_retry is None else awaiting_retry
-        """Concept id -> fingerprint of each concept below the gate whose retries have not ended; the fingerprint may be
+        self.awaiting_retry: Mapping[str, str] = awaiting_retry or {}
+        """Fingerprint -> concept id of each concept below the gate whose retries have not ended; the fingerprint may be
         that of earlier photos or settings."""
         self.bad: list[BadRow] = []
         self.damaged: dict[str, str] = {}

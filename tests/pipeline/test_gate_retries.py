@@ -259,6 +259,14 @@ def test_photos_that_are_gone_keep_nobody_else_waiting() -> None:
     assert records["hopeless"].tries == (), "it waits until its photos are there again"
 
 
+@pytest.mark.parametrize("earlier", ["0" * 32, "f" * 32])
+def test_tries_that_are_left_of_earlier_photos_hide_no_present_ones(earlier: str) -> None:
+    store = RunStore(f"memory://two-ladders-{earlier[0]}")
+    config = learned_once(store)
+    store.put(ConceptFolder("poor", earlier).ladder, b"{}")
+    assert again(config, store, Learners(store, AGAIN)).passed == 1
+
+
 def test_only_chosen_concepts_are_tried_again() -> None:
     store = RunStore("memory://chosen")
     config = learned_once(store)
