@@ -68,14 +68,6 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def bucket(s3_server: S3Server, request: pytest.FixtureRequest) -> Iterator[str]:
-    """Yield the URI of a new, empty bucket, which is deleted after the test: each takes seven of the server's
-    volumes."""
-    number = request.config.stash.get(_BUCKETS, 0)
-    request.config.stash[_BUCKETS] = number + 1
-    uri = s3_server.make_bucket(f"bucket-{number}")
-    yield uri
-    s3_server.delete_bucket(uri)
-
-
-_BUCKETS = pytest.StashKey[int]()
+def bucket(s3_server: S3Server, tmp_path: Path) -> str:
+    """Return the URI of a new, empty bucket. It takes seven of the server's volumes until the session ends."""
+    return s3_server.make_bucket(tmp_path.name.replace("_", "-").lower())

@@ -50,6 +50,12 @@ def s3_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Memory]:
     fsspec.filesystem("s3").clear_instance_cache()
 
 
+@pytest.fixture(scope="session")
+def roots(s3_server: S3Server) -> str:
+    """Make a bucket for the folders of `root`: a bucket for each test costs seconds on a busy machine."""
+    return s3_server.make_bucket("roots")
+
+
 @pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return the path or URI of an empty folder on each kind of store."""
@@ -58,5 +64,4 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "memory":
         fsspec.filesystem("memory").store.clear()
         return "memory://root"
-    bucket: str = request.getfixturevalue("bucket")
-    return f"{bucket}/root"
+    return f"{request.getfixturevalue('roots')}/{tmp_path.name}/root"

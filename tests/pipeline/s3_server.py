@@ -43,11 +43,6 @@ class S3Server:
         fsspec.filesystem("s3", **self.options).mkdir(name)
         return f"s3://{name}"
 
-    def delete_bucket(self, uri: str) -> None:
-        """Delete a bucket with its content, whatever fsspec's stores have cached."""
-        fs = fsspec.filesystem("s3", **self.options, skip_instance_cache=True)
-        fs.rm(uri, recursive=True)
-
     @property
     def options(self) -> dict[str, str]:
         """Options for a test's own fsspec instance, apart from the instances under test."""
