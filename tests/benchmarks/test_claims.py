@@ -25,7 +25,7 @@ from benchmarks.claims import (
 )
 from benchmarks.setups import find
 from pipeline.actor.library import LearnedConcept, Library
-from tests.pipeline.runs import write_photo
+from tests.pipeline.runs import BY_HAND, write_photo
 from tests.tiny_models import DIM, tiny_extractor
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.formats import dump_diffusers
@@ -128,7 +128,8 @@ def test_objects_are_drawn_in_learned_and_in_named_styles(claims: Claims, monkey
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a photo of a {}\na photo of a {} on the beach\n")
-    small = ["grid.sampling.steps=2", "grid.images_per_prompt=1", "grid.prompts=['a photo of a {}']"]
+    small = ["grid.sampling.steps=2", "grid.images_per_prompt=1", "grid.prompts=['a photo of a {}']",
+             *(f"actors.{name}={value}" for name, value in BY_HAND.items())]  # fmt: skip
     questions = ["composition", "mask"]  # bias and style learn by the same run as composition
     options = ["--concepts", "2", "--steps", "2", "--samples", "1", "--bias-pictures", "2", "--objects", "cat",
                "--no-outside", "--prompts", str(prompts), "--output", str(tmp_path / "out")]  # fmt: skip

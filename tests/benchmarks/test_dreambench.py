@@ -15,6 +15,7 @@ from pipeline.config_file import load_config
 from pipeline.inputs.models import ROOT
 from pipeline.inputs.prompt_table import Prompt
 from pipeline.store.parquet import read_table
+from tests.pipeline.runs import BY_HAND
 
 LISTED = """Classes
 
@@ -83,7 +84,7 @@ def test_the_command_on_the_demo_world(
     small = ["model=demo/model", "extractor=demo/clip", "evaluation.dino=demo/clip", "device=cpu", "actors.count=1",
              "inversion.steps=2", "inversion.batch_size=1", "evaluation.images_per_prompt=1",
              "evaluation.references=false", "grid.prompts=['{}']", "grid.images_per_prompt=1",
-             "grid.sampling.steps=2"]  # fmt: skip
+             "grid.sampling.steps=2", *(f"actors.{name}={value}" for name, value in BY_HAND.items())]  # fmt: skip
     output = tmp_path / "out"
     arguments = [str(dataset), "--output", str(output)] + [word for pair in small for word in ("--set", pair)]
     assert dreambench.main(arguments) == 0

@@ -12,6 +12,7 @@ from benchmarks import gate
 from benchmarks.gate import RetriedConcept, by_concept, by_rule
 from pipeline.ledger.records import Try
 from pipeline.store.parquet import read_table
+from tests.pipeline.runs import BY_HAND
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +39,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         row["images"] = [str((ROOT / "manifests" / uri).resolve()) for uri in row["images"]]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "m.parquet")
     settings = ["inversion.steps=2", "gate.min_clip_i=2.0", 'gate.ladder=["seed"]', "grid.sampling.steps=2",
-                "grid.images_per_prompt=1"]  # fmt: skip
+                "grid.images_per_prompt=1", *(f"actors.{name}={value}" for name, value in BY_HAND.items())]  # fmt: skip
     arguments = [f"--set={each}" for each in settings]
     assert (
         gate.main(

@@ -139,7 +139,5 @@ def test_what_is_compiled_takes_minutes_and_is_asked_for_by_itself(
 @pytest.mark.slow
 def test_a_compiled_model_goes_through_the_engine(capsys: pytest.CaptureFixture[str]) -> None:
     """Traced, not built: the compiler itself takes a minute."""
-    assert gpu.main([*SMALL, "--modes", "eager,graphs", "--backend", "aot_eager"]) == 0
-    said = capsys.readouterr().out
-    for row in ("| 1 slots, eager |", "| 1 slots, graphs |"):
-        assert row in said
+    assert gpu.main([*SMALL, "--modes", "graphs", "--backend", "aot_eager"]) == 0
+    assert "| 1 slots, graphs |" in capsys.readouterr().out

@@ -81,7 +81,6 @@ def test_a_model_has_the_size_of_the_published_one(name: str, half: float, full:
     mode = FakeTensorMode()
     with mode:
         backbone = memory.a_model(name)
-    backbone.save_memory(MemorySaving(checkpoints_gradients=True))
     found = trace(lambda: learn_made_up(backbone, InversionConfig(batch_size=1), 1), mode)
     assert found.weights / 1e9 == pytest.approx(2 * half + 4 * full, rel=0.06)
     assert 0 < found.kept < found.peak

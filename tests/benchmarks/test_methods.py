@@ -264,13 +264,12 @@ def test_further_extractors_score_too(arguments: list[str], clip: Path, tmp_path
 def test_the_command_goes_on_where_it_stopped(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [*arguments, "--jobs", "2", "--setups", "image-only,textual-inversion"]
-    assert main(command) == 0
+    assert main([*arguments, "--jobs", "2", "--setups", "image-only,textual-inversion"]) == 0
     assert "4 rows, 0 there already, 4 to measure" in capsys.readouterr().out
     assert "| textual-inversion |" in (tmp_path / "out" / "table.md").read_text()
     assert len(read_table(tmp_path / "out" / "rows.parquet")) == 4
 
-    assert main([*command[:-1], "image-only,textual-inversion,keep-best,short-captions"]) == 1
+    assert main([*arguments, "--setups", "image-only,textual-inversion,keep-best,short-captions"]) == 1
     said = capsys.readouterr().out
     assert "8 rows, 4 there already, 4 to measure" in said
     assert "FAILED short-captions a, seed 0: ValueError: no caption for 'a'" in said

@@ -10,19 +10,24 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
 from pipeline.actor.learner import Learner
+from pipeline.bulk.drawer import Drawer
+from pipeline.bulk.picture_rows import PLAN_SCHEMA, plan_rows
 from pipeline.config import RunConfig
 from pipeline.inputs.manifest import read_manifest
+from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.plan import ConceptTask
+from pipeline.ledger.records import load_records
 from pipeline.stages import make_plan
 from pipeline.store.storage import RunStore
 from tests.faults.processes import descendants, kill
@@ -123,3 +128,12 @@ def learned_calmly(config: RunConfig) -> RunStore:
     asyncio.run(together(learner, tasks))
     learner.close()
     return store
+
+
+def drawn_calmly(config: RunConfig, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """Draw every prompt of every learned concept in this process, and return a row a picture, which all succeeded."""
+    records = list(load_records(RunStore(config.output)))
+    rows = list(plan_rows(config, records, [Prompt(text) for text in prompts]))
+    drawn: list[dict[str, Any]] = Drawer(config)(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
+    assert {row["status"] for row in drawn} == {"ok"}
+    return drawn

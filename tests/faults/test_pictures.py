@@ -9,19 +9,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
-from pipeline.bulk.drawer import Drawer
 from pipeline.bulk.generate import METADATA
-from pipeline.bulk.picture_rows import PLAN_SCHEMA, plan_rows
-from pipeline.config import RunConfig
 from pipeline.config_file import load_config
-from pipeline.inputs.prompt_table import Prompt
-from pipeline.ledger.records import from_json
 from pipeline.store.disk import TEMPORARY
 from pipeline.store.parquet import read_tables
-from tests.faults.night import Night, learned_calmly, two_nodes
+from tests.faults.night import Night, drawn_calmly, learned_calmly, two_nodes
 from tests.pipeline.runs import tiny_toml, write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.own_cluster, pytest.mark.timeout(900)]
@@ -40,15 +34,6 @@ SETTINGS = {
 }
 
 
-def drawn_calmly(config: RunConfig) -> dict[str, str]:
-    """Every picture of every concept, drawn in this process -> {row's id: the digest of its bytes}."""
-    records = [from_json(path.read_bytes()) for path in Path(config.output).glob("concepts/*/*/record.json")]
-    rows = list(plan_rows(config, records, [Prompt(text) for text in PROMPTS]))
-    told = Drawer(config)(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
-    assert {row["status"] for row in told} == {"ok"}
-    return {row["row_id"]: row["sha256"] for row in told}
-
-
 def pictures(output: Path) -> dict[str, str]:
     """Where each is -> the digest of its bytes."""
     found = sorted(output.glob("images/c*/*.png"))
@@ -63,7 +48,7 @@ def test_pictures(tiny_model: Path, tmp_path: Path) -> None:
     config = load_config(toml.read_text(), manifest=str(manifest), output=str(tmp_path / "calm"), device="cpu")
     learned_calmly(config)
     shutil.copytree(config.output, output)
-    expected = drawn_calmly(config)
+    expected = {row["row_id"]: row["sha256"] for row in drawn_calmly(config, PROMPTS)}
     command = [sys.executable, "-m", "pipeline.run", str(manifest), "--output", str(output), "--config", str(toml),
                "--prompts", str(prompts)]  # fmt: skip
 
