@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from types import NoneType
@@ -48,6 +48,7 @@ _SCHEMA = pa.schema(
 )
 _OWN = dict.fromkeys(_SCHEMA.names)
 """Names of our own columns, in their order."""
+_SPOOLED = _SCHEMA.append(pa.field("others", pa.binary()))
 _BATCH_ROWS = 2000
 _SCORE = "score\0"
 """Prefix of columns of scores."""
@@ -55,6 +56,9 @@ _CARRIED = "carried\0"
 """Prefix of columns of the manifest; like `_SCORE`, it keeps equal names apart until the names are final."""
 _LARGEST_EXACT = 2**53
 """Largest whole number up to which a double holds every whole number."""
+
+_Row = tuple[dict[str, Any], dict[str, Any]]
+"""Values of our own columns, and those of scores and of the manifest, by name."""
 
 
 def write_results(
@@ -68,51 +72,61 @@ def write_results(
     the table fail. The paths of embeddings and grids are relative to the output unless `absolute`.
     """
     rows = chain((_row(store if absolute else None, record) for record in records), (_bad_row(row) for row in bad))
-    columns = {field.name: field.type for field in _SCHEMA}
     # A column's type is known when all rows were seen. The rows wait on disk until then, so that memory holds a batch.
     with tempfile.TemporaryFile() as spool:
-        columns |= _spool(rows, spool)
+        types = _spool(rows, spool)
         spool.seek(0)
-        schema = pa.schema(zip(_final_names(list(columns)), columns.values(), strict=True))
+        names = _final_names([*_OWN, *types])
+        schema = pa.schema(zip(names, [*_SCHEMA.types, *types.values()], strict=True))
         buffer = io.BytesIO()
         num_rows = 0
         with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
-            while batch := [json.loads(line) for line in islice(spool, _BATCH_ROWS)]:
-                arrays = [_array(name, [row.get(name) for row in batch], type) for name, type in columns.items()]
-                writer.write_table(pa.table(arrays, schema))
-                num_rows += len(batch)
+            for batch in pa.ipc.open_stream(spool):
+                *own, texts = batch.columns
+                others = [json.loads(text) for text in texts.to_pylist()]
+                arrays = [_array(name, [each.get(name) for each in others], type) for name, type in types.items()]
+                writer.write_table(pa.table([*own, *arrays], schema))
+                num_rows += batch.num_rows
     store.put(PATH, buffer.getvalue())
     return num_rows
 
 
-def _row(store: RunStore | None, record: ConceptRecord) -> dict[str, Any]:
-    row = {name: getattr(record, name, None) for name in _OWN}
-    row["tries"] = max(1, len(record.tries))
+def _row(store: RunStore | None, record: ConceptRecord) -> _Row:
+    own = {name: getattr(record, name, None) for name in _OWN}
+    own["tries"] = max(1, len(record.tries))
     if record.status == "done":
-        row["prompt_as"] = record.name_in_prompts
+        own["prompt_as"] = record.name_in_prompts
         paths = {"embedding": record.result.embedding, "grid": record.result.grid}
-        row |= paths if store is None else {name: redact(store.uri(path)) for name, path in paths.items()}
-    row |= {_SCORE + name: value for name, value in record.scores.items()}
-    return row | {_CARRIED + name: value for name, value in record.carried.items()}
+        own |= paths if store is None else {name: redact(store.uri(path)) for name, path in paths.items()}
+    return own, {_SCORE + name: value for name, value in record.scores.items()} | _carried(record)
 
 
-def _bad_row(row: BadRow) -> dict[str, Any]:
+def _carried(row: ConceptRecord | BadRow) -> dict[str, Any]:
+    return {_CARRIED + name: value for name, value in row.carried.items()}
+
+
+def _bad_row(row: BadRow) -> _Row:
     error = f"{row.file} row {row.row}: {row.reason}"
     own = {"concept_id": row.concept_id, "status": "failed", "error": error, "error_kind": BAD_INPUT}
-    return own | {_CARRIED + name: value for name, value in row.carried.items()}
+    return own, _carried(row)
 
 
-def _spool(rows: Iterable[Mapping[str, Any]], spool: IO[bytes]) -> dict[str, pa.DataType]:
-    """Write each row as a line of JSON, and return the types of the columns of scores and of the manifest."""
+def _spool(rows: Iterable[_Row], spool: IO[bytes]) -> dict[str, pa.DataType]:
+    """Write our own columns as they will be, and those of scores and of the manifest as one of JSON text; return the
+    types of the latter."""
     found: dict[str, _ColumnValues] = {}
-    for row in rows:
-        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")  # a file's name need not be UTF-8
-        spool.write(line + b"\n")
-        for name, value in row.items():
-            if name not in _OWN:
-                values = found.setdefault(name, _ColumnValues())
-                if value is not None:
-                    values.add(value)
+    rows = iter(rows)
+    with pa.ipc.new_stream(spool, _SPOOLED) as stream:
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            arrays = [_array(name, [own.get(name) for own, _ in batch], _SCHEMA.field(name).type) for name in _OWN]
+            # a file's name need not be UTF-8
+            texts = [json.dumps(others, ensure_ascii=False).encode("utf-8", "replace") for _, others in batch]
+            stream.write_batch(pa.record_batch([*arrays, pa.array(texts, pa.binary())], _SPOOLED))
+            for _, others in batch:
+                for name, value in others.items():
+                    values = found.setdefault(name, _ColumnValues())
+                    if value is not None:
+                        values.add(value)
     return {name: pa.float64() if name.startswith(_SCORE) else values.type() for name, values in found.items()}
 
 
@@ -152,8 +166,17 @@ def _array(name: str, values: Sequence[Any], type: pa.DataType) -> pa.Array:
         values = [value if isinstance(value, is_plain) else json.dumps(value, ensure_ascii=False) for value in values]
     try:
         return pa.array(values, type)
+    except UnicodeEncodeError:
+        return _array(name, [_encodable(value) for value in values], type)
     except (ValueError, TypeError, OverflowError):
         return pa.array([value if _fits(value, type) else None for value in values], type)
+
+
+def _encodable(value: Any) -> Any:
+    """Return a text, or texts, without lone surrogates, which a file's name that is not UTF-8 may have."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return [_encodable(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _fits(value: Any, type: pa.DataType) -> bool:

@@ -90,14 +90,12 @@ class Columns:
         """Take in a row, column name -> value, and return the values that the page shows."""
         kept = {}
         for name, value in values.items():
-            if value is None or value == "" or not self._has_room(name):
+            if value is None or value == "":
                 continue
-            if name not in self._found:
-                self._found[name] = Column(name, _TITLES.get(name, name.removeprefix(CARRIED)))
-                self._num_carried += name.startswith(CARRIED)
-            shown = _shown(value)
-            self._found[name].add(shown)
-            kept[name] = shown
+            column = self._found.get(name) or self._new(name)
+            if column is not None:
+                kept[name] = shown = _shown(value)
+                column.add(shown)
         return kept
 
     def in_order(self) -> list[Column]:
@@ -111,12 +109,16 @@ class Columns:
 
         return sorted(self._found.values(), key=key)
 
-    def _has_room(self, name: str) -> bool:
-        if name in self._found or not name.startswith(CARRIED) or self._num_carried < MAX_CARRIED:
-            return True
-        self._left_out.add(name)
-        self.num_left_out = len(self._left_out)
-        return False
+    def _new(self, name: str) -> Column | None:
+        """Return a new column; None where the page has no room for it."""
+        is_carried = name.startswith(CARRIED)
+        if is_carried and self._num_carried >= MAX_CARRIED:
+            self._left_out.add(name)
+            self.num_left_out = len(self._left_out)
+            return None
+        self._num_carried += is_carried
+        self._found[name] = Column(name, _TITLES.get(name, name.removeprefix(CARRIED)))
+        return self._found[name]
 
 
 def values_of(record: ConceptRecord) -> dict[str, Any]:
@@ -155,13 +157,14 @@ def title_of_score(name: str) -> str:
 def _shown(value: Any) -> Any:
     """Return a value as the page can show it: long texts are cut; whole numbers above 2^53, which JavaScript rounds,
     and numbers that are not finite, which JSON does not have, are text."""
+    if isinstance(value, str):
+        return value if len(value) <= _MAX_TEXT else f"{value[: _MAX_TEXT - 1]}…"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float) and math.isfinite(value):
         is_exact = isinstance(value, float) or abs(value) <= _LARGEST_EXACT
         return value if is_exact else str(value)
-    text = _as_text(value)
-    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
+    return _shown(str(value))
 
 
 def _as_text(value: Any) -> str:
