@@ -51,9 +51,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) ".[heif]"
 	touch $@
 
-$(TOOLS): $(INSTALLED)
+$(TOOLS): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(PIP) ".[demo,test,check,benchmarks,perceptual,heif]"
-	touch $@
+	touch $(INSTALLED) $@
 
 clean:
 	rm -rf $(VENV) output

@@ -30,11 +30,22 @@ def files(output: Path, concept_id: str) -> dict[str, bytes]:
     return {str(p.relative_to(output)): p.read_bytes() for p in sorted((output / "concepts" / concept_id).rglob("*.*"))}
 
 
-def test_learn_resume_change_and_fail(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_learn_resume_change_and_fail(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a stand-in for a tracker's client; `tests/pipeline/tracking` has the clients."""
+    trackers: list[StandIn] = []
+
+    def start_tracker(*_: object) -> StandIn:
+        trackers.append(StandIn())
+        return trackers[-1]
+
+    monkeypatch.setattr("pipeline.run.check_tracking", lambda _: None)
+    monkeypatch.setattr("pipeline.tracking.feed.start_tracker", start_tracker)
     manifest, output = write_manifest(tmp_path, ["good", "other", "bad"]), tmp_path / "out"
     (tmp_path / "photos" / "bad-1.png").write_bytes(b"not a picture")
     config = tmp_path / "job.toml"
-    config.write_text(tiny_toml(tiny_model, actors={"count": 1}))
+    config.write_text(tiny_toml(tiny_model, actors={"count": 1}, tracking="tensorboard", preview={"steps": 3}))
     command = [str(manifest), "--config", str(config), "--output", str(output)]
 
     assert main([*command, "--dry-run"]) == OK
@@ -47,13 +58,20 @@ def test_learn_resume_change_and_fail(tiny_model: Path, tmp_path: Path, capsys: 
     assert said.splitlines()[-1].startswith("FAILED bad: photo ")
     before = files(output, "good")
     assert [Path(name).name for name in before] == [
-        "curve.parquet", "grid.png", "learned_embeds.safetensors", "log.jsonl", "record.json"
+        "curve.parquet", "grid.png", "learned_embeds.safetensors", "log.jsonl", "previews.png", "record.json"
     ]  # fmt: skip
+    (strip,) = (output / "concepts" / "good").rglob("previews.png")
+    assert list(Strip.from_png(strip.read_bytes()).pictures) == [0, 3, 6]
     assert [Path(name).name for name in files(output, "bad")] == ["failure.json", "log.jsonl"]
     statuses = read_table(output / "results.parquet", ["concept_id", "status"]).to_pylist()
     assert {row["concept_id"]: row["status"] for row in statuses} == {"good": "done", "other": "done", "bad": "failed"}
     assert "bad" in (output / "report.html").read_text()
     assert json.loads((output / "run.json").read_text())["counts"]["learned"] == 2
+    (tracker,) = trackers
+    assert sorted(name for _, name, _ in tracker.concepts) == ["bad", "good", "other"]
+    assert tracker.curves == [name for _, name in tracker.grids]
+    assert sorted(tracker.curves) == ["good", "other"]
+    assert tracker.is_closed
 
     write_photo(tmp_path / "photos" / "other-0.png", 99)
     write_photo(tmp_path / "photos" / "bad-1.png", 98)
@@ -70,26 +88,6 @@ def test_learn_resume_change_and_fail(tiny_model: Path, tmp_path: Path, capsys: 
     assert capsys.readouterr().out.startswith("0 learned, 3 done before, 0 failed")
     status = read_status(RunStore(str(output)))
     assert (status.stage, status.done, status.done_before, status.failed, status.waiting) == ("ended", 3, 3, 0, 0)
-
-
-def test_every_concept_that_ended_is_tracked(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """By a stand-in for a tracker's client; `tests/pipeline/tracking` has the clients."""
-    tracker = StandIn()
-    monkeypatch.setattr("pipeline.run.check_tracking", lambda _: None)
-    monkeypatch.setattr("pipeline.tracking.feed.start_tracker", lambda *_: tracker)
-    manifest, output = write_manifest(tmp_path, ["good", "bad"]), tmp_path / "out"
-    (tmp_path / "photos" / "bad-1.png").write_bytes(b"not a picture")
-    config = tmp_path / "job.toml"
-    config.write_text(tiny_toml(tiny_model, actors={"count": 1}, tracking="tensorboard", preview={"steps": 3}))
-    assert main([str(manifest), "--config", str(config), "--output", str(output)]) == FAILED
-    assert capsys.readouterr().out.startswith("1 learned, 0 done before, 1 failed")
-    assert sorted(name for _, name, _ in tracker.concepts) == ["bad", "good"]
-    assert tracker.curves == [name for _, name in tracker.grids] == ["good"]
-    assert tracker.is_closed
-    (strip,) = (output / "concepts" / "good").rglob("previews.png")
-    assert list(Strip.from_png(strip.read_bytes()).pictures) == [0, 3, 6]
 
 
 def test_pictures_of_every_concept(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 SOON = {"config_kwargs": {"read_timeout": 1, "connect_timeout": 5}}
-"""Of the client, so that a request that hangs costs a second."""
+"""Settings of a client to whom a request that hangs costs a second. Where requests are counted, the client is patient:
+a busy server would get them twice."""
 
 
 @pytest.fixture
@@ -44,7 +45,6 @@ def faults(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3F
     """The layer, without any fault yet; this process's S3 is behind it, and waits little between tries."""
     with serve_faults(s3_server.endpoint, hang_s=2.0) as layer:
         monkeypatch.setenv("AWS_ENDPOINT_URL", layer.endpoint)
-        monkeypatch.setitem(fsspec.config.conf, "s3", SOON)
         monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.01)
         fsspec.filesystem("s3").clear_instance_cache()
         yield layer
@@ -56,7 +56,10 @@ def directly(server: S3Server) -> fsspec.AbstractFileSystem:
     return fsspec.filesystem("s3", use_listings_cache=False, **server.options)
 
 
-def test_objects_survive_every_kind_of_fault(faults: S3Faults, s3_server: S3Server, bucket: str) -> None:
+def test_objects_survive_every_kind_of_fault(
+    faults: S3Faults, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "s3", SOON)
     store, before = RunStore(f"{bucket}/run"), retries.retry_count.value
     faults.rates = dict.fromkeys(KINDS, 0.03)
     contents = {f"a/{i:03d}": os.urandom(50 + 400 * i) for i in range(80)}
