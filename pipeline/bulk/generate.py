@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 
 from pipeline.bulk.lending import Borrower, lending
 from pipeline.bulk.picture_rows import PLAN_SCHEMA, plan_rows
-from pipeline.bulk.rows import done_row_ids, first_errors, plan_missing
+from pipeline.bulk.row_keys import done_keys, first_errors, plan_missing_keys
 from pipeline.bulk.stage import Stage, run_stage
 from pipeline.config import RunConfig
 from pipeline.fleet import Fleet
@@ -54,18 +54,19 @@ def generate_images(
     then.
     """
     store = RunStore(config.output)
-    done = done_row_ids(store, METADATA)
-    rows = plan_missing(store, PLAN, plan_rows(config, records, prompts), PLAN_SCHEMA, done)
-    if rows.missing:
+    wanted, missing = plan_missing_keys(
+        store, PLAN, plan_rows(config, records, prompts), PLAN_SCHEMA, done_keys(store, METADATA)
+    )
+    failed = missing
+    if missing:
         with interrupting(until):
-            draw_plan(config, len(rows.missing), fleet)
-        done = done_row_ids(store, METADATA)
-    failed = [each for each in rows.missing if each not in done]
+            draw_plan(config, len(missing), fleet)
+        failed = missing.minus(done_keys(store, METADATA))
     return ImageCounts(
-        done_before=rows.num_done,
-        drawn=len(rows.missing) - len(failed),
+        done_before=len(wanted) - len(missing),
+        drawn=len(missing) - len(failed),
         failed=len(failed),
-        first_errors=first_errors(store, METADATA, set(failed)) if failed else (),
+        first_errors=first_errors(store, METADATA, failed) if failed else (),
     )
 
 

@@ -91,16 +91,9 @@ def put_plan(store: RunStore, folder: str, rows: Iterator[dict[str, Any]], schem
 def done_row_ids(store: RunStore, results: str) -> set[str]:
     """Return the ids of the rows whose results say `ok`."""
     done: set[str] = set()
-    for part in _read_parts(store, results, ["row_id", "status"]):
+    for part in read_parts(store, results, ["row_id", "status"]):
         done.update(part["row_id"].filter(pc.equal(part["status"], "ok")).to_pylist())
     return done
-
-
-def first_errors(store: RunStore, results: str, missing: Collection[str], at_most: int = 5) -> tuple[str, ...]:
-    """Return a few distinct errors of the rows in `missing`, in the order in which the parts hold them."""
-    parts = read_results(store, results, ["row_id", "error"])
-    errors = (row["error"] for rows in parts for row in rows if row["row_id"] in missing and row["error"])
-    return tuple(islice(dict.fromkeys(errors), at_most))
 
 
 def read_results(store: RunStore, results: str, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
@@ -108,10 +101,10 @@ def read_results(store: RunStore, results: str, columns: list[str] | None = None
 
     A part that a crash cut short is deleted, so that its rows are planned again.
     """
-    return (part.to_pylist() for part in _read_parts(store, results, columns))
+    return (part.to_pylist() for part in read_parts(store, results, columns))
 
 
-def _read_parts(store: RunStore, results: str, columns: list[str] | None) -> Iterator[pa.Table]:
+def read_parts(store: RunStore, results: str, columns: list[str] | None) -> Iterator[pa.Table]:
     """Yield every whole part in the order of their paths, read a few parts ahead; see `read_results`."""
 
     def read(path: str) -> pa.Table | None:

@@ -33,6 +33,11 @@ class KeyIndex:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def keys(self) -> Words:
+        """The keys, ordered by their first word, [n, words]."""
+        return self._keys
+
     def find(self, keys: Words) -> NDArray[np.int64]:
         """Return the row of each key, [n]; the last one where several rows have it, and -1 where none has."""
         found = np.full(len(keys), -1, np.int64)
@@ -51,3 +56,40 @@ class KeyIndex:
         """Return whether the index has a key with the same first word, [n]."""
         place = np.searchsorted(self._first, keys[:, 0], "right") - 1
         return np.isin(keys[:, 0], self._first[place[place >= 0]])
+
+
+class KeySet:
+    """A growing set of keys, in sorted arrays of which each is at least twice as long as the next."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._parts: list[KeyIndex] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def add(self, keys: Words) -> NDArray[np.bool_]:
+        """Add keys, [n, words]; return whether each is new, [n]: neither in the set nor earlier among `keys`."""
+        is_new = np.zeros(len(keys), np.bool_)
+        is_new[np.unique(keys, axis=0, return_index=True)[1]] = True
+        is_new &= ~self.has(keys)
+        added = keys[is_new]
+        while self._parts and len(self._parts[-1]) < 2 * len(added):
+            added = np.concatenate([self._parts.pop().keys, added])
+        if len(added):
+            self._parts.append(KeyIndex(added))
+        return is_new
+
+    def has(self, keys: Words) -> NDArray[np.bool_]:
+        """Return whether each key is in the set, [n]."""
+        found = np.zeros(len(keys), np.bool_)
+        for part in self._parts:
+            found |= part.find(keys) >= 0
+        return found
+
+    def minus(self, other: KeySet) -> KeySet:
+        """Return the keys that are not in another set."""
+        rest = KeySet()
+        for part in self._parts:
+            rest.add(part.keys[~other.has(part.keys)])
+        return rest

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.bulk import rows
-from pipeline.bulk.rows import StageRows, done_row_ids, first_errors, plan_missing, put_plan, row_id
+from pipeline.bulk.rows import StageRows, done_row_ids, plan_missing, put_plan, row_id
 from pipeline.store.parquet import read_tables
 from pipeline.store.storage import RunStore
 
@@ -26,16 +26,6 @@ def test_done_is_what_a_whole_part_says(tmp_path: Path) -> None:
     store.put(f"{RESULTS}/cut.parquet", whole[:-20])
     assert done_row_ids(store, RESULTS) == {"x"}
     assert set(store.list(RESULTS)) == {f"{RESULTS}/one.parquet"}
-
-
-def test_a_few_distinct_causes(tmp_path: Path) -> None:
-    store = RunStore(str(tmp_path))
-    (tmp_path / RESULTS).mkdir(parents=True)
-    errors = ["too long", None, "too long", "no embedding", "not asked for"]
-    part = pa.table({"row_id": list("abcde"), "status": ["failed"] * 5, "error": errors})
-    pq.write_table(part, tmp_path / RESULTS / "one.parquet")
-    assert first_errors(store, RESULTS, set("abcd")) == ("too long", "no embedding")
-    assert first_errors(store, RESULTS, set("abcd"), at_most=1) == ("too long",)
 
 
 def test_a_shorter_plan_takes_the_place_of_a_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
