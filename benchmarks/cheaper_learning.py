@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -23,14 +23,15 @@ from torch import Tensor
 
 from benchmarks.concepts import read_objects, read_photos
 from benchmarks.gradient_levers import (
+    MID_AND_UP,
     SAME_PICTURE,
     SAME_TIMESTEP,
+    UP,
     VARIANTS,
     WHOLE,
+    constant_down_path,
     halved,
-    parts_left_out,
     seen_at_half_size,
-    without_gradients,
 )
 from benchmarks.intervals import against, over_concepts, signed
 from benchmarks.timing import heading, note, say, table
@@ -38,6 +39,7 @@ from pipeline.actor.samples import draw_samples, score
 from pipeline.config import RunConfig
 from pipeline.config_file import RECIPES, load_config
 from pipeline.inputs.models import locate
+from textual_inversion.config import InversionConfig
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families import load_backbone
 from textual_inversion.learning import learn_outcomes
@@ -73,14 +75,14 @@ class SmallerWhereNoisy:
 
 
 @contextmanager
-def learning_by(backbone: Any, variant: str) -> Iterator[None]:
-    """Let a backbone learn in a cheaper way within the block."""
+def learning_by(backbone: Any, config: InversionConfig, variant: str) -> Iterator[InversionConfig]:
+    """Let a backbone learn in a cheaper way within the block, with the settings that it yields."""
     noise = backbone.noise
     if variant in (SAME_TIMESTEP, SAME_PICTURE):
         backbone.noise = SmallerWhereNoisy(noise, variant)
     try:
-        with without_gradients(parts_left_out(backbone, variant)):
-            yield
+        with constant_down_path(backbone) if variant == MID_AND_UP else nullcontext():
+            yield replace(config, gradient_path="up_path" if variant == UP else "whole")
     finally:
         backbone.noise = noise
 
@@ -105,8 +107,10 @@ def main(arguments: list[str] | None = None) -> int:
         photos = read_photos(concept)
         for variant in (WHOLE, *options.variants):
             note(f"{concept.concept_id}, {variant}")
-            with learning_by(backbone, variant):
-                [outcome] = learn_outcomes(backbone, [(concept, photos)], config, slots=1, seed=0, extractor=extractor)
+            with learning_by(backbone, config, variant) as settings:
+                [outcome] = learn_outcomes(
+                    backbone, [(concept, photos)], settings, slots=1, seed=0, extractor=extractor
+                )
             assert outcome.embedding is not None
             samples = draw_samples(backbone, concept, outcome.embedding, RunConfig().grid, 0)
             scores = score(extractor, photos, samples)

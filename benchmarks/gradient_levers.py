@@ -21,14 +21,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -84,8 +84,9 @@ def gradient(backbone: Any, rows: Rows, samples: Samples, variant: str = WHOLE) 
     prompt = encode_prompt("a photo of a {}", {HOLE: [0]}, backbone.vocabularies)
     ids = {key: torch.tensor([prompt[key]] * len(latents), device=backbone.device) for key in prompt}
     leaves = {key: row[None].clone().requires_grad_() for key, row in rows.items()}
-    with without_gradients(parts_left_out(backbone, variant)):
-        conditioning = backbone.encode_prompts(ids, leaves)
+    path = "up_path" if variant == UP else "whole"
+    with constant_down_path(backbone) if variant == MID_AND_UP else nullcontext():
+        conditioning = replace(backbone.encode_prompts(ids, leaves), gradient_path=path)
         prediction = backbone.predict(noisy, backbone.noise.model_timesteps(timesteps), conditioning)
         found = torch.autograd.grad(denoising(prediction, target).mean(), list(leaves.values()))
     return torch.cat([each.flatten() for each in found])
@@ -107,18 +108,11 @@ def seen_at_half_size(noise: Noise, timesteps: Tensor) -> Tensor:
     return (ratio[None] > 4 * ratio[timesteps][:, None]).sum(1)
 
 
-def parts_left_out(backbone: Any, variant: str) -> list[nn.Module]:
-    """Return the parts of the U-Net without a backward pass."""
-    unet = backbone._network
-    down = list(unet.down_blocks) if variant in (MID_AND_UP, UP) else []
-    return [*down, unet.mid_block] if variant == UP else down
-
-
 @contextmanager
-def without_gradients(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Run these modules without keeping anything for a backward pass within the block."""
+def constant_down_path(backbone: Any) -> Iterator[None]:
+    """Run the U-Net's down path without keeping anything for a backward pass within the block."""
     with ExitStack() as stack:
-        for module in modules:
+        for module in backbone._network.down_blocks:
             module.forward = torch.no_grad()(module.forward)  # hides the class's own
             stack.callback(delattr, module, "forward")
         yield

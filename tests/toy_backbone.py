@@ -72,6 +72,7 @@ class ToyBackbone:
         self.noise: Noise = processes[prediction_type](ALPHAS_CUMPROD.to(device), {"steps_offset": 1})
         self.guidance_scale = 5.0
         self.embeds_guidance = False
+        self.has_up_path = False
         self.sampling_steps = 20
         self.guides_by_zeros = False
         self.vocabularies: Vocabularies = dict.fromkeys(DIMS, VOCABULARY)

@@ -187,6 +187,7 @@ class ToyFamily:
         self.latent_shape = LATENT_SHAPE
         self.guidance_scale = 3.0
         self.embeds_guidance = False
+        self.has_up_path = False
         self.sampling_steps = 20
         self.guides_by_zeros = False
         self.noise: Noise = from_scheduler_config(scheduler, self.device)

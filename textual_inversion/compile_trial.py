@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textual_inversion.compiled import graphs_work_in_threads
 from textual_inversion.conditioning import Conditioning
-from textual_inversion.config import AdapterConfig
+from textual_inversion.config import AdapterConfig, GradientPath
 from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.lora import AdapterBatch, group_adapters, made_up_adapter
 from textual_inversion.prompts import encode_prompt
@@ -46,6 +46,8 @@ class Pass:
     """True for a pass with a backward pass to the text."""
     adapter: AdapterConfig = NO_ADAPTER
     """Settings of the adapters of its concepts; one of cross-attention gives the denoiser further inputs."""
+    gradient_path: GradientPath = "whole"
+    """Part of the denoiser that gradients pass through; a U-Net runs other code for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,8 @@ def _inputs(backbone: Backbone, one: Pass) -> _Inputs:
     ids = stack_prompts([encode_prompt("", {}, backbone.vocabularies)])
     ids = {key: each.to(backbone.device) for key, each in ids.items()}
     conditioning = backbone.encode_prompts(ids, {}, *_made_up_adapters(backbone, one.adapter, ids))
-    return latents, backbone.noise.model_timesteps(timesteps), conditioning.repeat(one.samples)
+    conditioning = replace(conditioning.repeat(one.samples), gradient_path=one.gradient_path)
+    return latents, backbone.noise.model_timesteps(timesteps), conditioning
 
 
 def _made_up_adapters(

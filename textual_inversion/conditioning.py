@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from textual_inversion.config import GradientPath
+
 FRAMING = "framing"
 """Name of the extra in which a family keeps what each picture shows of its photo, [batch, 4] float32
 (`Framing.numbers`), if its denoiser reads that."""
@@ -70,6 +72,8 @@ class Conditioning:
     """Further inputs that go with each prompt (time ids, attention masks), name -> [batch, ...]."""
     changes: LayerChanges | None = None
     """Changes of `hidden` for each cross-attention layer; None where all layers take `hidden` as it is."""
+    gradient_path: GradientPath = "whole"
+    """Part of the denoiser that gradients pass through to the other parts; changes no output. Only a U-Net reads it."""
 
     def __len__(self) -> int:
         """Return the number of prompts."""
@@ -146,7 +150,7 @@ class Conditioning:
         pooled = None if self.pooled is None else next(parts)
         changes = LayerChanges(weights=next(parts), directions=next(parts)) if self.changes else None
         extras = {name: next(parts) for name in sorted(self.extras)}
-        return Conditioning(hidden=hidden, pooled=pooled, extras=extras, changes=changes)
+        return replace(self, hidden=hidden, pooled=pooled, extras=extras, changes=changes)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
         return self._unflatten([change(tensor) for tensor in self.tensors()])

@@ -250,6 +250,7 @@ class Engine:
             batch,
             trained,
             penalties,
+            gradient_path=self._config.gradient_path,
             min_snr_gamma=self._config.timesteps.min_snr_gamma,
             image_features=self._image_features,
         )

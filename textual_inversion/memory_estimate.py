@@ -163,6 +163,7 @@ def learn_made_up(
         batch,
         trained,
         config.penalties,
+        gradient_path=config.gradient_path,
         min_snr_gamma=config.timesteps.min_snr_gamma,
         image_features=image_features if config.penalties.clip else None,
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textual_inversion.config import PenaltyConfig
+from textual_inversion.config import GradientPath, PenaltyConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.knowledge import FrozenPrompts, concatenate_frozen
 from textual_inversion.lora import AdapterBatch
@@ -95,6 +95,7 @@ def objective(
     trained: Trained,
     penalties: PenaltyConfig,
     *,
+    gradient_path: GradientPath = "whole",
     min_snr_gamma: float = 0.0,
     image_features: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
@@ -104,6 +105,7 @@ def objective(
     x_t, target = noise.corrupt(batch.latents, batch.noise, batch.timesteps)
     rows = {key: tensor.flatten(0, 1) for key, tensor in trained.rows.items()}
     conditioning = backbone.encode_prompts(batch.ids, rows, trained.adapters).framed(batch.framing)
+    conditioning = replace(conditioning, gradient_path=gradient_path)
     prediction = backbone.predict(x_t, noise.model_timesteps(batch.timesteps), conditioning)
 
     terms = {"denoising": denoising(prediction, target, batch.mask)}

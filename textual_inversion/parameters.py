@@ -117,7 +117,13 @@ class Layout:
 
     @classmethod
     def from_config(cls, backbone: Backbone, config: InversionConfig, max_vectors: int) -> Layout:
-        """Make the layout. Raises ValueError if the configured adapter or text encoders do not go with the model."""
+        """Make the layout. Raises ValueError if the configured adapter, text encoders or gradients do not go with the
+        model."""
+        if config.gradient_path == "up_path" and not backbone.has_up_path:
+            raise ValueError(
+                "inversion.gradient_path = 'up_path': this model's denoiser is no U-Net, so it has no up path; set it "
+                "to 'whole'"
+            )
         return cls(
             backbone=backbone,
             config=config,

@@ -110,11 +110,14 @@ def passes_to_learn(backbone: Backbone, config: RunConfig, slots: int) -> list[P
     steps if there are any."""
     size = config.inversion.batch_size
     adapter = config.inversion.adapter
+    path = config.inversion.gradient_path
     passes = [
-        Pass(slots * size, gradients=True, adapter=adapter),
+        Pass(slots * size, gradients=True, adapter=adapter, gradient_path=path),
         *drawing_passes(backbone, config.grid.sampling, adapter),
     ]
-    return [*passes, Pass(size, gradients=False, adapter=adapter)] if config.inversion.stop.needs_eval else passes
+    if config.inversion.stop.needs_eval:
+        passes.append(Pass(size, gradients=False, adapter=adapter, gradient_path=path))
+    return passes
 
 
 def drawing_passes(backbone: Backbone, config: SamplingConfig, adapter: AdapterConfig) -> list[Pass]:

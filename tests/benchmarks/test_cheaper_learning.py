@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.cheaper_learning import SmallerWhereNoisy, comparison, learning_by
-from benchmarks.gradient_levers import MID_AND_UP, SAME_PICTURE, SAME_TIMESTEP, VARIANTS, WHOLE
+from benchmarks.gradient_levers import MID_AND_UP, SAME_PICTURE, SAME_TIMESTEP, UP, VARIANTS, WHOLE
 from textual_inversion.concept import Concept
 from textual_inversion.config import InversionConfig
 from textual_inversion.families import load_backbone
@@ -44,8 +44,8 @@ def test_each_way_learns_something_else_and_leaves_the_model_as_it_was(tiny_mode
     config = InversionConfig(steps=6, batch_size=1)
 
     def learned(variant: str) -> Tensor:
-        with learning_by(backbone, variant):
-            [outcome] = learn_outcomes(backbone, [(concept, photos)], config, slots=1, seed=0, extractor=None)
+        with learning_by(backbone, config, variant) as settings:
+            [outcome] = learn_outcomes(backbone, [(concept, photos)], settings, slots=1, seed=0, extractor=None)
         assert outcome.embedding is not None
         return torch.cat([rows.flatten() for rows in outcome.embedding.vectors.values()])
 
@@ -53,6 +53,7 @@ def test_each_way_learns_something_else_and_leaves_the_model_as_it_was(tiny_mode
     others = {variant: learned(variant) for variant in VARIANTS}
     assert torch.equal(learned(WHOLE), whole)
     assert not torch.equal(others[MID_AND_UP], whole)
+    assert not torch.equal(others[UP], others[MID_AND_UP])
     assert not torch.equal(others[SAME_TIMESTEP], whole)
     assert not torch.equal(others[SAME_TIMESTEP], others[SAME_PICTURE])
 

@@ -80,7 +80,9 @@ PINNED: dict[str, dict[str, object]] = {
     },
 }  # fmt: skip
 # benchmarks/budgets_cpu_20261127.md and benchmarks/mirrored_photos_cpu_20261127.md
-PINNED["demo"] = {"steps": 200, "batch_size": 1, "learning_rate": 5e-3, "augment.flip": False}
+PINNED["demo"] = {
+    "steps": 200, "batch_size": 1, "learning_rate": 5e-3, "augment.flip": False, "gradient_path": "up_path",
+}  # fmt: skip
 PINNED["high-lr"] = PINNED["ti-paper"] | {"learning_rate": 2e-2 * 2 * 4}
 PINNED["low-lr"] = PINNED["ti-paper"] | {"learning_rate": 1e-4 * 2 * 4}
 PINNED["regularised"] = PINNED["ti-paper"] | {"penalties.class_distance": 0.1}

@@ -36,6 +36,14 @@ SPHERE = {"optimizer": "riemannian", "norm_control": "sphere"}
             {"init": InitConfig(method="encoder_output"), "norm_control": "none", "text_encoders": ("clip_l",)},
             "inversion.text_encoders",
         ),
+        (
+            {
+                "gradient_path": "up_path",
+                "adapter": AdapterConfig(kind="causal", targets=("fc2", "cross_attention")),
+            },
+            "inversion.gradient_path = 'up_path': must be 'whole' with 'cross_attention' among adapter.targets",
+        ),
+        ({"gradient_path": "down_path"}, "inversion.gradient_path = 'down_path'"),
     ],
 )
 def test_refused(settings: dict[str, object], message: str) -> None:
@@ -67,6 +75,8 @@ def test_refused_within_a_section() -> None:
         {**SPHERE, "direction_prior": 1e-4, "norm_cap": 2.0},
         {**SPHERE, "progressive": True, "adapter": AdapterConfig(kind="causal")},
         {"per_image_tokens": True, "progressive": True, "stop": StopConfig(check_every_steps=5)},
+        {"gradient_path": "up_path", "adapter": AdapterConfig(kind="causal")},
+        {"gradient_path": "up_path", "adapter": AdapterConfig(kind="none", targets=("cross_attention",))},
         {"adapter": AdapterConfig(kind="lora"), "penalties": PenaltyConfig(knowledge=0.1, captions="list.txt")},
         {"stop": StopConfig(method="dvar", keep_best=True), "penalties": PenaltyConfig(clip=0.1, class_distance=1.0)},
     ],

@@ -52,6 +52,9 @@ class Backbone(Protocol):
     embeds_guidance: bool
     """True if the denoiser reads the guidance scale (`conditioning.GUIDANCE`), so that no output for an empty or
     negative prompt is compared with."""
+    has_up_path: bool
+    """True if the denoiser is a U-Net, whose gradients may pass through its up path alone
+    (`Conditioning.gradient_path`)."""
     sampling_steps: int
     """Denoising steps of its pictures where no setting gives a number."""
     guides_by_zeros: bool

@@ -34,6 +34,7 @@ class LatentBackbone(ABC):
     guidance_scale: float
     sampling_steps: int
     embeds_guidance = False
+    has_up_path = False
     guides_by_zeros = False
 
     def __init__(self, *, denoiser: Any, vae: Any, digest: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from textual_inversion.compiled import Compiled
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.cross_attention import CrossAttentionLayers
 from textual_inversion.families.base import sized_latents
@@ -21,6 +22,7 @@ from textual_inversion.memory_layout import convolution_layout, lay_out
 from textual_inversion.noise import from_scheduler_config
 from textual_inversion.prompts import Vocabularies
 from textual_inversion.tokens import TokenTable
+from textual_inversion.up_path import up_path_alone
 
 GUIDANCE_SCALE = 5.0
 """Guidance scale of a model whose scheduler config gives none: Gal et al. 2022, and StableDiffusionXLPipeline's
@@ -36,6 +38,8 @@ _DISTILLED_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
 class UNetBackbone(LatentBackbone):
     """A frozen U-Net and autoencoder as a `Backbone`; subclasses add the text encoders."""
 
+    has_up_path = True
+
     def __init__(self, *, unet: Any, vae: Any, scheduler_config: Mapping[str, Any], digest: str) -> None:
         """Freeze the modules, which come on their device and in their precision, in the layout that is fastest there,
         and let the U-Net's cross-attention take adapters."""
@@ -45,6 +49,8 @@ class UNetBackbone(LatentBackbone):
         lay_out(vae, convolution_layout(vae.device, vae.dtype, is_compiled=False))
         super().__init__(denoiser=unet, vae=vae, digest=digest)
         self._cross_attention = CrossAttentionLayers(unet)
+        self._up_path = up_path_alone(unet)
+        self._up_path_denoiser: Any = self._up_path
         scale = downscaling(vae.config)
         side = unet.config.sample_size or vae.config.sample_size // scale
         self.latent_shape, self.resolution = (unet.config.in_channels, side, side), side * scale
@@ -67,15 +73,18 @@ class UNetBackbone(LatentBackbone):
         """Run `predict` through torch.compile in all later calls; see `Compiled`."""
         lay_out(self._network, self._compiled_layout)
         super().compile(backend=backend, or_plain=or_plain, graphs=graphs)
+        self._up_path_denoiser = Compiled(self._up_path, backend=backend, or_plain=or_plain, graphs=graphs)
 
     def uncompile(self) -> None:
         """Run `predict` without torch.compile in all later calls."""
         super().uncompile()
+        self._up_path_denoiser = self._up_path
         lay_out(self._network, self._plain_layout)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the U-Net's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
-        output: Tensor = self._denoiser(
+        denoiser = self._up_path_denoiser if conditioning.gradient_path == "up_path" else self._denoiser
+        output: Tensor = denoiser(
             noisy_latents.to(self.dtype),
             timesteps,
             encoder_hidden_states=conditioning.hidden,

@@ -36,6 +36,12 @@ def test_all_kinds_of_passes_that_an_actor_makes_are_named(tiny_backbone: Backbo
         grid={"sampling": {"batch_size": 5}},
     )  # fmt: skip
     assert passes_to_learn(tiny_backbone, looking, slots=2) == [*learning, Pass(3, gradients=False)]
+    up_path = tiny_config(
+        tmp_path, tmp_path, inversion={"batch_size": 3, "gradient_path": "up_path", "stop": {"keep_best": True}}
+    )
+    first, *_, last = passes_to_learn(tiny_backbone, up_path, slots=2)
+    assert first == Pass(6, gradients=True, gradient_path="up_path")
+    assert last == Pass(3, gradients=False, gradient_path="up_path")
     unguided = SamplingConfig(batch_size=5, guidance_scale=1)
     drawing = drawing_passes(tiny_backbone, unguided, config.inversion.adapter)
     assert drawing == [Pass(5, gradients=False)]
