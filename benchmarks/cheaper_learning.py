@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -23,13 +23,11 @@ from torch import Tensor
 
 from benchmarks.concepts import read_objects, read_photos
 from benchmarks.gradient_levers import (
-    MID_AND_UP,
     SAME_PICTURE,
     SAME_TIMESTEP,
-    UP,
     VARIANTS,
     WHOLE,
-    constant_down_path,
+    gradients_by,
     halved,
     seen_at_half_size,
 )
@@ -81,8 +79,8 @@ def learning_by(backbone: Any, config: InversionConfig, variant: str) -> Iterato
     if variant in (SAME_TIMESTEP, SAME_PICTURE):
         backbone.noise = SmallerWhereNoisy(noise, variant)
     try:
-        with constant_down_path(backbone) if variant == MID_AND_UP else nullcontext():
-            yield replace(config, gradient_path="up_path" if variant == UP else "whole")
+        with gradients_by(backbone, variant) as path:
+            yield replace(config, gradient_path=path)
     finally:
         backbone.noise = noise
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -40,6 +40,7 @@ from pipeline.config import RunConfig
 from pipeline.config_file import RECIPES, load_config
 from pipeline.inputs.models import locate
 from pipeline.report.intervals import Interval
+from textual_inversion.config import GradientPath
 from textual_inversion.families import load_backbone
 from textual_inversion.initialise import class_vectors
 from textual_inversion.latents import encode_views
@@ -84,8 +85,7 @@ def gradient(backbone: Any, rows: Rows, samples: Samples, variant: str = WHOLE) 
     prompt = encode_prompt("a photo of a {}", {HOLE: [0]}, backbone.vocabularies)
     ids = {key: torch.tensor([prompt[key]] * len(latents), device=backbone.device) for key in prompt}
     leaves = {key: row[None].clone().requires_grad_() for key, row in rows.items()}
-    path = "up_path" if variant == UP else "whole"
-    with constant_down_path(backbone) if variant == MID_AND_UP else nullcontext():
+    with gradients_by(backbone, variant) as path:
         conditioning = replace(backbone.encode_prompts(ids, leaves), gradient_path=path)
         prediction = backbone.predict(noisy, backbone.noise.model_timesteps(timesteps), conditioning)
         found = torch.autograd.grad(denoising(prediction, target).mean(), list(leaves.values()))
@@ -109,13 +109,14 @@ def seen_at_half_size(noise: Noise, timesteps: Tensor) -> Tensor:
 
 
 @contextmanager
-def constant_down_path(backbone: Any) -> Iterator[None]:
-    """Run the U-Net's down path without keeping anything for a backward pass within the block."""
+def gradients_by(backbone: Any, variant: str) -> Iterator[GradientPath]:
+    """Yield the engine's name of the path that a variant's gradients take. `MID_AND_UP` has none: its down path is run
+    without keeping anything for a backward pass within the block."""
     with ExitStack() as stack:
-        for module in backbone._network.down_blocks:
+        for module in backbone._network.down_blocks if variant == MID_AND_UP else ():
             module.forward = torch.no_grad()(module.forward)  # hides the class's own
             stack.callback(delattr, module, "forward")
-        yield
+        yield "up_path" if variant == UP else "whole"
 
 
 def draw_samples(backbone: Any, latents: Tensor, number: int, tenth: int, generator: torch.Generator) -> Samples:

@@ -58,7 +58,7 @@ def encode_example(
     """Encode a concept's photos. Raises ConceptError for a concept that cannot be trained on, such as one with a
     caption that does not fit the model."""
     rows = {HOLE: range(photo_features.config.num_vectors)}
-    for noun in {"", concept.initializer}:
+    for noun in dict.fromkeys(("", concept.initializer)):
         for prompt in with_class_noun(_templates(concept), noun):
             encode_prompt(prompt, rows, backbone.vocabularies)
     moments = encode_views(backbone, photos, AugmentConfig(flip=False), concept.concept_id, seed=0).moments.cpu()

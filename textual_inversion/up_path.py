@@ -34,7 +34,7 @@ class _Constant(nn.Module):
         super().__init__()
         self.block = block
         self.has_cross_attention: bool = getattr(block, "has_cross_attention", False)
-        """As the U-Net asks its blocks, to know what they take."""
+        """Answer to the U-Net, which asks its blocks what they take."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():

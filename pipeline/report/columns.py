@@ -66,7 +66,7 @@ class Column:
         """Take in a value of a row."""
         self.is_number &= isinstance(value, int | float) and not isinstance(value, bool)
         if self.choices is not None:
-            self.choices[_as_text(value)] += 1
+            self.choices[str(value)] += 1
             if len(self.choices) > MAX_CHOICES:
                 self.choices = None
 
@@ -165,7 +165,3 @@ def _shown(value: Any) -> Any:
         is_exact = isinstance(value, float) or abs(value) <= _LARGEST_EXACT
         return value if is_exact else str(value)
     return _shown(str(value))
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)
