@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _JUST_PASSED = datetime.timedelta(hours=6)
+_RAISED_AGAIN_S = 10.0
 _UNITS = {"h": "hours", "m": "minutes", "s": "seconds"}
 
 
@@ -19,18 +20,24 @@ class DeadlinePassed(Exception):
 
 
 @contextmanager
-def interrupting(until: float) -> Iterator[None]:
-    """Raise DeadlinePassed in the block at `until`, in seconds since 1970. Works in the main thread alone."""
+def interrupting(until: float, again_s: float = _RAISED_AGAIN_S) -> Iterator[None]:
+    """Raise DeadlinePassed in the block at `until`, in seconds since 1970, or before it if that has passed.
+
+    It is raised again every `again_s` seconds until the block has ended: Python drops an exception that is raised in a
+    finalizer or in a weak reference's callback. Works in the main thread alone.
+    """
     if until == math.inf:
         yield
         return
+    began = time.time()
+    if began >= until:
+        raise DeadlinePassed
 
     def ring(_signal: int, _frame: object) -> None:
         raise DeadlinePassed
 
     before = signal.signal(signal.SIGALRM, ring)
-    began = time.time()
-    others_s, _ = signal.setitimer(signal.ITIMER_REAL, max(1e-3, until - began))
+    others_s, _ = signal.setitimer(signal.ITIMER_REAL, max(1e-3, until - began), again_s)
     try:
         yield
     finally:

@@ -3,7 +3,9 @@ from __future__ import annotations
 import datetime
 import math
 import signal
+import sys
 import time
+import weakref
 
 import pytest
 
@@ -52,8 +54,31 @@ def test_a_block_is_interrupted() -> None:
     with pytest.raises(DeadlinePassed), interrupting(time.time() + 0.05):
         time.sleep(30)
     assert signal.getsignal(signal.SIGALRM) is before
-    with pytest.raises(DeadlinePassed), interrupting(time.time() - 10):
-        time.sleep(30)
     with interrupting(time.time() + 0.5):
         pass
     time.sleep(0.7)
+
+
+def test_a_block_whose_deadline_has_passed_is_not_begun() -> None:
+    with pytest.raises(DeadlinePassed), interrupting(time.time() - 10):
+        pytest.fail("begun")
+
+
+def test_an_interruption_that_python_drops_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: dropped.append(unraisable.exc_value))
+
+    class Thing:
+        pass
+
+    things = [Thing()]
+    reference = weakref.ref(things[0], lambda _: time.sleep(30))
+
+    def wait() -> None:
+        things.clear()
+        time.sleep(30)
+
+    with pytest.raises(DeadlinePassed), interrupting(time.time() + 0.05, again_s=0.2):
+        wait()
+    assert reference() is None
+    assert isinstance(dropped[0], DeadlinePassed)
