@@ -307,11 +307,12 @@ def _draw_rows(
     where the configuration asks for those."""
     from pipeline.actor.memory_plan import fit_drawing
     from pipeline.actor.model_loading import load_model
+    from pipeline.actor.pass_estimates import PassEstimates
     from textual_inversion.batch_invariance import choose_sampling
     from textual_inversion.generate import generate, with_own_defaults
 
     backbone = load_model(config)
-    fit_drawing(backbone, config, config.generation.sampling)
+    fit_drawing(PassEstimates(backbone), config, config.generation.sampling)
     sampling, _ = choose_sampling(backbone, config.generation.sampling, config.inversion.adapter)
     sampling = with_own_defaults(sampling, backbone)
     return sheet.draw(backbone, sampling, draw or generate), sampling

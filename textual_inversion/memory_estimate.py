@@ -41,6 +41,21 @@ class PassMemory:
     """Largest size, at any moment, of the tensors that the pass makes."""
 
 
+def pass_settings(config: InversionConfig) -> InversionConfig:
+    """Return the settings that a learning pass depends on, all others at their defaults. Two configurations for which
+    they are equal have equal passes."""
+    return InversionConfig(
+        batch_size=config.batch_size,
+        per_image_tokens=config.per_image_tokens,
+        text_encoders=config.text_encoders,
+        gradient_path=config.gradient_path,
+        timesteps=config.timesteps,
+        adapter=config.adapter,
+        penalties=config.penalties,
+        augment=config.augment,
+    )
+
+
 def learning_memory(
     backbone: Backbone, config: InversionConfig, slots: int, image_features: ImageFeatures | None = None
 ) -> PassMemory:
@@ -140,6 +155,7 @@ def learn_made_up(
     backbone: Backbone, config: InversionConfig, slots: int, image_features: ImageFeatures | None = None
 ) -> list[Tensor]:
     """Run the learning pass of made-up concepts as an engine does, and return the gradients."""
+    config = pass_settings(config)
     device = backbone.device
     layout = Layout.from_config(backbone, config, max_vectors=1)
     concept = Concept(concept_id="0", placeholder_token="<0>", images=("none",))

@@ -88,7 +88,7 @@ class Learner:
             self._backbone, init, self._extractor, seed=config.seed, examples=examples, encoder=encoder
         )
         self._features = self._extractor.pixel_features if self._extractor else None
-        slots, self._memory = fit_slots(self._backbone, config, self._features)
+        slots, self._memory = fit_slots(model.estimates, config, self._features)
         self._budget = SlotBudget(slots)
         self._sharing = PassSharing(self._backbone, config, self._features)
         self._jobs: dict[str, Job] = {}

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
+from pipeline.actor.pass_estimates import PassEstimates
 from pipeline.config import ActorConfig, RunConfig, Switch
 from pipeline.store.errors import describe_error
 from textual_inversion.config import SamplingConfig
 from textual_inversion.families.base import Backbone, MemorySaving
-from textual_inversion.memory_estimate import PassMemory, drawing_memory, learning_memory
+from textual_inversion.memory_estimate import PassMemory
 from textual_inversion.training_data import ImageFeatures
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,13 @@ log = logging.getLogger(__name__)
 LEARNING_SHARE = 0.7
 """Largest share of the free memory that learning may take. The rest is for drawing beside it, and for what an estimate
 does not count."""
+
+_AMPLE_TO_LEARN = 2**20
+"""Bytes for each value of a sample's latents that no learning pass takes: 122 kB in bfloat16 is the most of the models
+in benchmarks/memory_estimate_20261127.md. Where a pass has so much, it fits without an estimate."""
+
+_AMPLE_TO_DRAW = 2**18
+"""The same of a picture that is drawn: 25 kB there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +44,7 @@ class MemoryPlan:
 
 
 def fit_learning(
-    backbone: Backbone,
+    estimates: PassEstimates,
     config: RunConfig,
     slots: int,
     image_features: ImageFeatures | None = None,
@@ -47,40 +55,48 @@ def fit_learning(
 
     `free`: bytes of free memory; None measures them.
     """
+    backbone = estimates.backbone
     free = free_bytes(backbone.device) if free is None else free
     room = LEARNING_SHARE * free
-
-    def learning(slots: int = slots) -> PassMemory:
-        return learning_memory(backbone, config.inversion, slots, image_features)
+    samples = slots * config.inversion.batch_size
+    ample = samples * math.prod(backbone.latent_shape) * _AMPLE_TO_LEARN
+    tries_slots = backbone.device.type == "cuda" and not config.actors.slots
+    is_open = config.actors.gradient_checkpointing == "auto"
 
     def fit(choice: _Choice) -> float:
-        found = choice.make("checkpoints_gradients", config.actors.gradient_checkpointing, learning, room)
-        samples = slots * config.inversion.batch_size
-        choice.note(
-            f"a learning pass of {samples} samples keeps {_gb(found.kept / samples)} of each and takes "
-            f"{_gb(found.peak)} beside {_gb(found.weights)} of weights"
-        )
+        def learning(slots: int = slots) -> PassMemory:
+            return estimates.learning(choice.saving, config.inversion, slots, image_features)
+
+        found = None
+        if tries_slots or (is_open and ample > room):
+            found = choice.make("checkpoints_gradients", config.actors.gradient_checkpointing, learning, room)
+            choice.note(
+                f"a learning pass of {samples} samples keeps {_gb(found.kept / samples)} of each and takes "
+                f"{_gb(found.peak)} beside {_gb(found.weights)} of weights"
+            )
+        elif is_open:
+            choice.note(f"a learning pass of {samples} samples takes less than {_gb(ample)}")
         choice.make_for_pictures(config.actors, config.grid.sampling, (1 - LEARNING_SHARE) * free, free)
-        if backbone.device.type != "cuda" or config.actors.slots:
+        if not tries_slots or found is None:
             return math.inf
         each = learning(slots + 1).peak - found.peak
         return max(slots, slots + (room - found.peak) // each)
 
-    return _plan(backbone, config.actors, free, fit)
+    return _plan(estimates, config.actors, free, fit)
 
 
 def fit_drawing(
-    backbone: Backbone, config: RunConfig, sampling: SamplingConfig, free: float | None = None
+    estimates: PassEstimates, config: RunConfig, sampling: SamplingConfig, free: float | None = None
 ) -> MemoryPlan:
     """Let the model save memory as the settings of actors say, so that a batch of pictures can be drawn where nothing
     is learned; `free` as in `fit_learning`."""
-    free = free_bytes(backbone.device) if free is None else free
+    free = free_bytes(estimates.backbone.device) if free is None else free
 
     def fit(choice: _Choice) -> float:
         choice.make_for_pictures(config.actors, sampling, LEARNING_SHARE * free, free)
         return math.inf
 
-    return _plan(backbone, config.actors, free, fit)
+    return _plan(estimates, config.actors, free, fit)
 
 
 def add_checkpointing(backbone: Backbone, plan: MemoryPlan, reason: str) -> MemoryPlan:
@@ -92,12 +108,12 @@ def add_checkpointing(backbone: Backbone, plan: MemoryPlan, reason: str) -> Memo
     return MemoryPlan(saving=saving, description=added)
 
 
-def _plan(backbone: Backbone, actors: ActorConfig, free: float, fit: Callable[[_Choice], float]) -> MemoryPlan:
+def _plan(estimates: PassEstimates, actors: ActorConfig, free: float, fit: Callable[[_Choice], float]) -> MemoryPlan:
     """Make the choices of `fit`, which returns the largest number of slots, and log the plan.
 
     Nothing is estimated where no setting is `auto`. What cannot be estimated is run without what `auto` would add.
     """
-    choice = _Choice(backbone)
+    choice = _Choice(estimates)
     choice.take(_as_configured(actors))
     most_slots = math.inf
     try:
@@ -131,15 +147,15 @@ def _as_configured(actors: ActorConfig) -> MemorySaving:
 class _Choice:
     """The ways of saving memory chosen so far; the backbone runs in them."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        self._backbone = backbone
+    def __init__(self, estimates: PassEstimates) -> None:
+        self._estimates = estimates
         self.notes: list[str] = []
         self.saving = MemorySaving()
 
     def take(self, saving: MemorySaving) -> None:
         """Run the backbone in these ways."""
         self.saving = saving
-        self._backbone.save_memory(saving)
+        self._estimates.backbone.save_memory(saving)
 
     def note(self, text: str) -> None:
         """Add a text to the plan's description."""
@@ -164,12 +180,18 @@ class _Choice:
     def make_for_pictures(self, actors: ActorConfig, sampling: SamplingConfig, room: float, free: float) -> None:
         """Choose how the autoencoder works: a batch of pictures is to fit in `room`; only where one alone does not fit
         in `free` is it cut into tiles, because they change it."""
+        ample = sampling.batch_size * math.prod(self._estimates.backbone.latent_shape) * _AMPLE_TO_DRAW
+        if "auto" not in (actors.vae_slicing, actors.vae_tiling):
+            return
+        if ample <= room:
+            self.note(f"a batch of {sampling.batch_size} pictures takes less than {_gb(ample)}")
+            return
 
         def drawing() -> PassMemory:
-            return drawing_memory(self._backbone, sampling)
+            return self._estimates.drawing(self.saving, sampling)
 
         def drawing_one() -> PassMemory:
-            return drawing_memory(self._backbone, replace(sampling, batch_size=1))
+            return self._estimates.drawing(self.saving, replace(sampling, batch_size=1))
 
         found = self.make("slices", actors.vae_slicing, drawing, room)
         if actors.vae_tiling == "on" or (actors.vae_tiling == "auto" and found.peak > free):

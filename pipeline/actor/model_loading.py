@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from transformers.utils import logging
 
+from pipeline.actor.pass_estimates import PassEstimates
 from pipeline.config import RunConfig
 from pipeline.inputs.models import extractor_hash, locate, model_hash
 from textual_inversion.extractors import ClipExtractor
@@ -31,6 +32,7 @@ class LoadedModel:
         self.digests = {"model": model_hash(config.model)}
         """Digests of what is loaded, under their names in a run's settings. They are taken before it is loaded."""
         self.backbone = load_model(config)
+        self.estimates = PassEstimates(self.backbone)
 
     @cached_property
     def extractor(self) -> ClipExtractor | None:

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.actor.compile_cache import file_name, kept_compilations
 from pipeline.actor.memory_plan import LEARNING_SHARE, MemoryPlan, add_checkpointing, fit_learning
+from pipeline.actor.pass_estimates import PassEstimates
 from pipeline.config import RunConfig
 from pipeline.ledger.records import Equality
 from pipeline.store.errors import describe_error
@@ -28,13 +29,16 @@ _GPU_SLOTS = 16
 """Largest number of slots that is tried on a GPU."""
 
 
-def fit_slots(backbone: Backbone, config: RunConfig, image_features: ImageFeatures | None) -> tuple[int, MemoryPlan]:
+def fit_slots(
+    estimates: PassEstimates, config: RunConfig, image_features: ImageFeatures | None
+) -> tuple[int, MemoryPlan]:
     """Return how many concepts to learn side by side, and the plan by which the model saves memory to do so.
 
     If one concept takes more memory than was estimated, gradient checkpointing is added where the setting is `auto`.
     Raises torch.OutOfMemoryError if that is not enough.
     """
-    plan = fit_learning(backbone, config, least_slots(backbone, config), image_features)
+    backbone = estimates.backbone
+    plan = fit_learning(estimates, config, least_slots(backbone, config), image_features)
     if config.actors.slots:
         return config.actors.slots, plan
     try:

@@ -63,8 +63,9 @@ class Drawer:
         """Get ready to draw. `model` is the run's, with which nothing is learned meanwhile; None loads it."""
         self._config = config
         self._store = RunStore(config.output)
-        self._backbone = (LoadedModel(config) if model is None else model).backbone
-        fit_drawing(self._backbone, config, config.generation.sampling)
+        model = LoadedModel(config) if model is None else model
+        self._backbone = model.backbone
+        fit_drawing(model.estimates, config, config.generation.sampling)
         passes = drawing_passes(self._backbone, config.generation.sampling, config.inversion.adapter)
         compile_where_wanted(self._backbone, config, passes)
         self._encoder = lru_cache(partial(PromptEncoder, self._backbone))

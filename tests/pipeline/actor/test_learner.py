@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.actor import image_batcher
+from pipeline.actor import image_batcher, memory_plan
 from pipeline.actor import learner as learner_module
 from pipeline.actor.checkpoints import Checkpoints
 from pipeline.actor.concept_log import ConceptLog
@@ -101,13 +101,16 @@ def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[
     assert read_table(tmp_path / "out" / one.folder.curve).num_rows == 6
 
 
-def test_the_record_says_what_memory_was_estimated(tiny_model: Path, photos: tuple[str, str], tmp_path: Path) -> None:
+def test_the_record_says_what_memory_was_estimated(
+    tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda _device: 1e9)  # not ample
     actors = {"slots": 2, "gradient_checkpointing": "auto", "vae_slicing": "on"}
     learner = Learner(tiny_config(tiny_model, tmp_path, actors=actors))
     (record,) = learn_all(learner, [task("toy", photos)])
     learner.close()
     assert record.memory.startswith("a learning pass of 4 samples keeps 0.00")
-    assert record.memory.endswith("GB were free; used to save memory: slices")
+    assert record.memory.endswith("1 GB were free; used to save memory: slices")
 
 
 @pytest.mark.parametrize(("class_cue", "name"), [(True, "<toy> cat"), (False, "<toy>")])

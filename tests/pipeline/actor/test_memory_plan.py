@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.actor import memory_plan
+from pipeline.actor import memory_plan, pass_estimates
 from pipeline.actor.memory_plan import LEARNING_SHARE, fit_drawing, fit_learning, free_bytes
+from pipeline.actor.pass_estimates import PassEstimates
 from pipeline.config import RunConfig
 from tests.pipeline.runs import BY_HAND, tiny_config
 from textual_inversion.families.base import Backbone, MemorySaving
@@ -25,6 +26,9 @@ AUTO = dict.fromkeys(BY_HAND, "auto")
 
 class Watched:
     """A backbone of which only the ways of saving memory matter."""
+
+    latent_shape = (4, 512, 512)
+    """So large that no finite memory of a test is ample without an estimate."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -48,9 +52,13 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
         at_once = 1 if backbone.saving.slices else sampling.batch_size
         return PassMemory(weights=1, kept=0, peak=(4 if backbone.saving.tiles else 8) * at_once)
 
-    monkeypatch.setattr(memory_plan, "learning_memory", learning)
-    monkeypatch.setattr(memory_plan, "drawing_memory", drawing)
+    monkeypatch.setattr(pass_estimates, "learning_memory", learning)
+    monkeypatch.setattr(pass_estimates, "drawing_memory", drawing)
     return backbone
+
+
+def estimates_of(backbone: Any) -> PassEstimates:
+    return PassEstimates(backbone)
 
 
 def a_config(**actors: Any) -> RunConfig:
@@ -59,7 +67,7 @@ def a_config(**actors: Any) -> RunConfig:
 
 def plan(backbone: Any, config: RunConfig, slots: int, free: float) -> set[str]:
     """Return the ways in which memory is saved."""
-    saving = fit_learning(backbone, config, slots, free=free).saving
+    saving = fit_learning(estimates_of(backbone), config, slots, free=free).saving
     assert saving == backbone.saving
     return {way for way in (CHECKPOINTS, SLICES, TILES) if getattr(saving, way)}
 
@@ -79,40 +87,40 @@ def test_settings_are_followed_whatever_is_free(watched: Watched) -> None:
     on = {"gradient_checkpointing": "on", "vae_slicing": "on", "vae_tiling": "on"}
     assert plan(watched, a_config(**on), 2, math.inf) == {CHECKPOINTS, SLICES, TILES}
     assert plan(watched, a_config(**BY_HAND), 2, 1) == set()
-    found = fit_learning(watched, a_config(**BY_HAND | {"vae_slicing": "on"}), 2, free=5e9)  # type: ignore[arg-type]
+    found = fit_learning(estimates_of(watched), a_config(**BY_HAND | {"vae_slicing": "on"}), 2, free=5e9)
     assert found.description == "5 GB were free; used to save memory: slices"
 
 
 def test_a_way_that_saves_nothing_is_not_taken(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     same = PassMemory(weights=1, kept=1, peak=100)
-    monkeypatch.setattr(memory_plan, "learning_memory", lambda *_: same)
-    monkeypatch.setattr(memory_plan, "drawing_memory", lambda *_: same)
+    monkeypatch.setattr(pass_estimates, "learning_memory", lambda *_: same)
+    monkeypatch.setattr(pass_estimates, "drawing_memory", lambda *_: same)
     assert plan(watched, a_config(), 2, 1) == set()
 
 
 @pytest.mark.parametrize(("free", "most"), [(1001, 7), (101 / LEARNING_SHARE, 1), (51 / LEARNING_SHARE, 5), (1, 1)])
 def test_slots_are_bounded_by_the_estimate_on_a_gpu(watched: Watched, free: float, most: int) -> None:
     watched.device = torch.device("cuda")
-    assert fit_learning(watched, a_config(), 1, free=free).most_slots == most  # type: ignore[arg-type]
-    assert fit_learning(watched, a_config(slots=3), 3, free=free).most_slots == math.inf  # type: ignore[arg-type]
+    assert fit_learning(estimates_of(watched), a_config(), 1, free=free).most_slots == most
+    assert fit_learning(estimates_of(watched), a_config(slots=3), 3, free=free).most_slots == math.inf
 
 
 def test_drawing_alone_has_all_memory(watched: Watched) -> None:
     sampling = a_config().generation.sampling
     for free, saving in ((33 / LEARNING_SHARE, MemorySaving()), (31 / LEARNING_SHARE, MemorySaving(slices=True))):
-        assert fit_drawing(watched, a_config(), sampling, free).saving == saving  # type: ignore[arg-type]
+        assert fit_drawing(estimates_of(watched), a_config(), sampling, free).saving == saving
 
 
 def test_the_plan_is_said_in_one_line(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        found = fit_learning(watched, a_config(), 1, free=50e9)  # type: ignore[arg-type]
+        found = fit_learning(estimates_of(watched), a_config(), 1, free=50e9)
     assert found.description == (
         "a learning pass of 2 samples keeps 2.5e-08 GB of each and takes 1e-07 GB beside 1e-09 GB of weights; "
         "a batch of 4 pictures takes 3.2e-08 GB; 50 GB were free; used to save memory: nothing"
     )
     assert [record.message for record in caplog.records] == [f"memory: {found.description}"]
     assert caplog.records[0].levelno == logging.INFO
-    fit_learning(watched, a_config(vae_tiling="on"), 1, free=50e9)  # type: ignore[arg-type]
+    fit_learning(estimates_of(watched), a_config(vae_tiling="on"), 1, free=50e9)
     assert caplog.records[-1].levelno == logging.WARNING
     assert caplog.records[-1].message.endswith("used to save memory: tiles")
 
@@ -123,8 +131,8 @@ def test_a_model_without_an_estimate_runs_as_configured(
     def fail(*_: object) -> PassMemory:
         raise NotImplementedError("no fake form of op\nand a trace")
 
-    monkeypatch.setattr(memory_plan, "learning_memory", fail)
-    found = fit_learning(watched, a_config(vae_slicing="on"), 1, free=1)  # type: ignore[arg-type]
+    monkeypatch.setattr(pass_estimates, "learning_memory", fail)
+    found = fit_learning(estimates_of(watched), a_config(vae_slicing="on"), 1, free=1)
     assert found.saving == watched.saving == MemorySaving(slices=True)
     assert found.most_slots == math.inf
     assert "no fake form of op" in found.description
@@ -133,11 +141,27 @@ def test_a_model_without_an_estimate_runs_as_configured(
 
 def test_a_model_learns_in_a_tenth_of_the_memory(tiny_backbone: Backbone, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, tmp_path, actors=AUTO)
-    plenty = fit_learning(tiny_backbone, config, 4, free=1e9)
-    little = fit_learning(tiny_backbone, config, 4, free=1e6)
+    plenty = fit_learning(PassEstimates(tiny_backbone), config, 4, free=1e9)
+    little = fit_learning(PassEstimates(tiny_backbone), config, 4, free=1e6)
     tiny_backbone.save_memory(MemorySaving())
     assert plenty.saving == MemorySaving()
     assert little.saving.checkpoints_gradients
+
+
+def test_nothing_is_estimated_where_memory_is_ample(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the estimates were, no pass of models like these takes so much."""
+    for name in ("learning_memory", "drawing_memory"):
+        monkeypatch.delattr(pass_estimates, name)
+    estimates = PassEstimates(tiny_backbone)
+    found = fit_learning(estimates, a_config(), 4, free=1e15)
+    assert found.saving == fit_drawing(estimates, a_config(), a_config().grid.sampling, free=1e15).saving
+    assert found.saving == MemorySaving()
+    values = math.prod(tiny_backbone.latent_shape)
+    assert found.description == (
+        f"a learning pass of 8 samples takes less than {8 * values * 2**20 / 1e9:.3g} GB; "
+        f"a batch of 4 pictures takes less than {4 * values * 2**18 / 1e9:.3g} GB; "
+        "1e+06 GB were free; used to save memory: nothing"
+    )
 
 
 @pytest.fixture

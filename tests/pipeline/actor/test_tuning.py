@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.actor import tuning
+from pipeline.actor.pass_estimates import PassEstimates
 from pipeline.actor.tuning import (
     Pass,
     PassSharing,
@@ -72,9 +73,9 @@ def test_more_memory_than_estimated_is_saved_where_that_is_left_open(
     config = tiny_config(tmp_path, tmp_path, actors={"gradient_checkpointing": wanted})
     if wanted == "off":
         with pytest.raises(torch.OutOfMemoryError):
-            fit_slots(backbone, config, None)
+            fit_slots(PassEstimates(backbone), config, None)
         return
-    slots, plan = fit_slots(backbone, config, None)
+    slots, plan = fit_slots(PassEstimates(backbone), config, None)
     assert slots == 3
     assert plan.saving == found[-1] == MemorySaving(checkpoints_gradients=True)
     assert "one slot leaves too little room" in plan.description
