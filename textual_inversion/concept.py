@@ -63,7 +63,7 @@ class Concept:
     def __post_init__(self) -> None:
         if not self.concept_id:
             raise BadInput("concept_id is empty; give every concept a name of its own")
-        if not self.placeholder_token or any(c.isspace() for c in self.placeholder_token):
+        if self.placeholder_token.split() != [self.placeholder_token]:
             raise BadInput(
                 f"placeholder_token {self.placeholder_token!r} of concept {self.concept_id!r} must be one word "
                 "without spaces, for example '<my-thing>'"

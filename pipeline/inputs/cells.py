@@ -50,8 +50,9 @@ def rows(batch: pa.RecordBatch, understood: Collection[str]) -> Iterator[dict[st
         name: _values(name, column, is_understood=name in understood)
         for name, column in zip(batch.schema.names, batch.columns, strict=True)
     }
+    has_errors = any(BadInput in map(type, values) for values in columns.values())
     for values in zip(*columns.values(), strict=True):
-        error = next((value for value in values if isinstance(value, BadInput)), None)
+        error = has_errors and next((value for value in values if isinstance(value, BadInput)), None)
         yield error or dict(zip(columns, values, strict=True))
 
 

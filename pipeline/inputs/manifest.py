@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -58,6 +59,8 @@ class ManifestRow:
     """Concept of the row, its images and masks as absolute addresses."""
     carried: Mapping[str, Any]
     """Values of all other columns, as JSON values; they reappear in the results."""
+    carried_json: bytes
+    """JSON text of `carried`."""
     priority: int = 0
     """Priority from 0 to 9: higher ones are learned first. The column is carried, too."""
 
@@ -130,6 +133,7 @@ def short_hash(concept_id: str) -> bytes:
     return hashlib.blake2b(concept_id.encode(), digest_size=8).digest()
 
 
+@lru_cache(1024)
 def is_carried(name: str) -> bool:
     """Return whether a column is carried through to the results: one that means nothing here, other than the row
     numbers that pandas writes for a table that was filtered."""
@@ -173,45 +177,47 @@ def bad_row(row: ManifestRow, reason: str) -> BadRow:
 
 def _read_file(file: str) -> Iterator[ManifestRow | BadRow]:
     number = 0
+    shown_file = redact(file)
     try:
         for values in file_rows(file):
             number += 1
-            yield _parse(file, number, values)
+            yield _parse(file, shown_file, number, values)
     except (pa.ArrowException, OSError) as error:
         reason = f"the file cannot be read from this row on: {redact(str(error))}"
-        yield BadRow(file=redact(file), row=number + 1, concept_id=None, reason=reason)
+        yield BadRow(file=shown_file, row=number + 1, concept_id=None, reason=reason)
 
 
-def _parse(file: str, number: int, values: dict[str, Any] | BadInput) -> ManifestRow | BadRow:
-    concept_id = None if isinstance(values, BadInput) else id_text(values["concept_id"])
+def _parse(file: str, shown_file: str, number: int, values: dict[str, Any] | BadInput) -> ManifestRow | BadRow:
     carried: dict[str, Any] = {}
     try:
         if isinstance(values, BadInput):
             raise values
-        carried = _carried(values)
+        carried, carried_json = _carried(values)
         concept = _concept(file, values)
         priority = whole_number(values, PRIORITY, 0, most=9)
         if priority < 0:
             raise BadInput(f"priority is {priority}; it must be from 0 to 9")
     except BadInput as error:
+        concept_id = None if isinstance(values, BadInput) else id_text(values["concept_id"])
         shown_id = printable(str(concept_id)) if isinstance(concept_id, str | int) else None
         reason = redact(str(error))
         if len(reason) > _MAX_REASON_CHARACTERS:
             reason = f"{reason[:_MAX_REASON_CHARACTERS]} ..."
         content = "" if isinstance(values, BadInput) else content_digest(values)
-        return BadRow(
-            file=redact(file), row=number, concept_id=shown_id, reason=reason, content=content, carried=carried
-        )
-    return ManifestRow(file=redact(file), row=number, concept=concept, carried=carried, priority=priority)
+        return BadRow(file=shown_file, row=number, concept_id=shown_id, reason=reason, content=content, carried=carried)
+    return ManifestRow(
+        file=shown_file, row=number, concept=concept, carried=carried, carried_json=carried_json, priority=priority
+    )
 
 
-def _carried(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of the columns that are carried, as JSON values; raises BadInput if they are too large."""
+def _carried(values: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Return the values of the columns that are carried, as JSON values and as JSON text; raises BadInput if they are
+    too large."""
     carried = {name: redacted(jsonable(value)) for name, value in values.items() if is_carried(name)}
-    size = len(json.dumps(carried))
-    if size > MAX_CARRIED_BYTES:
-        raise BadInput(f"its other columns hold {size:,} bytes, more than {MAX_CARRIED_BYTES:,}; drop large ones")
-    return carried
+    text = json.dumps(carried).encode()
+    if len(text) > MAX_CARRIED_BYTES:
+        raise BadInput(f"its other columns hold {len(text):,} bytes, more than {MAX_CARRIED_BYTES:,}; drop large ones")
+    return carried, text
 
 
 def _concept(file: str, values: dict[str, Any]) -> Concept:
@@ -242,12 +248,13 @@ def _concept(file: str, values: dict[str, Any]) -> Concept:
 
 def _addresses(file: str, values: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """Return a column's addresses, made absolute from the manifest file's folder."""
-    addresses = values.get(name) or []
-    if not all(isinstance(address, str) and address.strip() for address in addresses):
-        raise BadInput(f"{name} holds an empty or missing address")
-    for address in addresses:
+    found = []
+    for address in values.get(name) or ():
+        if not isinstance(address, str) or not address.strip():
+            raise BadInput(f"{name} holds an empty or missing address")
         check_text(name, address, MAX_CHARACTERS[name])
-    return tuple(_address(file, address) for address in addresses)
+        found.append(_address(file, address))
+    return tuple(found)
 
 
 def _address(file: str, address: str) -> str:
@@ -260,10 +267,10 @@ def _address(file: str, address: str) -> str:
 
 def _captions(values: Mapping[str, Any], placeholder: str) -> tuple[str, ...]:
     """Return the captions with `{}` in place of the concept, also where the placeholder was written out."""
-    captions = values.get("captions") or []
-    if not all(isinstance(caption, str) and caption.strip() for caption in captions):
-        raise BadInput("captions holds an empty or missing text")
+    captions = values.get("captions") or ()
     for caption in captions:
+        if not isinstance(caption, str) or not caption.strip():
+            raise BadInput("captions holds an empty or missing text")
         check_text("captions", caption, MAX_CHARACTERS["captions"])
         _refuse_credentials("captions", caption)
     return tuple(re.sub(whole_word_pattern(placeholder), "{}", caption.strip()) for caption in captions)

@@ -75,7 +75,7 @@ def resolve(uri: str, relative_to: str) -> str:
         if scheme != "file":
             raise ValueError(f"{uri!r} is a path on one machine, but the manifest is at {scheme}://; write a full URI")
         return uri
-    path = posixpath.normpath(posixpath.join(folder, uri))
+    path = posixpath.normpath(folder + uri)
     if scheme not in ("file", "memory") and not path.startswith(f"{top}/"):
         raise ValueError(f"{redact(uri)!r} leads out of {redact(f'{scheme}://{top}')}; write a full URI")
     return path if scheme == "file" else f"{scheme}://{path}"
@@ -225,13 +225,16 @@ def _read_up_to(fs: Any, path: str, limit: int) -> bytes:
 
 @lru_cache(16)
 def _split_manifest_uri(file: str) -> tuple[str, str, str]:
-    """Return the scheme, the folder, and the bucket, container or host ("" where there is none) of a manifest file."""
+    """Return the scheme, the folder with `/` at its end, and the bucket, container or host ("" where there is none) of
+    a manifest file."""
     scheme = _scheme(file)
     base = file.partition("://")[2] if "://" in file else file
-    return scheme, posixpath.dirname(base), base.split("/")[0]
+    return scheme, posixpath.join(posixpath.dirname(base), ""), base.split("/")[0]
 
 
 def _refuse_malformed(uri: str) -> None:
+    if ":" not in uri:
+        return
     if _LOST_SLASHES.match(uri):
         raise ValueError(f"{redact(_cut(uri))!r} lacks the slashes after its scheme; write {uri.partition(':')[0]}://")
     if "::" in uri:

@@ -50,6 +50,7 @@ def rows_of(*photos: str) -> list[ManifestRow | BadRow]:
             row=number,
             concept=Concept(concept_id=f"c{number}", placeholder_token=f"<c{number}>", images=(photo,)),
             carried={},
+            carried_json=b"{}",
         )
         for number, photo in enumerate(photos, 1)
     ]

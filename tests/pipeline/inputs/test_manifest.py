@@ -357,7 +357,7 @@ def test_whatever_was_done_to_a_file_its_rows_or_a_reason_come(
     ),
 )  # fmt: skip
 def test_whatever_is_in_a_row_it_is_a_concept_or_a_reason(values: dict[str, Any], lists: dict[str, Any]) -> None:
-    row = manifest._parse("/m.parquet", 1, {**BASE, **values, **lists})
+    row = manifest._parse("/m.parquet", "/m.parquet", 1, {**BASE, **values, **lists})
     if isinstance(row, BadRow):
         assert row.reason
         assert row.reason.isprintable()
@@ -412,7 +412,7 @@ def test_carried_values_are_json(tmp_path: Path) -> None:
 @settings(max_examples=60)
 @given(concept_id=st.text(max_size=140))
 def test_whatever_id_is_accepted_is_a_safe_folder_name(concept_id: str) -> None:
-    row = manifest._parse("/m.parquet", 1, {"concept_id": concept_id, "images": ["a.png"]})
+    row = manifest._parse("/m.parquet", "/m.parquet", 1, {"concept_id": concept_id, "images": ["a.png"]})
     if isinstance(row, ManifestRow):
         assert concept_id == Path(concept_id).name
         assert concept_id.isascii()

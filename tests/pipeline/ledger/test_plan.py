@@ -337,7 +337,7 @@ def test_rows_are_pulled_as_tasks_are_taken() -> None:
         for i in range(100_000):
             pulled += 1
             concept = dataclasses.replace(CONCEPT, concept_id=f"c{i}")
-            yield ManifestRow(file="m", row=i + 1, concept=concept, carried={})
+            yield ManifestRow(file="m", row=i + 1, concept=concept, carried={}, carried_json=b"{}")
 
     look_up: Callable[..., dict[str, str | OSError | ValueError]] = lambda uris: dict.fromkeys(uris, "0" * 32)  # noqa: E731
     plan = Plan("settings", set(), look_up)
