@@ -121,6 +121,8 @@ class _Climb:
     """The record under the run's own fingerprint, which may hold tries of an earlier run."""
     later: list[Try] = field(default_factory=list)
     """Tries by this run's rules."""
+    earlier: dict[str, Try] = field(default_factory=dict)
+    """Fingerprint -> try by this run's rules that had a record before the run."""
 
 
 class Retries:
@@ -181,15 +183,16 @@ class Retries:
                 self._store.put(ConceptFolder(concept_id, fingerprint).ladder, b"{}")
         tasks = self._present_tasks(found)
         while batch := {task.folder.record: task for task in islice(tasks, _BATCH)}:
+            climbs = []
             for path, content in self._store.get_many(batch).items():
                 try:
                     if isinstance(content, OSError):
                         raise content
-                    climb = _Climb(batch[path], from_json(content))
+                    climbs.append(_Climb(batch[path], from_json(content)))
                 except (OSError, ValueError) as error:
                     log.warning("%s cannot be read, and its concept is not tried again: %s", path, error)
-                    continue
-                self._climbs[climb.first.concept_id] = climb
+            self._begin(climbs)
+            for climb in climbs:
                 if (again := self._next_try(climb, 0)) is not None:
                     yield again
 
@@ -223,25 +226,29 @@ class Retries:
             self._stats.tried += 1
             self._stats.steps += record.steps
         else:
-            climb = self._climbs[task.concept.concept_id] = _Climb(task, record)
+            climb = _Climb(task, record)
+            self._begin([climb])
             self._stats.waiting += 1
         return self._next_try(climb, task.rung)
 
     def _next_try(self, climb: _Climb, rung: int) -> ConceptTask | None:
         """Return the first try above a rung that has no record yet, if one is needed."""
-        first = climb.first
-        for above, (rule, settings) in enumerate(zip(self._rules[rung:], self._digests[rung:], strict=True), rung + 1):
+        for task in self._tries_above(climb, rung):
             if self._has_ended(climb, is_end=False):
                 return None
-            inputs = {**climb.task.inputs, "settings": settings}
-            fingerprint = digest(inputs)
-            if fingerprint in (first.fingerprint, *(each.fingerprint for each in climb.later)):
+            if task.fingerprint in (climb.first.fingerprint, *(each.fingerprint for each in climb.later)):
                 continue
-            if not self._plan.had_record(fingerprint):
-                return dataclasses.replace(climb.task, fingerprint=fingerprint, inputs=inputs, rung=above)
-            climb.later.append(self._read_try(rule.text, ConceptFolder(first.concept_id, fingerprint)))
+            if task.fingerprint not in climb.earlier:
+                return task
+            climb.later.append(climb.earlier[task.fingerprint])
         self._has_ended(climb, is_end=True)
         return None
+
+    def _tries_above(self, climb: _Climb, rung: int) -> Iterator[ConceptTask]:
+        """Yield the tasks of a concept's tries by all rules above a rung."""
+        for above, settings in enumerate(self._digests[rung:], rung + 1):
+            inputs = {**climb.task.inputs, "settings": settings}
+            yield dataclasses.replace(climb.task, fingerprint=digest(inputs), inputs=inputs, rung=above)
 
     def _has_ended(self, climb: _Climb, *, is_end: bool) -> bool:
         """Return whether a concept needs no further try, and store its last record then."""
@@ -260,12 +267,19 @@ class Retries:
         self._on_end(record)
         return True
 
-    def _read_try(self, rung: str, folder: ConceptFolder) -> Try:
-        """Return the try of a stored record, or a failed try with the reason why it cannot be read."""
-        try:
-            return _as_try(from_json(self._store.get(folder.record)), rung=rung)
-        except (OSError, ValueError) as error:
-            return Try(rung=rung, fingerprint=folder.fingerprint, error=f"{folder.record} cannot be read: {error}")
+    def _begin(self, climbs: Sequence[_Climb]) -> None:
+        """Begin with concepts, and read the records that earlier runs left of their tries, all at once."""
+        self._climbs |= {climb.first.concept_id: climb for climb in climbs}
+        had_record = [
+            (climb, task)
+            for climb in climbs
+            for task in self._tries_above(climb, 0)
+            if self._plan.had_record(task.fingerprint)
+        ]
+        contents = self._store.get_many(task.folder.record for _, task in had_record)
+        for climb, task in had_record:
+            found = _try_of(contents[task.folder.record], task, rung=self._rules[task.rung - 1].text)
+            climb.earlier.setdefault(task.fingerprint, found)
 
 
 def decide(first: ConceptRecord, later: Sequence[Try], gate: GateConfig, *, is_end: bool) -> ConceptRecord | None:
@@ -291,6 +305,16 @@ def decide(first: ConceptRecord, later: Sequence[Try], gate: GateConfig, *, is_e
         kept="" if kept.fingerprint == first.fingerprint else kept.fingerprint,
         finished_at=now("milliseconds"),
     )
+
+
+def _try_of(content: bytes | OSError, task: ConceptTask, *, rung: str) -> Try:
+    """Return the try of a stored record, or a failed try with the reason why it cannot be read."""
+    try:
+        if isinstance(content, OSError):
+            raise content
+        return _as_try(from_json(content), rung=rung)
+    except (OSError, ValueError) as error:
+        return Try(rung=rung, fingerprint=task.fingerprint, error=f"{task.folder.record} cannot be read: {error}")
 
 
 def _as_try(record: ConceptRecord, *, rung: str) -> Try:

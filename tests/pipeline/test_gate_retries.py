@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -226,6 +227,43 @@ def test_an_interrupted_ladder_goes_on(stop_after: int) -> None:
         for c, s in ((learned_once_config(calm), calm), (config, store))
     ]
     assert shown[0] == shown[1]
+
+
+def test_tries_of_an_earlier_run_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RunStore("memory://together")
+    config = learned_once(store)
+    again(config, store, Learners(store, AGAIN, at_most=2))  # a try of each of the two
+    plan, _ = planned(config, store)
+    reads: list[int] = []
+    get_many = RunStore.get_many
+
+    def count(store: RunStore, paths: Iterable[str]) -> dict[str, bytes | OSError]:
+        wanted = list(paths)
+        reads.append(len(wanted))
+        return get_many(store, wanted)
+
+    monkeypatch.setattr(RunStore, "get_many", count)
+    monkeypatch.delattr(RunStore, "get")
+    retries = Retries(config, store, plan, ALL_CONCEPTS, RetryStats(), lambda _: None)
+    assert [(task.concept.concept_id, task.rung) for task in retries.resumed()] == [("poor", 2), ("hopeless", 2)]
+    assert reads == [2, 2]
+
+
+def test_a_try_whose_record_is_lost_after_the_plan_is_told() -> None:
+    store = RunStore("memory://lost-try")
+    config = learned_once(store)
+    again(config, store, Learners(store, AGAIN, at_most=2))
+    plan, _ = planned(config, store)
+    for path, _ in list(store.scan("concepts/poor")):
+        if path.endswith("record.json") and b'"kept": ""' in store.get(path) and b'"clip_i": 0.3' in store.get(path):
+            store.delete(path)
+            lost = path
+    learners, counts = Learners(store, AGAIN), RetryStats()
+    learn_tries(config, store, plan, learners, counts)
+    assert [(name, rung) for name, rung, _ in learners.learned] == [("poor", RUNGS[1]), ("hopeless", RUNGS[1])]
+    poor = kept(config, store)["poor"]
+    assert poor.tries[1].error.startswith(f"{lost} cannot be read: ")
+    assert poor.gate == "passed"
 
 
 def learned_once_config(store: RunStore) -> RunConfig:
