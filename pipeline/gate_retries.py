@@ -21,7 +21,7 @@ from pipeline.config import GateConfig, RunConfig
 from pipeline.config_file import load_config, recipe, to_tree
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import ManifestRow, read_by_priority
-from pipeline.inputs.models import with_captions
+from pipeline.inputs.models import locate, with_captions
 from pipeline.ledger.digest import digest
 from pipeline.ledger.gate import BELOW, PASSED, against_first, best, verdict
 from pipeline.ledger.plan import ConceptTask, Plan, earlier_hash, settings_path
@@ -32,6 +32,7 @@ from pipeline.report.run_stats import RetryStats
 from pipeline.store.addresses import read_bytes
 from pipeline.store.storage import ConceptFolder, RunStore
 from pipeline.times import now
+from textual_inversion.families import check_gradient_path
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +65,15 @@ def retry_rules(config: RunConfig) -> list[RetryRule]:
     return rules
 
 
-def check_rule_files(config: RunConfig) -> None:
-    """Read the files and runs that the rules' settings name: a missing one is to be told before the learning. Raises
-    ValueError for one that cannot be read."""
+def check_settings(config: RunConfig) -> None:
+    """Check what is to be told before the learning: that the files and runs that the rules' settings name can be read,
+    and that the model has the gradients that the run's settings and the rules' ask for. Raises ValueError if not."""
+    check_gradient_path(locate(config.model), config.inversion.gradient_path)
     for rule in retry_rules(config):
+        try:
+            check_gradient_path(locate(config.model), rule.config.inversion.gradient_path)
+        except ValueError as error:
+            raise ValueError(f"gate.ladder: {rule.text!r}: {error}") from error
         inversion = with_captions(rule.config).inversion
         captions_hash(inversion.penalties.captions)
         earlier_hash(inversion.init.earlier_run)

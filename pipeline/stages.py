@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bounds import Bound
 from pipeline.config import RunConfig
 from pipeline.exit_codes import OK
-from pipeline.gate_retries import Retries, check_rule_files
+from pipeline.gate_retries import Retries, check_settings
 from pipeline.head_watch import watch_head
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import count_rows
@@ -68,7 +68,7 @@ def make_plan(
     `verify` reads every file of the concepts that are done, and compares it with its record.
     """
     settings = current_settings(config)
-    check_rule_files(config)
+    check_settings(config)
     identify = partial(content_hashes, photos=config.photos)
     done = find_done(store, verify=verify)
     plan = Plan(digest(settings), done.fingerprints, identify, selection, done.awaiting_retry, done.damaged)

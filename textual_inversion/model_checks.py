@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from textual_inversion.model_files import ModelFiles
 from textual_inversion.schedule_checks import discrete_problem, unsupported_flow
@@ -16,6 +16,10 @@ from textual_inversion.weight_files import is_lfs_pointer, missing_parts, not_fi
 PACKED_RESOLUTION = 1024
 """Side of the pictures of a transformer that reads packed latents, px, where the autoencoder's config is silent: the
 default of FluxPipeline."""
+NO_UP_PATH = (
+    "inversion.gradient_path = 'up_path': this model's denoiser is no U-Net, so it has no up path; set it to 'whole'"
+)
+"""Error of a model that cannot learn by the gradients that a setting asks for."""
 _UNET_LAYERS = ("conv_in", "time_embedding.linear_1", "time_embedding.linear_2", "conv_norm_out", "conv_out")
 _TEXT_LAYER = re.compile(r"(?!vision_model\.)(?:.*\.)?layers\.(\d+)\.")
 _OTHER_INPUTS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim")
@@ -42,6 +46,8 @@ class TextFolder:
 class UNetLayout:
     """Folders of a diffusers pipeline with text encoders, a U-Net with cross-attention and an autoencoder."""
 
+    has_up_path: ClassVar[bool] = True
+    """That of the family's backbones (`base.Backbone`)."""
     text_encoders: tuple[TextFolder, ...]
     """Text encoders whose states the U-Net reads side by side."""
     autoencoder: str
@@ -132,6 +138,7 @@ class UNetLayout:
 class FlowLayout:
     """Folders of a diffusers pipeline with CLIPs, T5, a transformer, an autoencoder and rectified flow."""
 
+    has_up_path: ClassVar[bool] = False
     clips: tuple[str, ...]
     """Folders of the CLIP text encoders, whose pooled vectors the transformer reads side by side."""
     clip_class: str

@@ -22,6 +22,7 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import augmentation_rows, initial_rows, learning_encoders
 from textual_inversion.latents import EncodedViews
 from textual_inversion.lora import AdapterBatch, acting_positions, initial_adapter, last_part
+from textual_inversion.model_checks import NO_UP_PATH
 from textual_inversion.optim import ParameterGroup, control_norms
 from textual_inversion.paired_augment import augmentation_tokens
 from textual_inversion.prompts import class_noun
@@ -120,10 +121,7 @@ class Layout:
         """Make the layout. Raises ValueError if the configured adapter, text encoders or gradients do not go with the
         model."""
         if config.gradient_path == "up_path" and not backbone.has_up_path:
-            raise ValueError(
-                "inversion.gradient_path = 'up_path': this model's denoiser is no U-Net, so it has no up path; set it "
-                "to 'whole'"
-            )
+            raise ValueError(NO_UP_PATH)
         return cls(
             backbone=backbone,
             config=config,

@@ -25,6 +25,8 @@ from pipeline.store import disk
 from pipeline.store.storage import RunStore
 from tests.pipeline import outputs
 from tests.pipeline.runs import tiny_toml, write_manifest
+from tests.tiny_sd3 import tiny_stable_diffusion_3
+from textual_inversion.model_checks import NO_UP_PATH
 
 
 def configured(*arguments: str) -> RunConfig:
@@ -155,6 +157,30 @@ def test_dry_run_names_bad_rows_and_writes_nothing(
     assert "row 2 (b): category 'thing'" in lines[0]
     assert "row 3 (c): photo " in lines[1]
     assert not output.exists()
+
+
+@pytest.mark.parametrize("command", [["--dry-run"], []], ids=["dry", "real"])
+def test_gradients_that_the_model_does_not_have_are_refused_before_anything_begins(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    flow = tiny_stable_diffusion_3(tmp_path / "flow", t5=False)
+    manifest = write_manifest(tmp_path, ["a"])
+    up_path = "inversion.gradient_path=up_path"
+
+    def outcome(model: Path, *settings: str) -> tuple[int, str]:
+        changes = [word for setting in settings for word in ("--set", setting)]
+        arguments = [str(manifest), "--model", str(model), "--output", str(tmp_path / "out"), *changes]
+        return main([*arguments, *command]), capsys.readouterr().err
+
+    code, said = outcome(flow, up_path)
+    assert code == USAGE
+    assert NO_UP_PATH in said
+    code, said = outcome(flow, f'gate.ladder=["{up_path}"]')
+    assert code == USAGE
+    assert f"gate.ladder: '{up_path}': {NO_UP_PATH}" in said
+    assert not (tmp_path / "out" / "concepts").exists()
+    if command:
+        assert outcome(tiny_model, up_path)[0] == outcome(flow)[0] == OK
 
 
 def test_a_run_with_nothing_to_do_needs_no_cluster(

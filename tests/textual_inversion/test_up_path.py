@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from tests.textual_inversion.families.learning import concept, config, embedding
 from tests.tiny_models import tiny_stable_diffusion
 from tests.tiny_sd3 import tiny_stable_diffusion_3
 from tests.tiny_sdxl import tiny_stable_diffusion_xl
+from textual_inversion import families
 from textual_inversion.compile_trial import Pass, compile_checked, pass_results
 from textual_inversion.conditioning import FRAMING, Conditioning
 from textual_inversion.config import AdapterConfig
 from textual_inversion.engine import Engine
-from textual_inversion.families import load_backbone
+from textual_inversion.families import check_gradient_path, load_backbone
 from textual_inversion.families.base import Backbone, MemorySaving
+from textual_inversion.families.latent import LatentBackbone
 from textual_inversion.memory_estimate import learning_memory
 
 FAMILIES: dict[str, Callable[[Path], Path]] = {"sd": tiny_stable_diffusion, "sdxl": tiny_stable_diffusion_xl}
@@ -137,6 +140,21 @@ def test_a_model_without_a_u_net_is_refused(tmp_path: Path) -> None:
     backbone = load_backbone(str(tiny_stable_diffusion_3(tmp_path / "model")), device="cpu", precision="float32")
     with pytest.raises(ValueError, match=r"inversion.gradient_path = 'up_path': .* no U-Net.*; set it to 'whole'"):
         Engine(backbone, config(gradient_path="up_path"), slots=1, seed=0)
+    with pytest.raises(ValueError, match=r"inversion.gradient_path = 'up_path': .* no U-Net"):
+        check_gradient_path(str(tmp_path / "model"), "up_path")
+    check_gradient_path(str(tmp_path / "model"), "whole")
+
+
+def test_a_familys_row_says_what_its_backbones_say() -> None:
+    for family in families.FAMILIES.values():
+        own = [
+            each
+            for each in vars(import_module(family.module)).values()
+            if getattr(each, "__module__", "") == family.module
+        ]
+        [backbone_class] = [each for each in own if isinstance(each, type) and issubclass(each, LatentBackbone)]
+        assert family.layout is not None
+        assert family.layout.has_up_path == backbone_class.has_up_path
 
 
 @pytest.mark.slow

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from textual_inversion import model_files
 from textual_inversion.errors import first_line
-from textual_inversion.model_checks import FlowLayout, TextFolder, UNetLayout
+from textual_inversion.model_checks import NO_UP_PATH, FlowLayout, TextFolder, UNetLayout
 
 if TYPE_CHECKING:
+    from textual_inversion.config import GradientPath
     from textual_inversion.families.base import Backbone
     from textual_inversion.prompts import Vocabularies
 
@@ -145,6 +146,17 @@ def check_model(model: str) -> None:
     Raises ValueError for one that it would refuse."""
     with _naming(model):
         _checked(model)
+
+
+def check_gradient_path(model: str, path: GradientPath) -> None:
+    """Raise ValueError for a path of the gradients that the model's denoiser does not have, as an engine does later. A
+    family without a layout is left to the engine."""
+    if path == "whole":
+        return
+    with _naming(model):
+        layout = _family(model, model_files.find_model_files(model)).layout
+    if layout and not layout.has_up_path:
+        raise ValueError(NO_UP_PATH)
 
 
 @contextmanager
