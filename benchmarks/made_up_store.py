@@ -119,7 +119,8 @@ class MadeUpStore:
         more = f"<NextContinuationToken>{entries[-1][0]}</NextContinuationToken>" if is_cut else ""
         return web.Response(
             text="<?xml version='1.0' encoding='UTF-8'?><ListBucketResult xmlns='http://s3.amazonaws.com/doc/2006-03-01/'>"
-            f"<IsTruncated>{str(is_cut).lower()}</IsTruncated>{more}{shown}</ListBucketResult>",
+            f"<EncodingType>url</EncodingType><IsTruncated>{str(is_cut).lower()}</IsTruncated>{more}{shown}"
+            "</ListBucketResult>",
             content_type="application/xml",
         )
 

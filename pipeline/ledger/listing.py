@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ class ConceptListing:
         sizes: the bytes of each file, by name.
         """
         packed = self._sizes.get(folder.fingerprint.encode(), b"")
-        words = (int.from_bytes(packed[at : at + 8], "little") for at in range(0, len(packed), 8))
+        words = struct.unpack(f"<{len(packed) // 8}Q", packed)
         found = {word % 2**_NAME_BITS: word >> _NAME_BITS for word in words}
         for name, size in sizes.items():
             number = self._numbers.get(name)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+from urllib.parse import unquote_plus
 from xml.sax.saxutils import unescape
 
 import fsspec
@@ -25,6 +26,9 @@ _BEFORE_PARSE = "before-parse.*.ListObjectsV2"
 """Event of the client between the bytes of an answer to a listing request and their reading. Under this name a handler
 is called before the client's own, which parses what it finds to look for an error in it."""
 
+_ENTRIES = "Entries"
+"""Key of the objects of a page in the client's answer, where `_read_contents` took them out."""
+
 _FIELDS = {
     "Key": re.compile(r"<Key>([^<]*)</Key>"),
     "Size": re.compile(r"<Size>(\d+)</Size>"),
@@ -33,6 +37,8 @@ _FIELDS = {
 }
 _BEGIN, _END = "<Contents>", "</Contents>"
 _NEXT = re.compile(rf"{_END}\s*{_BEGIN}")
+_IS_QUOTED = "<EncodingType>url</EncodingType>"
+"""Element of an answer whose keys are encoded as in an address, which the client asks for and undoes in its own."""
 _QUOTES = {"&quot;": '"', "&apos;": "'"}
 
 _RENEWAL_S = 2.0
@@ -121,7 +127,7 @@ def list_page(fs: Any, bucket: str, prefix: str, **options: Any) -> tuple[list[S
         return fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **options)
 
     answer = retries.with_retries(request, lambda: renew_credentials(fs))
-    entries = [
+    entries = answer.get(_ENTRIES) or [
         S3Entry(entry["Key"], int(entry["Size"]), _etag(entry), _timestamp(entry.get("LastModified", 0.0)))
         for entry in answer.get("Contents", ())
     ]
@@ -135,15 +141,18 @@ def _read_contents(response_dict: dict[str, Any], customized_response_dict: dict
     """
     body = response_dict["body"].decode("utf-8", "replace")
     begin, end = body.find(_BEGIN), body.rfind(_END) + len(_END)
-    contents = body[begin:end]
+    contents, rest = body[begin:end], body[:begin] + body[end:]
     columns = {name: field.findall(contents) for name, field in _FIELDS.items()}
     counts = {len(_NEXT.findall(contents)) + 1, contents.count(_BEGIN), *map(len, columns.values())}
     if len(counts) > 1 or "<![CDATA[" in body or "\ufffd" in body or any("&#" in key for key in columns["Key"]):
         return  # other elements, or characters that are given by their numbers or are none
-    columns["Key"] = [unescape(key, _QUOTES) if "&" in key else key for key in columns["Key"]]
-    objects = zip(*columns.values(), strict=True)
-    customized_response_dict["Contents"] = [dict(zip(columns, each, strict=True)) for each in objects]
-    response_dict["body"] = (body[:begin] + body[end:]).encode()
+    keys: Iterable[str] = (unescape(key, _QUOTES) if "&" in key else key for key in columns["Key"])
+    if _IS_QUOTED in rest:
+        keys = (unquote_plus(key) if "%" in key or "+" in key else key for key in keys)
+    times = (datetime.datetime.fromisoformat(text).timestamp() for text in columns["LastModified"])
+    entries = map(S3Entry, keys, map(int, columns["Size"]), columns["ETag"], times)
+    customized_response_dict[_ENTRIES] = list(entries)
+    response_dict["body"] = rest.encode()
 
 
 def listed_md5s(fs: Any, bucket: str, keys: Iterable[str]) -> dict[str, str]:

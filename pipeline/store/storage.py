@@ -235,12 +235,12 @@ class RunStore:
         base = len(self._locate("")[1].rstrip("/")) + 1
         if is_s3(fs):
             bucket, _, key = full.partition("/")
-            listed = s3_listing.list_objects(fs, bucket, f"{key}/" if key else "")
-            entries = ((f"{bucket}/{each.key}", each.num_bytes, each.modified_at, each.etag) for each in listed)
+            base -= len(bucket) + 1
+            entries = s3_listing.list_objects(fs, bucket, f"{key}/" if key else "")
         else:
             found = call_with_retries(fs, lambda: _find(fs, full))
-            entries = ((name, info["size"], s3.modification_time(info), "") for name, info in found.items())
-        for name, num_bytes, written_at, etag in entries:
+            entries = (s3.S3Entry(name, info["size"], "", s3.modification_time(info)) for name, info in found.items())
+        for name, num_bytes, etag, written_at in entries:
             if not name.endswith("/") and disk.TEMPORARY not in name:
                 yield StoredObject(name[base:], num_bytes, written_at, etag or (str(written_at) if written_at else ""))
 

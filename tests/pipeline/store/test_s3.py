@@ -78,21 +78,31 @@ def test_each_store_names_the_modification_time_differently(info: dict[str, Any]
     assert modification_time(info) == expected
 
 
+@pytest.mark.parametrize("encoding", ["", "<EncodingType>url</EncodingType>"])
 @pytest.mark.parametrize(
     ("key", "shown"),
     [
         ("photos/a b&c<d>\"e'.png", "photos/a b&amp;c&lt;d&gt;&quot;e&apos;.png"),
         ("photos/\U0001f408.png", "photos/\U0001f408.png"),
         ("photos/<Key>x</Key>", "photos/&lt;Key&gt;x&lt;/Key&gt;"),
+        ("photos/a b+\N{LATIN SMALL LETTER E WITH ACUTE}.png", "photos/a+b%2B%C3%A9.png"),
     ],
 )
 def test_a_listing_is_read_as_the_client_reads_it(
-    key: str, shown: str, s3_memory: S3Memory, monkeypatch: pytest.MonkeyPatch
+    key: str, shown: str, encoding: str, s3_memory: S3Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fs = fill(s3_memory, [key, "photos/~"])
     monkeypatch.setattr("tests.pipeline.s3_memory.escape", lambda text: shown if text == key else text)
+    whole = s3_memory._list
+
+    def answer(*request: Any) -> web.Response:
+        text = str(whole(*request).text).replace("<KeyCount>", f"{encoding}<KeyCount>")
+        return web.Response(text=text, content_type="application/xml")
+
+    monkeypatch.setattr(s3_memory, "_list", answer)
     quick = list_page(fs, "bucket", "photos/")
-    assert (key, len(key.encode()), md5(key), 1767323045.0) in quick[0]
+    listed = key if encoding or "%" not in shown else shown
+    assert (listed, len(key.encode()), md5(key), 1767323045.0) in quick[0]
     fs.clear_instance_cache()
     monkeypatch.setattr("pipeline.store.s3._read_contents", lambda **_: None)
     again = open_filesystem("s3://bucket/")[0]
