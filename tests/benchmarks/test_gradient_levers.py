@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,8 +20,10 @@ from benchmarks.gradient_levers import (
     draw_samples,
     gradient,
     halved,
+    learning_settings,
     seen_at_half_size,
 )
+from pipeline.config_file import RECIPES, load_config
 from textual_inversion.families.base import Backbone
 
 
@@ -73,6 +77,11 @@ def test_a_shorter_backward_pass_changes_gradients_and_leaves_the_model_as_it_wa
     assert not torch.equal(cheap[MID_AND_UP], before)
     assert not torch.equal(cheap[UP], cheap[MID_AND_UP])
     assert not torch.equal(cheap[SAME_TIMESTEP], cheap[SAME_PICTURE])
+
+
+def test_rows_are_learned_by_whole_gradients_whatever_the_recipe_has() -> None:
+    recipe = load_config((RECIPES / "demo.toml").read_text()).inversion
+    assert learning_settings() == replace(recipe, gradient_path="whole")
 
 
 def test_cosines_are_by_tenth_then_of_all_then_of_the_noisy_half_alone() -> None:
