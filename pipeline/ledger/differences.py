@@ -38,21 +38,27 @@ def settings_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
         "inversion.init.encoder": "the encoder",
         "format": "this program's own format",
     }
-    flat_before = dict(flatten(before))
-    flat_now = dict(flatten(now))
     return [
-        f"{hashes[name]} ({name})" if name in hashes else _changed(name, flat_before, flat_now)
-        for name in dict.fromkeys((*flat_before, *flat_now))
-        if flat_before.get(name) != flat_now.get(name)
+        f"{hashes[name]} ({name})" if name in hashes else f"{name}: {old} -> {new}"
+        for name, old, new in changed_values(before, now)
     ]
 
 
 def tree_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe every field that differs as `name: old -> new`."""
+    return [f"{name}: {old} -> {new}" for name, old, new in changed_values(before, now)]
+
+
+def changed_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the dotted name of every field that differs, and both values as text; "nothing" where a tree has none."""
     flat_before = dict(flatten(before))
     flat_now = dict(flatten(now))
     names = dict.fromkeys((*flat_before, *flat_now))
-    return [_changed(name, flat_before, flat_now) for name in names if flat_before.get(name) != flat_now.get(name)]
+    return [
+        (name, _text(name, flat_before), _text(name, flat_now))
+        for name in names
+        if flat_before.get(name) != flat_now.get(name)
+    ]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -64,9 +70,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
 
 
-def _changed(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    old, new = (_short(tree[name]) if name in tree else "nothing" for tree in (before, now))
-    return f"{name}: {old} -> {new}"
+def _text(name: str, values: Mapping[str, Any]) -> str:
+    return _short(values[name]) if name in values else "nothing"
 
 
 def _short(value: Any) -> str:

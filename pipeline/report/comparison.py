@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
-from pipeline.ledger.differences import tree_differences
+from pipeline.ledger.differences import changed_values
 from pipeline.ledger.records import load_records
 from pipeline.report.columns import title_of_score
 from pipeline.report.details import read_sheet
@@ -141,10 +141,10 @@ class Comparison:
         names = dict.fromkeys((*_COMPARED, *sorted(self._names()), "steps", "seconds"))
         return [found for name in names if (found := self._difference(name)) is not None]
 
-    def settings(self) -> list[str]:
-        """Return the settings that differ, as `name: first -> second`."""
+    def settings(self) -> list[tuple[str, str, str]]:
+        """Return the name of each setting that differs, and its value in both runs as text."""
         first, second = (side.settings for side in self.sides)
-        return [redact(line) for line in tree_differences(first, second)]
+        return [(name, redact(one), redact(other)) for name, one, other in changed_values(first, second)]
 
     def lines(self) -> Iterator[str]:
         """Yield the comparison as lines of a terminal."""
@@ -159,8 +159,8 @@ class Comparison:
             yield f"{each.title:<24} {first:>10} {second:>10}  {difference:<20} {each.higher:>7,} {each.lower:>7,}"
         yield ""
         yield "± is half a 95 % interval over the concepts that both have learned (Student's t)"
-        for number, line in enumerate(self.settings()):
-            yield f"{'' if number else 'settings':<9}{line}"
+        for number, (name, first, second) in enumerate(self.settings()):
+            yield f"{'' if number else 'settings':<9}{name}: first {first}, second {second}"
 
     def page(self, num_pictures: int) -> str:
         """Return the page, with the sample grids of the `num_pictures` concepts that differ most in the first score."""

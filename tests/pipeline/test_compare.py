@@ -39,7 +39,7 @@ def test_scores_are_paired_by_concept(tmp_path: Path, capsys: pytest.CaptureFixt
     assert ["steps", "100.0", "100.0", "+0.0", "±", "0.0", "0", "0"] in lines
     assert "4 concepts learned, 1 failed" in said
     assert "3 concepts" in said
-    assert "inversion.steps: 500 -> 60" in said
+    assert "settings inversion.steps: first 500, second 60" in said
     assert "output:" not in said
     page = Page((tmp_path / "page.html").read_text())
     assert [row["concept"] for row in page.data["rows"]] == ["b", "a", "c"], "the largest difference first"
@@ -47,7 +47,7 @@ def test_scores_are_paired_by_concept(tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(sheet["sheet"].startswith("data:") for row in page.data["rows"] for sheet in row["sheets"])
     assert page.data["names"] == ["first", "second"]
     assert "+0.080 ± 0.326" in page.text
-    assert "inversion.steps: 500 -> 60" in page.text
+    assert "Setting first second inversion.steps 500 60" in " ".join(page.text.split())
 
 
 def test_a_bounded_number_of_concepts_has_pictures(tmp_path: Path) -> None:
