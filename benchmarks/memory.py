@@ -6,7 +6,8 @@
 Networks are made of tensors that have a shape and no data, in bfloat16 beside float32 text encoders, as an actor on a
 GPU loads them. Their passes are estimated as an actor does at its start (`textual_inversion/memory_estimate.py`):
 weights, what a sample keeps for the backward pass (text encoders included), the peak of a pass of one concept and what
-each further concept adds; then a batch of pictures, whole and with the autoencoder on one after the other.
+each further concept adds; then a batch of pictures, whole and with the autoencoder on one after the other. A U-Net is
+estimated with whole gradients, then with those of the up path alone (`inversion.gradient_path`).
 `benchmarks.gpu` compares such an estimate with the peak that a GPU measures.
 """
 
@@ -16,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks import other_shapes
 from benchmarks.random_model import SHAPES, Parts
 from benchmarks.timing import heading, say, table, table_line
-from textual_inversion.config import InversionConfig, SamplingConfig
+from textual_inversion.config import GradientPath, InversionConfig, SamplingConfig
 from textual_inversion.families.base import Backbone, MemorySaving
 from textual_inversion.memory_estimate import PassMemory, draw_made_up, learn_made_up, trace
 
@@ -64,11 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def rows(name: str, batch_size: int, pictures: int) -> Iterator[Sequence[object]]:
-    """Yield a model's rows: without gradient checkpointing, and with it."""
+    """Yield a model's rows: without gradient checkpointing, and with it, for each path that gradients can take."""
     mode = FakeTensorMode()
     with mode:
         backbone = a_model(name)
-    config = InversionConfig(batch_size=batch_size)
+    paths: tuple[GradientPath, ...] = ("whole", "up_path") if backbone.has_up_path else ("whole",)
     sampling = SamplingConfig(batch_size=pictures)
 
     def estimate(work: Callable[[], object], **saving: bool) -> PassMemory:
@@ -76,13 +78,15 @@ def rows(name: str, batch_size: int, pictures: int) -> Iterator[Sequence[object]
         return trace(work, mode)
 
     drawn = [estimate(partial(draw_made_up, backbone, sampling), slices=slices).peak for slices in (False, True)]
-    for checkpoints in (False, True):
+    for path, checkpoints in product(paths, (False, True)):
+        config = InversionConfig(batch_size=batch_size, gradient_path=path)
         one, two = (
             estimate(partial(learn_made_up, backbone, config, slots), checkpoints_gradients=checkpoints)
             for slots in (1, 2)
         )
         sizes = [one.weights, one.kept / batch_size, one.peak, two.peak - one.peak, *drawn]
         label = f"{name} at {backbone.resolution} px, {'with' if checkpoints else 'without'} checkpointing"
+        label += ", up path" if path == "up_path" else ""
         yield [label, *(size / 1e9 for size in sizes)]
 
 

@@ -53,16 +53,21 @@ def test_what_real_models_keep_of_a_sample(shape: dict[str, Any], plain: float, 
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_row_without_and_one_with_checkpointing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_rows_without_and_with_checkpointing_for_each_path_of_gradients(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert memory.main(["--models", "sd15", "--batch-size", "2", "--pictures", "2"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| sd15")]
-    plain, saving = ([float(cell) for cell in line.split("|")[2:-1]] for line in lines)
-    assert (
-        plain[0] == saving[0] == pytest.approx(2.2, abs=0.1)
-    )  # 0.86 of U-Net and autoencoder, 0.12 of text, times 2, 4
+    assert ["up path" in line for line in lines] == [False, False, True, True]
+    plain, saving, up_path, saving_up_path = ([float(cell) for cell in line.split("|")[2:-1]] for line in lines)
+    # 0.86 of U-Net and autoencoder, 0.12 of text, times 2, 4
+    assert plain[0] == saving[0] == up_path[0] == saving_up_path[0] == pytest.approx(2.2, abs=0.1)
     assert saving[1] < plain[1] / 3
     assert saving[2] < plain[2]
     assert plain[5] < plain[4]
+    assert up_path[1] < 0.8 * plain[1]
+    assert up_path[2] < plain[2]
+    assert saving_up_path[1] < saving[1]
 
 
 @pytest.mark.slow
