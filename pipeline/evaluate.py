@@ -35,6 +35,7 @@ from pipeline.bulk.rows import done_row_ids, plan_missing
 from pipeline.bulk.stage import Stage, run_stage
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
+from pipeline.connection import connect
 from pipeline.exit_codes import FAILED, OK, STOPPED
 from pipeline.inputs.manifest_files import list_folders_once
 from pipeline.inputs.models import check_extractors
@@ -44,7 +45,6 @@ from pipeline.report.command_errors import exit_code_of
 from pipeline.report.logs import configure_logs
 from pipeline.report.run_file import RUN_FILE, read_run
 from pipeline.report.run_summary import SHOWN_FAILURES
-from pipeline.stages import connect
 from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.errors import ClusterLost, describe_error
 from pipeline.store.storage import RunStore

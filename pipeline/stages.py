@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bounds import Bound
 from pipeline.config import RunConfig
+from pipeline.connection import connect
 from pipeline.exit_codes import OK
 from pipeline.gate_retries import Retries, check_settings
-from pipeline.head_watch import watch_head
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import count_rows
 from pipeline.inputs.prompt_table import Prompt
@@ -33,7 +32,7 @@ from pipeline.ledger.selection import ALL_CONCEPTS, Selection
 from pipeline.ledger.settings import current_settings
 from pipeline.ledger.vectors import write_vectors
 from pipeline.report.estimate import read_rate
-from pipeline.report.logs import announce, hide_token_notice, say
+from pipeline.report.logs import say
 from pipeline.report.outcome import outcome_of
 from pipeline.report.page import build_report
 from pipeline.report.progress import Progress, ProgressNumbers
@@ -355,35 +354,3 @@ class Run:
 
             self._fleet = new_fleet(self._config, gpus)
         return self._fleet
-
-
-def connect(config: RunConfig, *, dashboard: bool = False) -> tuple[float, float]:
-    """Join the cluster of this process, or start one on this machine; return its GPUs, 0 if none are to be used, and
-    its cores. Raises ValueError for an output that other processes cannot see, and ClusterLost if Ray does not start.
-
-    dashboard: start Ray's dashboard with a cluster of this machine; Ray Train asks it whether its processes live.
-    """
-    if config.output.startswith("memory:"):
-        raise ValueError(f"output {config.output!r}: memory:// is seen by one process only; give a folder or a bucket")
-    if config.log_format == "json":
-        os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")  # a prefix would break JSON lines
-    import ray
-
-    if not ray.is_initialized():
-        # Ray finds RAY_ADDRESS (set by `ray job submit`) or a cluster of this machine without an address. Ray refuses
-        # arguments that shape a new cluster when it joins one.
-        local = {"include_dashboard": dashboard} if os.environ.get("RAY_ADDRESS", "local") == "local" else {}
-        announce(config.log_format, "starting Ray on this machine" if local else "joining the Ray cluster")
-        hide_token_notice()
-        try:
-            ray.init(logging_level=logging.WARNING, **local)
-        except ValueError:  # an address that is none
-            raise
-        except Exception as error:  # Ray raises no class of its own
-            raise ClusterLost(f"Ray did not start, or cannot be reached: {describe_error(error)}") from error
-        watch_head()
-    resources = ray.cluster_resources()
-    gpus = 0.0 if config.device == "cpu" else float(resources.get("GPU", 0))
-    if config.device == "cuda" and not gpus:
-        gpus = config.actors.gpus or 1.0  # asked for: an autoscaler may bring one
-    return gpus, float(resources.get("CPU", 1))

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
+from pipeline.connection import connect
 from pipeline.exit_codes import FAILED, OK, STOPPED
 from pipeline.inputs.manifest import BadRow, read_manifest
 from pipeline.inputs.manifest_files import list_folders_once
@@ -33,7 +34,6 @@ from pipeline.report.encoder_page import PATH, write_encoder_page
 from pipeline.report.logs import configure_logs, say
 from pipeline.report.run_summary import SHOWN_FAILURES
 from pipeline.signals import handling_signals, stopping_on_signals
-from pipeline.stages import connect
 from pipeline.store.addresses import absolute, read_bytes
 from pipeline.store.errors import RunAborted, describe_error
 from pipeline.store.lease import hold_lease

@@ -16,7 +16,7 @@ from pipeline.ledger.done import find_done
 from pipeline.ledger.gate import verdict
 from pipeline.ledger.plan import ConceptTask, settings_of
 from pipeline.ledger.records import ConceptRecord, load_records, put_record
-from pipeline.stages import Run, connect
+from pipeline.stages import Run
 from pipeline.store.storage import RunStore
 from pipeline.times import now
 from pipeline.work_queue import WorkQueue
@@ -25,11 +25,6 @@ from tests.pipeline.s3_memory import S3Memory
 
 CLIP_I = {("good", 0): 0.8, ("poor", 0): 0.1, ("poor", 1): 0.7, ("hopeless", 0): 0.2, ("hopeless", 1): 0.3}
 """By concept and rung; the initializer words have 0.5."""
-
-
-def test_memory_is_refused() -> None:
-    with pytest.raises(ValueError, match="memory://"):
-        connect(RunConfig(output="memory://out"))
 
 
 @pytest.fixture
