@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 LONGEST_PAUSE_S = 60.0
 """Longest wait after failed starts, or after failures of storage."""
 
+_GATHER_S, _LONGEST_GATHER_S = 1e-4, 0.25
+"""Pause between the first event and the look for others: for each reference, and at most. A look takes about 1 µs of
+CPU for each of the references, thousands where there are hundreds of actors, and should find many events."""
+
 NewActor = Callable[[], LearnerHandle]
 
 
@@ -106,8 +110,8 @@ class Fleet:
                 return  # after a failure, one at a time
 
     def wait(self, calls: Mapping[Any, Worker], timeout_s: float) -> list[Event]:
-        """Wait until one of the calls ends, an actor is ready or its node has notice; return all that has happened,
-        errors last: an actor that died may have finished other calls first."""
+        """Wait until one of the calls ends, an actor is ready or its node has notice; return all that has happened by
+        a moment later, errors last: an actor that died may have finished other calls first."""
         refs = dict(calls)
         refs |= {ref: worker for worker in self.workers for ref in (worker.starting, worker.notice) if ref is not None}
         if not refs:
@@ -116,6 +120,7 @@ class Fleet:
         some, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s, fetch_local=False)
         if not some:
             return []
+        time.sleep(min(timeout_s, _LONGEST_GATHER_S, len(refs) * _GATHER_S))
         ended, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0, fetch_local=False)
         return sorted((_event(ref, refs[ref]) for ref in ended), key=lambda event: event.error is not None)
 

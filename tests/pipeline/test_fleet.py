@@ -77,6 +77,23 @@ def settle(fleet: Fleet) -> list[Exception | None]:
     return [fleet.take_note(event) for event in fleet.wait({}, 0.0)]
 
 
+def test_what_happens_within_a_moment_comes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = a_fleet([Handle(), Handle(None)])
+    fleet.resize(2)
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        fleet.workers[1].starting.answer = CAPACITY
+
+    monkeypatch.setattr(time, "sleep", pause)
+    assert [event.worker for event in fleet.wait({}, 1.0)] == fleet.workers
+    fleet.wait({Ref(): fleet.workers[0] for _ in range(100_000)}, 1.0)
+    fleet.wait({}, 0.0)
+    few, many, none = pauses
+    assert 0.0 == none < few < many < 1.0
+
+
 def test_actors_live_on_from_one_work_to_the_next(ray: InstantRay) -> None:
     handles = [Handle(), Handle(), Handle()]
     fleet = a_fleet(handles, keeps_idle=True)
