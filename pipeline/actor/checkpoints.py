@@ -24,6 +24,8 @@ class Checkpoints:
 
     def load(self, job: Job) -> SlotState | None:
         """Return the state that an earlier attempt left; None if there is none, or it is damaged."""
+        if job.is_new:
+            return None
         try:
             data = self._store.get(job.task.folder.checkpoint)
         except FileNotFoundError:

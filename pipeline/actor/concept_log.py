@@ -35,6 +35,10 @@ class ConceptLog:
         self._lock = threading.Lock()
         self.note("begins", attempt=attempt, host=socket.gethostname(), process=os.getpid())
 
+    def mark_new(self) -> None:
+        """Take note that no earlier attempt has stored a log, so that none is read."""
+        self._earlier = b""
+
     def note(self, what: str, **facts: object) -> None:
         """Add a line, which the next `store` stores."""
         self._lines.append(json_line(what, logger="concept", facts=redacted(facts)))

@@ -46,6 +46,8 @@ class Job:
     """Last strip on its way to storage."""
     save: Future[None] | None = None
     """Last checkpoint on its way to storage."""
+    is_new: bool = False
+    """True if no earlier attempt left anything in the concept's folder."""
     num_saves: int = 0
     """Checkpoints stored in this attempt."""
     was_saved: bool = False

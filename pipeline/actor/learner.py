@@ -208,9 +208,12 @@ class Learner:
         if self._is_leaving:
             raise ActorLeaving
         self._loaded_settings.check(task, self._store)
-        if job.attempt > 1 and await self._in_pool(lambda: self._store.exists(task.folder.record)):
-            # an earlier attempt had finished; only its answer was lost
+        earlier = await self._in_pool(lambda: self._store.list(task.folder.root))
+        if job.attempt > 1 and task.folder.record in earlier:  # that attempt had finished; only its answer was lost
             return from_json(await self._in_pool(lambda: self._store.get(task.folder.record)))
+        if not earlier:  # one request in place of three: there is no checkpoint, no log and no failure
+            job.is_new = True
+            job.log.mark_new()
         pictures = await self._in_pool(lambda: self._fetch(task))
         job.log.note("photos fetched", photos=len(pictures.photos))
         job.assignment = await self._with_memory(lambda: self._in_pool(lambda: self._encode(job, pictures)))

@@ -84,7 +84,8 @@ def put_files(
         path.rpartition("/")[2]: StoredFile(bytes=len(data), sha256=store.put_checked(path, data))
         for path, data in payload.items()
     }
-    store.delete(folder.failure)
+    if not job.is_new:
+        store.delete(folder.failure)
     return files
 
 

@@ -101,6 +101,15 @@ def test_a_concept_is_published_with_its_record(learner: Learner, photos: tuple[
     assert read_table(tmp_path / "out" / one.folder.curve).num_rows == 6
 
 
+def test_what_earlier_attempts_left_is_seen_to(learner: Learner, photos: tuple[str, str], tmp_path: Path) -> None:
+    one, store = task("toy", photos), RunStore(str(tmp_path / "out"))
+    store.put(one.folder.log, b"earlier\n")
+    store.put(one.folder.failure, b"{}")
+    assert learn_all(learner, [one])[0].status == "done"
+    assert store.get(one.folder.log).startswith(b"earlier\n{")
+    assert not store.exists(one.folder.failure)
+
+
 def test_the_record_says_what_memory_was_estimated(
     tiny_model: Path, photos: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
