@@ -3,14 +3,16 @@ time and memory of planning.
 
     python -m benchmarks.dispatch
     python -m benchmarks.dispatch --concepts 0 --rows 1000000
+    python -m benchmarks.dispatch --output s3://bucket/folder --rows 0
     python -m benchmarks.dispatch --run output/demo
 
-Actors are stand-ins (`benchmarks/stand_ins.py`). `empty` ones answer at once; `storing` ones first write a concept's
-files and record to a local disk and read them back. The rate is measured after the first fifth of the concepts, when
-all actors have started. Planning means reading the manifest, checking rows and hashing fingerprints, in a fresh process
-each time. With `known` the photos' hashes are given, as a listing of S3 gives them for 1,000 photos a request; `hashed`
-reads small photos from the local disk (some hundred rows that share one read it once). `--run` examines a finished run
-instead: the share of its actors' time in which their engines were learning.
+Actors are stand-ins (`benchmarks/stand_ins.py`). `empty` ones answer at once; `storing` ones first store a concept's
+files, log and record, in a temporary folder on the local disk or below `--output`, and check them. All is measured
+after the first fifth of the concepts, when all actors have started. Planning means reading the manifest, checking rows
+and hashing fingerprints, in a fresh process each time. With `known` the photos' hashes are given, as a listing of S3
+gives them for 1,000 photos a request; `hashed` reads small photos from the local disk (some hundred rows that share one
+read it once). `--run` examines a finished run instead: the share of its actors' time in which their engines were
+learning.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -47,6 +50,8 @@ PHOTOS = 512
 """Different photos in a made-up manifest, whose rows name three each."""
 
 ROWS_PER_GROUP = 10_000
+
+_WHOSE = ("driver", "actor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"{options.concepts} concepts of {sum(FILES.values()):,} bytes, {options.repetitions} repetitions\n\n")
             say(
                 table(
-                    ["actor", "calls in flight an actor", "concepts/s", "driver's CPU µs a concept"],
+                    ["actor", "calls in flight an actor", "concepts/s", *(f"{of}'s CPU µs a concept" for of in _WHOSE)],
                     measure_dispatch(options, Path(folder)),
                 )
                 + "\n"
@@ -101,6 +106,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default=[3, 18, 100],
         metavar="N,N",
         help="calls an actor takes at a time: its slots and calls ahead",
+    )
+    parser.add_argument(
+        "--output", default="", metavar="ADDRESS", help="where to store; default: a temporary folder on the local disk"
     )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument(
@@ -128,11 +136,11 @@ def measure_dispatch(options: argparse.Namespace, folder: Path) -> list[list[obj
 
     manifest = write_manifest(folder / "dispatch", options.concepts)
     tasks = list(Plan("no settings", set(), known).tasks(read_manifest(str(manifest))))
-    works: dict[str, Callable[[], tuple[float, float]]] = {}
+    works: dict[str, Callable[[], tuple[float, float, float]]] = {}
     for capacity in options.capacities:
         for kind in ("empty", "storing"):
             works[f"{kind} {capacity}"] = lambda kind=kind, capacity=capacity: rate(
-                tasks, options.actors, capacity, tempfile.mkdtemp(dir=folder) if kind == "storing" else ""
+                tasks, options.actors, capacity, new_output(options.output, folder) if kind == "storing" else ""
             )
     started = not ray.is_initialized()
     if started:
@@ -145,8 +153,14 @@ def measure_dispatch(options: argparse.Namespace, folder: Path) -> list[list[obj
     return [[*name.split(), *map(Spread.of, zip(*each, strict=True))] for name, each in rates.items()]
 
 
-def rate(tasks: list[ConceptTask], actors: int, capacity: int, output: str) -> tuple[float, float]:
-    """Return concepts a second and the driver's CPU time for one in µs, measured after the first fifth."""
+def new_output(address: str, folder: Path) -> str:
+    """Return an output of its own for a repetition: below the address, or in the local folder without one."""
+    return f"{address}/{uuid.uuid4().hex}" if address else tempfile.mkdtemp(dir=folder)
+
+
+def rate(tasks: list[ConceptTask], actors: int, capacity: int, output: str) -> tuple[float, float, float]:
+    """Return concepts a second, and the driver's and the actors' CPU time for one in µs, measured after the first
+    fifth."""
     import ray
 
     from pipeline.config import RunConfig
@@ -156,15 +170,22 @@ def rate(tasks: list[ConceptTask], actors: int, capacity: int, output: str) -> t
     from pipeline.work_queue import WorkQueue
 
     actor_class = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1)(NoLearning)
-    fleet = Fleet(lambda: actor_class.remote(capacity, output), Policy(max_actors=actors))
-    times = [(time.perf_counter(), time.process_time()) for _ in drive(WorkQueue(iter(tasks)), fleet, [RunConfig()])]
+    fleet = Fleet(lambda: actor_class.remote(capacity, output), Policy(max_actors=actors), keeps_idle=True)
+
+    def times() -> tuple[float, float, float]:
+        of_actors = sum(ray.get([worker.handle.cpu_seconds.remote() for worker in fleet.workers]))
+        return time.perf_counter(), time.process_time(), of_actors
+
+    began, number, first = times(), 0, len(tasks) // 5
+    for number, _ in enumerate(drive(WorkQueue(iter(tasks)), fleet, [RunConfig()]), 1):
+        if number == first:
+            began = times()
+    spent = [end - begin for begin, end in zip(began, times(), strict=True)]
     fleet.dismiss()
-    if len(times) < len(tasks):
-        raise ValueError(f"{len(times)} records for {len(tasks)} concepts")
-    first = len(times) // 5
-    count = len(times) - 1 - first
-    seconds, cpu_seconds = (end - begin for begin, end in zip(times[first], times[-1], strict=True))
-    return count / seconds, 1e6 * cpu_seconds / count
+    if number < len(tasks):
+        raise ValueError(f"{number} records for {len(tasks)} concepts")
+    seconds, of_driver, of_actors = (each / (number - first) for each in spent)
+    return 1 / seconds, 1e6 * of_driver, 1e6 * of_actors
 
 
 # Planning
