@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,17 +20,15 @@ from textual_inversion.errors import NUMERICS, ConceptError
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors
 from textual_inversion.knowledge import KnowledgePreservation, read_captions
-from textual_inversion.objective import Batch, concatenate_batches, objective, per_concept
 from textual_inversion.optim import adamw_, clip_gradients, gradient_norms, rate_factor, riemannian_sgd_
 from textual_inversion.parameters import Layout, num_photos
-from textual_inversion.rng import generator_for
+from textual_inversion.passes import Passes
 from textual_inversion.slot_state import SlotState, curve_tensor, eval_tensor, to_cpu
 from textual_inversion.slots import Assignment, Outcome, Preview, Readback, Slot, SlotProgress, step_counts
 from textual_inversion.stacks import Stacks
 from textual_inversion.stopping import CurvePoint, StopRule, is_eval_step, stop_rule_from_config
-from textual_inversion.timesteps import timestep_sampler
 from textual_inversion.training_data import ImageFeatures, TrainingData
-from textual_inversion.transfer import start_readback, to_device
+from textual_inversion.transfer import start_readback
 
 __all__ = ["Assignment", "Engine", "Outcome", "SlotState"]
 
@@ -96,25 +93,28 @@ class Engine:
         self._config = config
         self._seed = seed
         self._stop_rule = stop_rule or stop_rule_from_config(config)
-        self._slots_per_pass = slots_per_pass or slots
         default = 0 if backbone.device.type == "cpu" else 16
         self._steps_ahead = default if steps_ahead is None else steps_ahead
         self._image_features = image_features if config.penalties.clip else None
         self._knowledge = None
         if config.penalties.knowledge:
             self._knowledge = KnowledgePreservation(backbone, read_captions(config.penalties.captions))
-        self._draw_timesteps = timestep_sampler(config.timesteps, backbone.noise)
         self._layout = Layout.from_config(backbone, config, max_vectors)
         self._slots: list[Slot | None] = [None] * slots
         self._readbacks: deque[Readback] = deque()
-        # slot indices and numbers of active rows are the same at nearly every step
-        self._on_device = lru_cache(maxsize=256)(lambda numbers: to_device(torch.tensor(numbers), backbone.device))
         self._save_all = False
         self._stop_requested = threading.Event()
         self.steps_taken = 0
         """Sum of the steps of all concepts."""
         self._stacks = Stacks(self._layout, slots)
-        self._vocab_sizes = {key: vocabulary.size for key, vocabulary in backbone.vocabularies.items()}
+        self._passes = Passes(
+            self._layout,
+            self._stacks,
+            num_slots=slots,
+            size=slots_per_pass or slots,
+            seed=seed,
+            image_features=self._image_features,
+        )
 
     def run(
         self,
@@ -141,6 +141,7 @@ class Engine:
         exception of a callback is raised here.
         """
         config = self._config
+        passes = self._passes
         groups = self._stacks.groups
         learned = self._stacks.learned
         rows = self._stacks.rows
@@ -151,20 +152,19 @@ class Engine:
                 on_preview([self._preview(slot) for slot in due])
 
             # Draw, corrupt, predict, differentiate: in passes that several concepts may share.
-            passes = []
-            for members in self._passes(learning):
-                batch = self._draw_batch(members)
-                values = self._stacks.leaves(self._slot_index(members))
-                loss = self._objective(members, values, batch, config.penalties)
-                passes.append((loss.detach(), *torch.autograd.grad(loss.sum(), [values[name] for name in learned])))
-            losses, *gradients = (self._by_slot(learning, torch.cat(parts)) for parts in zip(*passes, strict=True))
+            found = []
+            for members in passes.cut(learning):
+                values = self._stacks.leaves(passes.index(members))
+                loss = passes.loss(members, values, passes.draw(members), config.penalties)
+                found.append((loss.detach(), *torch.autograd.grad(loss.sum(), [values[name] for name in learned])))
+            losses, *gradients = (passes.by_slot(learning, torch.cat(parts)) for parts in zip(*found, strict=True))
             grads = dict(zip(learned, gradients, strict=True))
 
             # Clip and step: for all slots at once, each by its own gradient norm and step count.
             grad_norms = gradient_norms(grads)
             is_finite = losses.isfinite() & grad_norms.isfinite()
             grads = self._clip(grads, grad_norms)
-            is_placeholder_row = self._is_placeholder_row(self._slots)
+            is_placeholder_row = passes.is_placeholder_row(self._slots)
             counts, lr_scales, row_lr_scales = self._count_step(learning)
             for name, group in learned.items():
                 if name in rows and config.optimizer == "riemannian":
@@ -218,59 +218,7 @@ class Engine:
         """Return how far each concept in a slot is. May be called on any thread."""
         return [SlotProgress.of(slot) for slot in self._slots if slot]
 
-    # Parts of a step. A pass has `slots_per_pass` members: concepts, the last pass padded with copies of its first.
-
-    def _passes(self, learning: list[Slot]) -> list[list[Slot]]:
-        """Cut the concepts into passes of equal size."""
-        size = self._slots_per_pass
-        passes = [learning[first : first + size] for first in range(0, len(learning), size)]
-        return [members + members[:1] * (size - len(members)) for members in passes]
-
-    def _draw_batch(self, members: list[Slot]) -> Batch:
-        """Draw the samples of a pass: latents, noise, timesteps and prompts."""
-        drawn = {slot: self._draw_samples(slot, "step", slot.step) for slot in dict.fromkeys(members)}
-        return concatenate_batches([drawn[slot] for slot in members], self._vocab_sizes, self._layout.max_rows)
-
-    def _draw_samples(self, slot: Slot, purpose: str, step: int) -> Batch:
-        """Draw one concept's samples for a purpose at a step."""
-        generator = generator_for(self._seed, slot.concept.concept_id, purpose, step)
-        size = self._config.batch_size
-        shape = self._backbone.latent_shape
-        return slot.data.draw(generator, size, step, shape, self._draw_timesteps)
-
-    def _objective(
-        self, members: Sequence[Slot], values: Mapping[str, Tensor], batch: Batch, penalties: PenaltyConfig
-    ) -> Tensor:
-        """Return the loss of each concept [concepts] at these parameters, on a batch of their samples."""
-        index = self._slot_index(members)
-        is_placeholder_row = self._is_placeholder_row(members)
-        trained = self._stacks.trained(values, index, batch.ids, is_placeholder_row)
-        terms = objective(
-            self._backbone,
-            batch,
-            trained,
-            penalties,
-            gradient_path=self._config.gradient_path,
-            min_snr_gamma=self._config.timesteps.min_snr_gamma,
-            image_features=self._image_features,
-        )
-        return per_concept(terms, len(members))
-
-    def _by_slot(self, learning: list[Slot], values: Tensor) -> Tensor:
-        """Spread values [concepts and padding, ...] of the passes over all slots [slots, ...]; idle slots are zero."""
-        spread = values.new_zeros(len(self._slots), *values.shape[1:])
-        spread[self._slot_index(learning)] = values[: len(learning)]
-        return spread
-
-    def _slot_index(self, slots: Sequence[Slot]) -> Tensor:
-        """Return the slots' indices in the stacks, [slots]; on the device, as indexing by a host tensor waits."""
-        index: Tensor = self._on_device(tuple(slot.index for slot in slots))
-        return index
-
-    def _is_placeholder_row(self, slots: Sequence[Slot | None]) -> Tensor:
-        """Return 1 for rows of each concept's placeholder that its next prompts use, else 0; [slots, rows] float32."""
-        active = self._on_device(tuple(slot.data.active_vectors(slot.step) if slot else 0 for slot in slots))
-        return (torch.arange(self._layout.max_rows, device=active.device) < active[:, None]).float()
+    # Parts of a step.
 
     def _clip(self, grads: Mapping[str, Tensor], norms: Tensor) -> dict[str, Tensor]:
         """Clip each concept's gradient, as a whole (`norms` [slots]) or its adapter's alone, as configured."""
@@ -308,9 +256,9 @@ class Engine:
             if not is_eval_step(slot.config, slot.step):
                 continue
             if slot.eval_batch is None:
-                slot.eval_batch = self._draw_samples(slot, "frozen", 0)
-            index = self._slot_index([slot])
-            losses[index] = self._objective([slot], self._stacks.leaves(index), slot.eval_batch, PenaltyConfig())
+                slot.eval_batch = self._passes.draw_of(slot, "frozen", 0)
+            index = self._passes.index([slot])
+            losses[index] = self._passes.loss([slot], self._stacks.leaves(index), slot.eval_batch, PenaltyConfig())
             evaluated[slot] = slot.parameters(self._stacks.groups) if self._config.stop.keep_best else {}
         return evaluated, losses
 

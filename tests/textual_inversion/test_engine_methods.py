@@ -396,7 +396,7 @@ def test_a_look_is_a_pass_of_one_concept_and_its_batch_is_drawn_once(monkeypatch
         return generator_for(seed, concept_id, purpose, step)
 
     monkeypatch.setattr(BACKBONE, "predict", predicting)
-    monkeypatch.setattr("textual_inversion.engine.generator_for", drawing)
+    monkeypatch.setattr("textual_inversion.passes.generator_for", drawing)
     settings = config("plain", stop=StopConfig(keep_best=True, check_every_steps=2))
     outcomes = run([assignment(number) for number in range(3)], settings, slots=4, slots_per_pass=4)
     assert [outcome.eval_losses[:, 0].tolist() for outcome in outcomes.values()] == [[2, 4, 6, 7]] * 3

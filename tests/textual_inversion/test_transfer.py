@@ -179,7 +179,7 @@ def test_slot_indices_go_to_the_device_once(monkeypatch: pytest.MonkeyPatch) -> 
         sent.append(tensor)
         return to_device(tensor, device)
 
-    monkeypatch.setattr("textual_inversion.engine.to_device", sending)
+    monkeypatch.setattr("textual_inversion.passes.to_device", sending)
     watched(ToyBackbone(device="meta"), monkeypatch, 1)
     for_one_step = len(sent)
     watched(ToyBackbone(device="meta"), monkeypatch, 20)
