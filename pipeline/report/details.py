@@ -48,9 +48,9 @@ class Details:
     def embedded(self, stop: int) -> list[dict[str, Any]]:
         """Return the details of the concepts at positions 0 to `stop` - 1, with their pictures."""
         found = list(self.linked(0, stop))
-        entries = [entry for _, entry, _ in self._spool.entries(0, stop)]
+        about = [row for row, _ in self._spool.rows(0, stop)]
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="report") as pool:
-            for detail, read in zip(found, pool.map(self._read_files, entries), strict=True):
+            for detail, read in zip(found, pool.map(self._read_files, about, found), strict=True):
                 sheets = read.pop("tries")
                 detail["tries"] = [{**each, **sheet} for each, sheet in zip(detail["tries"], sheets, strict=True)]
                 strip = read.pop("strip", None)
@@ -76,28 +76,28 @@ class Details:
             yield from self._linked(first, last, dict(self._spool.pictures(first, last)))
 
     def _linked(self, start: int, stop: int, drawn: dict[int, list[DrawnPicture]]) -> Iterator[dict[str, Any]]:
-        for position, entry, _ in self._spool.entries(start, stop):
-            if "folder" not in entry:  # a bad row
+        for position, details in self._spool.details(start, stop):
+            if details is None:  # a bad row
                 yield {"tries": [], "pictures": []}
                 continue
             yield {
-                "facts": entry["facts"],
-                "photos": entry["photos"],
-                "tries": entry["tries"],
-                "pictures": [_described(each, entry["name"]) for each in drawn.get(position, ())],
-                "previews": _strip_layout(entry["previews"]) if entry["previews"] else None,
+                "facts": details["facts"],
+                "photos": details["photos"],
+                "tries": details["tries"],
+                "pictures": [_described(each, details["name"]) for each in drawn.get(position, ())],
+                "previews": _strip_layout(details["previews"]) if details["previews"] else None,
             }
 
-    def _read_files(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def _read_files(self, row: dict[str, Any], details: dict[str, Any]) -> dict[str, Any]:
         """Return the sample grids of a concept and of its tries, and its curve, as far as they can be read."""
-        if entry["values"]["status"] != "done":
-            return {"tries": [{} for _ in entry.get("tries", ())]}
-        folder = ConceptFolder(entry["values"]["concept"], entry["result"])
-        tries = [ConceptFolder(folder.concept_id, each["fingerprint"]) for each in entry["tries"]]
+        if row["values"]["status"] != "done":
+            return {"tries": [{} for _ in details["tries"]]}
+        folder = ConceptFolder(row["values"]["concept"], row["result"])
+        tries = [ConceptFolder(folder.concept_id, each["fingerprint"]) for each in details["tries"]]
         paths = list(dict.fromkeys(each.grid for each in (folder, *tries)))
-        strips = [folder.previews] if entry["previews"] else []
+        strips = [folder.previews] if details["previews"] else []
         contents = self._store.get_many([*paths, folder.curve, *strips])
-        place = (entry["num_photos"], entry["name"], entry["category"])
+        place = (row["num_photos"], row["name"], row["category"])
         sheets = {path: read_sheet(contents[path], self.layouts, place, self._max_pixels) for path in paths}
         self.num_missing += bool(sheets[folder.grid]["note"])
         try:
@@ -110,7 +110,7 @@ class Details:
             **sheets[folder.grid],
             "curve": asdict(curve) if curve else None,
             "tries": [
-                sheets[each.grid] if not of["error"] else {} for each, of in zip(tries, entry["tries"], strict=True)
+                sheets[each.grid] if not of["error"] else {} for each, of in zip(tries, details["tries"], strict=True)
             ],
         }
 

@@ -57,20 +57,23 @@ class Overview:
             self.failures.add(record.error_kind, record.concept_id, record.concept_id, record.error)
         else:
             self._count(record)
-        entry = {
+        row = {
             "values": self.columns.add(values_of(record)),
             "folder": record.folder.fingerprint,
             "result": record.result.fingerprint,
             "name": record.name_in_prompts,
             "category": record.category,
             "num_photos": len(record.images),
+        }
+        details = {
+            "name": record.name_in_prompts,
             "previews": asdict(record.previews) if record.previews else None,
             "facts": _facts(record),
             "photos": record.images[:_MAX_PHOTOS],
             "tries": [_describe_try(each, record) for each in record.tries],
         }
         score = record.scores.get("clip_i", _NO_SCORE)
-        self._spool.add(rank, score, record.concept_id, record.result.fingerprint, entry)
+        self._spool.add(rank, score, record.concept_id, record.result.fingerprint, row, details)
 
     def add_bad_rows(self, rows: Sequence[BadRow]) -> None:
         """Add rows of the manifest that make no concept."""
@@ -80,7 +83,7 @@ class Overview:
             self.num_failed += 1
             self.failures.add(BAD_INPUT, name, row.concept_id or "", row.reason)
             values = {"concept": name, "status": "bad row", "kind": BAD_INPUT, "error": row.reason}
-            self._spool.add(_FAILED, _NO_SCORE, name, "", {"values": self.columns.add(values)})
+            self._spool.add(_FAILED, _NO_SCORE, name, "", {"values": self.columns.add(values)}, None)
 
     def add_problem(self, stage: str, error: str) -> None:
         """Add an error that is no concept's."""

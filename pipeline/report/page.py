@@ -185,12 +185,12 @@ class _Report:
         """Yield the rows at these positions: the values of the columns, then the fingerprints of record and result,
         and the number of the grid's layout."""
         names = [column.name for column in self._columns]
-        for _, entry, num_pictures in self._spool.entries(start, stop):
-            values = {**entry["values"], "pictures": num_pictures or None}
+        for row, num_pictures in self._spool.rows(start, stop):
+            values = {**row["values"], "pictures": num_pictures or None}
             layout = None
-            if "folder" in entry:
-                layout = self._details.layouts.expected(entry["num_photos"], entry["name"], entry["category"])
-            yield [*map(values.get, names), entry.get("folder"), entry.get("result"), layout]
+            if "folder" in row:
+                layout = self._details.layouts.expected(row["num_photos"], row["name"], row["category"])
+            yield [*map(values.get, names), row.get("folder"), row.get("result"), layout]
 
     def _used_columns(self) -> list[Column]:
         if self._spool.has_pictures():
@@ -201,7 +201,7 @@ class _Report:
         """Return the map of at most `report.map` concepts, chosen by their results' fingerprints: by chance, but the
         same ones in every report, up to the share that is new."""
         chosen = self._spool.first_by_fingerprint(self._overview.num_done, self._config.report.map)
-        folders = {position: ConceptFolder(entry["values"]["concept"], entry["result"]) for position, entry in chosen}
+        folders = {position: ConceptFolder(row["values"]["concept"], row["result"]) for position, row in chosen}
         return read_map(self._store, folders) if folders else None
 
 

@@ -16,12 +16,12 @@ from typing import Any
 _BATCH = 1000
 
 _SCHEMA = """
-CREATE TABLE concepts (rank INTEGER, score REAL, concept TEXT, fingerprint TEXT, entry TEXT);
+CREATE TABLE concepts (rank INTEGER, score REAL, concept TEXT, fingerprint TEXT, row TEXT, details TEXT);
 CREATE TABLE pictures (concept TEXT, fingerprint TEXT, prompt TEXT, seed INTEGER, path TEXT, error TEXT);
 """
 _ORDER = """
 CREATE TABLE ordered AS
-    SELECT row_number() OVER (ORDER BY rank, score, concept) - 1 AS position, concept, fingerprint, entry
+    SELECT row_number() OVER (ORDER BY rank, score, concept) - 1 AS position, concept, fingerprint, row, details
     FROM concepts;
 CREATE UNIQUE INDEX by_position ON ordered (position);
 CREATE INDEX by_concept ON pictures (concept, fingerprint);
@@ -43,7 +43,7 @@ class DrawnPicture:
 
 
 class Spool:
-    """Entries, JSON objects about a concept each, and bulk pictures. To be closed, as by `with`."""
+    """Entries, two JSON objects about a concept each, and bulk pictures. To be closed, as by `with`."""
 
     def __init__(self) -> None:
         self._database = sqlite3.connect("")  # a file of its own, which SQLite deletes
@@ -58,10 +58,10 @@ class Spool:
     ) -> None:
         self._database.close()
 
-    def add(self, rank: int, score: float, concept_id: str, fingerprint: str, entry: Any) -> None:
-        """Add an entry. Entries are ordered by `rank`, then `score`, then id; `fingerprint` is that of the
-        concept's result."""
-        self._waiting.append((rank, score, _plain(concept_id), fingerprint, json.dumps(entry)))
+    def add(self, rank: int, score: float, concept_id: str, fingerprint: str, row: Any, details: Any) -> None:
+        """Add an entry: what the list shows of a concept, and its details. Entries are ordered by `rank`, then `score`,
+        then id; `fingerprint` is that of the concept's result."""
+        self._waiting.append((rank, score, _plain(concept_id), fingerprint, json.dumps(row), json.dumps(details)))
         if len(self._waiting) >= _BATCH:
             self._write()
 
@@ -84,21 +84,27 @@ class Spool:
         query = "SELECT EXISTS (SELECT 1 FROM ordered o JOIN pictures p USING (concept, fingerprint))"
         return bool(self._database.execute(query).fetchone()[0])
 
-    def entries(self, start: int, stop: int) -> Iterator[tuple[int, Any, int]]:
-        """Yield position, entry and number of drawn bulk pictures of the entries at these positions, in their order."""
+    def rows(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
+        """Yield row and number of drawn bulk pictures of the entries at these positions, in their order."""
         query = (
-            "SELECT position, entry, (SELECT count(*) FROM pictures p WHERE p.concept = o.concept AND "
+            "SELECT row, (SELECT count(*) FROM pictures p WHERE p.concept = o.concept AND "
             "p.fingerprint = o.fingerprint AND p.error = '') "
             "FROM ordered o WHERE position >= ? AND position < ? ORDER BY position"
         )
-        for position, entry, num_pictures in self._database.execute(query, (start, stop)):
-            yield position, json.loads(entry), num_pictures
+        for row, num_pictures in self._database.execute(query, (start, stop)):
+            yield json.loads(row), num_pictures
+
+    def details(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
+        """Yield position and details of the entries at these positions, in their order."""
+        query = "SELECT position, details FROM ordered WHERE position >= ? AND position < ? ORDER BY position"
+        for position, details in self._database.execute(query, (start, stop)):
+            yield position, json.loads(details)
 
     def first_by_fingerprint(self, stop: int, most: int) -> Iterator[tuple[int, Any]]:
-        """Yield position and entry of those before position `stop` that have the smallest fingerprints."""
-        query = "SELECT position, entry FROM ordered WHERE position < ? ORDER BY fingerprint, position LIMIT ?"
-        for position, entry in self._database.execute(query, (stop, most)):
-            yield position, json.loads(entry)
+        """Yield position and row of the entries before position `stop` that have the smallest fingerprints."""
+        query = "SELECT position, row FROM ordered WHERE position < ? ORDER BY fingerprint, position LIMIT ?"
+        for position, row in self._database.execute(query, (stop, most)):
+            yield position, json.loads(row)
 
     def pictures(self, start: int, stop: int) -> Iterator[tuple[int, list[DrawnPicture]]]:
         """Yield position and bulk pictures, by prompt and seed, of the entries at these positions that have some; no
@@ -115,7 +121,7 @@ class Spool:
             yield position, [each for each in pictures if not each.error or (each.prompt, each.seed) not in drawn]
 
     def _write(self) -> None:
-        self._database.executemany("INSERT INTO concepts VALUES (?, ?, ?, ?, ?)", self._waiting)
+        self._database.executemany("INSERT INTO concepts VALUES (?, ?, ?, ?, ?, ?)", self._waiting)
         self._waiting.clear()
 
 
