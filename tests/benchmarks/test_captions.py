@@ -11,7 +11,7 @@ from demo.tokenizer import load_tokenizer
 
 def test_five_short_and_five_long_captions_of_every_concept() -> None:
     captions = read_captions()
-    assert set(captions) == set(DEMO_CONCEPTS)
+    assert set(DEMO_CONCEPTS) <= set(captions) <= {folder.name for folder in (HERE / "images").iterdir()}
     for of_concept in captions.values():
         assert {length: len(set(texts)) for length, texts in of_concept.items()} == {"short": 5, "long": 5}
         for length, most in MOST_WORDS.items():
