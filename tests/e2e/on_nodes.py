@@ -68,7 +68,8 @@ def _note(what: str) -> Path:
 
 class CpuActor(ModelActor):
     """An actor that reserves a GPU and works on the CPU. It notes on which node it loads the model and is to draw,
-    counts its calls to draw in that note, and learns slowly on a node for which a file `slow.<node>` exists."""
+    counts its calls to draw in that note, and learns slowly on a node for which a file `slow.<node>` exists. Its first
+    drawing waits for one on another node, because whichever is ready first may otherwise draw everything."""
 
     def __init__(self, config: RunConfig, on_ready: Callable[[ModelActor], None] | None = None) -> None:
         self._loaded = _note("load")
@@ -80,15 +81,14 @@ class CpuActor(ModelActor):
         return super().new_learner(config, model)
 
     async def prepare_drawing(self) -> int:
-        """Wait until an actor on another node is to draw, too."""
         self._drawn = _note("draw")
-        while len(list(self._drawn.parent.glob("draw.*"))) < 2:
-            await asyncio.sleep(0.1)
         return await super().prepare_drawing()
 
     async def draw(self, batch: pa.Table) -> pa.Table:
         with self._drawn.open("a") as calls:
             calls.write("x")
+        while sum(path.stat().st_size > 0 for path in self._drawn.parent.glob("draw.*")) < 2:
+            await asyncio.sleep(0.1)
         return await super().draw(batch)
 
 

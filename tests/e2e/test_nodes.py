@@ -231,7 +231,9 @@ def test_a_run_on_several_nodes_shares_nothing_but_its_store(
     for what in ("load", "draw"):
         loads = Counter(path.name.split(".")[1] for path in tmp_path.glob(f"{what}.*"))
         assert loads == dict.fromkeys(joined, 1)  # the model once a node, for all its concepts and for all pictures
-    assert all(path.read_text() for path in tmp_path.glob("draw.*")), "one of the two drew nothing"
+    calls = [len(path.read_text()) for path in tmp_path.glob("draw.*")]
+    assert min(calls) >= 1
+    assert sum(calls) == 6  # 24 pictures, four a call
     rows = [row for path in fs.glob(f"{bucket}/out/images/metadata/*.parquet") for row in _rows(fs, path)]
     assert len(rows) == len({(row["concept_id"], row["prompt"]) for row in rows}) == 24
     out = f"{bucket.removeprefix('s3://')}/out"
