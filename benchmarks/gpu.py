@@ -3,6 +3,7 @@
     python -m benchmarks.gpu
     python -m benchmarks.gpu --short
     python -m benchmarks.gpu --shape sdxl --checkpointing --slots 1,2,4
+    python -m benchmarks.gpu --modes eager --slots 8 --attention flash,efficient,cudnn,math
     python -m benchmarks.gpu --shape small --device cpu --slots 1,2
 
 For each number of slots, and for the U-Net as it is (`eager`), compiled by torch.compile (`compiled`), and compiled
@@ -11,7 +12,8 @@ is printed as soon as it is measured, so that an interrupted command leaves the 
 the common algorithm's (`benchmarks/restatement.py`, the same weights), and the ratio is of these two; that algorithm
 trains one text encoder, so that rows of Stable Diffusion XL have no ratio. Compiling takes minutes for each number of
 slots and for the sample grid; `--short` compiles for one number only, and is meant for a machine that is available for
-ten minutes. `benchmarks/gpu_job.py` packs what a machine without this project's packages needs.
+ten minutes. With `--attention` follow rows with each of these implementations of attention in place of torch's choice,
+which tell whether it chooses well. `benchmarks/gpu_job.py` packs what a machine without this project's packages needs.
 
 Model FLOPs are those of one sample's forward pass and of the backward pass through its activations, counted on the
 model; activations computed twice to save memory count once. They are compared with the peak of the device's data sheet
@@ -31,14 +33,16 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.accelerator import matrix_tflops, peak_tflops
+from benchmarks.accelerator import Figures, matrix_tflops, peak_tflops
 from benchmarks.gpu_rows import (
     BUDGET_SAMPLES,
+    NO_KERNEL,
     OUT_OF_MEMORY,
     TITLES,
     Attempt,
@@ -64,7 +68,20 @@ from textual_inversion.memory_estimate import learning_memory
 
 MODES = ("eager", "compiled", "graphs")
 
-SHORT = {"slots": [1, 4, 8, 16], "compiled_slots": [8], "steps": 10, "repetitions": 3}
+ATTENTION = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+SHORT = {
+    "slots": [1, 4, 8, 16],
+    "compiled_slots": [8],
+    "steps": 10,
+    "repetitions": 3,
+    "attention": ["flash", "efficient", "cudnn"],
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     ratios = []
     for work, beside in measured(common, works_of(parts, eager, drawing, options), options.repetitions):
         say(table_line(row_of(work, beside, setting)))
-        failed = failed or work.attempt.error not in ("", OUT_OF_MEMORY)
+        failed = failed or work.attempt.error not in ("", OUT_OF_MEMORY, NO_KERNEL)
         if work.is_eager and work.memory_ratio:
             ratios.append(work.memory_ratio)
     say(f"\n{memory_verdict(ratios)}\n")
@@ -133,6 +150,10 @@ def works_of(parts: Parts, eager: Backbone, drawing: Drawing | None, options: ar
             note(f"{slots} slots, eager")
             attempt = Attempt(partial(time_engine, eager, config, slots, options.device))
             yield Work(f"{slots} slots, eager", attempt, drawing, estimated_gb(eager, config, slots), is_eager=True)
+        for name in options.attention:
+            note(f"{slots} slots, {name} attention")
+            attempt = Attempt(partial(time_attention, name, partial(time_engine, eager, config, slots, options.device)))
+            yield Work(f"{slots} slots, {name} attention", attempt)
     for mode in (mode for mode in options.modes if mode != "eager"):
         backbone = parts.backbone(mode, options.backend)
         note(f"sample pictures, {mode}")
@@ -143,6 +164,12 @@ def works_of(parts: Parts, eager: Backbone, drawing: Drawing | None, options: ar
             attempt = Attempt(partial(time_engine, backbone, config, slots, options.device))
             yield Work(f"{slots} slots, {mode}", attempt, seconds, estimated_gb(eager, config, slots))
             forget_compiled()
+
+
+def time_attention(name: str, time_work: Callable[[], Figures]) -> Figures:
+    """Measure a work with one implementation of attention. Raises RuntimeError where the device does not have it."""
+    with sdpa_kernel(ATTENTION[name]):
+        return time_work()
 
 
 def estimated_gb(eager: Backbone, config: InversionConfig, slots: int) -> float:
@@ -193,6 +220,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="some of eager, compiled, graphs (default: all)",
     )
     parser.add_argument(
+        "--attention",
+        type=names,
+        default=[],
+        metavar="NAME,NAME",
+        help=f"some of {', '.join(ATTENTION)}: rows of the last number of slots, eager (default: none)",
+    )
+    parser.add_argument(
         "--short",
         action="store_true",
         help="for ten minutes: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in SHORT.items()),
@@ -209,8 +243,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if parser.parse_args(arguments).short:
         parser.set_defaults(**SHORT)  # what the command line names wins
     options = parser.parse_args(arguments)
-    if unknown := set(options.modes) - {*MODES}:
-        parser.error(f"--modes: no mode {', '.join(sorted(unknown))}; there are {', '.join(MODES)}")
+    for option, given, known in (("modes", options.modes, MODES), ("attention", options.attention, ATTENTION)):
+        if unknown := set(given) - {*known}:
+            parser.error(f"--{option}: no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     options.compiled_slots = options.compiled_slots or ([1, 8] if options.slots == slots else options.slots)
     return options
 

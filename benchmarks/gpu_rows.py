@@ -36,6 +36,11 @@ TITLES = [
 
 OUT_OF_MEMORY = "out of memory"
 
+NO_KERNEL = "no kernel for it on this device"
+
+_NO_ATTENTION = ("No available kernel", "No viable backend for scaled_dot_product_attention")
+"""Starts of torch's messages where a device lacks the asked attention; the errors have no class of their own."""
+
 
 class Attempt(Generic[T]):
     """Work that may fail, mostly for lack of memory; a call then returns None, and later calls do not try again."""
@@ -54,7 +59,8 @@ class Attempt(Generic[T]):
         except torch.OutOfMemoryError:
             self.error = OUT_OF_MEMORY
         except RuntimeError as error:  # one mode that cannot be compiled must not take the others' rows with it
-            self.error = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            text = str(error).strip().partition("\n")[0]
+            self.error = NO_KERNEL if text.startswith(_NO_ATTENTION) else f"{type(error).__name__}: {text}"
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # after the except clause: the error's stack holds tensors
         return None

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks.accelerator import Figures
-from benchmarks.gpu_rows import TITLES, Attempt, Setting, Work, row_of
+from benchmarks.gpu_rows import NO_KERNEL, TITLES, Attempt, Setting, Work, row_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,6 +57,18 @@ def test_the_command_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
         assert float(row["% of the peak"]) > 0
         assert float(row["% of the matrix rate"]) > 0
         assert float(row["concepts/h"].replace(",", "")) < float(row["concepts/h, known initializer"].replace(",", ""))
+
+
+def test_each_attention_is_measured_or_said_to_be_absent(capsys: pytest.CaptureFixture[str]) -> None:
+    """A CPU has torch's plain attention, and none of cuDNN's; the exit code is 0."""
+    assert gpu.main([*SMALL, "--modes", "eager", "--attention", "math,cudnn"]) == 0
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "attention |" in line]
+    assert [row[1].strip() for row in rows] == ["1 slots, math attention", "1 slots, cudnn attention"]
+    assert float(rows[0][2].split()[0]) > 0
+    assert rows[1][2].strip() == NO_KERNEL
+    with pytest.raises(SystemExit):
+        gpu.main([*SMALL, "--attention", "flashy"])
+    assert "--attention: no flashy; there are flash, efficient, cudnn, math" in capsys.readouterr().err
 
 
 def test_two_text_encoders_are_measured_without_the_common_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
