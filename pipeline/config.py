@@ -74,7 +74,8 @@ class ActorConfig:
     """GPUs that Ray reserves for each actor when the device is a GPU; below 1, several actors share one."""
 
     calls_ahead: int = 2
-    """Concepts sent to an actor beyond its slots, so that their photos are fetched while it learns others."""
+    """Concepts sent to an actor beyond its slots, so that it fetches their photos and draws their pictures while it
+    learns others."""
 
     max_attempts: int = 3
     """Calls lost with a dead actor or to storage after which a concept counts as failed."""
@@ -167,6 +168,10 @@ class GridConfig:
     images_per_prompt: int = 2
     """Pictures per prompt."""
 
+    initializer_prompts: int = 0
+    """Prompts, the first ones, whose pictures are drawn of the initializer word, too; 0 is all. CLIP-I needs the first
+    alone. With fewer than all, the CLIP-T of the word and the gain over it are left out."""
+
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(batch_size=8))
     """Sampler of the sample pictures. A batch is a concept's pictures by default: those of its initializer word are
     another, drawn once for all concepts of an actor that start from it."""
@@ -181,6 +186,8 @@ class GridConfig:
             for prompt in prompts:
                 require(prompt.count("{}") == 1, name, prompt, "a text with {} once, where the concept goes")
         require(self.images_per_prompt >= 1, "grid.images_per_prompt", self.images_per_prompt, "1 or more")
+        number = self.initializer_prompts
+        require(number >= 0, "grid.initializer_prompts", number, "1 or more, or 0 for all")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -369,6 +376,9 @@ class RunConfig:
             earlier,
             "the output of another run: a run cannot start from results that it is still writing",
         )
+        number, has_gain = self.grid.initializer_prompts, self.gate.min_clip_t_gain is not None
+        rule = "0 with gate.min_clip_t_gain, which compares the pictures of all prompts"
+        require(not (number and has_gain), "grid.initializer_prompts", number, rule)
         is_lease = self.lease_s == 0 or MIN_LEASE_S <= self.lease_s <= MAX_LEASE_S
         require(is_lease, "lease_s", self.lease_s, f"0 (none), or {MIN_LEASE_S:.0f} to {MAX_LEASE_S:,.0f} seconds")
         require(0 <= self.seed < 2**63, "seed", self.seed, "a non-negative 63-bit integer")

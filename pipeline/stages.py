@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from itertools import chain
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bounds import Bound
@@ -260,6 +262,8 @@ class Run:
     def _learn_all(self, tasks: Iterator[ConceptTask]) -> None:
         """Learn the tasks' concepts and try them again; fewer if the run is stopped or given up meanwhile."""
         config, stats = self._config, self.stats
+        # Imports torch while Ray's processes start: each takes seconds. The module does not import Ray.
+        Thread(target=import_module, args=("pipeline.model_actor",), name="imports").start()
         gpus, _ = connect(config)
         from pipeline.driver import drive
         from pipeline.prometheus import RunMetrics

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -34,8 +35,8 @@ class Samples:
     """Templates of `GridConfig`, with a hole for the concept."""
     learned: list[list[Image.Image]]
     initial: list[list[Image.Image]]
-    """Pictures of the same prompts and noise with the initializer word in the concept's place; empty if the concept has
-    no initializer, or they were not asked for."""
+    """Pictures of the same prompts and noise, or of the first prompts alone, with the initializer word in the concept's
+    place; empty if the concept has no initializer, or they were not asked for."""
     name: str = HOLE
     """Text in the prompts' hole that names the concept: "<tiger>", or "<tiger> cat" with a class cue."""
 
@@ -70,11 +71,12 @@ def sample_requests(
 
 
 def initializer_requests(concept: Concept, config: GridConfig, seed: int) -> list[ImageRequest]:
-    """Return the requests of the initializer word in the sample prompts, the same for all concepts that start from it;
-    none without an initializer."""
+    """Return the requests of the initializer word in those sample prompts that are drawn of it, the same for all
+    concepts that start from it; none without an initializer."""
     if not concept.initializer:
         return []
-    filled = [fill(prompt, concept.initializer) for prompt in config.prompts_for(concept.category)]
+    prompts = config.prompts_for(concept.category)[: config.initializer_prompts or None]
+    filled = [fill(prompt, concept.initializer) for prompt in prompts]
     return [ImageRequest(prompt, noise) for prompt in filled for noise in _noise_seeds(config, seed)]
 
 
@@ -110,15 +112,18 @@ def draw_samples(
 def score(extractor: ClipExtractor, photos: Sequence[Image.Image], samples: Samples) -> dict[str, float]:
     """Return CLIP-I of the first prompt's pictures and CLIP-T over all prompts that say something besides the concept.
 
-    The names are `clip_i` and `clip_t`, the same two with `_initializer` for the initializer word, and `clip_i_photos`,
-    each photo against the others, if there are several.
+    The names are `clip_i` and `clip_t`, the same two with `_initializer` for the initializer word, where it has
+    pictures of all those prompts, and `clip_i_photos`, each photo against the others, if there are several.
     """
-    real = extractor.images(list(photos))
+    sets = [photos, *samples.learned, *samples.initial]
+    features = extractor.images([picture for pictures in sets for picture in pictures])  # in as few passes as can be
+    real, *columns = torch.split(features, [len(pictures) for pictures in sets])
+    learned, initial = columns[: len(samples.learned)], columns[len(samples.learned) :]
     texts = {place: text for place, prompt in enumerate(samples.prompts) if (text := without_placeholder(prompt, HOLE))}
     wanted = dict(zip(texts, extractor.texts(list(texts.values())).unsqueeze(1).unbind(), strict=True)) if texts else {}
-    scores = _pair([extractor.images(pictures) for pictures in samples.learned], real, wanted, "")
-    if samples.initial:
-        scores |= _pair([extractor.images(pictures) for pictures in samples.initial], real, wanted, "_initializer")
+    scores = _pair(learned, real, wanted, "")
+    if initial:
+        scores |= _pair(initial, real, wanted if len(initial) == len(learned) else {}, "_initializer")
     if len(photos) > 1:
         scores["clip_i_photos"] = float(clip_i_between_photos(real).mean())
     return scores

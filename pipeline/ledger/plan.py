@@ -87,8 +87,8 @@ def settings_of(
 
     Settings of where and how fast the work is done (actors, device, output, the batch size of sample pictures) are left
     out. The captions of knowledge preservation, the earlier run of learned starts and the encoder of starts count by
-    content, not by address. An encoder's settings are left out where it is not used, so that fingerprints of earlier
-    releases stay as they were.
+    content, not by address. An encoder's settings are left out where it is not used, and the number of the initializer
+    word's prompts where they are all, so that fingerprints of earlier releases stay as they were.
     """
     inversion = dataclasses.asdict(config.inversion)
     inversion["penalties"]["captions"] = captions_hash
@@ -98,6 +98,8 @@ def settings_of(
         del inversion["init"]["encoder"], inversion["init"]["unsure_steps"]
     grid = dataclasses.asdict(config.grid)
     del grid["sampling"]["batch_size"]
+    if not config.grid.initializer_prompts:
+        del grid["initializer_prompts"]
     if config.inversion.class_cue:  # earlier releases drew these concepts without the noun, and all others as now
         grid["class_cue"] = True
     return {

@@ -90,6 +90,14 @@ def test_a_base_is_changed_by_file_and_overrides_and_stays_itself() -> None:
     assert base["evaluation"]["protocol"] == "quick"
 
 
+def test_a_gate_on_the_gain_of_clip_t_needs_all_pictures_of_the_word() -> None:
+    overrides = ["grid.initializer_prompts=1", "gate.min_clip_t_gain=-0.1"]
+    for alone in overrides:
+        load_config(overrides=[alone])
+    with pytest.raises(ValueError, match=r"grid\.initializer_prompts = 1: must be 0 with gate\.min_clip_t_gain"):
+        load_config(overrides=overrides)
+
+
 @pytest.mark.parametrize("method", ["auto", "amortised", "encoder"])
 def test_a_start_chosen_by_the_photos_needs_an_extractor(method: str) -> None:
     overrides = [f"inversion.init.method={method}", "inversion.init.encoder=e.safetensors"]

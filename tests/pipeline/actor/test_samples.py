@@ -89,6 +89,13 @@ def test_concepts_that_start_from_one_word_share_its_pictures() -> None:
     assert initializer_requests(concept(initializer=""), GRID, 0) == []
 
 
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_the_initializer_may_be_drawn_of_the_first_prompts_alone(number: int) -> None:
+    every = initializer_requests(concept(), GRID, 0)
+    of_first = min(number, len(GRID.prompts)) * GRID.images_per_prompt
+    assert initializer_requests(concept(), replace(GRID, initializer_prompts=number), 0) == every[:of_first]
+
+
 @pytest.mark.slow
 def test_on_the_demo_model_concepts_are_more_like_their_photos_by_the_name_they_were_learned_by() -> None:
     backbone = load_backbone(str(ROOT / "demo/model"), device="cpu", precision="float32")
@@ -145,6 +152,15 @@ def test_scores() -> None:
         }
     )
     assert (sum(judge.seen), judge.read) == (3 + 4 + 4, ["red", "blue"]), "each picture and text is looked at once"
+
+
+def test_the_initializer_has_no_clip_t_without_pictures_of_all_prompts() -> None:
+    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    judge: ClipExtractor = Colours()  # type: ignore[assignment]  # a stand-in
+    whole = Samples(prompts=("{}", "red {}"), learned=[[red], [red]], initial=[[blue], [red]])
+    scores = score(judge, [red], whole)
+    del scores["clip_t_initializer"]
+    assert score(judge, [red], replace(whole, initial=whole.initial[:1])) == scores
 
 
 def test_prompts_that_say_nothing_besides_the_concept_have_no_clip_t() -> None:

@@ -93,6 +93,7 @@ def test_an_embedding_to_start_from_counts_by_content_and_only_if_given() -> Non
         "inversion.augment.flip=false",
         "grid.prompts=['{}']",
         "grid.sampling.steps=3",
+        "grid.initializer_prompts=1",
         "seed=1",
         "precision=float16",
     ],
@@ -149,7 +150,7 @@ def test_only_what_has_a_class_cue_is_learned_again_to_be_drawn_with_it() -> Non
         return settings
 
     declared = dataclasses.asdict(RunConfig().grid)
-    del declared["sampling"]["batch_size"]
+    del declared["sampling"]["batch_size"], declared["initializer_prompts"]
     assert grid_of(RunConfig()) == declared
     assert grid_of(load_config(overrides=["inversion.class_cue=true"])) == {**declared, "class_cue": True}
 
