@@ -233,9 +233,10 @@ class _Schedule:
         return sum(len(worker.calls) for worker in self._fleet.workers)
 
     def _call(self, worker: Worker, work: Work) -> None:
+        """Call an actor; the call counts as begun in time, although the deadline may pass meanwhile."""
         work.began = math.inf
         worker.call(work)
-        self._note_turns(worker)
+        worker.note_turns(self._policy.calls_ahead)
 
     def _note_turns(self, worker: Worker) -> None:
         """Note whose turn has come, unless it comes too late to count as begun."""

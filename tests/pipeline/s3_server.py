@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import shutil
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import fsspec
 KEY, SECRET = "testkey", "testsecret"
 OTHER_KEY, OTHER_SECRET = "otherkey", "othersecret"
 """Credentials with the same rights, for tests in which credentials change."""
-_START_S = 60.0
+_START_S = 240.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def serve_s3(folder: Path, ports: tuple[int, ...] = ()) -> Iterator[S3Server]:
     With the folder and the `ports` of a server that was stopped, it goes on with that one's objects and address.
     """
     names = ("master", "volume", "filer", "s3", "admin")
-    ports = ports or _free_ports(2 * len(names))
+    ports = ports or free_ports(2 * len(names))
     identities = folder / "identities.json"
     identities.write_text(json.dumps(_identities()))
     command = [_weed(), "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}",
@@ -95,12 +96,17 @@ def _weed() -> str:
     return found
 
 
-def _free_ports(count: int) -> tuple[int, ...]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return tuple(each.getsockname()[1] for each in sockets)
+def free_ports(count: int) -> tuple[int, ...]:
+    """Return ports that nobody has: neither those of Ray's workers (up to 19999), nor those that the system gives to
+    whoever asks for any (from 32768), which others may be given before the ports are used."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 100 * count):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return tuple(found)
+    raise OSError("not enough ports are free")
 
 
 def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import time
 from pathlib import Path
 
 from pipeline.config import RunConfig
@@ -66,7 +67,10 @@ class StandIn:
 
     async def drain(self, seconds: float) -> None:
         self._draining.set()
-        await asyncio.sleep(min(seconds, 0.05))
+        until = time.monotonic() + seconds
+        while self._running and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(min(seconds, 0.5))  # until the driver has the answers
 
     async def notice(self) -> None:
         """Wait for a file `leave.<pid>`, which stands for a notice of termination."""

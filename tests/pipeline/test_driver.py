@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -50,26 +51,33 @@ def calls(notes: Path, name: str) -> list[tuple[int, set[str]]]:
 def test_every_way_to_end(tmp_path: Path) -> None:
     names = ["fine-0", "killer-0", "fine-1", "bad-0", "unlucky-0", "fine-2", "bug-0", "offline-0", "broken-0", "fine-3"]
     told = list[ProgressNumbers]()
-    records = settle(names, tmp_path, Progress("learning", lambda: 10, stream=io.StringIO(), observe=told.append))
+    progress = Progress("learning", lambda: 10, stream=io.StringIO(), observe=told.append)
+    records = settle(names, tmp_path, progress, max_attempts=4)
 
     assert set(records) == set(names)
     failed = {name: record for name, record in records.items() if record.status == "failed"}
     assert set(failed) == {"killer-0", "bad-0", "bug-0"}
-    assert failed["killer-0"].attempts == 3
-    assert "given up after 3 lost calls, 2 of them alone" in failed["killer-0"].error
+    assert failed["killer-0"].attempts == 4
+    # alone the first time, too, if the driver had all other answers of the actor before it knew of the death
+    assert re.search(r"given up after 4 lost calls, [34] of them alone", failed["killer-0"].error)
     assert failed["bad-0"].error == "no such photo"
     assert "bug in this software, not a fault of the concept: KeyError" in failed["bug-0"].error
     assert {name: record.error_kind for name, record in failed.items()} == {
         "killer-0": "lost_worker", "bad-0": "", "bug-0": "bug"
     }  # fmt: skip
-    assert len(calls(tmp_path, "bug-0")) == len(calls(tmp_path, "bad-0")) == 1
-    assert records["offline-0"].attempts == 3
+    assert records["offline-0"].attempts in (3, 4)  # one may be lost with an actor
     assert records["unlucky-0"].attempts >= 2
     counts = told[-1]
     assert (counts["done"], counts["failed"], counts["quarantined"], counts["in_flight"]) == (7, 3, 1, 0)
-    assert counts["retried"] >= 2 + 2 + 1 + 1  # of killer, offline, unlucky and broken; and of who was beside them
+    assert counts["retried"] >= 3 + 2 + 1 + 1  # of killer, offline, unlucky and broken; and of who was beside them
     # after its first death, the killer ran with nobody beside it
-    assert [company for attempt, company in calls(tmp_path, "killer-0") if attempt > 1] == [{"killer-0"}] * 2
+    assert [company for attempt, company in calls(tmp_path, "killer-0") if attempt > 1] == [{"killer-0"}] * 3
+
+
+def test_what_fails_by_itself_is_not_called_again(tmp_path: Path) -> None:
+    records = settle(["bad-0", "bug-0", "fine-0"], tmp_path)
+    assert {name for name, record in records.items() if record.status == "failed"} == {"bad-0", "bug-0"}
+    assert len(calls(tmp_path, "bug-0")) == len(calls(tmp_path, "bad-0")) == 1
 
 
 def test_a_bug_that_stops_actors_is_found_alone_and_told(tmp_path: Path) -> None:
@@ -141,8 +149,22 @@ def test_calls_in_flight_are_bounded_and_tasks_are_pulled_lazily(tmp_path: Path)
 
 
 def test_work_is_shared_by_all_actors(tmp_path: Path) -> None:
-    settle(["steady-0", "steady-1", "steady-2", "steady-3"], tmp_path, max_actors=2)
-    assert len({path.name.split(".")[2] for path in tmp_path.glob("steady-*")}) == 2
+    """None ends before both have begun one."""
+    names = [f"held-{i}" for i in range(4)]
+
+    def processes() -> set[str]:
+        return {path.name.split(".")[2] for path in tmp_path.glob("held-*")}
+
+    def let_go() -> None:
+        until = time.monotonic() + 300
+        while len(processes()) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        for name in names:
+            (tmp_path / f"end.{name}").touch()
+
+    threading.Thread(target=let_go).start()
+    settle(names, tmp_path, max_actors=2)
+    assert len(processes()) == 2
 
 
 def test_actors_that_find_no_node_keep_nothing_waiting(tmp_path: Path) -> None:
@@ -169,11 +191,12 @@ def test_an_actor_that_hangs_is_replaced(tmp_path: Path) -> None:
 
 
 def test_only_the_concept_that_hangs_is_to_blame(tmp_path: Path) -> None:
-    steady = [f"steady-{i}" for i in range(5)]  # 1.5 s each and more on a busy machine, one after the other
-    records = settle(["stuck-0", *steady], tmp_path, stall_s=5.0, max_actors=1, max_attempts=2)
+    steady = [f"steady-{i}" for i in range(7)]  # 1.5 s each and more on a busy machine, one after the other
+    records = settle(["stuck-0", *steady], tmp_path, stall_s=8.0, max_actors=1, max_attempts=2)
     assert records["stuck-0"].status == "failed"
-    assert "given up after 2 lost calls, 1 of them alone" in records["stuck-0"].error
-    assert "not learned within 5 s (actors.stall_s)" in records["stuck-0"].error
+    # alone both times if the time is up just between two of the others
+    assert re.search(r"given up after 2 lost calls, [12] of them alone", records["stuck-0"].error)
+    assert "not learned within 8 s (actors.stall_s)" in records["stuck-0"].error
     assert {records[name].attempts for name in steady} == {1}
     assert [company for attempt, company in calls(tmp_path, "stuck-0") if attempt > 1] == [{"stuck-0"}]
 

@@ -34,19 +34,23 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open, self.begun = threading.Event(), threading.Event()
         self.sizes: list[int] = []
-        self.errors: list[BaseException] = []
+        self.errors: list[BaseException | None] = []
+        """Of the batches in their order."""
         self._draw = image_batcher.draw
         monkeypatch.setattr(image_batcher, "draw", self)
-        monkeypatch.setattr(
-            image_batcher, "_LINGER_S", 1.0
-        )  # on a busy machine the next order may take a while to come
+        monkeypatch.setattr(image_batcher, "_LINGER_S", 0.0)
+
+    def hold(self, shared: ImageBatcher) -> None:
+        """Keep the thread at a full batch, while which all that is asked for waits together."""
+        shared.draw(asked(9, CONFIG.batch_size))
+        assert self.begun.wait(120)
 
     def __call__(self, encoder: Any, requests: Sequence[Any], config: SamplingConfig) -> list[Image.Image]:
         self.begun.set()
-        assert self.open.wait(30)
+        assert self.open.wait(120)
         self.sizes.append(len(requests))
-        if self.errors:
-            raise self.errors.pop()
+        if error := self.errors.pop(0) if self.errors else None:
+            raise error
         return self._draw(encoder, requests, config)
 
 
@@ -61,11 +65,12 @@ def test_who_asks_together_shares_batches_and_gets_what_is_drawn_alone(
     tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, shared = Gate(monkeypatch), ImageBatcher(tiny_backbone, CONFIG)
+    gate.hold(shared)
     orders = [asked(0, 4), asked(1, 3), asked(2, 2), asked(3, 6), []]
     futures = [shared.draw(order) for order in orders]
     gate.open.set()
     found = [future.result(60) for future in futures]
-    assert gate.sizes == [4, 4, 4, 3], "15 pictures, where concept by concept had taken five batches"
+    assert gate.sizes[1:] == [4, 4, 4, 3], "15 pictures, where concept by concept had taken five batches"
     for pictures, order in zip(found, orders, strict=True):
         assert_as_alone(tiny_backbone, pictures, order)
     shared.close()
@@ -75,14 +80,15 @@ def test_what_fails_ends_those_in_the_batch_and_no_others(
     tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, shared = Gate(monkeypatch), ImageBatcher(tiny_backbone, CONFIG)
-    gate.errors.append(torch.OutOfMemoryError("CUDA out of memory"))
+    gate.hold(shared)
+    gate.errors = [None, torch.OutOfMemoryError("CUDA out of memory")]
     long, short, last = (shared.draw(asked(concept, count)) for concept, count in enumerate((3, 6, 2)))
     gate.open.set()
     for future in (long, short):
         with pytest.raises(torch.OutOfMemoryError):
             future.result(60)
     assert_as_alone(tiny_backbone, last.result(60), asked(2, 2))
-    assert gate.sizes == [4, 2], "of an order that has failed no more is drawn"
+    assert gate.sizes[1:] == [4, 2], "of an order that has failed no more is drawn"
     assert len(shared.draw(asked(1, 6)).result(60)) == 6, "and it may be asked again"
     shared.close()
 
@@ -99,6 +105,7 @@ def test_a_bug_with_one_order_does_not_end_those_that_share_its_batch(
         return plain(encoder, requests, config)
 
     gate._draw = unforeseen
+    gate.hold(shared)
     bad = ImageRequest("a photo of a <c>", 99, (an_embedding(1),))
     well, ill, after = (shared.draw(order) for order in (asked(0, 2), [bad], asked(2, 3)))
     gate.open.set()

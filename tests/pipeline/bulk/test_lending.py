@@ -20,7 +20,7 @@ from pipeline.bulk.rows import done_row_ids, put_plan
 from pipeline.fleet import Fleet
 from pipeline.store.storage import RunStore
 from pipeline.verdict import Policy
-from tests.pipeline.bulk.mortal_actors import Mortal
+from tests.pipeline.bulk.mortal_actors import Mortal, note_when_done
 from tests.pipeline.runs import tiny_config
 
 
@@ -132,6 +132,7 @@ def test_an_actor_that_lives_but_was_lost_to_its_borrower_is_replaced(
 def test_a_row_that_kills_ends_the_stage_and_what_was_done_before_counts(
     work_on: Callable[[list[str]], None], tmp_path: Path
 ) -> None:
+    note_when_done(tmp_path, lambda: done(tmp_path) == set("abcd"))
     with pytest.raises(RayError, match="rows always to always were given to an actor 4 times, and each time it died"):
         work_on(["a", "b", "c", "d", "always"])
     assert len((tmp_path / "died.always").read_text()) == 4

@@ -14,7 +14,7 @@ from pipeline.bulk.stage import Stage, await_free_core, cpus_for_actor, run_stag
 from pipeline.config import RunConfig
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
-from tests.pipeline.bulk.mortal_actors import draw_or_die
+from tests.pipeline.bulk.mortal_actors import draw_or_die, note_when_done
 from tests.pipeline.runs import tiny_config
 
 RESULTS = "some/results"
@@ -97,10 +97,12 @@ def test_an_actor_may_die_more_often_than_a_row_may_kill(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_row_that_kills_ends_the_stage_and_what_was_done_before_counts(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    note_when_done(tmp_path, lambda: done_row_ids(store, RESULTS) == set("abcd"))
     with pytest.raises(RayError, match="rows always to always were given to an actor 4 times, and each time it died"):
         work_on(["a", "b", "c", "d", "always"], tmp_path)
     assert len((tmp_path / "died.always").read_text()) == 4
-    assert done_row_ids(RunStore(str(tmp_path)), RESULTS) == set("abcd")
+    assert done_row_ids(store, RESULTS) == set("abcd")
 
 
 def test_the_stage_begins_without_a_word_once_a_core_is_free(caplog: pytest.LogCaptureFixture) -> None:

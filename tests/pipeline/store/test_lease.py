@@ -91,12 +91,12 @@ def test_a_lease_of_an_earlier_release_is_known_by_its_run() -> None:
 
 def test_a_short_setting_takes_no_lease_from_a_run_that_lives(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path))
-    first = Lease(store, 4, on_lost=lambda: None)
-    first._mine = dataclasses.replace(ELSEWHERE, term_s=4)
+    first = Lease(store, 12, on_lost=lambda: None)
+    first._mine = dataclasses.replace(ELSEWHERE, term_s=12)
     first.acquire()
     keeper = threading.Thread(target=first.renew_until_released, daemon=True)
     keeper.start()
-    with pytest.raises(LeaseHeld, match="ends by itself 4 s later"):
+    with pytest.raises(LeaseHeld, match="ends by itself 12 s later"):
         lease(store, 0.2).acquire()
     first.release()
 
