@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import cluster
 from pipeline.actor.learner import Learner
 from pipeline.exit_codes import OK, STOPPED
 from pipeline.inputs.manifest import ManifestRow, read_manifest
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import from_json
 from pipeline.run import main
+from tests.faults.held import LEARNER, HeldActor, hold_of
 from tests.faults.processes import descendants, kill
 from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest
 
@@ -60,8 +62,16 @@ def contents(output: Path) -> dict[str, bytes]:
     return {f"{path.parts[-3]}/{path.name}": path.read_bytes() for path in paths}
 
 
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An output whose actors learn no further than to the first checkpoint while they are held."""
+    monkeypatch.setattr(cluster, "ModelActor", HeldActor)
+    hold_of(tmp_path / "out").write_text("0")
+    return tmp_path / "out"
+
+
 def when_checkpointed(output: Path, act: Callable[[], None]) -> threading.Thread:
-    """Do something as soon as a concept is some way through."""
+    """Do something when a concept is some way through, and let it go on only then."""
 
     def watch() -> None:
         while not list(output.glob("concepts/*/*/checkpoint.safetensors")):
@@ -73,33 +83,34 @@ def when_checkpointed(output: Path, act: Callable[[], None]) -> threading.Thread
     return thread
 
 
-def kill_learner() -> None:
-    (pid,) = descendants("ray::ModelActor")
-    kill(pid)
-
-
-def test_a_killed_worker_loses_nothing(run_files: tuple[Path, Path], calm: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_killed_worker_loses_nothing(run_files: tuple[Path, Path], calm: dict[str, bytes], output: Path) -> None:
     manifest, config = run_files
-    killer = when_checkpointed(tmp_path, kill_learner)
-    assert main([str(manifest), "--config", str(config), "--output", str(tmp_path)]) == OK
+
+    def kill_learner() -> None:
+        (pid,) = descendants(LEARNER)
+        kill(pid)
+        hold_of(output).unlink()
+
+    killer = when_checkpointed(output, kill_learner)
+    assert main([str(manifest), "--config", str(config), "--output", str(output)]) == OK
     assert not killer.is_alive()
-    records = [from_json(path.read_bytes()) for path in tmp_path.glob("concepts/*/*/record.json")]
+    records = [from_json(path.read_bytes()) for path in output.glob("concepts/*/*/record.json")]
     assert sorted(record.concept_id for record in records) == ["a", "b", "c"]
     assert max(record.attempts for record in records) == 2
-    assert contents(tmp_path) == calm
+    assert contents(output) == calm
 
 
 def test_a_stopped_run_continues(
-    run_files: tuple[Path, Path], calm: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_files: tuple[Path, Path], calm: dict[str, bytes], output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest, config = run_files
-    command = [str(manifest), "--config", str(config), "--output", str(tmp_path)]
-    when_checkpointed(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    command = [str(manifest), "--config", str(config), "--output", str(output)]
+    when_checkpointed(output, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert main(command) == STOPPED
     assert "run the same command again" in capsys.readouterr().out
-    assert list(tmp_path.glob("concepts/*/*/checkpoint.safetensors"))
-    assert len(contents(tmp_path)) < len(calm)
+    assert list(output.glob("concepts/*/*/checkpoint.safetensors"))
+    assert len(contents(output)) < len(calm)
 
     assert main(command) == OK
-    assert contents(tmp_path) == calm
-    assert not list(tmp_path.glob("concepts/*/*/checkpoint.safetensors"))
+    assert contents(output) == calm
+    assert not list(output.glob("concepts/*/*/checkpoint.safetensors"))
