@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import compress
+from itertools import compress, islice
 
 from pipeline.ledger.listing import ConceptListing, Entry
 from pipeline.ledger.plan import DoneWork
 from pipeline.ledger.record_cache import RecordCache
-from pipeline.ledger.records import ConceptRecord, Content, damage_of, read_contents, record_or_failure
+from pipeline.ledger.record_files import RecordFiles
+from pipeline.ledger.records import ConceptRecord, Content, damage_error, read_contents, record_or_failure
 from pipeline.store import retries
 from pipeline.store.errors import StoreFailed, describe_error
 from pipeline.store.storage import RunStore
 
 log = logging.getLogger(__name__)
 
+_BATCH = 20_000
 _VERIFY_THREADS = 8
 
 
@@ -30,7 +32,7 @@ def find_done(store: RunStore, *, verify: bool = False) -> DoneWork:
     On object stores, makes one listing, the requests for the parts of the records and one for each record that they
     lack. `verify` also reads every file. Raises StoreFailed if a record or a file cannot be read for now.
     """
-    listing = ConceptListing(store.scan_objects("concepts"))
+    listing = ConceptListing.of(store)
     done = DoneWork(set(), listing.awaiting_retry)
     for key, damage in _verified_damages(store, listing) if verify else _damages(store, listing):
         if damage:
@@ -46,35 +48,46 @@ def find_damaged(store: RunStore, listing: ConceptListing, max_reads: int) -> di
     On object stores only records in the copies of records are looked at, and at most `max_reads` of those that have
     changed since, which cost a request each. A record that cannot be read for now is not damaged.
     """
-    cache = RecordCache(store)
-    entries = list(listing.records.values())
-    known = _some(entries, cache.knows) if store.is_remote else entries
-    changed = _some(known, lambda identities: [not each for each in cache.has(identities)])
-    left_out = {entry.key for entry in changed[max_reads:]} if store.is_remote else set()
-    damaged = {}
-    for found in read_contents(store, cache, (each for each in known if each.key not in left_out)):
+    files = RecordFiles(store)
+    damaged: dict[str, str] = {}
+    rest = []
+    for entry, damage in _copied_damages(files, listing):
+        if damage is None:
+            rest.append(entry)
+        elif damage:
+            damaged[entry.fingerprint] = damage
+    if store.is_remote:
+        rest = list(compress(rest, files.knows([entry.identity for entry in rest])))[:max_reads]
+    for found in read_contents(store, rest):
         damage = _damage(found, listing)
         if damage and not isinstance(found.content, OSError):
             damaged[found.entry.fingerprint] = damage
     return damaged
 
 
-def _some(entries: Sequence[Entry], choose: Callable[[Sequence[bytes]], Iterable[bool]]) -> list[Entry]:
-    """Return the entries whose identities are chosen."""
-    return list(compress(entries, choose([each.identity for each in entries])))
-
-
 def _damages(store: RunStore, listing: ConceptListing) -> Iterator[tuple[bytes, str]]:
     """Yield fingerprint and damage of every record; the damage is empty where the record and its files are as they
     were written."""
-    for found in read_contents(store, RecordCache(store), listing.records.values()):
+    rest = []
+    for entry, damage in _copied_damages(RecordFiles(store), listing):
+        if damage is None:
+            rest.append(entry)
+        else:
+            yield entry.key, damage
+    for found in read_contents(store, rest):
         _raise_if_passing(store, found)
         yield found.entry.key, _damage(found, listing)
 
 
+def _copied_damages(files: RecordFiles, listing: ConceptListing) -> Iterator[tuple[Entry, str | None]]:
+    """Yield every record with the damage of its files; None where it has to be read, as no part has a copy."""
+    entries = iter(listing.records.values())
+    while batch := list(islice(entries, _BATCH)):
+        for entry, damage in zip(batch, files.damages(listing, batch), strict=True):
+            yield entry, damage_error(damage) if damage else damage
+
+
 def _damage(found: Content, listing: ConceptListing) -> str:
-    if found.is_checked and isinstance(found.content, bytes):
-        return damage_of(found.content, found.entry, listing)
     record = record_or_failure(found.entry.path, found.content, listing)
     return "" if record.status == "done" else record.error
 
@@ -90,7 +103,7 @@ def _verified_damages(store: RunStore, listing: ConceptListing) -> Iterator[tupl
     """Yield the same as `_damages`, with files whose digest is another as damage."""
 
     def records() -> Iterator[ConceptRecord]:
-        for found in read_contents(store, RecordCache(store), listing.records.values()):
+        for found in read_contents(store, listing.records.values(), RecordCache(store)):
             _raise_if_passing(store, found)
             yield record_or_failure(found.entry.path, found.content, listing, is_checked=found.is_checked)
 

@@ -155,7 +155,7 @@ def earlier_hash(output: str) -> str:
     """
     if not output:
         return ""
-    done = ConceptListing(RunStore(output).scan_objects("concepts")).records
+    done = ConceptListing.of(RunStore(output)).records
     if not done:
         raise ValueError(f"inversion.init.earlier_run = {output!r}: must be the output folder of a run with concepts")
     return digest(sorted(fingerprint.decode() for fingerprint in done))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.ledger.key_index import KeyIndex, Words, as_words
-from pipeline.ledger.record_parts import PART_ROWS, WORDS, PartWriter, read_parts
+from pipeline.ledger.record_parts import CONTENTS, PART_ROWS, WORDS, PartWriter, read_parts
 from pipeline.store.storage import RunStore
 
 _FEW_PARTS = 20
@@ -31,7 +31,7 @@ class RecordCache:
         self._ends = array("Q", [0])
         """Ends of the contents in the file, by row and with a 0 in front."""
         identities = []
-        for path, batches in read_parts(store):
+        for path, batches in read_parts(store, CONTENTS):
             self._parts.append(path)
             for batch in batches:
                 identities += batch["identity"].to_pylist()
@@ -42,16 +42,6 @@ class RecordCache:
         self._is_used = np.zeros(len(identities), np.bool_)
         self._added = PartWriter(store)
         self._num_added = 0
-
-    def knows(self, identities: Sequence[bytes]) -> list[bool]:
-        """Return for each identity whether there is an object of its path, whatever its content was."""
-        known = iter(self._index.has_first(_as_words(identities)).tolist())
-        return [bool(each) and next(known) for each in identities]
-
-    def has(self, identities: Sequence[bytes]) -> list[bool]:
-        """Return for each identity whether its content is here."""
-        found = iter((self._index.find(_as_words(identities)) >= 0).tolist())
-        return [bool(each) and next(found) for each in identities]
 
     def contents(self, identities: Sequence[bytes]) -> list[bytes | None]:
         """Return the content of each object; None where there is none."""

@@ -2,8 +2,9 @@
 
 The driver writes parts while concepts end, as it has their records in hand; the report adds what no part has. The
 record of each concept stays the truth: a row of a part is used only for the very object whose identity it has
-(`identity`). The name of a part states the MD5 of its bytes, so that one that was damaged is left out. Parts may be
-deleted.
+(`identity`). What a plan needs of a record, the sizes of its files, has columns of its own, so that a million contents
+need not be parsed. The name of a part states the MD5 of its bytes, so that one that was damaged is left out. Parts may
+be deleted.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import hashlib
 import io
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import from_json as from_json_text
 
 from pipeline.store.copies import put_copy
 from pipeline.store.parquet import iter_batches
@@ -29,7 +32,15 @@ PART_ROWS = 5000
 WORDS = 3
 """Length of an identity, in words of 8 bytes."""
 
-_SCHEMA = pa.schema([("identity", pa.binary(8 * WORDS)), ("content", pa.binary())])
+CONTENTS = ("identity", "content")
+DESCRIPTIONS = ("identity", "kept", "files")
+"""Columns that say which files the records describe: those of the fingerprint `kept` if it is not empty. `files` is
+null for a content that is no record."""
+
+_FILE = pa.struct([("name", pa.string()), ("bytes", pa.int64())])
+_SCHEMA = pa.schema(
+    [("identity", pa.binary(8 * WORDS)), ("content", pa.binary()), ("kept", pa.string()), ("files", pa.list_(_FILE))]
+)
 _LONGEST_WAIT_S = 300.0
 _READ_AT_A_TIME = 8
 
@@ -77,20 +88,18 @@ class PartWriter:
         """Store what waits. A failure is logged: the records are then read one by one."""
         if not self._waiting:
             return
-        columns = [
-            pa.array(values, field.type)
-            for values, field in zip(zip(*self._waiting, strict=True), _SCHEMA, strict=True)
-        ]
+        identities, contents = zip(*self._waiting, strict=True)
         self._waiting.clear()
+        columns = [pa.array(identities, _SCHEMA.field("identity").type), pa.array(contents, pa.binary())]
         buffer = io.BytesIO()
-        pq.write_table(pa.table(columns, _SCHEMA), buffer, compression="zstd")
+        pq.write_table(pa.table([*columns, *_descriptions(contents)], _SCHEMA), buffer, compression="zstd")
         content = buffer.getvalue()
         name = f"{time.time_ns():020d}-{hashlib.md5(content, usedforsecurity=False).hexdigest()}"
         self.is_whole &= put_copy(self._store, f"{FOLDER}/{name}.parquet", content)
 
 
-def read_parts(store: RunStore) -> Iterator[tuple[str, list[pa.RecordBatch]]]:
-    """Yield path and rows of every part that is whole, the oldest first; columns: `identity` and `content`."""
+def read_parts(store: RunStore, columns: Sequence[str]) -> Iterator[tuple[str, list[pa.RecordBatch]]]:
+    """Yield path and rows of every part that is whole, the oldest first; `columns` are CONTENTS or DESCRIPTIONS."""
     if not store.is_remote:
         return
     paths = sorted(store.list(FOLDER))
@@ -101,6 +110,43 @@ def read_parts(store: RunStore) -> Iterator[tuple[str, list[pa.RecordBatch]]]:
                     raise content
                 if hashlib.md5(content, usedforsecurity=False).hexdigest() not in path:
                     raise OSError("its content is not what its name states")
-                yield path, list(iter_batches(io.BytesIO(content), _SCHEMA.names))
+                yield path, _rows(content, columns)
             except (pa.ArrowException, OSError) as error:
                 log.warning("%s is ignored, as it cannot be read: %s", store.uri(path), error)
+
+
+def _rows(part: bytes, columns: Sequence[str]) -> list[pa.RecordBatch]:
+    """Read columns of a part; parts of earlier releases describe no files, which the contents then tell."""
+    batches = list(iter_batches(io.BytesIO(part), columns))
+    if all(set(columns) <= set(batch.schema.names) for batch in batches):
+        return batches
+    return [
+        pa.record_batch([batch["identity"], *_descriptions(batch["content"].to_pylist())], list(DESCRIPTIONS))
+        for batch in iter_batches(io.BytesIO(part), CONTENTS)
+    ]
+
+
+def _descriptions(contents: Sequence[bytes]) -> tuple[pa.Array, pa.Array]:
+    """Return the columns `kept` and `files` of records."""
+    kept: list[str] = []
+    begins: list[int | None] = []
+    names: list[str] = []
+    sizes: list[int] = []
+    for content in contents:
+        record = _parse(content)
+        kept.append(record.get("kept", ""))
+        begins.append(len(names) if record else None)
+        for name, file in record.get("files", {}).items():
+            names.append(name)
+            sizes.append(file["bytes"])
+    files = pa.StructArray.from_arrays([pa.array(names, pa.string()), pa.array(sizes, pa.int64())], fields=list(_FILE))
+    return pa.array(kept, pa.string()), pa.ListArray.from_arrays(pa.array([*begins, len(names)], pa.int32()), files)
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    """Return the fields of a record; none of a content that is no record."""
+    try:
+        tree = from_json_text(content)
+    except ValueError:
+        return {}
+    return tree if isinstance(tree, dict) else {}

@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import from_json as from_json_text
 
 from pipeline.ledger.digest import digest
 from pipeline.ledger.listing import ConceptListing, Entry
@@ -182,7 +181,7 @@ class ConceptRecord:
 
     def as_damaged(self, damage: str) -> ConceptRecord:
         """Return the record as one of a failed concept, whose results are not as they were written."""
-        error = _damage_error(damage)
+        error = damage_error(damage)
         return dataclasses.replace(self, status="failed", error=error, error_kind=STORAGE)
 
     @property
@@ -257,11 +256,11 @@ def load_records(
     Makes one listing and, on object stores, one request for each record that `RecordCache` does not hold;
     `update_cache` adds these to it, the last of them after the last record.
     """
-    listing = ConceptListing(store.scan_objects("concepts"))
+    listing = ConceptListing.of(store)
     ends = listing.failures | listing.records
     cache = RecordCache(store)
     wanted = ends.values() if carried is None else (ends[key] for key in carried if key in ends)
-    for found in read_contents(store, cache, wanted):
+    for found in read_contents(store, wanted, cache):
         record = record_or_failure(found.entry.path, found.content, is_checked=found.is_checked)
         if update_cache and isinstance(found.content, bytes) and not found.is_checked and not record.is_damaged:
             cache.keep(found.entry.identity, found.content)
@@ -283,11 +282,11 @@ class Content(NamedTuple):
     """True if they are known to be a record of the entry's folder, as it was written."""
 
 
-def read_contents(store: RunStore, cache: RecordCache, entries: Iterable[Entry]) -> Iterator[Content]:
-    """Yield the contents of records and failures, from the cache where it holds them."""
+def read_contents(store: RunStore, entries: Iterable[Entry], cache: RecordCache | None = None) -> Iterator[Content]:
+    """Yield the contents of records and failures, from a cache where it holds them."""
     rest = iter(entries)
     while batch := list(islice(rest, _BATCH)):
-        cached = cache.contents([each.identity for each in batch])
+        cached = cache.contents([each.identity for each in batch]) if cache else [None] * len(batch)
         read = store.get_many(each.path for each, content in zip(batch, cached, strict=True) if content is None)
         for entry, content in zip(batch, cached, strict=True):
             yield Content(entry, read[entry.path] if content is None else content, content is not None)
@@ -326,20 +325,12 @@ def record_or_failure(
     return record if listing is None else _compare_sizes(record, listing)
 
 
-def damage_of(content: bytes, entry: Entry, listing: ConceptListing) -> str:
-    """Return the error of a checked record whose files are not there as it says; empty if they are. A sixth of the time
-    of `record_or_failure`."""
-    tree = from_json_text(content)
-    folder = ConceptFolder(entry.concept_id, tree.get("kept") or entry.fingerprint)
-    damage = listing.damage(folder, {name: file["bytes"] for name, file in tree.get("files", {}).items()})
-    return damage and _damage_error(damage)
-
-
 def _compare_sizes(record: ConceptRecord, listing: ConceptListing) -> ConceptRecord:
     """Return the record, as a damaged one if its files are not there as it says."""
     damage = listing.damage(record.result, {name: file.bytes for name, file in record.files.items()})
     return record.as_damaged(damage) if damage else record
 
 
-def _damage_error(damage: str) -> str:
+def damage_error(damage: str) -> str:
+    """Return the error of a record that is damaged in this way."""
     return f"{_DAMAGED}{damage}; the next run learns it again"

@@ -9,7 +9,7 @@ import posixpath
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote_plus
 from xml.sax.saxutils import unescape
@@ -26,7 +26,7 @@ _BEFORE_PARSE = "before-parse.*.ListObjectsV2"
 """Event of the client between the bytes of an answer to a listing request and their reading. Under this name a handler
 is called before the client's own, which parses what it finds to look for an error in it."""
 
-_ENTRIES = "Entries"
+_PAGE = "Page"
 """Key of the objects of a page in the client's answer, where `_read_contents` took them out."""
 
 _FIELDS = {
@@ -51,15 +51,17 @@ _RENEWAL_S = 2.0
 _renewal_lock = threading.Lock()
 
 
-class S3Entry(NamedTuple):
-    """One object in a listing."""
+class Page(NamedTuple):
+    """Objects of one page of a listing, column by column: a million concepts are five million objects, and an object
+    of Python for each takes as long as reading the answer."""
 
-    key: str
-    num_bytes: int
-    etag: str
-    """Entity tag; the MD5 of the content for an object put in one part and not encrypted with its owner's keys."""
-    modified_at: float
-    """Modification time in seconds since 1970."""
+    keys: Sequence[str]
+    sizes: Sequence[int]
+    """Bytes of each object."""
+    etags: Sequence[str]
+    """Entity tags; the MD5 of the content for an object put in one part and not encrypted with its owner's keys."""
+    times: Sequence[Any]
+    """Modification times, each as the store writes it; see `timestamp`."""
 
 
 def options_without_retries() -> dict[str, Any]:
@@ -124,8 +126,8 @@ def get_with_etag(fs: Any, path: str, limit: int) -> tuple[bytes, str]:
     return retries.with_retries(get, lambda: renew_credentials(fs))
 
 
-def list_page(fs: Any, bucket: str, prefix: str, **options: Any) -> tuple[list[S3Entry], str]:
-    """Make one listing request: return up to 1,000 entries in the order of their keys, and a token for the next page
+def list_page(fs: Any, bucket: str, prefix: str, **options: Any) -> tuple[Page, str]:
+    """Make one listing request: return up to 1,000 objects in the order of their keys, and a token for the next page
     ("" on the last).
 
     `options` are the request's StartAfter or ContinuationToken, and MaxKeys. fsspec's own `find` keeps a dictionary of
@@ -137,11 +139,14 @@ def list_page(fs: Any, bucket: str, prefix: str, **options: Any) -> tuple[list[S
         return fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **options)
 
     answer = retries.with_retries(request, lambda: renew_credentials(fs))
-    entries = answer.get(_ENTRIES) or [
-        S3Entry(entry["Key"], int(entry["Size"]), _etag(entry), _timestamp(entry.get("LastModified", 0.0)))
-        for entry in answer.get("Contents", ())
-    ]
-    return entries, answer.get("NextContinuationToken", "") if answer.get("IsTruncated") else ""
+    listed = answer.get("Contents", ())
+    page = answer.get(_PAGE) or Page(
+        [entry["Key"] for entry in listed],
+        [int(entry["Size"]) for entry in listed],
+        [_etag(entry) for entry in listed],
+        [entry.get("LastModified", 0.0) for entry in listed],
+    )
+    return page, answer.get("NextContinuationToken", "") if answer.get("IsTruncated") else ""
 
 
 def _read_contents(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
@@ -156,12 +161,11 @@ def _read_contents(response_dict: dict[str, Any], customized_response_dict: dict
     counts = {len(_NEXT.findall(contents)) + 1, contents.count(_BEGIN), *map(len, columns.values())}
     if len(counts) > 1 or "<![CDATA[" in body or "\ufffd" in body or any("&#" in key for key in columns["Key"]):
         return  # other elements, or characters that are given by their numbers or are none
-    keys: Iterable[str] = (unescape(key, _QUOTES) if "&" in key else key for key in columns["Key"])
+    keys = [unescape(key, _QUOTES) if "&" in key else key for key in columns["Key"]]
     if _IS_QUOTED in rest:
-        keys = (unquote_plus(key) if "%" in key or "+" in key else key for key in keys)
-    times = (datetime.datetime.fromisoformat(text).timestamp() for text in columns["LastModified"])
-    entries = map(S3Entry, keys, map(int, columns["Size"]), columns["ETag"], times)
-    customized_response_dict[_ENTRIES] = list(entries)
+        keys = [unquote_plus(key) if "%" in key or "+" in key else key for key in keys]
+    sizes = list(map(int, columns["Size"]))
+    customized_response_dict[_PAGE] = Page(keys, sizes, columns["ETag"], columns["LastModified"])
     response_dict["body"] = rest.encode()
 
 
@@ -186,16 +190,17 @@ def listed_md5s(fs: Any, bucket: str, keys: Iterable[str]) -> dict[str, str]:
     while position < len(wanted):
         after = max(after, _string_just_before(wanted[position]))
         try:
-            entries, _ = list_page(fs, bucket, f"{prefix}/" if prefix else "", StartAfter=after)
+            page, _ = list_page(fs, bucket, f"{prefix}/" if prefix else "", StartAfter=after)
         except Exception as error:  # no listing is needed
             log.warning(
                 "cannot list s3://%s/%s (%s): photos there are read instead", bucket, prefix, redact(str(error))
             )
             return found
-        found |= {entry.key: entry.etag for entry in entries if entry.key in wanted_set and len(entry.etag) == 32}
-        if not entries or entries[-1].key <= after:
+        listed = zip(page.keys, page.etags, strict=True)
+        found |= {key: etag for key, etag in listed if key in wanted_set and len(etag) == 32}
+        if not page.keys or page.keys[-1] <= after:
             return found
-        after = entries[-1].key
+        after = page.keys[-1]
         while position < len(wanted) and wanted[position] <= after:
             position += 1
     return found
@@ -207,11 +212,12 @@ def modification_time(info: Mapping[str, Any]) -> float:
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = info.get(name)
         if value is not None:
-            return _timestamp(value)
+            return timestamp(value)
     return 0.0
 
 
-def _timestamp(value: Any) -> float:
+def timestamp(value: Any) -> float:
+    """Return a time of a listing in seconds since 1970; `value` is text in ISO 8601, a datetime or already seconds."""
     if isinstance(value, str):
         value = datetime.datetime.fromisoformat(value)
     return value.timestamp() if isinstance(value, datetime.datetime) else float(value)

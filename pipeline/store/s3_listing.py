@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-from pipeline.store.s3 import S3Entry, list_page
+from pipeline.store.s3 import Page, list_page
 
 THREADS = 8
 """Largest number of pages that are asked for at a time. Reading the answers takes one core by then."""
@@ -25,15 +25,16 @@ _LAST = "\U0010ffff"
 """The character that sorts behind all others."""
 
 
-def list_objects(fs: Any, bucket: str, prefix: str) -> Iterator[S3Entry]:
-    """Yield all entries under a prefix, each once; in the order of their keys only up to `PAGES_ALONE` pages."""
+def list_pages(fs: Any, bucket: str, prefix: str) -> Iterator[Page]:
+    """Yield all objects under a prefix, each once, a page at a time; in the order of their keys only up to
+    `PAGES_ALONE` pages."""
     start: dict[str, str] = {}
     for number in count(1):
-        entries, token = list_page(fs, bucket, prefix, **start)
-        yield from entries
+        page, token = list_page(fs, bucket, prefix, **start)
+        yield page
         if not token:
             return
-        if number == PAGES_ALONE and entries and (parts := divide(fs, bucket, prefix, entries[-1].key)):
+        if number == PAGES_ALONE and page.keys and (parts := divide(fs, bucket, prefix, page.keys[-1])):
             yield from _SharedListing(fs, bucket).read(parts)
             return
         start = {"ContinuationToken": token}
@@ -53,8 +54,8 @@ def divide(fs: Any, bucket: str, prefix: str, after: str) -> list[tuple[str, str
     """
 
     def first_after(within: str, key: str) -> str | None:
-        entries, _ = list_page(fs, bucket, within, StartAfter=key, MaxKeys=1)
-        return entries[0].key if entries else None
+        page, _ = list_page(fs, bucket, within, StartAfter=key, MaxKeys=1)
+        return page.keys[0] if page.keys else None
 
     shared, longest = len(prefix), len(after) - 1
     if longest < shared:  # an object of the prefix's own name
@@ -82,15 +83,15 @@ class _SharedListing:
         self._fs = fs
         self._bucket = bucket
         self._parts: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
-        self._pages: queue.Queue[list[S3Entry] | Exception | None] = queue.Queue(THREADS)
+        self._pages: queue.Queue[Page | Exception | None] = queue.Queue(THREADS)
         """Pages read; an error, or None, is the last."""
         self._lock = threading.Lock()
         self._num_unfinished = 0
         """Parts that wait or are being read."""
         self._is_over = threading.Event()
 
-    def read(self, parts: list[tuple[str, str]]) -> Iterator[S3Entry]:
-        """Yield the entries of all parts, a page at a time, as they come."""
+    def read(self, parts: list[tuple[str, str]]) -> Iterator[Page]:
+        """Yield the pages of all parts as they come."""
         self._add(parts)
         for _ in range(THREADS):  # of a process that ends, they must not be waited for
             threading.Thread(target=self._work, name="listing", daemon=True).start()
@@ -98,7 +99,7 @@ class _SharedListing:
             while (page := self._pages.get()) is not None:
                 if isinstance(page, Exception):
                     raise page
-                yield from page
+                yield page
         finally:
             self._is_over.set()
             self._release()
@@ -117,12 +118,12 @@ class _SharedListing:
         """Read a part; leave its rest to other threads when some have nothing to do."""
         start = {"StartAfter": after} if after else {}
         for number in count(1):
-            entries, token = list_page(self._fs, self._bucket, prefix, **start)
-            self._put(entries)
+            page, token = list_page(self._fs, self._bucket, prefix, **start)
+            self._put(page)
             if not token or self._is_over.is_set():
                 return
-            if number % PAGES_ALONE == 0 and entries and self._num_unfinished < THREADS:
-                parts = divide(self._fs, self._bucket, prefix, entries[-1].key)
+            if number % PAGES_ALONE == 0 and page.keys and self._num_unfinished < THREADS:
+                parts = divide(self._fs, self._bucket, prefix, page.keys[-1])
                 if parts:
                     self._add(parts)
                     return
@@ -148,7 +149,7 @@ class _SharedListing:
         for _ in range(THREADS):
             self._parts.put(None)
 
-    def _put(self, page: list[S3Entry] | Exception | None) -> None:
+    def _put(self, page: Page | Exception | None) -> None:
         while not self._is_over.is_set():
             try:
                 self._pages.put(page, timeout=1.0)

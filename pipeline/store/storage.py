@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,21 @@ class StoredObject(NamedTuple):
     version: str
     """Text that changes with the content: the entity tag, on S3 mostly the content's MD5; the time of writing where the
     store tells no tag; empty where it tells neither."""
+
+
+class StoredPage(NamedTuple):
+    """Some objects of a listing, column by column."""
+
+    paths: Sequence[str]
+    sizes: Sequence[int]
+    """Bytes of each object."""
+    versions: Sequence[str]
+    """See `StoredObject`."""
+    times: Sequence[Any]
+    """Times of writing, for `s3.timestamp`."""
+
+    def objects(self) -> Iterator[StoredObject]:
+        return map(StoredObject, self.paths, self.sizes, map(s3.timestamp, self.times), self.versions)
 
 
 @dataclass(frozen=True)
@@ -234,6 +250,11 @@ class RunStore:
         return ((each.path, each.num_bytes) for each in self.scan_objects(prefix))
 
     def scan_objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield every object under a folder, in no particular order; see `scan_pages`."""
+        for page in self.scan_pages(prefix):
+            yield from page.objects()
+
+    def scan_pages(self, prefix: str = "") -> Iterator[StoredPage]:
         """Yield every object under a folder, in no particular order. On S3 one request lists 1,000 objects, and several
         threads share a long listing."""
         fs, full = self._locate(prefix)
@@ -241,13 +262,15 @@ class RunStore:
         if is_s3(fs):
             bucket, _, key = full.partition("/")
             base -= len(bucket) + 1
-            entries = s3_listing.list_objects(fs, bucket, f"{key}/" if key else "")
+            pages = s3_listing.list_pages(fs, bucket, f"{key}/" if key else "")
         else:
-            found = call_with_retries(fs, lambda: _find(fs, full))
-            entries = (s3.S3Entry(name, info["size"], "", s3.modification_time(info)) for name, info in found.items())
-        for name, num_bytes, etag, written_at in entries:
-            if not name.endswith("/") and disk.TEMPORARY not in name:
-                yield StoredObject(name[base:], num_bytes, written_at, etag or (str(written_at) if written_at else ""))
+            pages = iter([_page(call_with_retries(fs, lambda: _find(fs, full)))])
+        for page in pages:
+            is_object = [not name.endswith("/") and disk.TEMPORARY not in name for name in page.keys]
+            keys, sizes, etags, times = (list(compress(column, is_object)) for column in page)
+            if not all(etags):
+                etags = [etag or str(s3.timestamp(time) or "") for etag, time in zip(etags, times, strict=True)]
+            yield StoredPage([name[base:] for name in keys], sizes, etags, times)
 
     def list(self, prefix: str = "") -> dict[str, int]:
         """Return path -> bytes of every object under a folder."""
@@ -272,6 +295,14 @@ def _find(fs: Any, path: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     return found
+
+
+def _page(found: Mapping[str, Any]) -> s3.Page:
+    """Return what `_find` found, whose stores tell no entity tags."""
+    infos = found.values()
+    return s3.Page(
+        list(found), [info["size"] for info in infos], [""] * len(found), [s3.modification_time(info) for info in infos]
+    )
 
 
 def _single_request(fs: Any) -> dict[str, int]:

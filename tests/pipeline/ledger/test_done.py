@@ -13,7 +13,8 @@ from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.digest import digest
 from pipeline.ledger.done import find_done
 from pipeline.ledger.plan import ConceptTask, Plan
-from pipeline.ledger.records import ConceptRecord, StoredFile, load_records, put_record
+from pipeline.ledger.record_parts import PartWriter
+from pipeline.ledger.records import ConceptRecord, StoredFile, add_to_part, load_records, put_record
 from pipeline.ledger.selection import Selection
 from pipeline.store import retries
 from pipeline.store.errors import StoreFailed
@@ -24,18 +25,23 @@ CHOSEN = outputs.settings()
 FILES = {"learned_embeds.safetensors": b"rows", "grid.png": b"picture"}
 
 
-@pytest.fixture
-def store() -> RunStore:
+@pytest.fixture(params=["memory://done", "s3://done/out"])
+def store(request: pytest.FixtureRequest) -> RunStore:
+    """Return an output; one on S3 has copies of its records (`tasks`)."""
+    if request.param.startswith("s3:"):
+        request.getfixturevalue("s3_memory")
     fsspec.filesystem("memory").store.clear()
-    return RunStore("memory://done")
+    return RunStore(request.param)
 
 
 @pytest.fixture
 def tasks(store: RunStore) -> dict[str, ConceptTask]:
     """Three concepts that are done."""
     found = outputs.tasks_of(outputs.put_manifest(store, outputs.make_photos(store, "a", "b", "c")), CHOSEN)
+    parts = PartWriter(store)
     for task in found.values():
-        finish(store, task)
+        add_to_part(parts, finish(store, task))
+    parts.flush()
     return found
 
 

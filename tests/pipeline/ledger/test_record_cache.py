@@ -42,7 +42,7 @@ def keep(store: RunStore, records: Iterator[tuple[bytes, bytes]]) -> None:
 def test_what_was_kept_is_found_until_it_changes(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_parts, "PART_ROWS", 3)
     first = next(contents(1))[0]
-    assert RecordCache(store).knows([first, b""]) == [False, False]
+    assert RecordCache(store).contents([first, b""]) == [None, None]
     keep(store, contents(7))
     again = RecordCache(store)
     keys, expected = zip(*contents(7), strict=True)
@@ -50,9 +50,6 @@ def test_what_was_kept_is_found_until_it_changes(store: RunStore, monkeypatch: p
     assert again.contents([keys[3], b"", keys[1]]) == [expected[3], None, expected[1]]
     changed = [key for key, _ in contents(7, version="w")] + [key for key, _ in contents(1, size=21)]
     assert again.contents(changed) == [None] * 8
-    assert again.has([*keys, *changed, b""]) == [True] * 7 + [False] * 9
-    assert again.knows([*changed, b""]) == [True] * 8 + [False]
-    assert again.knows([identity("concepts/c7/f/record.json", 20, "v")]) == [False]
 
 
 def test_nothing_is_stored_again(store: RunStore, s3_memory: S3Memory) -> None:
@@ -66,9 +63,9 @@ def test_rows_of_objects_that_are_gone_are_removed(store: RunStore, monkeypatch:
     monkeypatch.setattr(record_cache, "PART_ROWS", 5)
     for version in "abcd":
         keep(store, contents(10, version=version))
-        assert RecordCache(store).has([key for key, _ in contents(10, version=version)]) == [True] * 10
+        assert None not in RecordCache(store).contents([key for key, _ in contents(10, version=version)])
     cache = RecordCache(store)
-    assert not any(cache.has([key for key, _ in contents(10, version="a")]))
+    assert cache.contents([key for key, _ in contents(10, version="a")]) == [None] * 10
 
 
 def test_many_small_parts_become_few(store: RunStore) -> None:

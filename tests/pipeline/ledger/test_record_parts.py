@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.ledger import record_parts
-from pipeline.ledger.record_parts import FOLDER, PartWriter, identity, read_parts
+from pipeline.ledger.record_parts import CONTENTS, FOLDER, PartWriter, identity, read_parts
 from pipeline.store.storage import RunStore
 from tests.pipeline.s3_memory import S3Memory
 
@@ -21,7 +21,10 @@ def store(s3_memory: S3Memory) -> RunStore:
 
 def contents(store: RunStore) -> list[list[bytes]]:
     """Return the contents in each part."""
-    return [[each for batch in batches for each in batch["content"].to_pylist()] for _, batches in read_parts(store)]
+    return [
+        [each for batch in batches for each in batch["content"].to_pylist()]
+        for _, batches in read_parts(store, CONTENTS)
+    ]
 
 
 def test_a_part_is_stored_when_it_is_full_when_it_is_old_and_at_the_end(
@@ -104,4 +107,4 @@ def test_a_local_disk_needs_no_parts(tmp_path: Path) -> None:
     parts.add_content("concepts/c/f/record.json", b"x")
     parts.flush()
     assert list(tmp_path.iterdir()) == []
-    assert list(read_parts(RunStore(str(tmp_path)))) == []
+    assert list(read_parts(RunStore(str(tmp_path)), CONTENTS)) == []

@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 
 from pipeline.store.addresses import open_filesystem
-from pipeline.store.s3 import list_page, listed_md5s, modification_time
-from pipeline.store.s3_listing import list_objects
+from pipeline.store.s3 import list_page, listed_md5s, modification_time, timestamp
+from pipeline.store.s3_listing import list_pages
 from tests.pipeline.s3_memory import S3Memory
 
 
@@ -24,6 +24,13 @@ def fill(server: S3Memory, keys: list[str]) -> Any:
 
 def md5(key: str) -> str:
     return hashlib.md5(key.encode()).hexdigest()
+
+
+def rows(fs: Any) -> list[tuple[str, int, str, float]]:
+    """Return key, size, tag and time of each object of a page."""
+    page, token = list_page(fs, "bucket", "photos/")
+    assert token == ""
+    return list(zip(page.keys, page.sizes, page.etags, map(timestamp, page.times), strict=True))
 
 
 def test_neighbours_are_found_in_one_page(s3_memory: S3Memory) -> None:
@@ -41,7 +48,7 @@ def test_a_lookup_jumps_over_keys_that_are_not_wanted(s3_memory: S3Memory, monke
     wanted = ["photos/003.png", "photos/005.png", "photos/120.png", "photos/199.png"]
     assert listed_md5s(fs, "bucket", wanted) == {key: md5(key) for key in wanted}
     assert s3_memory.requests["list"] == 3  # the first two are on one page
-    assert [entry.key for entry in list_objects(fs, "bucket", "photos/")] == keys
+    assert [key for page in list_pages(fs, "bucket", "photos/") for key in page.keys] == keys
 
 
 def test_absent_keys_are_left_out(s3_memory: S3Memory) -> None:
@@ -100,14 +107,14 @@ def test_a_listing_is_read_as_the_client_reads_it(
         return web.Response(text=text, content_type="application/xml")
 
     monkeypatch.setattr(s3_memory, "_list", answer)
-    quick = list_page(fs, "bucket", "photos/")
+    quick = rows(fs)
     listed = key if encoding or "%" not in shown else shown
-    assert (listed, len(key.encode()), md5(key), 1767323045.0) in quick[0]
+    assert (listed, len(key.encode()), md5(key), 1767323045.0) in quick
     fs.clear_instance_cache()
     monkeypatch.setattr("pipeline.store.s3._read_contents", lambda **_: None)
     again = open_filesystem("s3://bucket/")[0]
     assert again is not fs
-    assert list_page(again, "bucket", "photos/") == quick
+    assert rows(again) == quick
 
 
 _CUT = "<?xml version='1.0'?><ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>photos/a</Key>"
@@ -132,5 +139,5 @@ def test_an_answer_that_is_no_whole_listing_is_asked_for_again(
     whole = s3_memory._list
     answers = [lambda *_: web.Response(text=answer, content_type="application/xml"), whole]
     monkeypatch.setattr(s3_memory, "_list", lambda *request: answers.pop(0)(*request))
-    entries, token = list_page(fs, "bucket", "photos/")
-    assert ([entry.key for entry in entries], token, answers) == (["photos/a", "photos/b"], "", [])
+    page, token = list_page(fs, "bucket", "photos/")
+    assert (page.keys, token, answers) == (["photos/a", "photos/b"], "", [])

@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.store import s3_listing
 from pipeline.store.addresses import open_filesystem
-from pipeline.store.s3 import S3Entry, list_page
-from pipeline.store.s3_listing import THREADS, divide, list_objects
+from pipeline.store.s3 import Page, list_page
+from pipeline.store.s3_listing import THREADS, divide, list_pages
 from tests.pipeline.s3_memory import S3Memory
 from tests.pipeline.s3_server import S3Server
 
@@ -26,6 +26,10 @@ def keys_of(ids: list[str]) -> list[str]:
     numbers = random.Random(0)
     folders = [f"{name}/{numbers.randbytes(4).hex()}" for name in ids]
     return sorted(f"concepts/{folder}/{file}" for folder in folders for file in FILES)
+
+
+def list_keys(fs: Any, bucket: str = "bucket") -> list[str]:
+    return [key for page in list_pages(fs, bucket, "concepts/") for key in page.keys]
 
 
 LAYOUTS = {
@@ -48,7 +52,7 @@ class Requests:
         self._page = page
         self._lock = threading.Lock()
 
-    def list_page(self, *place: Any, **options: Any) -> tuple[list[S3Entry], str]:
+    def list_page(self, *place: Any, **options: Any) -> tuple[Page, str]:
         with self._lock:
             self.count += 1
             self.at_a_time += 1
@@ -82,9 +86,9 @@ def fill(s3_memory: S3Memory) -> Callable[[list[str]], Any]:
 def test_every_object_is_listed_once(layout: str, fill: Callable[[list[str]], Any], requests: Requests) -> None:
     keys = LAYOUTS[layout]
     fs = fill(keys)
-    found = list(list_objects(fs, "bucket", "concepts/"))
-    assert sorted(entry.key for entry in found) == sorted(keys)
-    assert all(entry.num_bytes == len(entry.key.encode()) for entry in found)
+    found = list(list_pages(fs, "bucket", "concepts/"))
+    assert sorted(key for page in found for key in page.keys) == sorted(keys)
+    assert all(list(page.sizes) == [len(key.encode()) for key in page.keys] for page in found)
     pages = len(keys) / 20
     assert requests.count < 4 * pages + 20
     assert 1 <= requests.most_at_a_time <= THREADS
@@ -96,20 +100,20 @@ def test_a_long_listing_is_read_by_several_threads(fill: Callable[[list[str]], A
     begun = itertools.count()
     request = requests.list_page
 
-    def waiting(*place: Any, **options: Any) -> tuple[list[S3Entry], str]:
+    def waiting(*place: Any, **options: Any) -> tuple[Page, str]:
         if threading.current_thread().name == "listing" and next(begun) < 3:
             together.wait(60)
         return request(*place, **options)
 
     s3_listing.list_page = waiting  # type: ignore[assignment]  # `requests` sets it back
-    assert len(list(list_objects(fs, "bucket", "concepts/"))) == len(LAYOUTS["random"])
+    assert len(list_keys(fs)) == len(LAYOUTS["random"])
     assert not together.broken
 
 
 def test_a_short_listing_is_read_in_order_and_not_divided(fill: Callable[[list[str]], Any], requests: Requests) -> None:
     keys = LAYOUTS["random"][:60]
     fs = fill(keys)
-    assert [entry.key for entry in list_objects(fs, "bucket", "concepts/")] == keys
+    assert list_keys(fs) == keys
     assert requests.count == 3
 
 
@@ -127,14 +131,14 @@ def test_an_error_reaches_the_reader(fill: Callable[[list[str]], Any], requests:
     fs = fill(LAYOUTS["random"])
     request = requests.list_page
 
-    def failing(*place: Any, **options: Any) -> tuple[list[S3Entry], str]:
+    def failing(*place: Any, **options: Any) -> tuple[Page, str]:
         if threading.current_thread().name == "listing" and requests.count > 30:
             raise PermissionError("AccessDenied")
         return request(*place, **options)
 
     s3_listing.list_page = failing  # type: ignore[assignment]
     with pytest.raises(PermissionError, match="AccessDenied"):
-        list(list_objects(fs, "bucket", "concepts/"))
+        list_keys(fs)
     assert_threads_end()
 
 
@@ -142,8 +146,8 @@ def test_a_listing_that_is_not_read_to_its_end_leaves_no_thread(
     fill: Callable[[list[str]], Any], requests: Requests
 ) -> None:
     fs = fill(LAYOUTS["random"])
-    listed = list_objects(fs, "bucket", "concepts/")
-    for _ in range(200):
+    listed = list_pages(fs, "bucket", "concepts/")
+    for _ in range(10):
         next(listed)
     listed.close()  # type: ignore[attr-defined]
     assert requests.most_at_a_time <= THREADS
@@ -156,12 +160,12 @@ def test_a_store_that_ignores_where_to_start_is_read_page_by_page(
     fs = fill(LAYOUTS["random"])
     request = requests.list_page
 
-    def ignoring(*place: Any, **options: Any) -> tuple[list[S3Entry], str]:
+    def ignoring(*place: Any, **options: Any) -> tuple[Page, str]:
         options.pop("StartAfter", None)
         return request(*place, **options)
 
     s3_listing.list_page = ignoring  # type: ignore[assignment]
-    assert [entry.key for entry in list_objects(fs, "bucket", "concepts/")] == LAYOUTS["random"]
+    assert list_keys(fs) == LAYOUTS["random"]
 
 
 @pytest.mark.slow
@@ -174,7 +178,7 @@ def test_every_object_of_a_real_server_is_listed_once(
     name = bucket.removeprefix("s3://")
     fsspec.filesystem("s3", **s3_server.options).pipe({f"{name}/{key}": b"x" for key in [*keys, "concepts-of-old/a"]})
     fs = open_filesystem(bucket)[0]
-    assert sorted(entry.key for entry in list_objects(fs, name, "concepts/")) == sorted(keys)
+    assert sorted(list_keys(fs, name)) == sorted(keys)
     assert 1 < requests.most_at_a_time <= THREADS
 
 
