@@ -227,6 +227,14 @@ class GateConfig:
     """Lower bound of CLIP-I on the way from the initializer word's own pictures, 0, to the photos among themselves, 1;
     None for no bound. Left out for a concept without an initializer or with one photo."""
 
+    others: str = ""
+    """URI of a manifest of other concepts, which may be the run's own; empty for none. Sample pictures are compared
+    with the photos of its concepts that have the same category, another id and no photo in common."""
+
+    min_clip_i_margin: float | None = 0.0
+    """Lower bound of CLIP-I minus the highest CLIP-I to the photos of one of `others`; None for no bound. The default
+    asks that no other concept is nearer."""
+
     min_clip_t: float | None = None
     """Lower bound of CLIP-T, the cosine similarity to the sample prompts; None for no bound."""
 
@@ -369,6 +377,7 @@ class RunConfig:
             looks_at_photos = method in ("auto", "amortised", "encoder")
             require(not looks_at_photos, "extractor", "", f"a CLIP for inversion.init.method {method!r}")
             require(not clip_weight, "extractor", "", "a CLIP for inversion.penalties.clip")
+            require(not self.gate.others, "extractor", "", "a CLIP for gate.others")
         earlier = self.inversion.init.earlier_run
         require(
             earlier != self.output or not earlier,

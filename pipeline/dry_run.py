@@ -15,6 +15,7 @@ from pipeline.exit_codes import FAILED
 from pipeline.gate_retries import concepts_to_retry
 from pipeline.inputs.manifest import BadRow, concept_ids, count_rows, manifest_notes, read_by_priority
 from pipeline.inputs.models import demo_budget_note, demo_note, load_model_vocabularies
+from pipeline.inputs.other_concepts import read_others
 from pipeline.inputs.prompt_table import Prompt, prompt_notes, read_prompts, unknown_concepts
 from pipeline.ledger.digest import digest
 from pipeline.ledger.known_failures import read_known
@@ -52,6 +53,7 @@ def dry_run(
     """
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     vocabularies = load_model_vocabularies(config)  # before the plan, which reads the whole model for its digest
+    read_others(config.gate.others)
     store = RunStore(config.output)
     store.check_writable()
     plan, settings = make_plan(config, store, selection, verify=verify)

@@ -25,6 +25,7 @@ from pipeline.gate_retries import retry_rules
 from pipeline.inputs.manifest import read_by_priority
 from pipeline.inputs.manifest_files import list_folders_once
 from pipeline.inputs.models import check_model, demo_note, locate
+from pipeline.inputs.other_concepts import read_others
 from pipeline.inputs.prompt_table import Prompt, read_prompts
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.inputs.text_tables import is_text_table
@@ -182,6 +183,7 @@ def run(
     announce(config.log_format, "planning: reading the manifest, the photos' hashes and the model's files")
     check_model(config)  # here and not in every actor
     check_tracking(config.tracking)
+    read_others(config.gate.others)
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     check_negatives(config, prompts)
     stages = Run(config, selection, until, verify=verify)

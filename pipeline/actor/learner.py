@@ -77,6 +77,7 @@ class Learner:
         self._config = config
         self._store = RunStore(config.output)
         self._backbone, self._extractor = model.backbone, model.extractor
+        self._other_photos = model.other_photos
         self._loaded_settings = LoadedSettings(config, model.digests)
         init = config.inversion.init
         model_hash = self._backbone.model_hash()
@@ -326,7 +327,8 @@ class Learner:
 
     def _put(self, job: Job, photos: list[Image.Image], outcome: Outcome, samples: Samples) -> ConceptRecord:
         """Score the samples and store everything that the concept produced, its record last."""
-        scores = score(self._extractor, photos, samples) if self._extractor else {}
+        nearest_other = partial(self._other_photos.nearest, job.task.concept)
+        scores = score(self._extractor, photos, samples, nearest_other) if self._extractor else {}
         sheet = samples.sheet(photos)
         files = put_files(self._store, job, outcome, sheet, self._config.model, self._backbone.model_hash())
         strip = self._previews.finish(job, outcome)

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from transformers.utils import logging
 
+from pipeline.actor.other_photos import OtherPhotos
 from pipeline.actor.pass_estimates import PassEstimates
 from pipeline.config import RunConfig
 from pipeline.inputs.models import extractor_hash, locate, model_hash
@@ -41,3 +42,8 @@ class LoadedModel:
         if not self._config.extractor:
             return None
         return ClipExtractor(locate(self._config.extractor), self._config.device)
+
+    @cached_property
+    def other_photos(self) -> OtherPhotos:
+        """Photos of other concepts that the gate compares sample pictures with."""
+        return OtherPhotos(self._config, self.extractor)

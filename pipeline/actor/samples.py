@@ -8,7 +8,7 @@ any other: the initializer alone ("cat"), and the prompt that names no concept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -109,11 +109,18 @@ def draw_samples(
     return Samples.from_pictures(pictures, concept.category, config, embedding)
 
 
-def score(extractor: ClipExtractor, photos: Sequence[Image.Image], samples: Samples) -> dict[str, float]:
+def score(
+    extractor: ClipExtractor,
+    photos: Sequence[Image.Image],
+    samples: Samples,
+    nearest_other: Callable[[Tensor], float | None] = lambda _pictures: None,
+) -> dict[str, float]:
     """Return CLIP-I of the first prompt's pictures and CLIP-T over all prompts that say something besides the concept.
 
     The names are `clip_i` and `clip_t`, the same two with `_initializer` for the initializer word, where it has
-    pictures of all those prompts, and `clip_i_photos`, each photo against the others, if there are several.
+    pictures of all those prompts, `clip_i_photos`, each photo against the others, if there are several, and
+    `clip_i_others`, what `nearest_other` returns for the features [pictures, dim] of the first prompt's pictures: their
+    highest CLIP-I to the photos of another concept, or None if there is none.
     """
     sets = [photos, *samples.learned, *samples.initial]
     features = extractor.images([picture for pictures in sets for picture in pictures])  # in as few passes as can be
@@ -126,6 +133,8 @@ def score(extractor: ClipExtractor, photos: Sequence[Image.Image], samples: Samp
         scores |= _pair(initial, real, wanted if len(initial) == len(learned) else {}, "_initializer")
     if len(photos) > 1:
         scores["clip_i_photos"] = float(clip_i_between_photos(real).mean())
+    if (others := nearest_other(learned[0])) is not None:
+        scores["clip_i_others"] = others
     return scores
 
 

@@ -15,6 +15,7 @@ _ADDRESSES: dict[str, Callable[[str], str]] = {
     "model": portable,
     "extractor": portable,
     "evaluation.dino": portable,
+    "gate.others": absolute,
     "inversion.penalties.captions": absolute,
     "inversion.init.earlier_run": absolute,
     "inversion.init.encoder": absolute,

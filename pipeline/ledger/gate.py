@@ -28,6 +28,9 @@ def shortfalls(scores: Mapping[str, float], gate: GateConfig) -> dict[str, float
     word, photos = scores.get("clip_i_initializer"), scores.get("clip_i_photos")
     if gate.min_clip_i_share is not None and "clip_i" in scores and word is not None and photos is not None:
         found["min_clip_i_share"] = max(0.0, word + gate.min_clip_i_share * (photos - word) - scores["clip_i"])
+    others = scores.get("clip_i_others")
+    if gate.min_clip_i_margin is not None and "clip_i" in scores and others is not None:
+        found["min_clip_i_margin"] = max(0.0, gate.min_clip_i_margin - (scores["clip_i"] - others))
     return found
 
 

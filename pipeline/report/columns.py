@@ -35,6 +35,7 @@ _TITLES = {
     "clip_t_gain": "CLIP-T gain",
     "clip_i_initializer": "CLIP-I of the initializer",
     "clip_t_initializer": "CLIP-T of the initializer",
+    "clip_i_others": "CLIP-I to another concept",
     "clip_i_photos": "CLIP-I among photos",
     "steps": "steps",
     "seconds": "seconds",

@@ -63,7 +63,8 @@ def records(output: Path) -> dict[str, ConceptRecord]:
 def test_a_try_is_what_a_run_with_its_settings_learns(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gate = {"min_clip_i": 2.0, "ladder": ["seed", "steps*2"]}  # which nothing reaches
+    ladder = {"min_clip_i": 2.0, "ladder": ["seed", "steps*2"]}  # which nothing reaches
+    gate = {**ladder, "others": str(tmp_path / "manifest.parquet")}
     hour_price = {"hour_price": 2.5, "currency": "EUR"}
     command = job(tmp_path, tiny_model, "gated", gate=gate, report=hour_price)
     assert main(command) == OK
@@ -76,6 +77,7 @@ def test_a_try_is_what_a_run_with_its_settings_learns(
     other = learned_calmly(tiny_model, tmp_path / "other-seed", command[0], seed=1, inversion=INVERSION)
     for name, record in gated.items():
         assert record.gate == "below"
+        assert all("clip_i_others" in each.scores for each in record.tries)
         assert [each.rung for each in record.tries] == ["", "seed", "steps*2"]
         assert [each.steps for each in record.tries] == [STEPS, STEPS, 2 * STEPS]
         likeness = [each.scores["clip_i"] for each in record.tries]

@@ -154,6 +154,20 @@ def test_scores() -> None:
     assert (sum(judge.seen), judge.read) == (3 + 4 + 4, ["red", "blue"]), "each picture and text is looked at once"
 
 
+def test_the_nearest_other_concept_is_asked_for_the_first_prompts_pictures() -> None:
+    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    samples = Samples(prompts=("{}", "red {}"), learned=[[red], [blue]], initial=[])
+    seen: list[list[list[float]]] = []
+
+    def nearest(pictures: Tensor) -> float:
+        seen.append(pictures.tolist())
+        return 0.25
+
+    judge: ClipExtractor = Colours()  # type: ignore[assignment]  # a stand-in
+    assert score(judge, [red], samples, nearest) == {**score(judge, [red], samples), "clip_i_others": 0.25}
+    assert seen == [[[255, 0, 0]]]
+
+
 def test_the_initializer_has_no_clip_t_without_pictures_of_all_prompts() -> None:
     red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
     judge: ClipExtractor = Colours()  # type: ignore[assignment]  # a stand-in

@@ -35,6 +35,15 @@ def test_bounds(gate: dict[str, float], expected: str) -> None:
     assert verdict(SCORES, GateConfig(**gate)) == expected
 
 
+@pytest.mark.parametrize(
+    ("others", "margin", "expected"),
+    [(0.69, 0.0, PASSED), (0.71, 0.0, BELOW), (0.71, -0.02, PASSED), (0.69, 0.02, BELOW), (0.99, None, PASSED)],
+)
+def test_no_other_concept_may_be_nearer(others: float, margin: float | None, expected: str) -> None:
+    scores = {**SCORES, "clip_i_others": others}
+    assert verdict(scores, GateConfig(min_clip_i_margin=margin)) == expected
+
+
 def test_what_there_is_no_score_for_is_not_judged() -> None:
     assert verdict({}, GateConfig(min_clip_i=0.9)) == ""
     assert verdict({"clip_i": 0.1}, GateConfig()) == ""  # without an initializer there is nothing to be better than
