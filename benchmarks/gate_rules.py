@@ -96,13 +96,22 @@ def best_bound(good: Sequence[float], failed: Sequence[float]) -> Bound:
     )
 
 
-def split_scores(rows: Sequence[Row], rule: Rule, truth: str) -> tuple[list[float], list[float]]:
-    """Return the rule's scores of good rows and of failed ones: those with `truth` below one half."""
-    good = [rule.score(row["gate"]) for row in rows if row[truth] >= 0.5]
-    return good, [rule.score(row["gate"]) for row in rows if row[truth] < 0.5]
+def has_failed(row: Row, truth: Sequence[str]) -> bool | None:
+    """Return whether a row has failed: all of the `truth` scores are below one half. None if they disagree, or one is
+    missing."""
+    votes = {None if row.get(score) is None else row[score] < 0.5 for score in truth}
+    return votes.pop() if len(votes) == 1 else None
 
 
-def area_interval(rows: Sequence[Row], rule: Rule, truth: str) -> tuple[float, float]:
+def split_scores(rows: Sequence[Row], rule: Rule, truth: Sequence[str]) -> tuple[list[float], list[float]]:
+    """Return the rule's scores of good rows and of failed ones."""
+    found: dict[bool | None, list[float]] = {False: [], True: [], None: []}
+    for row in rows:
+        found[has_failed(row, truth)].append(rule.score(row["gate"]))
+    return found[False], found[True]
+
+
+def area_interval(rows: Sequence[Row], rule: Rule, truth: Sequence[str]) -> tuple[float, float]:
     """Return the bootstrap interval of the area over concepts; resamples without good or without failed rows count as
     one half."""
     groups: dict[str, list[Row]] = {}
@@ -116,15 +125,19 @@ def area_interval(rows: Sequence[Row], rule: Rule, truth: str) -> tuple[float, f
     return bootstrap_interval(list(groups.values()), of_sample, repetitions=500)
 
 
-def show_rules(rows: Sequence[Row], truth: str) -> str:
+def show_rules(rows: Sequence[Row], truth: Sequence[str]) -> str:
     """Return a Markdown table of the rules: area, and the rates at the natural bound and at the best one.
 
-    `truth`: score of other pictures than the gate's, the share that shows this concept and no other. Rows without the
-    gate's scores are left out.
+    `truth`: scores of other pictures than the gate's, each the share that shows this concept and no other. Rows without
+    the gate's scores, or on which the scores disagree, are left out.
     """
-    judged = [row for row in rows if row.get("gate") and row.get(truth) is not None]
-    failed = sum(row[truth] < 0.5 for row in judged)
-    head = f"{len(judged)} rows, {failed} failed: most of their pictures are nearer to another concept ({truth}).\n\n"
+    scored = [row for row in rows if row.get("gate")]
+    judged = [row for row in scored if has_failed(row, truth) is not None]
+    failed = sum(bool(has_failed(row, truth)) for row in judged)
+    head = (
+        f"{len(judged)} rows, {failed} failed: most of their pictures are nearer to another concept "
+        f"({', '.join(truth)}); {len(scored) - len(judged)} undecided rows are left out.\n\n"
+    )
     if not failed or failed == len(judged):
         return f"{head}Without both kinds no rule can be measured; take more concepts or seeds, or fewer steps.\n"
     lines: list[list[object]] = []

@@ -6,7 +6,8 @@
 Every setup learns the same concepts with every seed (`CANDIDATES`: the recipe `fast` with more steps, larger batches,
 another start, a lower rate or no norm cap, and the default). A row failed if most of its pictures of "a photo of a S*"
 are nearer to another concept's photos than to its own, by `--truth` (a score of `benchmarks/scores.py`; the gate's own
-CLIP is lenient to itself, so an extractor that the gate does not use is better). `best of two tries` takes, of two
+CLIP is lenient to itself, so an extractor that the gate does not use is better; of several, all must say so, and rows
+on which they disagree count neither way). `best of two tries` takes, of two
 seeds each, the row with the higher CLIP-I of the gate's own pictures, at the cost of both. Then every rule of
 `benchmarks/gate_rules.py` is measured on all rows: the gate sees the sample grid, failures are told by other pictures.
 
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.gate_rules import show_rules
+from benchmarks.gate_rules import has_failed, show_rules
 from benchmarks.intervals import Row, by_setup, over_concepts, spread_over_seeds
 from benchmarks.jobs import measure_all
 from benchmarks.methods import add_options, jobs_of, report, split
@@ -77,7 +78,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--setups", nargs="+", default=list(CANDIDATES), metavar="NAME")
-    parser.add_argument("--truth", default="clip_own", help="score that tells failed rows: below one half")
+    parser.add_argument(
+        "--truth", nargs="+", default=["clip_own"], metavar="SCORE", help="scores that tell failed rows: below one half"
+    )
     add_options(parser, output="output/steadiness")
     parser.set_defaults(seeds=["0", "1", "2", "3"])
     return parser.parse_args(arguments)
@@ -100,14 +103,14 @@ def best_of_two(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def show_steadiness(rows: Sequence[Row], truth: str) -> str:
+def show_steadiness(rows: Sequence[Row], truth: Sequence[str]) -> str:
     """Return a Markdown table of the setups: failed rows, CLIP-I and PSNR with their spread over seeds, and seconds."""
     lines: list[list[object]] = []
     means = {score: over_concepts(rows, score) for score in ("clip_i", "psnr_db", "seconds")}
     spreads = {score: spread_over_seeds(rows, score) for score in ("clip_i", "psnr_db")}
     for name, of_setup in by_setup(rows).items():
-        judged = [row for row in of_setup if row.get(truth) is not None]
-        share = Proportion(count=sum(row[truth] < 0.5 for row in judged), n=len(judged)) if judged else None
+        judged = [each for row in of_setup if (each := has_failed(row, truth)) is not None]
+        share = Proportion(count=sum(judged), n=len(judged)) if judged else None
         failed = f"{share.count} of {share.n} ({share.interval[0]:.0%} to {share.interval[1]:.0%})" if share else None
         cells = [cell for score in spreads for cell in (means[score][name], spreads[score][name])]
         seconds = means["seconds"][name]

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gate_rules import RULES, Bound, above_share, area, best_bound, margin, rates, show_rules
+from benchmarks.gate_rules import (
+    RULES,
+    Bound,
+    above_share,
+    area,
+    best_bound,
+    has_failed,
+    margin,
+    rates,
+    show_rules,
+)
 
 
 def row(concept: str, own: float, clip_i: float, others: float) -> dict[str, Any]:
@@ -36,9 +46,23 @@ def test_scores_of_rules() -> None:
 
 
 def test_the_table_shows_what_passes_falsely() -> None:
-    said = show_rules(ROWS, "clip_own")
+    said = show_rules(ROWS, ["clip_own"])
     assert said.startswith("4 rows, 2 failed")
     lines = {line.split(" | ")[0].strip("| "): line for line in said.splitlines() if line.startswith("|")}
     assert "0.000: 50%, 0%" in lines["gain over the initializer word's pictures (the default)"]  # c passes, d does not
     assert "0.000: 0%, 0%" in lines["margin to the nearest other concept"]
-    assert "no rule can be measured" in show_rules(ROWS[:2], "clip_own")
+    assert "no rule can be measured" in show_rules(ROWS[:2], ["clip_own"])
+
+
+def test_judges_that_disagree_decide_nothing() -> None:
+    rows = [{**row, "moco_own": row["clip_own"]} for row in ROWS]
+    assert [has_failed({"a": a, "b": b}, ["a", "b"]) for a, b in ((0.4, 0.0), (0.5, 1.0), (0.4, 0.5))] == [
+        True,
+        False,
+        None,
+    ]
+    assert has_failed({"a": 0.4}, ["a", "b"]) is None
+    both = ["clip_own", "moco_own"]
+    assert show_rules(rows, both).splitlines()[2:] == show_rules(ROWS, ["clip_own"]).splitlines()[2:]
+    odd = {**rows[0], "moco_own": 1 - rows[0]["moco_own"]}
+    assert "; 1 undecided rows are left out" in show_rules([odd, *rows[1:]], both)

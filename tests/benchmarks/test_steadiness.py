@@ -30,7 +30,7 @@ def test_two_tries_keep_what_the_gate_likes_best() -> None:
 
 
 def test_failures_and_spread_over_seeds() -> None:
-    lines = show_steadiness([*ROWS, *best_of_two(ROWS)], "clip_own").splitlines()
+    lines = show_steadiness([*ROWS, *best_of_two(ROWS)], ["clip_own"]).splitlines()
     # the deviation of 0.3, 0.7, 0.6, 0.9, 0 is 0.3536
     assert lines[2] == "| fast | 2 of 5 (12% to 77%) | 0.500 | 0.354 | 15.000 | 0.000 | 2 |"
     assert lines[3].startswith("| fast, best of two tries | 0 of 2 (0% to 66%) | 0.650 | 0.071 |")
