@@ -33,6 +33,9 @@ from tests.pipeline.runs import task
 from tests.pipeline.stand_ins import StandIn
 from textual_inversion.slot_state import SlotState
 
+HELD_FROM_STEP = 100
+"""Step beyond which no concept is learned on a slow node."""
+
 
 class Napper(StandIn):
     """A stand-in whose concepts end when a file `end.<concept>` exists."""
@@ -68,8 +71,9 @@ def _note(what: str) -> Path:
 
 class CpuActor(ModelActor):
     """An actor that reserves a GPU and works on the CPU. It notes on which node it loads the model and is to draw,
-    counts its calls to draw in that note, and learns slowly on a node for which a file `slow.<node>` exists. Its first
-    drawing waits for one on another node, because whichever is ready first may otherwise draw everything."""
+    counts its calls to draw in that note, and on a node for which a file `slow.<node>` exists it learns slowly
+    and not to the end. Its first drawing waits for one on another node, because whichever is ready first may otherwise
+    draw everything."""
 
     def __init__(self, config: RunConfig, on_ready: Callable[[ModelActor], None] | None = None) -> None:
         self._loaded = _note("load")
@@ -93,7 +97,7 @@ class CpuActor(ModelActor):
 
 
 class SlowCheckpoints(Checkpoints):
-    """Checkpoints that keep the engine waiting while a file exists."""
+    """Checkpoints that keep the engine waiting while a file exists, and from `HELD_FROM_STEP` on hold it."""
 
     def __init__(self, store: RunStore, slow: Path) -> None:
         super().__init__(store)
@@ -103,6 +107,8 @@ class SlowCheckpoints(Checkpoints):
         super().save(job, state, is_last=is_last)
         if self._slow.exists():
             time.sleep(1)
+        while self._slow.exists() and state.step >= HELD_FROM_STEP:
+            time.sleep(0.1)
 
 
 def run_command() -> None:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from pipeline import cluster
 from pipeline.actor.learner import Learner
 from pipeline.config import GateConfig
 from pipeline.exit_codes import FAILED, LATE, OK, STOPPED
@@ -29,6 +30,7 @@ from pipeline.run import main
 from pipeline.stages import make_plan
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
+from tests.faults.held import HeldActor, hold_of
 from tests.faults.processes import kill
 from tests.pipeline.runs import tiny_config, tiny_toml, write_manifest
 
@@ -112,14 +114,16 @@ def learned_calmly(model: Path, output: Path, manifest: str, **settings: Any) ->
 
 
 def test_a_ladder_that_was_stopped_goes_on_to_the_same_end(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"inversion": {"steps": 60, "batch_size": 2}, "actors": {"count": 1, "checkpoint_steps": 5}}
+    monkeypatch.setattr(cluster, "ModelActor", HeldActor)
+    hold_of(tmp_path / "out").write_text("1")
+    settings = {"inversion": {"steps": 30, "batch_size": 2}, "actors": {"count": 1, "checkpoint_steps": 5}}
     command = job(tmp_path, tiny_model, "out", gate={"min_clip_i": 2.0, "ladder": ["seed"]}, **settings)
     concepts = tmp_path / "out" / "concepts"
 
     def stop_in_the_ladder() -> None:
-        """As soon as a concept that has a record has a checkpoint, too."""
+        """When a concept that has a record has a checkpoint, too, behind which its actor waits."""
         while not any({"record.json", "checkpoint.safetensors"} <= {path.name for path in concept.rglob("*.*")}
                       for concept in concepts.glob("*")):  # fmt: skip
             time.sleep(0.02)
@@ -145,14 +149,16 @@ def test_a_ladder_that_was_stopped_goes_on_to_the_same_end(
 
 
 def test_a_ladder_that_is_killed_goes_on_to_the_same_end(tiny_model: Path, tmp_path: Path) -> None:
-    """Killed when one concept has a try that has ended, and tries to come."""
+    """Killed when each concept has a second try that has ended, and is in the middle of its third."""
     gate = {"min_clip_i": 2.0, "ladder": ["seed", "steps*2"]}
     settings = {"inversion": {"steps": 20, "batch_size": 2}, "actors": {"count": 1, "checkpoint_steps": 5}}
     command, calm = (job(tmp_path, tiny_model, name, gate=gate, **settings) for name in ("killed", "calm"))
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    driver = subprocess.Popen([sys.executable, "-m", "pipeline.run", *command], cwd=ROOT, env=environment)
+    held = [sys.executable, "-c", "from tests.faults.held import main; main()", *command]
+    hold_of(tmp_path / "killed").write_text("2")
+    driver = subprocess.Popen(held, cwd=ROOT, env=environment)
     concepts = tmp_path / "killed" / "concepts"
-    while not any(len(list(concept.glob("*/record.json"))) > 1 for concept in concepts.glob("*")):
+    while not list(concepts.rglob("checkpoint.safetensors")) or len(list(concepts.rglob("record.json"))) < 4:
         assert driver.poll() is None, "it ended before it was killed"
         time.sleep(0.02)
     kill(driver.pid)

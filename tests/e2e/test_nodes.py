@@ -22,6 +22,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 from pipeline.store.parquet import read_table
+from tests.e2e.on_nodes import HELD_FROM_STEP
 from tests.pipeline.runs import tiny_toml, write_manifest, write_photo
 from tests.pipeline.s3_server import S3Server
 
@@ -107,7 +108,7 @@ def _wait_for(what: Callable[[], Any], process: subprocess.Popen[str], seconds: 
     return found
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_nodes_come_and_go(nodes: Nodes, tmp_path: Path) -> None:
     """Four concepts for three actors; each node is given back or taken away while one of them runs there."""
     driver = _start(nodes, "nap", str(tmp_path), "3", "nap-0", "nap-1", "nap-2", "nap-3")
@@ -136,17 +137,23 @@ def test_nodes_come_and_go(nodes: Nodes, tmp_path: Path) -> None:
     given = calls()
     assert all(len(given[node.node_id]) == 1 for node in (lost, preempted, first, second, third))
     ((_, victim),), ((_, moved),) = given[lost.node_id], given[preempted.node_id]
-    left = {"nap-0", "nap-1", "nap-2", "nap-3"} - {moved}
-    assert sorted(attempt for names in given.values() for attempt, name in names if name == moved) == [1, 1], given
-    (where,) = [node for node, names in given.items() if (1, moved) in names and node != preempted.node_id]
-    for name in left:
+    for name in {"nap-0", "nap-1", "nap-2", "nap-3"} - {moved}:
         (tmp_path / f"end.{name}").touch()
+
+    def elsewhere() -> list[tuple[str, int]]:
+        """Nodes, with the attempt, that were given the concept of the preempted one: the third, unless that was ready
+        before the driver knew of the other's end, and took what had waited."""
+        nodes_with = ((node, attempt) for node, names in calls().items() for attempt, name in names if name == moved)
+        return [(node, attempt) for node, attempt in nodes_with if node != preempted.node_id]
+
+    ((where, attempt),) = _wait_for(elsewhere, driver)
+    assert attempt == 1
     others = {first.node_id, second.node_id, third.node_id} - {where}
     _wait_for(lambda: nodes.idle() >= others, driver)  # an autoscaler may have them back, while one concept still runs
     assert where not in nodes.idle()
 
     (tmp_path / f"end.{moved}").touch()
-    said, errors = driver.communicate(timeout=60)
+    said, errors = driver.communicate(timeout=150)
     assert driver.returncode == 0, errors[-3000:]
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("[")]  # Ray writes there, too
     ended = {name: (status, attempts) for name, status, attempts in lines}
@@ -155,16 +162,16 @@ def test_nodes_come_and_go(nodes: Nodes, tmp_path: Path) -> None:
     assert ended[moved][1] == 1  # a node that is taken back counts against nobody
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_what_a_node_with_notice_has_begun_goes_on_elsewhere(nodes: Nodes, tiny_model: Path, tmp_path: Path) -> None:
     """Two slots, one call ahead of them, four concepts: two have begun, one is handed back, one never comes near."""
     output = tmp_path / "out"
     actors = {"count": 1, "slots": 2, "calls_ahead": 1, "checkpoint_steps": 5, "max_attempts": 1}
-    settings = {"device": "cuda", "actors": actors, "inversion": {"steps": 300, "batch_size": 2}}
+    settings = {"device": "cuda", "actors": actors, "inversion": {"steps": HELD_FROM_STEP + 50, "batch_size": 2}}
     (tmp_path / "job.toml").write_text(tiny_toml(tiny_model, **settings))
     manifest = write_manifest(tmp_path, ["a", "b", "c", "d"])
     first = nodes.add()
-    (tmp_path / f"slow.{first.node_id}").touch()  # a minute or more for its two
+    (tmp_path / f"slow.{first.node_id}").touch()
     run = _start(nodes, "run_command", str(manifest), "--config", str(tmp_path / "job.toml"), "--output", str(output))
 
     def told(name: str) -> list[dict[str, Any]]:
@@ -179,8 +186,8 @@ def test_what_a_node_with_notice_has_begun_goes_on_elsewhere(nodes: Nodes, tiny_
         _wait_for(lambda: nodes.gpus_asked_for() == 1, run)
         spare = nodes.add()
         _wait_for(lambda: list(tmp_path.glob(f"load.{spare.node_id}.*")), run)
-        assert not had("published"), "the first node is too fast for this test"
-    said, errors = run.communicate(timeout=200)
+        assert not had("published")
+    said, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors[-3000:]
     assert "4 learned, 0 done before, 0 failed" in said
 
@@ -199,7 +206,7 @@ def test_what_a_node_with_notice_has_begun_goes_on_elsewhere(nodes: Nodes, tiny_
     assert not list(output.glob("concepts/*/*/checkpoint.safetensors"))
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 def test_a_run_on_several_nodes_shares_nothing_but_its_store(
     s3_server: S3Server, bucket: str, nodes: Nodes, tiny_model: Path, tmp_path: Path
 ) -> None:

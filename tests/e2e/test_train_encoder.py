@@ -20,10 +20,12 @@ import pytest
 import ray
 
 from pipeline import train_encoder
+from pipeline.encoder_training import workers
 from pipeline.exit_codes import FAILED, OK, STOPPED
 from pipeline.ledger.encoder_record import CHECKPOINT, ENCODER, read_record
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
+from tests.faults.held import hold_of, train_held
 from tests.faults.processes import descendants, kill
 from tests.pipeline.runs import tiny_toml, write_manifest
 from tests.tiny_models import tiny_extractor
@@ -31,7 +33,7 @@ from tests.tiny_models import tiny_extractor
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # each starts Ray Train several times
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 60
+STEPS = 30
 WORKER = "ray::RayTrainWorker"
 ENCODER_SETTINGS = {
     "network": {"hidden": 16, "patch_dim": 4, "grid_side": 2, "latent_side": 2},
@@ -42,9 +44,10 @@ ENCODER_SETTINGS = {
 
 
 @contextmanager
-def killing_a_worker(checkpoint: Path) -> Iterator[list[int]]:
-    """Kill the training's process when it has written a checkpoint; yield the list of those killed."""
+def killing_a_worker(output: Path) -> Iterator[list[int]]:
+    """Kill the training's process, which is held behind its next checkpoint; yield the list of those killed."""
     killed: list[int] = []
+    checkpoint = output / CHECKPOINT
     before = written_at(checkpoint)
     is_over = threading.Event()
 
@@ -54,6 +57,7 @@ def killing_a_worker(checkpoint: Path) -> Iterator[list[int]]:
                 killed.extend(descendants(WORKER))
                 for pid in killed:
                     kill(pid)
+                hold_of(output).unlink()
             time.sleep(0.01)
 
     watcher = threading.Thread(target=watch)
@@ -65,14 +69,15 @@ def killing_a_worker(checkpoint: Path) -> Iterator[list[int]]:
         watcher.join()
 
 
-def kill_the_driver(arguments: list[str], checkpoint: Path) -> None:
-    """Run the command in a process of its own on the test's Ray, and kill it when it has written a checkpoint."""
+def kill_the_driver(arguments: list[str], output: Path) -> None:
+    """Run the command in a process of its own on the test's Ray, with a worker that is held behind the first
+    checkpoint, and kill it there."""
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pipeline.train_encoder", *arguments]
+    command = [sys.executable, "-c", "from tests.faults.held import train; train()", *arguments]
     driver = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    while not written_at(checkpoint):
+    while not written_at(output / CHECKPOINT):
         assert driver.poll() is None, driver.communicate()[0][-5000:]
         time.sleep(0.01)
     kill(driver.pid)
@@ -150,7 +155,9 @@ def test_a_training_that_is_stopped_and_loses_its_worker_writes_the_same_encoder
         patch.setattr(train_encoder, "stopping_on_signals", stopped_at_once)
         assert training.train(harried) == STOPPED
     assert not (harried / ENCODER).exists()
-    with killing_a_worker(harried / CHECKPOINT) as killed:
+    hold_of(harried).touch()
+    monkeypatch.setattr(workers, "_train", train_held)
+    with killing_a_worker(harried) as killed:
         assert training.train(harried) == OK
     assert killed
     assert (harried / ENCODER).read_bytes() == (training.calm / ENCODER).read_bytes()
@@ -165,7 +172,8 @@ def test_a_training_that_is_stopped_and_loses_its_worker_writes_the_same_encoder
 
 def test_a_training_whose_driver_is_killed_writes_the_same_encoder(training: Training) -> None:
     orphaned = training.another("orphaned")
-    kill_the_driver(training.arguments(orphaned), orphaned / CHECKPOINT)
+    hold_of(orphaned).touch()
+    kill_the_driver(training.arguments(orphaned), orphaned)
     assert read_record(RunStore(str(orphaned))) is None
     assert training.train(orphaned) == OK
     assert (orphaned / ENCODER).read_bytes() == (training.calm / ENCODER).read_bytes()
