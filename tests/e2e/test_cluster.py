@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,12 +23,16 @@ from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline.prometheus import exported_names
+from tests.faults.held import hold_of
 from tests.pipeline.runs import tiny_toml, write_manifest
+from tests.pipeline.s3_server import free_ports
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINTS = "concepts/*/*/checkpoint.safetensors"
+CHECKPOINTS, RECORDS = "concepts/*/*/checkpoint.safetensors", "concepts/*/*/record.json"
+HELD = "from tests.faults.held import main; main()"
+"""Program of a run that can be held."""
 _RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -46,23 +47,18 @@ class Head:
     jobs: JobSubmissionClient
 
 
-def _free_port() -> int:
-    """Neither a worker's (up to 19999) nor one that Ray's other processes are given by chance (from 32768)."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError("no port is free")
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    port, dashboard, metrics = _free_port(), _free_port(), _free_port()
+    port, dashboard, metrics = free_ports(3)
     folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
     command = [_RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
                "--dashboard-host=127.0.0.1", f"--temp-dir={folder}", "--dashboard-agent-listen-port=0",
                f"--metrics-export-port={metrics}", "--disable-usage-stats"]  # fmt: skip
-    environment = os.environ | {"RAY_metrics_report_interval_ms": "1000", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}
+    (Path(folder) / "here").mkdir()
+    (Path(folder) / "here" / "tests").symlink_to(ROOT / "tests")  # which are not sent with a job
+    python_path = os.pathsep.join([f"{folder}/here", *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"RAY_metrics_report_interval_ms": "1000", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
+                                "PYTHONPATH": python_path}  # fmt: skip
     with open(Path(folder) / "head.log", "wb") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
@@ -98,21 +94,25 @@ def _arguments(tiny_model: Path, folder: Path, names: list[str], **settings: Any
     return [str(manifest), "--config", str(folder / "job.toml"), "--output", str(folder / "out")]
 
 
-def _submit(head: Head, arguments: list[str]) -> subprocess.Popen[str]:
-    """`ray job submit` as the README prints it, in a checkout: it follows the job's lines until its end."""
+def _submit(head: Head, arguments: list[str], program: str = "") -> subprocess.Popen[str]:
+    """`ray job submit` as the README prints it, in a checkout, or with another program: it follows the job's lines
+    until its end."""
     readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
     (printed,) = re.findall(r"^    (ray job submit .*)$", readme, re.MULTILINE)
     before = shlex.split(printed)[: shlex.split(printed).index("pipeline.run") + 1]
     here = {"ray": _RAY, "http://HEAD:8265": head.dashboard, "python": sys.executable}
-    command = [here.get(word, word) for word in before] + arguments
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    command = [here.get(word, word) for word in before]
+    command = [*command[:-2], "-c", program] if program else command
+    return subprocess.Popen(
+        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
 
 
-def _wait_for(what: Callable[[], Any], seconds: float = 200) -> Any:
-    deadline = time.monotonic() + seconds
+def _wait_for(what: Callable[[], Any], every_s: float = 0.3) -> Any:
+    deadline = time.monotonic() + 300
     while not (found := what()):
         assert time.monotonic() < deadline
-        time.sleep(0.3)
+        time.sleep(every_s)
     return found
 
 
@@ -145,29 +145,37 @@ def test_the_working_directory_is_sent_without_tests_and_history() -> None:
 
 def test_a_job_refuses_an_output_that_ray_deletes(head: Head) -> None:
     submitted = _submit(head, ["manifests/demo.parquet"])
-    said = submitted.communicate(timeout=120)[0]
+    said = submitted.communicate(timeout=300)[0]
     assert submitted.returncode != 0
     assert re.search(r"error: the output /\S+/output/demo lies in Ray's own copy of the job's working directory", said)
     assert "exit code 2" in said
 
 
-@pytest.mark.timeout(600)  # two jobs
+@pytest.mark.timeout(1200)  # two jobs
 def test_a_job_is_followed_scraped_stopped_and_resumed(head: Head, tiny_model: Path, tmp_path: Path) -> None:
-    """A bad concept and four good ones: when the first is learned the job is stopped, however fast the machine is."""
-    names, steps = ["rose-window", "weather-vane", "door-knocker", "sundial"], 250
-    inversion = {"steps": steps, "batch_size": 4}
+    """A bad concept and four good ones: when the first is learned the job is held, and stopped at leisure."""
+    names = ["rose-window", "weather-vane", "door-knocker", "sundial"]
+    inversion = {"steps": 100, "batch_size": 4}
     arguments = _arguments(tiny_model, tmp_path, ["bad", *names], inversion=inversion, log_format="json")
     output = tmp_path / "out"
     (tmp_path / "photos" / "bad-0.png").write_bytes(b"not a picture")
 
-    submitted = _submit(head, arguments)
+    submitted = _submit(head, arguments, HELD)
+    _wait_for(lambda: list(output.glob(RECORDS)), every_s=0.02)
+    hold_of(output).write_text("0")
     unusual = {"ray_concepts_retried_total", "ray_concepts_quarantined_total"}  # nothing was lost: no such series
-    _wait_for(lambda: exported_names() - unusual <= set(_series(head)) and list(output.glob(CHECKPOINTS)))
-    series = _series(head)
+    series: dict[str, str] = {}
+
+    def has_all() -> bool:
+        """Together: a gauge has no series in an interval in which it was not set."""
+        series.update(_series(head))
+        return exported_names() - unusual <= set(series)
+
+    _wait_for(lambda: has_all() and list(output.glob(CHECKPOINTS)))
     (job,) = [job.submission_id for job in head.jobs.list_jobs() if job.status == JobStatus.RUNNING]
     assert job is not None
-    subprocess.run([_RAY, "job", "stop", "--address", head.dashboard, job], check=True, timeout=120)
-    lines = submitted.communicate(timeout=120)[0].splitlines()
+    subprocess.run([_RAY, "job", "stop", "--address", head.dashboard, job], check=True, timeout=300)
+    lines = submitted.communicate(timeout=300)[0].splitlines()
     assert head.jobs.get_job_status(job) == JobStatus.STOPPED
     told = [json.loads(line) for line in lines if line.startswith("{")]
     progress = [line for line in told if line["logger"] == "progress"]
@@ -183,7 +191,7 @@ def test_a_job_is_followed_scraped_stopped_and_resumed(head: Head, tiny_model: P
     assert float(series["ray_learner_steps_total"].split()[-1]) > 0  # as of the last report: it lags
 
     again = _submit(head, arguments)
-    said = again.communicate(timeout=250)[0]
+    said = again.communicate(timeout=500)[0]
     assert again.returncode == 1
     assert f"{len(names) - done} learned, {done} done before, 1 failed" in said
     assert "FAILED bad: photo " in said
@@ -195,7 +203,7 @@ def test_a_job_is_followed_scraped_stopped_and_resumed(head: Head, tiny_model: P
 def test_a_running_cluster_is_joined(head: Head, tiny_model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.run", *_arguments(tiny_model, tmp_path, ["a", "b"])]
     environment, jobs_before = os.environ | {"RAY_ADDRESS": head.address}, len(head.jobs.list_jobs())
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("2 learned")
     assert len(head.jobs.list_jobs()) == jobs_before + 1  # the driver was this cluster's, not one of its own
