@@ -25,6 +25,7 @@ from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_config
 from tests.tiny_models import DIM
 from textual_inversion.adapter_formats import dump_adapter
+from textual_inversion.batch_invariance import drawing_is_invariant
 from textual_inversion.concept import LearnedAdapter, LearnedEmbedding
 from textual_inversion.families.base import Backbone
 from textual_inversion.formats import ADAPTER_FILE, dump_diffusers, parse_diffusers
@@ -264,7 +265,8 @@ def test_rows_with_settings_of_their_own_are_drawn_as_if_alone_and_equal_ones_sh
     size = config.generation.sampling.batch_size
     assert size >= 2
     assert sum(number for _, number in batches) == 2 * len(good)
-    assert (3, 2) in batches, "the two concepts' rows of three steps are one batch"
+    shared = 2 if drawing_is_invariant(tiny_backbone, config.generation.sampling) else 1  # as the CPU's kernels allow
+    assert (3, shared) in batches, "the two concepts' rows of three steps are one batch"
 
     digests = [results[index]["sha256"] for index in good]
     assert len(set(digests)) == len(good) - 1, "all settings matter, but the model's own size does not"
