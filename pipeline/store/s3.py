@@ -29,13 +29,16 @@ is called before the client's own, which parses what it finds to look for an err
 _PAGE = "Page"
 """Key of the objects of a page in the client's answer, where `_read_contents` took them out."""
 
-_FIELDS = {
-    "Key": re.compile(r"<Key>([^<]*)</Key>"),
-    "Size": re.compile(r"<Size>(\d+)</Size>"),
-    "ETag": re.compile(r"<ETag>(?:&quot;|&#34;|\")?([^<&\"]*)(?:&quot;|&#34;|\")?</ETag>"),
-    "LastModified": re.compile(r"<LastModified>([^<]*)</LastModified>"),
-}
+_FIELDS = (
+    r"<Key>([^<]*)</Key>",
+    r"<LastModified>([^<]*)</LastModified>",
+    r"<ETag>(?:&quot;|&#34;|\")?([^<&\"]*)(?:&quot;|&#34;|\")?</ETag>",
+    r"<Size>(\d+)</Size>",
+)
 _BEGIN, _END = "<Contents>", "</Contents>"
+_OBJECT = re.compile(_BEGIN + r"\s*" + r"\s*(?:<Checksum\w+>\w*</Checksum\w+>\s*)*".join(_FIELDS))
+"""Beginning of an object as S3 and most stores write it: with this order of the fields, one search finds all of them in
+half the time of a search for each."""
 _NEXT = re.compile(rf"{_END}\s*{_BEGIN}")
 _IS_QUOTED = "<EncodingType>url</EncodingType>"
 """Element of an answer whose keys are encoded as in an address, which the client asks for and undoes in its own."""
@@ -157,15 +160,18 @@ def _read_contents(response_dict: dict[str, Any], customized_response_dict: dict
     body = response_dict["body"].decode("utf-8", "replace")
     begin, end = body.find(_BEGIN), body.rfind(_END) + len(_END)
     contents, rest = body[begin:end], body[:begin] + body[end:]
-    columns = {name: field.findall(contents) for name, field in _FIELDS.items()}
-    counts = {len(_NEXT.findall(contents)) + 1, contents.count(_BEGIN), *map(len, columns.values())}
-    if len(counts) > 1 or "<![CDATA[" in body or "\ufffd" in body or any("&#" in key for key in columns["Key"]):
+    num_objects = contents.count(_BEGIN)
+    found = _OBJECT.findall(contents)
+    is_in_order = found and len(found) == num_objects
+    columns = list(zip(*found, strict=True)) if is_in_order else [re.findall(field, contents) for field in _FIELDS]
+    keys, times, etags, sizes = columns
+    counts = {len(_NEXT.findall(contents)) + 1, num_objects, *map(len, columns)}
+    if len(counts) > 1 or "<![CDATA[" in body or "\ufffd" in body or any("&#" in key for key in keys):
         return  # other elements, or characters that are given by their numbers or are none
-    keys = [unescape(key, _QUOTES) if "&" in key else key for key in columns["Key"]]
+    keys = [unescape(key, _QUOTES) if "&" in key else key for key in keys]
     if _IS_QUOTED in rest:
         keys = [unquote_plus(key) if "%" in key or "+" in key else key for key in keys]
-    sizes = list(map(int, columns["Size"]))
-    customized_response_dict[_PAGE] = Page(keys, sizes, columns["ETag"], columns["LastModified"])
+    customized_response_dict[_PAGE] = Page(keys, list(map(int, sizes)), etags, times)
     response_dict["body"] = rest.encode()
 
 

@@ -117,6 +117,37 @@ def test_a_listing_is_read_as_the_client_reads_it(
     assert rows(again) == quick
 
 
+OBJECTS = {
+    "S3's own": "<Contents><Key>{key}</Key>{time}{tag}<ChecksumAlgorithm>CRC32</ChecksumAlgorithm>"
+    "<ChecksumType>FULL_OBJECT</ChecksumType>{size}<StorageClass>STANDARD</StorageClass></Contents>",
+    "another order": "<Contents>{size}<Owner><ID>x</ID></Owner>{tag}<Key>{key}</Key>{time}</Contents>",
+    "lines": "<Contents>\n  <Key>{key}</Key>\n  {time}\n  {tag}\n  {size}\n</Contents>\n",
+    "no tag": "<Contents><Key>{key}</Key>{time}{size}</Contents>",
+    "among prefixes": "<Contents><Key>{key}</Key>{time}{tag}{size}</Contents>"
+    "<CommonPrefixes><Prefix>p</Prefix></CommonPrefixes>",
+    "mixed": "<Contents>{size}<Key>{key}</Key>{time}{tag}</Contents>"
+    "<Contents><Key>{key}+</Key>{time}{tag}{size}</Contents>",
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_objects_may_be_written_in_any_way(kind: str, s3_memory: S3Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = fill(s3_memory, [])
+    fields = {
+        "time": "<LastModified>2026-01-02T03:04:05.000Z</LastModified>",
+        "tag": "<ETag>&quot;0123&quot;</ETag>",
+        "size": "<Size>12</Size>",
+    }
+    listed = "".join(OBJECTS[kind].format(key=f"photos/{name}", **fields) for name in "ab")
+    text = f"<?xml version='1.0'?><ListBucketResult><IsTruncated>false</IsTruncated>{listed}</ListBucketResult>"
+    monkeypatch.setattr(s3_memory, "_list", lambda *_: web.Response(text=text, content_type="application/xml"))
+    quick = rows(fs)
+    assert quick[0] == ("photos/a", 12, "" if kind == "no tag" else "0123", 1767323045.0)
+    fs.clear_instance_cache()
+    monkeypatch.setattr("pipeline.store.s3._read_contents", lambda **_: None)
+    assert rows(open_filesystem("s3://bucket/")[0]) == quick
+
+
 _CUT = "<?xml version='1.0'?><ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>photos/a</Key>"
 _FIELDS = "<LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>x</ETag><Size>1</Size>"
 
