@@ -119,7 +119,7 @@ class ConceptListing:
         return ""
 
     def sizes(
-        self, keys: Sequence[bytes], names: Sequence[str], folders: NDArray[np.int64], files: NDArray[np.int64]
+        self, keys: Sequence[bytes], names: Sequence[str], folders: NDArray[np.int64], files: NDArray[np.int32]
     ) -> NDArray[np.int64]:
         """Return the bytes of files in the folders of fingerprints, [n]; -1 where there is no such file.
 
@@ -143,7 +143,8 @@ class ConceptListing:
             return
         files, sizes = np.frombuffer(self._files, np.int64), np.frombuffer(self._sizes, np.int64)
         order = np.argsort(files, kind="stable")
-        self._files, self._sizes = array("q", files[order].tobytes()), array("q", sizes[order].tobytes())
+        files[:] = files[order]  # in place: they are the largest columns
+        sizes[:] = sizes[order]
         self._is_sorted = True
 
 

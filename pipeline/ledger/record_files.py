@@ -26,23 +26,24 @@ class RecordFiles:
         """Row -> fingerprint whose files the record describes, where it is not the record's own."""
         self._numbers: dict[str, int] = {}
         """Name of a file -> its number."""
-        identities: list[bytes] = []
-        counts, names, sizes = [], [], []
+        identities, counts, names, sizes = [], [], [], []
+        num_rows = 0
         for _, batches in read_parts(store, DESCRIPTIONS):
             for batch in batches:
-                kept = enumerate(batch["kept"].to_pylist(), len(identities))
+                kept = enumerate(batch["kept"].to_pylist(), num_rows)
                 self._kept |= {row: fingerprint.encode() for row, fingerprint in kept if fingerprint}
-                identities += batch["identity"].to_pylist()
+                num_rows += batch.num_rows
+                identities.append(b"".join(batch["identity"].to_pylist()))
                 counts.append(batch["files"].value_lengths().fill_null(-1).to_numpy())
                 files = batch["files"].flatten()
                 names.append(self._name_numbers(files.field("name")))
                 sizes.append(files.field("bytes").to_numpy())
-        num_files = _concatenate(counts)
+        num_files = np.concatenate([np.zeros(0, np.int64), *counts])
         self._is_described = num_files >= 0
         self._ends = np.concatenate([[0], np.cumsum(num_files.clip(0))])
         """Ends of the records' files in the columns below, by row and with a 0 in front."""
-        self._names = _concatenate(names)
-        self._sizes = _concatenate(sizes)
+        self._names = np.concatenate([np.zeros(0, np.int32), *names])
+        self._sizes = np.concatenate([np.zeros(0, np.int64), *sizes])
         self._index = KeyIndex(as_words(b"".join(identities), WORDS))
 
     def knows(self, identities: Sequence[bytes]) -> list[bool]:
@@ -82,14 +83,9 @@ class RecordFiles:
             names[name]: size for name, size in zip(self._names[of].tolist(), self._sizes[of].tolist(), strict=True)
         }
 
-    def _name_numbers(self, names: pa.Array) -> NDArray[np.int64]:
+    def _name_numbers(self, names: pa.Array) -> NDArray[np.int32]:
         """Return the number of each name, [n]; a new name gets the next one."""
         coded = names.dictionary_encode()
         numbers = [self._numbers.setdefault(name, len(self._numbers)) for name in coded.dictionary.to_pylist()]
-        found: NDArray[np.int64] = np.array(numbers, np.int64)[coded.indices.to_numpy()]
+        found: NDArray[np.int32] = np.array(numbers, np.int32)[coded.indices.to_numpy()]
         return found
-
-
-def _concatenate(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    joined: NDArray[np.int64] = np.concatenate([np.zeros(0, np.int64), *columns])
-    return joined

@@ -40,7 +40,7 @@ def test_sizes_are_those_of_the_files(page: int) -> None:
     listing = listed(files, page)
     keys, names = [f"f{number}" for number in range(-1, 62)], [*NAMES, "other"]
     folders, numbers = np.divmod(np.arange(len(keys) * len(names)), len(names))
-    sizes = listing.sizes([key.encode() for key in keys], names, folders, numbers)
+    sizes = listing.sizes([key.encode() for key in keys], names, folders, numbers.astype(np.int32))
     assert sizes.tolist() == [files.get((key, name), -1) for key in keys for name in names]
 
 
