@@ -56,7 +56,7 @@ def test_the_command_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     for row in rows:
         assert float(row["% of the peak"]) > 0
         assert float(row["% of the matrix rate"]) > 0
-        assert float(row["concepts/h"].replace(",", "")) < float(row["concepts/h, known initializer"].replace(",", ""))
+        assert float(row["concepts/h"].replace(",", "")) <= float(row["concepts/h, known initializer"].replace(",", ""))
 
 
 def test_each_attention_is_measured_or_said_to_be_absent(capsys: pytest.CaptureFixture[str]) -> None:

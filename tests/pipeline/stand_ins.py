@@ -28,6 +28,7 @@ class StandIn:
         self._notes, self._capacity = Path(notes), capacity
         self._rung = 0
         self._running: set[str] = set()
+        self._store_calls = 0
         self._draining, self._leaving = asyncio.Event(), asyncio.Event()
         if (self._notes / "no-start").exists():
             raise ValueError("the model is not where it should be")
@@ -77,6 +78,17 @@ class StandIn:
         await self._has_appeared(f"leave.{os.getpid()}")
         self._leaving.set()
 
+    def _is_store_away(self, name: str) -> bool:
+        """Return whether storage fails a call of `nostore-<n>`: each with n = 0, else the first n for such concepts. A
+        letter in `refused` stands for each failure."""
+        self._store_calls += 1
+        back_after = int(name.rpartition("-")[2])
+        if back_after and self._store_calls > back_after:
+            return False
+        with (self._notes / "refused").open("a") as notes:
+            notes.write("x")
+        return True
+
     async def _behave(self, kind: str, name: str, attempt: int) -> None:
         if kind == "killer" or (kind == "unlucky" and attempt == 1):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -94,7 +106,7 @@ class StandIn:
             ctypes.string_at(0)
         if kind == "memory":
             bytearray(2**62)
-        if kind == "nostore" and len(list(self._notes.glob("nostore-*"))) > int(name.rpartition("-")[2]):
+        if kind == "nostore" and self._is_store_away(name):
             raise StoreFailed("8 calls failed, the last with SlowDown")
         if kind == "bug":
             raise KeyError("a mistake in the code")

@@ -214,10 +214,11 @@ def test_what_crashes_or_eats_memory_is_found_alone_and_told(tmp_path: Path) -> 
 
 
 def test_when_storage_fails_no_concept_is_to_blame(tmp_path: Path) -> None:
-    names = [*(f"nostore-{i}" for i in range(3, 9)), "fine-0"]  # it comes back by and by
+    """A concept may be called once; storage fails most of the first five calls."""
+    names = ["nostore-3", "fine-0", "nostore-5"]
     records = settle(names, tmp_path, max_actors=1, max_attempts=1)
-    assert {record.status for record in records.values()} == {"done"}
-    assert len(records) == len(names)
+    assert {name: record.status for name, record in records.items()} == dict.fromkeys(names, "done")
+    assert len((tmp_path / "refused").read_text()) >= 4
 
 
 def test_storage_that_fails_for_good_ends_the_run_and_fails_no_concept(tmp_path: Path) -> None:
