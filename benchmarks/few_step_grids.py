@@ -27,11 +27,12 @@ from benchmarks.concepts import read_objects, read_photos
 from benchmarks.intervals import signed
 from benchmarks.timing import heading, say, table
 from pipeline.actor.samples import draw_samples, score
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.config_file import RECIPES, load_config
 from pipeline.inputs.models import locate
 from pipeline.ledger.gate import verdict
 from pipeline.report.intervals import Interval
+from pipeline.sample_config import GateConfig
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families import load_backbone

@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.accelerator import Figures, timed
 from benchmarks.restatement import CommonAlgorithm
 from pipeline.actor.samples import initializer_requests, sample_requests
-from pipeline.config import GridConfig
+from pipeline.sample_config import GridConfig
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig
 from textual_inversion.engine import Assignment, Engine, Outcome

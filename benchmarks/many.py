@@ -34,8 +34,9 @@ from benchmarks.dispatch import write_manifest
 from benchmarks.stand_ins import FILES, StandInWithFiles
 from benchmarks.timing import heading, peak_mb, say, table
 from pipeline import cluster, driver, run
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.exit_codes import OK
+from pipeline.sample_config import GateConfig
 
 PARTS = 10
 """Number of points at which memory is read, evenly spread over the concepts."""

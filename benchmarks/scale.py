@@ -31,7 +31,7 @@ import numpy as np
 from benchmarks.dispatch import known, write_manifest
 from benchmarks.made_up_store import OUTPUT, serve
 from benchmarks.timing import heading, peak_mb, say, table
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.done import find_done
 from pipeline.ledger.gate import verdict
@@ -39,6 +39,7 @@ from pipeline.ledger.plan import ConceptTask, Plan
 from pipeline.ledger.record_parts import PartWriter
 from pipeline.ledger.records import ConceptRecord, StoredFile, add_to_part
 from pipeline.report.page import RunFigures, build_report
+from pipeline.sample_config import GateConfig
 from pipeline.store.storage import RunStore
 
 _CHUNK = 5000

@@ -11,11 +11,12 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.ledger.gate import verdict
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, put_record
 from pipeline.report.concept_progress import ConceptProgress
+from pipeline.sample_config import GateConfig
 from pipeline.store.storage import RunStore
 from pipeline.times import now
 

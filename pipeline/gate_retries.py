@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe, to_tree
 from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import ManifestRow, read_by_priority
@@ -29,6 +29,7 @@ from pipeline.ledger.records import ConceptRecord, Try, from_json, put_record
 from pipeline.ledger.selection import Selection
 from pipeline.ledger.settings import captions_hash, current_settings
 from pipeline.report.run_stats import RetryStats
+from pipeline.sample_config import GateConfig
 from pipeline.store.addresses import read_bytes
 from pipeline.store.storage import ConceptFolder, RunStore
 from pipeline.times import now

@@ -327,7 +327,7 @@ class Learner:
 
     def _put(self, job: Job, photos: list[Image.Image], outcome: Outcome, samples: Samples) -> ConceptRecord:
         """Score the samples and store everything that the concept produced, its record last."""
-        nearest_other = partial(self._other_photos.nearest, job.task.concept)
+        nearest_other = partial(self._other_photos.nearest, job.task.concept) if self._other_photos else None
         scores = score(self._extractor, photos, samples, nearest_other) if self._extractor else {}
         sheet = samples.sheet(photos)
         files = put_files(self._store, job, outcome, sheet, self._config.model, self._backbone.model_hash())

@@ -44,6 +44,6 @@ class LoadedModel:
         return ClipExtractor(locate(self._config.extractor), self._config.device)
 
     @cached_property
-    def other_photos(self) -> OtherPhotos:
-        """Photos of other concepts that the gate compares sample pictures with."""
-        return OtherPhotos(self._config, self.extractor)
+    def other_photos(self) -> OtherPhotos | None:
+        """Photos of other concepts that the gate compares sample pictures with; None if the run has no extractor."""
+        return None if self.extractor is None else OtherPhotos(self._config, self.extractor)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class OtherPhotos:
     """Features of the photos of `gate.others`, read when they are first needed. Threads may share it."""
 
-    def __init__(self, config: RunConfig, extractor: ClipExtractor | None) -> None:
+    def __init__(self, config: RunConfig, extractor: ClipExtractor) -> None:
         self._config = config
         self._extractor = extractor
         self._features: list[tuple[Concept, Tensor]] | None = None
@@ -49,11 +49,10 @@ class OtherPhotos:
     def _read(self) -> list[tuple[Concept, Tensor]]:
         with self._reading:
             if self._features is None:
-                self._features = self._of_all() if self._extractor else []
+                self._features = self._of_all()
             return self._features
 
     def _of_all(self) -> list[tuple[Concept, Tensor]]:
-        assert self._extractor is not None
         found = []
         for concept in read_others(self._config.gate.others):
             try:

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.config import GateConfig
 from pipeline.ledger.gate import BELOW, verdict
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord, StoredFile, put_record
+from pipeline.sample_config import GateConfig
 from pipeline.store import retries
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore

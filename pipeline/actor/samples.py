@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.config import GridConfig
+from pipeline.sample_config import GridConfig
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone
@@ -113,7 +113,7 @@ def score(
     extractor: ClipExtractor,
     photos: Sequence[Image.Image],
     samples: Samples,
-    nearest_other: Callable[[Tensor], float | None] = lambda _pictures: None,
+    nearest_other: Callable[[Tensor], float | None] | None = None,
 ) -> dict[str, float]:
     """Return CLIP-I of the first prompt's pictures and CLIP-T over all prompts that say something besides the concept.
 
@@ -133,7 +133,7 @@ def score(
         scores |= _pair(initial, real, wanted if len(initial) == len(learned) else {}, "_initializer")
     if len(photos) > 1:
         scores["clip_i_photos"] = float(clip_i_between_photos(real).mean())
-    if (others := nearest_other(learned[0])) is not None:
+    if nearest_other and (others := nearest_other(learned[0])) is not None:
         scores["clip_i_others"] = others
     return scores
 

@@ -17,11 +17,11 @@ from PIL import Image
 
 from pipeline.actor.library import read_embedding
 from pipeline.actor.publish import to_png
-from pipeline.config import GridConfig
 from pipeline.exports.index import CARD, CSV, PARQUET, Entry, listed_files, to_card, to_csv, to_parquet, to_table
 from pipeline.exports.merging import merged_files
 from pipeline.exports.tools import TOOLS, Refused, files_for, word_in
 from pipeline.ledger.records import ConceptRecord
+from pipeline.sample_config import GridConfig
 from pipeline.store.storage import RunStore
 from textual_inversion.grids import first_sample
 from textual_inversion.prompts import fill

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.config import GateConfig
 from pipeline.ledger.records import ConceptRecord, Try
+from pipeline.sample_config import GateConfig
 
 PASSED = "passed"
 BELOW = "below"

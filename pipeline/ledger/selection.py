@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.config import GateConfig
 from pipeline.inputs.manifest import concept_ids
 from pipeline.ledger.gate import BELOW, gate_verdict
 from pipeline.ledger.records import load_records
 from pipeline.ledger.results import PATH as RESULTS
+from pipeline.sample_config import GateConfig
 from pipeline.store.addresses import open_for_reading
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import ConceptFolder, RunStore

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.config import GridConfig
+from pipeline.sample_config import GridConfig
 from textual_inversion.grids import SheetCells, cell_px_of, cells_of, find_cells
 from textual_inversion.prompts import fill
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from benchmarks.few_step_grids import REFERENCE, Grid, agreement, alike, draw, row_of
-from pipeline.config import GateConfig
+from pipeline.sample_config import GateConfig
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.extractors import ClipExtractor
 from textual_inversion.families.base import Backbone

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import gpu_works
 from benchmarks.gpu_works import seconds_of_grid, seconds_of_initializer, time_engine
-from pipeline.config import GridConfig
+from pipeline.sample_config import GridConfig
 from textual_inversion.config import InversionConfig, SamplingConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest

@@ -21,12 +21,12 @@ import ray
 
 from pipeline import cluster
 from pipeline.actor.learner import Learner
-from pipeline.config import GateConfig
 from pipeline.exit_codes import FAILED, LATE, OK, STOPPED
 from pipeline.inputs.manifest import read_manifest
 from pipeline.inputs.models import locate
 from pipeline.ledger.records import ConceptRecord, load_records
 from pipeline.run import main
+from pipeline.sample_config import GateConfig
 from pipeline.stages import make_plan
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ActorConfig, GateConfig
+from pipeline.config import ActorConfig
+from pipeline.sample_config import GateConfig
 from pipeline.store import http_client, retries
 from pipeline.verdict import MAX_REPLANS, Policy
 from textual_inversion.slots import MAX_ROLLBACKS

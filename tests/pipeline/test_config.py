@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.config import GridConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.config_file import load_config, parse_config, to_tree
 
 
@@ -75,11 +75,6 @@ def test_broken_toml_is_said_to_be() -> None:
 def test_the_resolved_configuration_survives_json() -> None:
     config = load_config(overrides=["grid.prompts=['{} in space']", "actors.cpus=0.5", "inversion.augment.crops=2"])
     assert parse_config(json.loads(json.dumps(to_tree(config)))) == config
-
-
-def test_rules_hold_for_configurations_made_in_code_too() -> None:
-    with pytest.raises(ValueError, match=r"grid\.images_per_prompt = 0"):
-        GridConfig(images_per_prompt=0)
 
 
 def test_a_base_is_changed_by_file_and_overrides_and_stays_itself() -> None:

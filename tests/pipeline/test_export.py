@@ -19,9 +19,9 @@ from safetensors.torch import load, load_file
 from transformers import CLIPTextModel
 
 from pipeline import export
-from pipeline.config import GridConfig
 from pipeline.inputs.models import model_hash
 from pipeline.ledger.records import ConceptRecord, StoredFile, put_record
+from pipeline.sample_config import GridConfig
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import tiny_tree

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline import gate_retries
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.gate_retries import Retries, decide, retry_rules
 from pipeline.inputs.content_hash import content_hashes
@@ -23,6 +23,7 @@ from pipeline.ledger.plan import ConceptTask, Plan, settings_of
 from pipeline.ledger.records import ConceptRecord, Try, load_records, put_record, read_record
 from pipeline.ledger.selection import ALL_CONCEPTS, Selection
 from pipeline.report.run_stats import RetryStats
+from pipeline.sample_config import GateConfig
 from pipeline.store.storage import ConceptFolder, RunStore
 from pipeline.times import now
 from tests.pipeline.outputs import make_photos, put_manifest

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from pipeline import cluster, driver, gate_retries, prometheus, stages
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.inputs.manifest import read_manifest
 from pipeline.ledger.done import find_done
 from pipeline.ledger.gate import verdict
 from pipeline.ledger.plan import ConceptTask, settings_of
 from pipeline.ledger.records import ConceptRecord, load_records, put_record
+from pipeline.sample_config import GateConfig
 from pipeline.stages import Run
 from pipeline.store.storage import RunStore
 from pipeline.times import now

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.actor.other_photos import OtherPhotos
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import RunConfig
+from pipeline.sample_config import GateConfig
 from textual_inversion.concept import Concept
 from textual_inversion.extractors import ClipExtractor
 

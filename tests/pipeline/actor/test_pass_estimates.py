@@ -11,9 +11,10 @@ import pytest
 from pipeline.actor import pass_estimates
 from pipeline.actor.memory_plan import fit_learning
 from pipeline.actor.pass_estimates import PassEstimates
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.gate_retries import retry_rules
 from pipeline.model_actor import ModelActor
+from pipeline.sample_config import GateConfig
 from tests.pipeline.runs import BY_HAND, tiny_config, write_manifest
 from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, SamplingConfig
 from textual_inversion.families.base import Backbone, MemorySaving

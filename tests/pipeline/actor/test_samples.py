@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.actor.samples import Samples, draw_samples, initializer_requests, sample_requests, score
-from pipeline.config import GridConfig
+from pipeline.sample_config import GridConfig
 from tests.tiny_models import DIM, RESOLUTION
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InversionConfig, SamplingConfig

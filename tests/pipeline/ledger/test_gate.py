@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import GateConfig
 from pipeline.ledger.gate import BELOW, PASSED, best, gate_verdict, shortfalls, verdict
 from pipeline.ledger.records import ConceptRecord, Try
+from pipeline.sample_config import GateConfig
 
 SCORES = {"clip_i": 0.7, "clip_i_initializer": 0.5, "clip_i_photos": 0.9, "clip_t": 0.2, "clip_t_initializer": 0.3}
 

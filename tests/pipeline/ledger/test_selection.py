@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import GateConfig
 from pipeline.inputs.manifest import BadRow
 from pipeline.ledger.records import ConceptRecord, put_record
 from pipeline.ledger.results import write_results
 from pipeline.ledger.selection import Selection, failed_before, nearest, select
+from pipeline.sample_config import GateConfig
 from pipeline.store.storage import RunStore
 
 
