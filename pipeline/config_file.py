@@ -50,6 +50,7 @@ def load_config(
     tree = _merge(copy.deepcopy(base or {}), tree)
     for override in overrides:
         _apply_override(tree, override)
+    _use_encoder(tree)
     tree |= {key: value for key, value in values.items() if value is not None}
     return parse_config(tree)
 
@@ -98,6 +99,13 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise ValueError(f"--set {override!r}: {name} is a value, not a section")
     tree[names[-1]] = _parse_value(text.strip())
+
+
+def _use_encoder(tree: dict[str, Any]) -> None:
+    """Make the encoder that the tree names the method of starts, unless the tree names a method."""
+    match tree:
+        case {"inversion": {"init": {"encoder": str(uri), **init}}} if uri and "method" not in init:
+            tree["inversion"]["init"]["method"] = "encoder"
 
 
 def _parse_value(text: str) -> object:

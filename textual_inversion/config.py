@@ -49,7 +49,7 @@ class InitConfig:
 
     encoder: str = ""
     """Address of the file of an encoder that `python -m pipeline.train_encoder` trained through the same model, with
-    the same extractor."""
+    the same extractor. A job that names one and no `method` has the method `encoder`."""
 
     unsure_steps: int = 500
     """Optimizer steps, in place of `steps`, of a concept that `encoder` is unsure of, because it is unlike those that

@@ -110,6 +110,26 @@ def test_only_an_encoder_needs_no_steps() -> None:
         load_config(overrides=["inversion.steps=0"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "method"),
+    [
+        (["inversion.init.encoder=e.safetensors"], "encoder"),
+        (["inversion.init.encoder=e.safetensors", "inversion.steps=0"], "encoder"),
+        (["inversion.init.encoder=e.safetensors", "inversion.init.method=auto"], "auto"),
+        (["inversion.init.encoder="], "words"),
+        (["inversion.init.noise=0.1"], "words"),
+    ],
+)
+def test_an_encoder_that_is_named_is_the_start_unless_a_method_is_named(overrides: list[str], method: str) -> None:
+    assert load_config(overrides=overrides).inversion.init.method == method
+
+
+def test_a_method_that_was_resolved_before_stays() -> None:
+    base = to_tree(load_config(overrides=["inversion.init.encoder=e.safetensors"]))
+    words = to_tree(load_config(overrides=["inversion.init.method=words"], base=base))
+    assert load_config(overrides=["inversion.steps=9"], base=words).inversion.init.method == "words"
+
+
 def test_an_earlier_run_is_another_and_for_amortised_starts() -> None:
     with pytest.raises(ValueError, match=r"init\.earlier_run = 'a': must be empty unless init.method is 'amortised'"):
         load_config(overrides=["inversion.init.earlier_run=a"])

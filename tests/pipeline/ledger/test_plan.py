@@ -140,7 +140,7 @@ def test_an_encoder_counts_by_content_where_it_is_used() -> None:
     here, there = (load_config(overrides=["inversion.init.method=encoder", f"{encoder}={path}"]) for path in "ab")
     found = [settings_of(c, model_hash="m", encoder_hash=h) for c, h in ((here, "1"), (there, "1"), (here, "2"))]
     assert found[0] == found[1] != found[2]
-    unused = load_config(overrides=[f"{encoder}=a", "inversion.init.unsure_steps=9"])
+    unused = load_config(overrides=["inversion.init.method=words", f"{encoder}=a", "inversion.init.unsure_steps=9"])
     assert settings_of(unused, model_hash="m") == settings_of(RunConfig(), model_hash="m")
 
 
