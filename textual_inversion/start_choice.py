@@ -20,6 +20,7 @@ from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig
 from textual_inversion.encoder import PhotoFeatures, canonical_order
 from textual_inversion.encoder_file import TrainedEncoder
+from textual_inversion.errors import NotFinite
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors, encoder_output, word_vectors
 
@@ -97,7 +98,10 @@ class StartChooser:
             self._regression = self._fit_regression(extractor, seed, examples)
 
     def __call__(self, concept: Concept, photos: Sequence[Image.Image]) -> ChosenStart:
-        """Choose the initial rows of a concept. Raises BadInput if the concept lacks what the method needs."""
+        """Choose the initial rows of a concept.
+
+        Raises BadInput if the concept lacks what the method needs, and NotFinite for photos of features that are not.
+        """
         if self._method in ("words", "earlier"):  # rows of an earlier run are given by the caller, where it has some
             return ChosenStart(concept, None, "words")
         if self._method == "encoder_output":
@@ -133,6 +137,8 @@ class StartChooser:
         """Make the rows in a pass of this concept alone, so that they do not depend on the concepts beside it."""
         encoder = self._encoder
         features = self._photo_features(canonical_order(photos))
+        if not features.isfinite().all():
+            raise NotFinite("features of the photos are not finite; check the photos and the extractor's precision")
         reason = encoder.why_unreliable(concept, features)
         if reason:
             start = _chosen(concept, class_vectors(concept, self._backbone), f"words, the encoder was unsure: {reason}")

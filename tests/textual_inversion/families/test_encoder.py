@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import pytest
 import torch
+from torch import nn
 
 from tests.textual_inversion.families.test_memory_saving import FAMILIES
 from tests.textual_inversion.test_encoder import CAUSAL, photo
@@ -61,6 +63,37 @@ def trained(backbone: Backbone, features: PhotoFeatures, adapter: AdapterShape) 
         categories=("object",),
     )
     return load_encoder(dump_encoder(encoder), backbone, "e")
+
+
+def modules_of(owner: object) -> list[nn.Module]:
+    """Return the modules that an object holds, itself or in collections and objects of its own."""
+    found = []
+    for value in vars(owner).values():
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+        for part in parts:
+            if isinstance(part, nn.Module):
+                found.append(part)
+            elif type(part).__module__.startswith("textual_inversion") and hasattr(part, "__dict__"):
+                found += modules_of(part)
+    return found
+
+
+@pytest.mark.parametrize("adapter", [NO_ADAPTER, CAUSAL], ids=["rows", "rows and adapter"])
+def test_gradients_reach_the_encoder_alone(backbone: Backbone, clip: ClipExtractor, adapter: AdapterShape) -> None:
+    modules = {id(module): module for module in (*modules_of(backbone), *modules_of(clip))}.values()
+    assert sum(parameter.numel() for module in modules for parameter in module.parameters()) > 10_000
+    before = [{name: value.clone() for name, value in module.state_dict().items()} for module in modules]
+    features = PhotoFeatures(backbone, clip, CONFIG)
+    examples = [encode_example(CONCEPTS[number], PHOTOS[number], backbone, features) for number in range(2)]
+    torch.manual_seed(0)
+    network = ConceptEncoder(CONFIG, features.sizes(), backbone, adapter)
+    trainer = EncoderTrainer(network, backbone, EncoderTrainingConfig(warmup_steps=0))
+    for _ in range(2):  # in the first step, the gradient ends at the last layers, which are zero
+        trainer.step(examples)
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    for module, known in zip(modules, before, strict=True):
+        assert all(parameter.grad is None for parameter in module.parameters())
+        assert all(torch.equal(value, known[name]) for name, value in module.state_dict().items())
 
 
 @pytest.mark.parametrize("adapter", [NO_ADAPTER, CAUSAL], ids=["rows", "rows and adapter"])
