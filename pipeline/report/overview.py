@@ -13,6 +13,7 @@ from pipeline.inputs.manifest import BadRow
 from pipeline.ledger.gate import BELOW
 from pipeline.ledger.records import ConceptRecord, Try
 from pipeline.report.columns import Columns, values_of
+from pipeline.report.encoder_starts import EncoderStarts
 from pipeline.report.failures import STAGE, Failures
 from pipeline.report.retry_gains import RetryGains
 from pipeline.report.spool import Spool
@@ -39,6 +40,7 @@ class Overview:
         self.failures = Failures()
         self.columns = Columns()
         self.retry_gains = RetryGains()
+        self.encoder_starts = EncoderStarts()
         self._spool = spool
         self._values: dict[str, array[float]] = {}
 
@@ -109,6 +111,7 @@ class Overview:
         self.num_done += 1
         self.num_below += record.gate == BELOW
         self.retry_gains.add(record)
+        self.encoder_starts.add(record)
         for name, value in record.scores.items():
             self._values.setdefault(name, array("d")).append(value)
         if record.seconds > 0:

@@ -152,6 +152,7 @@ class _Report:
             has_map=data["map"] is not None,
             medians=overview.medians(),
             retry_gains=overview.retry_gains.rules(),
+            encoder_starts=overview.encoder_starts,
             data=to_script(data),
             format_duration=format_duration,
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from pipeline.actor.learner import Learner
 from pipeline.inputs.models import extractor_hash
 from pipeline.ledger.plan import ConceptTask
 from pipeline.ledger.records import ConceptRecord
-from pipeline.report.page import RunFigures, build_report
+from pipeline.report.page import PATH, RunFigures, build_report
 from pipeline.store.parquet import read_table
 from pipeline.store.storage import RunStore
 from tests.pipeline.runs import task, tiny_config, write_photo
@@ -71,23 +73,38 @@ def with_adapter(tiny_backbone: Backbone, encoder: TrainedEncoder) -> TrainedEnc
     return replace(encoder, network=network)
 
 
-def learn(
-    tiny_model: Path, clip: str, output: Path, encoder: TrainedEncoder, tasks: list[ConceptTask], **changes: Any
-) -> list[tuple[ConceptRecord, bytes]]:
-    """Learn the tasks with one learner; return each record with the bytes of its embedding."""
+def learner_of(tiny_model: Path, clip: str, output: Path, encoder: TrainedEncoder, **changes: Any) -> Learner:
+    """A learner that starts from the encoder, by default without a step."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "encoder.safetensors").write_bytes(dump_encoder(encoder))
     init = {"method": "encoder", "encoder": str(output / "encoder.safetensors"), "unsure_steps": 3}
     inversion = {"steps": 0, "init": init, **changes.pop("inversion", {})}
-    learner = Learner(tiny_config(tiny_model, output, extractor=clip, inversion=inversion, **changes))
+    return Learner(tiny_config(tiny_model, output, extractor=clip, inversion=inversion, **changes))
 
-    async def together() -> list[ConceptRecord]:
+
+def together(learner: Learner, tasks: list[ConceptTask]) -> list[ConceptRecord]:
+    """Learn the tasks at the same time and close the learner."""
+
+    async def learn_all() -> list[ConceptRecord]:
         return await asyncio.gather(*(learner.learn(one) for one in tasks))
 
-    records = asyncio.run(together())
+    records = asyncio.run(learn_all())
     learner.close()
+    return records
+
+
+def learn(
+    tiny_model: Path, clip: str, output: Path, encoder: TrainedEncoder, tasks: list[ConceptTask], **changes: Any
+) -> list[tuple[ConceptRecord, bytes]]:
+    """Learn the tasks with one learner; return each record with the bytes of its embedding."""
+    records = together(learner_of(tiny_model, clip, output, encoder, **changes), tasks)
     assert [record.error for record in records] == [""] * len(records)
     return [(record, (output / record.folder.embedding).read_bytes()) for record in records]
+
+
+def tiles(store: RunStore) -> set[tuple[str, ...]]:
+    """Return the figures at the head of the report, each with its name."""
+    return set(re.findall(r'<div class="tile [^"]*"><b>([^<]*)</b><span>([^<]*)</span>', store.get(PATH).decode()))
 
 
 def test_without_steps_the_encoders_rows_are_published(
@@ -104,7 +121,8 @@ def test_without_steps_the_encoders_rows_are_published(
     assert read_table(tmp_path / record.folder.curve).num_rows == 0
     store = RunStore(str(tmp_path))
     build_report(store, tiny_config(tiny_model, tmp_path), RunFigures())
-    assert "toy" in store.get("report.html").decode()
+    assert "toy" in store.get(PATH).decode()
+    assert tiles(store) >= {("1 of 1", "started from the encoder"), ("500", "steps saved by that")}
     features = PhotoFeatures(tiny_backbone, ClipExtractor(clip, "cpu"), CONFIG)
     pictures = canonical_order([Image.open(path).convert("RGB") for path in photos])
     rows = encoder.embedding("<toy>", features(pictures), class_vectors(one.concept, tiny_backbone)).vectors["clip_l"]
@@ -136,6 +154,9 @@ def test_a_concept_that_the_encoder_is_unsure_of_is_learned_from_its_word(
     assert far.start.startswith("words, the encoder was unsure: the photos lie ")
     assert other.start == "words, the encoder was unsure: it was trained on concepts of category object, not style"
     assert (far.steps, other.steps) == (3, 3)
+    store, config = RunStore(str(tmp_path)), tiny_config(tiny_model, tmp_path, inversion={"init": {"unsure_steps": 3}})
+    build_report(store, config, RunFigures())
+    assert tiles(store) >= {("0 of 2", "started from the encoder")}
 
 
 def test_a_few_steps_refine_the_rows(
@@ -148,6 +169,42 @@ def test_a_few_steps_refine_the_rows(
     assert (record.start, record.steps) == ("encoder", 2)
     (start,), (moved,) = load(before).values(), load(after).values()
     assert 0 < float((moved - start).abs().max()) < 1e-3
+
+
+def test_a_concept_whose_features_are_not_finite_costs_itself(
+    tiny_model: Path,
+    clip: str,
+    photos: tuple[str, ...],
+    tmp_path: Path,
+    encoder: TrainedEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ((_, alone),) = learn(tiny_model, clip, tmp_path / "a", encoder, [task("toy", photos[:1])])
+    features_of = ClipExtractor.images_and_patches
+
+    def broken(extractor: ClipExtractor, pictures: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled, patches = features_of(extractor, pictures)
+        return pooled * torch.nan if len(pictures) == 2 else pooled, patches
+
+    monkeypatch.setattr(ClipExtractor, "images_and_patches", broken)
+    learner = learner_of(tiny_model, clip, tmp_path / "b", encoder)
+    good, bad = together(learner, [task("toy", photos[:1]), task("poison", photos[1:])])
+    assert (bad.status, bad.error_kind) == ("failed", "numerics")
+    assert "features of the photos are not finite" in bad.error
+    assert (tmp_path / "b" / good.folder.embedding).read_bytes() == alone
+
+
+def test_dvar_ends_the_refinement_of_the_rows(
+    tiny_model: Path, clip: str, photos: tuple[str, ...], tmp_path: Path, encoder: TrainedEncoder
+) -> None:
+    stop = {"method": "dvar", "check_every_steps": 1, "window": 2, "variance_ratio": 0.9}
+    ((_, before),) = learn(tiny_model, clip, tmp_path / "a", encoder, [task("toy", photos)])
+    inversion = {"steps": 40, "learning_rate": 1e-4, "stop": stop}
+    ((record, after),) = learn(tiny_model, clip, tmp_path / "b", encoder, [task("toy", photos)], inversion=inversion)
+    assert record.start == "encoder"
+    assert 2 <= record.steps < 40
+    (start,), (moved,) = load(before).values(), load(after).values()
+    assert 0 < float((moved - start).abs().max()) < 0.02
 
 
 def test_an_encoder_of_another_model_ends_the_run_before_it_learns(
