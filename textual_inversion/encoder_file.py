@@ -21,6 +21,7 @@ from textual_inversion.encoder_config import EncoderConfig
 from textual_inversion.families.base import Backbone
 from textual_inversion.formats import from_bytes, to_bytes
 from textual_inversion.parameters import ADAPTER
+from textual_inversion.transfer import to_device
 
 FORMAT = "concept encoder 1"
 _SCALE = ".scale"
@@ -94,9 +95,9 @@ class TrainedEncoder:
         """
         device = next(self.network.parameters()).device
         is_present = torch.ones(1, len(features), dtype=torch.bool, device=device)
-        classes = {key: vector[None].to(device) for key, vector in class_vectors.items()}
+        classes = {key: to_device(vector[None], device) for key, vector in class_vectors.items()}
         with torch.no_grad():
-            values = self.network(features[None].to(device), is_present, classes)
+            values = self.network(to_device(features[None], device), is_present, classes)
         rows = {key: value[0].cpu() for key, value in values.items()}
         layout = self.network.adapter_layout
         adapter = None if layout is None else layout.learned(rows.pop(ADAPTER))

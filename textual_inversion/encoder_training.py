@@ -196,7 +196,8 @@ class EncoderTrainer:
         drawn = [self._draws(example, purpose, step) for example in examples]
         features, is_present = _padded([each.features for each in drawn], backbone.device)
         classes = {
-            key: torch.stack([each.classes[key] for each in drawn]).to(backbone.device) for key in backbone.token_tables
+            key: to_device(torch.stack([each.classes[key] for each in drawn]), backbone.device)
+            for key in backbone.token_tables
         }
         values = network(features, is_present, classes)
         num_vectors = self._encoder.config.num_vectors
@@ -305,7 +306,7 @@ def _padded(features: Sequence[Tensor], device: torch.device) -> tuple[Tensor, T
     padded = nn.utils.rnn.pad_sequence(list(features), batch_first=True)
     counts = torch.tensor([len(each) for each in features])
     is_present = torch.arange(padded.shape[1]) < counts[:, None]
-    return padded.to(device), is_present.to(device)
+    return to_device(padded, device), to_device(is_present, device)
 
 
 __all__ = ["ConceptExample", "EncoderTrainer", "EncoderTrainingConfig", "canonical_order", "encode_example"]

@@ -24,6 +24,7 @@ from transformers.utils import cached_file
 from textual_inversion.errors import first_line
 from textual_inversion.model_files import check_hub_id
 from textual_inversion.preprocessing import Preprocessing
+from textual_inversion.transfer import to_device
 from textual_inversion.weights import load_pretrained
 
 _BATCH_SIZE = 32
@@ -177,7 +178,7 @@ class ImageExtractor:
         for start in range(0, len(pictures), _BATCH_SIZE):
             pixels = torch.stack([self._preprocessing(picture) for picture in pictures[start : start + _BATCH_SIZE]])
             with torch.no_grad():
-                yield self._kind.image_features(self._model, pixels.to(self._device))
+                yield self._kind.image_features(self._model, to_device(pixels, self._device))
 
 
 class ClipExtractor(ImageExtractor):
@@ -217,8 +218,8 @@ class ClipExtractor(ImageExtractor):
                     return_tensors="pt",
                     return_attention_mask=True,
                 )
-            ids = tokens.input_ids.to(self._device)
-            mask = tokens.attention_mask.to(self._device)
+            ids = to_device(tokens.input_ids, self._device)
+            mask = to_device(tokens.attention_mask, self._device)
             with torch.no_grad():
                 features.append(self._text_features(self._model, ids, mask))
         return _unit_norm(features)

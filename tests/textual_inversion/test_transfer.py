@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tests import toy_family
-from tests.tiny_models import DIM
+from tests.tiny_models import DIM, tiny_extractor
 from tests.toy_backbone import DIMS, ToyBackbone, plain_views
 from tests.toy_family import write_model
 from textual_inversion import engine as engine_module
@@ -24,6 +24,7 @@ from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.config import AdapterConfig, InversionConfig, PenaltyConfig, SamplingConfig, StopConfig
 from textual_inversion.engine import Assignment, Engine
+from textual_inversion.extractors import ClipExtractor, load_extractor
 from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 from textual_inversion.generate import ImageRequest, draw, encode_request
@@ -209,6 +210,18 @@ def test_photos_are_encoded_without_a_wait(tiny_model: Path) -> None:
         views = encode_views(backbone, [Image.new("RGB", (16, 16))] * 5, AugmentConfig(), "c", 0)
     assert watch.events == []
     assert views.moments.is_meta
+
+
+def test_pictures_and_texts_reach_the_extractor_without_a_wait(tmp_path: Path) -> None:
+    watch = Watch()
+    with watch:
+        extractor = load_extractor(str(tiny_extractor("clip", tmp_path)), device="meta")
+        assert isinstance(extractor, ClipExtractor)
+        watch.events.clear()
+        extractor.images([Image.new("RGB", (16, 16))] * 5)
+        assert watch.events == ["read by cpu"]
+        extractor.texts(["a cat", "a dog"])
+    assert "a copy that waits" not in watch.events
 
 
 def test_what_is_fetched_arrives() -> None:
