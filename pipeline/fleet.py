@@ -101,7 +101,9 @@ class Fleet:
         idle.sort(key=lambda worker: (worker.is_loaded, worker.starting is not None))
         for worker in idle[: max(0, len(staying) - wanted)]:
             self.remove(worker)
-        while len(self.staying()) < wanted and time.monotonic() >= self._next_start:
+        for _ in range(wanted - len(staying)):
+            if time.monotonic() < self._next_start:
+                return
             if self._start_failures >= self.policy.max_start_failures and self.workers:
                 return  # the actors that do live carry on alone
             rung = next(ways, 0)

@@ -86,4 +86,5 @@ class Worker:
 
     def hung(self, limit_s: float) -> list[Work]:
         """Return the concepts whose turn came more than `limit_s` ago."""
-        return [work for work in self.calls.values() if time.monotonic() - work.began > limit_s]
+        now = time.monotonic()
+        return [work for work in self.calls.values() if now - work.began > limit_s]
