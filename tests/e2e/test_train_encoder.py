@@ -13,11 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from safetensors.torch import load
 
 from pipeline import train_encoder
 from pipeline.encoder_training import workers
@@ -109,8 +114,8 @@ class Training:
         manifest = self.folder / ("all.parquet" if output == self.calm else "good.parquet")
         return [str(manifest), "--output", str(output), "--config", str(self.folder / "job.toml")]
 
-    def train(self, output: Path) -> int:
-        return train_encoder.main(self.arguments(output))
+    def train(self, output: Path, *options: str) -> int:
+        return train_encoder.main([*self.arguments(output), *options])
 
     def another(self, name: str) -> Path:
         """Return an output in which the photos have been read."""
@@ -168,6 +173,36 @@ def test_a_training_that_is_stopped_and_loses_its_worker_writes_the_same_encoder
     written = (harried / ENCODER).stat().st_mtime_ns
     assert training.train(harried) == OK  # nothing to do
     assert (harried / ENCODER).stat().st_mtime_ns == written
+
+
+def test_two_workers_learn_what_one_learns_from_twice_the_batch(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To rounding: each takes half of every step's concepts, and one of them has no held-out concept to measure."""
+    numbers: list[int] = []
+
+    def counted(*arguments: Any, scaling_config: ScalingConfig, **options: Any) -> TorchTrainer:
+        numbers.append(scaling_config.num_workers)
+        return TorchTrainer(*arguments, scaling_config=scaling_config, **options)
+
+    monkeypatch.setattr(workers, "TorchTrainer", counted)
+    both = training.another("both")
+    assert training.train(both, "--set", "encoder.workers=2") == OK
+    assert numbers == [2]
+    ours, calm = (read_record(RunStore(str(output))) for output in (both, training.calm))
+    assert ours is not None
+    assert calm is not None
+    torch.testing.assert_close(torch.tensor(ours.curve), torch.tensor(calm.curve))
+    stored, known = (load((output / ENCODER).read_bytes()) for output in (both, training.calm))
+    integers = {name for name, tensor in known.items() if tensor.dtype == torch.int8}
+    assert 0 < len(integers) < len(known) == len(stored)
+    for names, atol in ((integers, 1.0), (known.keys() - integers, 1e-4)):  # an integer may be rounded up or down
+        torch.testing.assert_close(
+            {name: stored[name].float() for name in names},
+            {name: known[name].float() for name in names},
+            rtol=1e-2,
+            atol=atol,
+        )
 
 
 def test_a_training_whose_driver_is_killed_writes_the_same_encoder(training: Training) -> None:
