@@ -268,7 +268,8 @@ class RunConfig:
         if not self.extractor:
             method = self.inversion.init.method
             clip_weight = self.inversion.penalties.clip
-            looks_at_photos = method in ("auto", "amortised", "encoder")
+            reads_photos = method == "encoder" and not self.inversion.init.extractor
+            looks_at_photos = method in ("auto", "amortised") or reads_photos
             require(not looks_at_photos, "extractor", "", f"a CLIP for inversion.init.method {method!r}")
             require(not clip_weight, "extractor", "", "a CLIP for inversion.penalties.clip")
             require(not self.gate.others, "extractor", "", "a CLIP for gate.others")

@@ -51,6 +51,10 @@ class InitConfig:
     """Address of the file of an encoder that `python -m pipeline.train_encoder` trained through the same model, with
     the same extractor. A job that names one and no `method` has the method `encoder`."""
 
+    extractor: str = ""
+    """Directory or hub id of the CLIP, SigLIP, DINO or DINOv2 that `encoder` was trained with; empty is the run's own
+    extractor, which scores pictures and must know texts."""
+
     unsure_steps: int = 500
     """Optimizer steps, in place of `steps`, of a concept that `encoder` is unsure of, because it is unlike those that
     the encoder was trained on."""

@@ -25,7 +25,7 @@ from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors, encoder_output, word_vectors
 
 if TYPE_CHECKING:
-    from textual_inversion.extractors import ClipExtractor
+    from textual_inversion.extractors import ClipExtractor, ImageExtractor
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,14 @@ class StartChooser:
         seed: int = 0,
         examples: Iterable[LearnedExample] = (),
         encoder: TrainedEncoder | None = None,
+        encoder_extractor: ImageExtractor | None = None,
     ) -> None:
         """Prepare the method, which for `amortised` fits the regression.
 
-        extractor: needed by `auto`, `amortised` and `encoder`.
+        extractor: needed by `auto` and `amortised`.
         examples: concepts that `amortised` is fitted on besides words, read one after the other.
         encoder: needed by `encoder`.
+        encoder_extractor: extractor that the encoder was trained with; None is `extractor`.
         Raises ValueError if the extractor or the encoder is needed and missing, or if there are fewer than three words.
         """
         self._backbone = backbone
@@ -82,14 +84,15 @@ class StartChooser:
         self._unsure_steps = config.unsure_steps
         if config.method not in ("auto", "amortised", "encoder"):
             return
+        if config.method == "encoder":
+            encoder_extractor = encoder_extractor or extractor
+            if encoder is None or encoder_extractor is None:
+                raise ValueError("init.method 'encoder' needs a trained encoder and the extractor that it reads")
+            self._encoder = encoder
+            self._photo_features = PhotoFeatures(backbone, encoder_extractor, encoder.network.config)
+            return
         if extractor is None:
             raise ValueError(f"init.method {config.method!r} looks at the photos with a CLIP; set `extractor`")
-        if config.method == "encoder":
-            if encoder is None:
-                raise ValueError("init.method 'encoder' needs a trained encoder; set init.encoder")
-            self._encoder = encoder
-            self._photo_features = PhotoFeatures(backbone, extractor, encoder.network.config)
-            return
         self._words = list(config.words) or backbone.single_token_words()
         if len(self._words) < 3:
             raise ValueError(f"init.words = {self._words!r}: must be 3 words or more for init.method {config.method!r}")

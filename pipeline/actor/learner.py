@@ -32,7 +32,7 @@ from pipeline.actor.shared_pictures import SharedPictures
 from pipeline.actor.slot_budget import SlotBudget
 from pipeline.actor.tuning import PassSharing, compile_where_wanted, fit_slots, passes_to_learn
 from pipeline.actor.vitals import Vitals, held_bytes
-from pipeline.actor.warm_start import GivenStarts, load_examples, read_encoder
+from pipeline.actor.warm_start import GivenStarts, load_encoder_extractor, load_examples, read_encoder
 from pipeline.config import RunConfig
 from pipeline.inputs.models import with_captions
 from pipeline.inputs.photos import open_pictures
@@ -86,7 +86,13 @@ class Learner:
         self._given_start = GivenStarts(config, model_hash)
         encoder = read_encoder(config, self._backbone) if init.method == "encoder" else None
         self._choose_start = StartChooser(
-            self._backbone, init, self._extractor, seed=config.seed, examples=examples, encoder=encoder
+            self._backbone,
+            init,
+            self._extractor,
+            seed=config.seed,
+            examples=examples,
+            encoder=encoder,
+            encoder_extractor=load_encoder_extractor(config, self._extractor) if encoder else None,
         )
         self._features = self._extractor.pixel_features if self._extractor else None
         slots, self._memory = fit_slots(model.estimates, config, self._features)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pipeline.actor.library import LearnedConcept, open_library
 from pipeline.config import PhotoConfig, RunConfig
-from pipeline.inputs.models import extractor_hash
+from pipeline.inputs.models import extractor_hash, locate
 from pipeline.inputs.photos import fetch, fetch_as_planned
 from pipeline.ledger.plan import ConceptTask
 from pipeline.store.addresses import read_bytes
@@ -17,6 +17,7 @@ from pipeline.store.redact import redact
 from textual_inversion.dialects import parse_embedding
 from textual_inversion.encoder_file import TrainedEncoder, check_adapter, load_encoder
 from textual_inversion.errors import BadInput
+from textual_inversion.extractors import ImageExtractor, load_extractor
 from textual_inversion.families.base import Backbone
 from textual_inversion.photos import open_photo
 from textual_inversion.start_choice import ChosenStart, LearnedExample
@@ -74,12 +75,20 @@ def read_encoder(config: RunConfig, backbone: Backbone) -> TrainedEncoder:
     """Read the encoder that `init.encoder` names. Raises ValueError if it cannot be read, or not be used with the run's
     model, extractor and adapter."""
     uri = config.inversion.init.encoder
+    extractor = config.inversion.init.extractor or config.extractor
     try:
-        encoder = load_encoder(read_bytes(uri, _MAX_ENCODER_BYTES), backbone, extractor_hash(config.extractor))
+        encoder = load_encoder(read_bytes(uri, _MAX_ENCODER_BYTES), backbone, extractor_hash(extractor))
         check_adapter(encoder.network.adapter, config.inversion.adapter)
     except (OSError, ValueError) as error:
         raise ValueError(f"inversion.init.encoder = {redact(uri)!r}: {redact(str(error))}") from error
     return encoder
+
+
+def load_encoder_extractor(config: RunConfig, extractor: ImageExtractor | None) -> ImageExtractor | None:
+    """Return the extractor that the encoder reads: the one of `init.extractor`, or the run's, which is given. Raises
+    ValueError if it cannot be loaded."""
+    name = config.inversion.init.extractor
+    return load_extractor(locate(name), config.device) if name else extractor
 
 
 class GivenStarts:

@@ -82,15 +82,20 @@ def model_hash(model: str) -> str:
 
 
 def extractor_hash(model: str) -> str:
-    """Return a digest of the files of the CLIP that scores pictures, or the name itself if it is a hub id or empty."""
+    """Return a digest of a feature extractor's files, or the name itself if it is a hub id or empty."""
     directory = locate(model)
     return folder_hash(directory) if model and Path(directory).is_dir() else model
 
 
 def check_extractors(config: RunConfig) -> None:
-    """Raise ValueError if `extractor` or `evaluation.dino` names a directory without a model of transformers' layout,
-    or what is neither a directory nor a hub id: no actor, and no evaluation after a night, could load it."""
-    for setting, model in (("extractor", config.extractor), ("evaluation.dino", config.evaluation.dino)):
+    """Raise ValueError if a setting of an extractor names a directory without a model of transformers' layout, or what
+    is neither a directory nor a hub id: no actor, and no evaluation after a night, could load it."""
+    extractors = {
+        "extractor": config.extractor,
+        "inversion.init.extractor": config.inversion.init.extractor,
+        "evaluation.dino": config.evaluation.dino,
+    }
+    for setting, model in extractors.items():
         if model:
             try:
                 _check_extractor(locate(model))

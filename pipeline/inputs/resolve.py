@@ -19,6 +19,7 @@ _ADDRESSES: dict[str, Callable[[str], str]] = {
     "inversion.penalties.captions": absolute,
     "inversion.init.earlier_run": absolute,
     "inversion.init.encoder": absolute,
+    "inversion.init.extractor": portable,
     "encoder.from_run": absolute,
     "encoder.init_from": absolute,
 }

@@ -36,6 +36,7 @@ def settings_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
         "inversion.penalties.captions": "the file of captions",
         "inversion.init.earlier_run": "the earlier run",
         "inversion.init.encoder": "the encoder",
+        "inversion.init.extractor": "the files of the encoder's feature extractor",
         "format": "this program's own format",
     }
     return [

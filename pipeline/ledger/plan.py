@@ -82,20 +82,27 @@ def settings_of(
     captions_hash: str = "",
     earlier_hash: str = "",
     encoder_hash: str = "",
+    encoder_extractor_hash: str = "",
 ) -> dict[str, Any]:
     """Return all settings that the results of a run depend on, as JSON values.
 
     Settings of where and how fast the work is done (actors, device, output, the batch size of sample pictures) are left
-    out. The captions of knowledge preservation, the earlier run of learned starts and the encoder of starts count by
-    content, not by address. An encoder's settings are left out where it is not used, and the number of the initializer
-    word's prompts where they are all, so that fingerprints of earlier releases stay as they were.
+    out. The captions of knowledge preservation, the earlier run of learned starts, the encoder of starts and its
+    extractor count by content, not by address. An encoder's settings are left out where it is not used, its extractor
+    where it is the run's, and the number of the initializer word's prompts where they are all, so that fingerprints of
+    earlier releases stay as they were.
     """
     inversion = dataclasses.asdict(config.inversion)
     inversion["penalties"]["captions"] = captions_hash
     inversion["init"]["earlier_run"] = earlier_hash
-    inversion["init"]["encoder"] = encoder_hash
-    if config.inversion.init.method != "encoder":
-        del inversion["init"]["encoder"], inversion["init"]["unsure_steps"]
+    init = inversion["init"]
+    del init["encoder"], init["extractor"]
+    if config.inversion.init.method == "encoder":
+        init["encoder"] = encoder_hash
+        if encoder_extractor_hash:
+            init["extractor"] = encoder_extractor_hash
+    else:
+        del init["unsure_steps"]
     grid = dataclasses.asdict(config.grid)
     del grid["sampling"]["batch_size"]
     if not config.grid.initializer_prompts:

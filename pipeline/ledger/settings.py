@@ -18,8 +18,9 @@ def current_settings(config: RunConfig) -> dict[str, Any]:
         model_hash=model_hash(config.model),
         extractor_hash=extractor_hash(config.extractor),
         captions_hash=captions_hash(with_captions(config).inversion.penalties.captions),
-        earlier_hash=earlier_hash(config.inversion.init.earlier_run),
+        earlier_hash=earlier_hash(init.earlier_run),
         encoder_hash=_file_hash("inversion.init.encoder", init.encoder if init.method == "encoder" else ""),
+        encoder_extractor_hash=extractor_hash(init.extractor),
     )
 
 

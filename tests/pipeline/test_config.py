@@ -101,6 +101,11 @@ def test_a_start_chosen_by_the_photos_needs_an_extractor(method: str) -> None:
         load_config(overrides=[*overrides, "extractor=''"])
 
 
+def test_an_encoder_with_an_extractor_of_its_own_needs_no_scores() -> None:
+    overrides = ["inversion.init.encoder=e.safetensors", "inversion.init.extractor=owner/dino", "extractor=''"]
+    assert load_config(overrides=overrides).inversion.init.extractor == "owner/dino"
+
+
 def test_only_an_encoder_needs_no_steps() -> None:
     with pytest.raises(ValueError, match=r"init\.encoder = '': must be the file of an encoder"):
         load_config(overrides=["inversion.init.method=encoder"])

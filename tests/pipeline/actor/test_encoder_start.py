@@ -27,7 +27,7 @@ from textual_inversion.adapter_config import AdapterShape
 from textual_inversion.adapter_formats import parse_adapter
 from textual_inversion.encoder import ConceptEncoder, EncoderConfig, PhotoFeatures, canonical_order
 from textual_inversion.encoder_file import Doubt, TrainedEncoder, dump_encoder
-from textual_inversion.extractors import ClipExtractor
+from textual_inversion.extractors import ClipExtractor, load_extractor
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors
 
@@ -46,20 +46,24 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_extractor("clip", tmp_path_factory.mktemp("clip")))
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_backbone: Backbone, clip: str) -> TrainedEncoder:
+def untrained(tiny_backbone: Backbone, extractor: str) -> TrainedEncoder:
     """An encoder of random weights that doubts nothing."""
     torch.manual_seed(0)
-    sizes = PhotoFeatures(tiny_backbone, ClipExtractor(clip, "cpu"), CONFIG).sizes()
+    sizes = PhotoFeatures(tiny_backbone, load_extractor(extractor, "cpu"), CONFIG).sizes()
     network = ConceptEncoder(CONFIG, sizes, tiny_backbone)
     torch.nn.init.normal_(network.offsets["clip_l"].weight, std=0.3)
     return TrainedEncoder(
         network=network,
         doubt=Doubt(mean=torch.zeros(sizes.pooled), whitening=torch.eye(sizes.pooled), max_distance=1e6),
         model_hash=tiny_backbone.model_hash(),
-        extractor_hash=extractor_hash(clip),
+        extractor_hash=extractor_hash(extractor),
         categories=("object",),
     )
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_backbone: Backbone, clip: str) -> TrainedEncoder:
+    return untrained(tiny_backbone, clip)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +81,9 @@ def learner_of(tiny_model: Path, clip: str, output: Path, encoder: TrainedEncode
     """A learner that starts from the encoder, by default without a step."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "encoder.safetensors").write_bytes(dump_encoder(encoder))
+    inversion = {"steps": 0, **changes.pop("inversion", {})}
     init = {"method": "encoder", "encoder": str(output / "encoder.safetensors"), "unsure_steps": 3}
-    inversion = {"steps": 0, "init": init, **changes.pop("inversion", {})}
+    inversion["init"] = {**init, **inversion.get("init", {})}
     return Learner(tiny_config(tiny_model, output, extractor=clip, inversion=inversion, **changes))
 
 
@@ -205,6 +210,28 @@ def test_dvar_ends_the_refinement_of_the_rows(
     assert 2 <= record.steps < 40
     (start,), (moved,) = load(before).values(), load(after).values()
     assert 0 < float((moved - start).abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("has_scores", [True, False])
+def test_an_encoder_may_read_another_extractor_than_the_scores(
+    tiny_model: Path, tiny_backbone: Backbone, clip: str, photos: tuple[str, ...], tmp_path: Path, has_scores: bool
+) -> None:
+    """A DINO knows no texts and cannot score pictures."""
+    dino = str(tiny_extractor("dinov2", tmp_path / "dino"))
+    trained = untrained(tiny_backbone, dino)
+    tasks, scored = [task("toy", photos)], clip if has_scores else ""
+    inversion = {"init": {"extractor": dino}}
+    ((record, data),) = learn(tiny_model, scored, tmp_path / "a", trained, tasks, inversion=inversion)
+    assert record.start == "encoder"
+    assert bool(record.scores) == has_scores
+    features = PhotoFeatures(tiny_backbone, load_extractor(dino, "cpu"), CONFIG)
+    pictures = canonical_order([Image.open(path).convert("RGB") for path in photos])
+    word = class_vectors(tasks[0].concept, tiny_backbone)
+    rows = trained.embedding("<toy>", features(pictures), word).vectors["clip_l"]
+    (published,) = load(data).values()
+    assert float((published - rows).norm() / (rows - word["clip_l"]).norm()) < 0.05, "but for the file's rounding"
+    with pytest.raises(ValueError, match=r"inversion\.init\.encoder = .* trained for another extractor"):
+        learn(tiny_model, clip, tmp_path / "b", trained, tasks)
 
 
 def test_an_encoder_of_another_model_ends_the_run_before_it_learns(

@@ -24,6 +24,7 @@ def test_addresses_become_absolute_and_stay_so(tmp_path: Path, monkeypatch: pyte
         "inversion.init.method": "amortised",
         "inversion.init.earlier_run": "earlier",
         "inversion.init.encoder": "encoder.safetensors",
+        "inversion.init.extractor": "dino",
     }
     given = load_config(overrides=[f"{name}={value}" for name, value in settings.items()])
     config = resolve_addresses(given)
@@ -34,6 +35,7 @@ def test_addresses_become_absolute_and_stay_so(tmp_path: Path, monkeypatch: pyte
     assert config.inversion.penalties.captions == f"{here}/captions.txt"
     assert config.inversion.init.earlier_run == f"{here}/earlier"
     assert config.inversion.init.encoder == f"{here}/encoder.safetensors"
+    assert config.inversion.init.extractor == str(tmp_path / "dino")
     monkeypatch.chdir("/")
     assert resolve_addresses(config) == config
 

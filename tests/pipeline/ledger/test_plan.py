@@ -140,7 +140,19 @@ def test_an_encoder_counts_by_content_where_it_is_used() -> None:
     here, there = (load_config(overrides=["inversion.init.method=encoder", f"{encoder}={path}"]) for path in "ab")
     found = [settings_of(c, model_hash="m", encoder_hash=h) for c, h in ((here, "1"), (there, "1"), (here, "2"))]
     assert found[0] == found[1] != found[2]
-    unused = load_config(overrides=["inversion.init.method=words", f"{encoder}=a", "inversion.init.unsure_steps=9"])
+    own, other = (
+        settings_of(here, model_hash="m", encoder_hash="1", encoder_extractor_hash=extractor) for extractor in ("", "e")
+    )
+    assert own == found[0] != other
+    assert "extractor" not in own["inversion"]["init"], "fingerprints of releases without the setting stay"
+    unused = load_config(
+        overrides=[
+            "inversion.init.method=words",
+            f"{encoder}=a",
+            "inversion.init.unsure_steps=9",
+            "inversion.init.extractor=e",
+        ]
+    )
     assert settings_of(unused, model_hash="m") == settings_of(RunConfig(), model_hash="m")
 
 
