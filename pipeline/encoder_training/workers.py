@@ -101,7 +101,7 @@ def train_on_workers(job: TrainingJob, gpus: float, stop: threading.Event) -> Ne
         )
         failure = _follow(trainer.fit, mailbox, config, stop)
     if failure is not None:
-        raise RunAborted(f"the encoder's training failed: {describe_error(failure)}") from failure
+        raise RunAborted(f"the encoder's training failed: {describe_error(_cause_of(failure))}") from failure
     last: News = ray.get(mailbox.news.remote())
     return last
 
@@ -119,6 +119,19 @@ def count_workers(config: RunConfig, gpus: float) -> int:
             f"{num_workers}, one for every GPU; change it, or set encoder.workers to a divisor of it"
         )
     return num_workers
+
+
+def _cause_of(failure: BaseException) -> BaseException:
+    """Return what Ray Train's error was raised for: the error of the first worker that has one, or the controller's.
+
+    The text of Ray Train's own begins with a line that names neither.
+    """
+    cause = failure
+    if isinstance(failure, ray.train.WorkerGroupError) and failure.worker_failures:
+        cause = failure.worker_failures[min(failure.worker_failures)]
+    elif isinstance(failure, ray.train.ControllerError):
+        cause = failure.controller_failure
+    return cause
 
 
 def _follow(fit: Callable[[], object], mailbox: Any, config: RunConfig, stop: threading.Event) -> BaseException | None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.train import ControllerError, WorkerGroupError
 
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.encoder_training import workers
 from pipeline.encoder_training.state import CurvePoint, TrainingState
 from pipeline.encoder_training.workers import Mailbox, News, count_workers
+from pipeline.store.errors import RunAborted
 
 
 @pytest.mark.parametrize(("asked", "gpus", "found"), [(0, 0.0, 1), (0, 4.0, 4), (2, 0.0, 2), (2, 4.0, 2), (8, 1.0, 8)])
@@ -68,6 +71,31 @@ def test_workers_that_do_not_stop_are_left_behind(mailbox: LocalMailbox) -> None
     assert workers._follow(never.wait, mailbox, hasty, stop) is None
     assert mailbox.stopped.is_set()
     never.set()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ControllerError(OSError("no room for a worker")),
+        WorkerGroupError(
+            "[Rank 1 Error Snippet]:\nTraceback", {1: OSError("no room for a worker"), 2: OSError("away")}
+        ),
+        OSError("no room for a worker"),
+    ],
+)
+def test_what_made_a_training_fail_is_said(
+    error: Exception, mailbox: LocalMailbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit() -> Any:
+        raise error
+
+    monkeypatch.setattr(workers, "TorchTrainer", lambda *_arguments, **_options: SimpleNamespace(fit=fit))
+    monkeypatch.setattr(
+        workers.ray, "remote", lambda **_options: lambda _class: SimpleNamespace(remote=lambda: mailbox)
+    )
+    job = SimpleNamespace(config=RunConfig(output=str(tmp_path)))
+    with pytest.raises(RunAborted, match=r"the encoder's training failed: OSError: no room for a worker$"):
+        workers.train_on_workers(job, 0.0, threading.Event())  # type: ignore[arg-type]
 
 
 def test_a_failure_of_ray_train_comes_back(mailbox: LocalMailbox) -> None:
