@@ -174,6 +174,12 @@ def check_encoder(data: bytes, model_hash: str, extractor_hash: str) -> None:
     _check_header(header, model_hash, extractor_hash)
 
 
+def shape_of_encoder(data: bytes) -> tuple[EncoderConfig, AdapterShape]:
+    """Return the shape of the network in an encoder's file, and of the adapters that it makes."""
+    _, header = from_bytes(data)
+    return EncoderConfig(**json.loads(header["config"])), _adapter_of(header)
+
+
 def check_adapter(found: AdapterShape, wanted: AdapterShape) -> None:
     """Raise ValueError unless an encoder makes adapters of the shape that a run learns, none where it learns none."""
     if found.kind == wanted.kind == "none":

@@ -20,7 +20,14 @@ from pipeline.ledger.records import StoredFile
 from pipeline.store.redact import redact
 from textual_inversion.concept import LearnedEmbedding
 from textual_inversion.encoder import ConceptEncoder, PhotoFeatures
-from textual_inversion.encoder_file import Doubt, TrainedEncoder, check_encoder, dump_encoder, load_encoder
+from textual_inversion.encoder_file import (
+    Doubt,
+    TrainedEncoder,
+    check_encoder,
+    dump_encoder,
+    load_encoder,
+    shape_of_encoder,
+)
 from textual_inversion.encoder_training import ConceptExample
 from textual_inversion.errors import ConceptError
 from textual_inversion.extractors import load_extractor
@@ -47,27 +54,25 @@ class Published:
 
 
 def check_start(data: bytes, config: RunConfig) -> None:
-    """Raise ValueError unless the bytes are an encoder's file for the configured model and extractor."""
+    """Raise ValueError unless the bytes are an encoder's file for the configured model and extractor, of the configured
+    shape."""
+    place = redact(config.encoder.init_from)
     try:
         check_encoder(data, model_hash(config.model), extractor_hash(config.extractor))
     except ValueError as error:
-        raise ValueError(f"encoder.init_from = {redact(config.encoder.init_from)!r}: {error}") from error
+        raise ValueError(f"encoder.init_from = {place!r}: {error}") from error
+    network, adapter = shape_of_encoder(data)
+    if (network, adapter) != (config.encoder.network, config.encoder.adapter):
+        raise ValueError(
+            f"encoder.init_from = {place!r} has the shape {network}, {adapter}, but encoder.network is "
+            f"{config.encoder.network} and encoder.adapter {config.encoder.adapter}; set them to the former"
+        )
 
 
 def new_network(config: RunConfig, backbone: Backbone, start: bytes) -> ConceptEncoder:
-    """Return the network to train: that of the encoder file `start`, or a new one with weights by the run's seed.
-
-    Raises ValueError if the file's network has another shape than the configured one.
-    """
+    """Return the network to train: that of the encoder file `start`, or a new one with weights by the run's seed."""
     if start:
-        network = load_encoder(start, backbone, extractor_hash(config.extractor)).network
-        if (network.config, network.adapter) != (config.encoder.network, config.encoder.adapter):
-            raise ValueError(
-                f"encoder.init_from = {config.encoder.init_from!r} has the shape {network.config}, {network.adapter}, "
-                f"but encoder.network is {config.encoder.network} and encoder.adapter {config.encoder.adapter}; set "
-                "them to the former"
-            )
-        return network.requires_grad_(True)
+        return load_encoder(start, backbone, extractor_hash(config.extractor)).network.requires_grad_(True)
     extractor = load_extractor(locate(config.extractor), config.device)
     sizes = PhotoFeatures(backbone, extractor, config.encoder.network).sizes()
     with torch.random.fork_rng(devices=[]):

@@ -96,11 +96,11 @@ def test_a_training_starts_from_a_file(config: RunConfig, loop: TrainingLoop, ba
     assert all(parameter.requires_grad for parameter in network.parameters())
     wider = replace(config, encoder=replace(config.encoder, network=replace(config.encoder.network, hidden=32)))
     with pytest.raises(ValueError, match=r"encoder\.init_from = .* has the shape .*hidden=16"):
-        new_network(wider, backbone, data)
+        check_start(data, wider)
     shape = AdapterShape(kind="causal", rank=1, targets=("fc2",))
     adapted = replace(config, encoder=replace(config.encoder, adapter=shape))
     with pytest.raises(ValueError, match=r"encoder\.adapter AdapterShape\(kind='causal'"):
-        new_network(adapted, backbone, data)
+        check_start(data, adapted)
     assert new_network(adapted, backbone, b"").adapter == shape
     with pytest.raises(ValueError, match="trained for another extractor"):
         check_start(data, replace(config, extractor="owner/another"))
