@@ -75,6 +75,7 @@ def write_encoder_page(store: RunStore, config: RunConfig, record: EncoderRecord
         output=redact(store.uri(ENCODER)),
         model=config.model,
         extractor=config.extractor,
+        start=redact(config.encoder.init_from),
         finished_at=format_utc(record.finished_at),
         lines=draw_lines(record.curve, record.best_step),
         width=WIDTH,

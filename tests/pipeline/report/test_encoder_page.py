@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import RunConfig
+from pipeline.encoder_config import EncoderJobConfig
 from pipeline.ledger.encoder_record import EncoderRecord, put_record, read_record
 from pipeline.ledger.records import StoredFile
 from pipeline.report.encoder_page import HEIGHT, PATH, WIDTH, draw_lines, write_encoder_page
@@ -53,12 +54,16 @@ def test_the_page_names_what_was_left_out_and_shows_what_there_is(tmp_path: Path
     png = io.BytesIO()
     Image.new("RGB", (8, 8)).save(png, "PNG")
     store.put("held_out/h0.png", png.getvalue())
-    write_encoder_page(store, RunConfig(manifest="s3://bucket/manifest.parquet"), RECORD)
+    config = RunConfig(
+        manifest="s3://bucket/m.parquet", encoder=EncoderJobConfig(init_from="s3://key:word@bucket/first")
+    )
+    write_encoder_page(store, config, RECORD)
     page = store.get(PATH).decode()
     assert "encoder of 1234 concepts, 2 held out, 1 left out" in page
     assert "&lt;c&gt;</td><td>photo x.png: no picture" in page
     assert page.count("data:image/webp;base64,") == 1
     assert "held_out/h1.png: " in page  # its picture is gone, and the page says so
+    assert "<th>started from</th><td>s3://***@bucket/first</td>" in page
     assert "400: no better for long; kept is step 200, held-out loss 0.2500" in page
 
 
