@@ -40,6 +40,7 @@ from pipeline.store.lease import hold_lease
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 from pipeline.times import now
+from textual_inversion.families import check_denoiser_features
 
 # torch and ray are imported where they are first needed, so that --help and wrong settings are answered at once.
 
@@ -121,6 +122,7 @@ def train(config: RunConfig) -> int:
     Raises ValueError for what is wrong before any photo is read, and for fewer than two usable concepts.
     """
     check_model(config)
+    check_denoiser_features(locate(config.model), config.encoder.network.denoiser_side)
     store = RunStore(config.output)
     training = Training(config)
     try:

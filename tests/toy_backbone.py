@@ -126,6 +126,9 @@ class ToyBackbone:
             text = text + (states * weights).sum(1)
         return (seen + text).view_as(noisy_latents)
 
+    def middle_features(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        raise NotImplementedError(f"the toy has no middle ({noisy_latents.shape}, {timesteps}, {conditioning})")
+
     def compile(self, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False) -> None:
         raise NotImplementedError(f"the toy is not worth it ({backend}, {or_plain}, {graphs})")
 

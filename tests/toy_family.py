@@ -243,6 +243,9 @@ class ToyFamily:
         )[0]
         return output
 
+    def middle_features(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        raise NotImplementedError(f"the toy has no middle ({noisy_latents.shape}, {timesteps}, {conditioning})")
+
     def compile(self, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False) -> None:
         self._denoiser = Compiled(self._network.denoiser, backend=backend, or_plain=or_plain, graphs=graphs)
 

@@ -25,17 +25,25 @@ from torch import Tensor, nn
 from textual_inversion.adapter_config import AdapterShape
 from textual_inversion.augment_config import AugmentConfig
 from textual_inversion.encoder_config import EncoderConfig
-from textual_inversion.families.base import Backbone
+from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.initialise import learning_encoders
-from textual_inversion.latents import encode_views
+from textual_inversion.latents import AUTOENCODER_BATCH_SIZE, encode_views
 from textual_inversion.lora import initial_adapter
+from textual_inversion.model_checks import NO_MIDDLE_BLOCK
 from textual_inversion.parameters import ADAPTER, AdapterLayout
+from textual_inversion.prompts import encode_prompt
+from textual_inversion.rng import generator_for
+from textual_inversion.transfer import to_device
 
 if TYPE_CHECKING:
     from textual_inversion.extractors import ImageExtractor
 
 _PLAIN = AugmentConfig(flip=False)
 NO_ADAPTER = AdapterShape()
+
+_NOISED_AT = 0.25
+"""Timestep, as a share of all, of the noised latents whose features the denoiser gives. Tang et al. 2023 ("Emergent
+Correspondence from Image Diffusion", arXiv 2306.03881) find features of objects best there, at 261 of 1,000."""
 
 _ADAPTER_UNIT = 1e-3
 """Change of an adapter by one unit of the network's output: a step of training then changes an adapter about as much as
@@ -54,23 +62,42 @@ class FeatureSizes:
     """Number of cells that the patch tokens are averaged to."""
     latents: int
     """Number of coarse latents."""
+    denoiser: int = 0
+    """Width of one of the denoiser's features."""
+    denoiser_cells: int = 0
+    """Number of cells that they are averaged to."""
 
     @property
     def width(self) -> int:
         """Number of all features of a photo."""
-        return self.pooled + self.cells * self.patch + self.latents
+        return sum(self.parts)
+
+    @property
+    def parts(self) -> list[int]:
+        """Numbers of the features of each kind."""
+        return [self.pooled, self.cells * self.patch, self.latents, self.denoiser_cells * self.denoiser]
 
 
 class PhotoFeatures:
-    """Features of photos for an encoder: the extractor's, and the model's own latents at a coarse resolution.
+    """Features of photos for an encoder: the extractor's, the model's own latents at a coarse resolution, and what the
+    denoiser makes of them.
 
     The latents show colours and places that an extractor may ignore, in the terms of the model itself.
     """
 
     def __init__(self, backbone: Backbone, extractor: ImageExtractor, config: EncoderConfig) -> None:
+        """Prepare the features. Raises ValueError if the denoiser's are asked for and it is no U-Net."""
+        if config.denoiser_side and not backbone.has_up_path:
+            raise ValueError(NO_MIDDLE_BLOCK)
         self._backbone = backbone
         self._extractor = extractor
         self.config = config
+        if config.denoiser_side:
+            self._noise = torch.randn(backbone.latent_shape, generator=generator_for(0, "", "encoder-features"))
+            prompt = encode_prompt("", {}, backbone.vocabularies)
+            ids = {key: value.to(backbone.device) for key, value in stack_prompts([prompt]).items()}
+            with torch.no_grad():
+                self._no_prompt = backbone.encode_prompts(ids, {})
 
     def __call__(self, photos: Sequence[Image.Image]) -> Tensor:
         """Return the photos' features, [photos, width] float32 on the CPU.
@@ -82,20 +109,46 @@ class PhotoFeatures:
         pooled, patches = self._extractor.images_and_patches(photos)
         cells = F.adaptive_avg_pool2d(patches, config.grid_side).permute(0, 2, 3, 1)
         parts = [_normalised(pooled), _normalised(cells).flatten(1)]
+        if config.latent_side or config.denoiser_side:
+            latents = encode_views(self._backbone, photos, _PLAIN, concept_id="", seed=0).moments[:, 0]
         if config.latent_side:
-            latents = encode_views(self._backbone, photos, _PLAIN, concept_id="", seed=0).moments[:, 0].cpu()
-            parts.append(F.adaptive_avg_pool2d(latents, config.latent_side).flatten(1))
+            parts.append(F.adaptive_avg_pool2d(latents.cpu(), config.latent_side).flatten(1))
+        if config.denoiser_side:
+            parts.append(_normalised(self._denoiser_cells(latents)).flatten(1))
         return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def _denoiser_cells(self, latents: Tensor) -> Tensor:
+        """Return the denoiser's features at noised latents [photos, *latent_shape], averaged to cells, [photos, cells,
+        channels] on the CPU. The noise is the same for every photo."""
+        backbone = self._backbone
+        timestep = round(_NOISED_AT * backbone.noise.num_timesteps)
+        cells = []
+        for few in torch.split(latents, AUTOENCODER_BATCH_SIZE):
+            timesteps = torch.full((len(few),), timestep, device=few.device)
+            noise = to_device(self._noise, few.device).expand_as(few)
+            x_t, _ = backbone.noise.corrupt(few, noise, timesteps)
+            features = backbone.middle_features(
+                x_t, backbone.noise.model_timesteps(timesteps), self._no_prompt.repeat(len(few))
+            )
+            cells.append(F.adaptive_avg_pool2d(features, self.config.denoiser_side).flatten(2).mT.cpu())
+        return torch.cat(cells)
 
     def sizes(self) -> FeatureSizes:
         """Return how many features of each kind a photo has."""
         pooled, patches = self._extractor.images_and_patches([Image.new("RGB", (64, 64))])
         config = self.config
+        channels = 0
+        if config.denoiser_side:
+            zeros = torch.zeros(1, *self._backbone.latent_shape, device=self._backbone.device)
+            channels = self._denoiser_cells(zeros).shape[2]
         return FeatureSizes(
             pooled=pooled.shape[1],
             patch=patches.shape[1],
             cells=config.grid_side**2,
             latents=self._backbone.latent_shape[0] * config.latent_side**2,
+            denoiser=channels,
+            denoiser_cells=config.denoiser_side**2,
         )
 
 
@@ -124,7 +177,9 @@ class ConceptEncoder(nn.Module):
         self.adapter_layout = None if adapter.kind == "none" else AdapterLayout(backbone, adapter)
         tables = {key: backbone.token_tables[key] for key in learning_encoders(backbone)}
         self.patches = nn.Linear(sizes.patch, config.patch_dim)
-        width = sizes.pooled + sizes.cells * config.patch_dim + sizes.latents
+        width = sizes.pooled + (sizes.cells + sizes.denoiser_cells) * config.patch_dim + sizes.latents
+        if sizes.denoiser_cells:
+            self.denoiser_cells = nn.Linear(sizes.denoiser, config.patch_dim)
         self.photo = nn.Sequential(nn.Linear(width, config.hidden), nn.GELU())
         known = sum(table.dim for table in tables.values())
         self.set = nn.Sequential(nn.Linear(config.hidden + known, config.hidden), nn.GELU())
@@ -150,10 +205,13 @@ class ConceptEncoder(nn.Module):
             the mean of the vocabulary. A text encoder that learns no rows keeps them as its rows.
         """
         sizes = self.sizes
-        widths = [sizes.pooled, sizes.cells * sizes.patch, sizes.latents]
-        pooled, cells, latents = torch.split(features, widths, dim=2)
+        pooled, cells, latents, denoiser_cells = torch.split(features, sizes.parts, dim=2)
         cells = self.patches(cells.reshape(*cells.shape[:2], sizes.cells, sizes.patch)).flatten(2)
-        hidden = self.photo(torch.cat([pooled, cells, latents], dim=2))
+        parts = [pooled, cells, latents]
+        if sizes.denoiser_cells:
+            shape = (*cells.shape[:2], sizes.denoiser_cells, sizes.denoiser)
+            parts.append(self.denoiser_cells(denoiser_cells.reshape(shape)).flatten(2))
+        hidden = self.photo(torch.cat(parts, dim=2))
         weights = is_present.to(hidden.dtype)[..., None]
         mean = (hidden * weights).sum(1) / weights.sum(1)
         classes = [self._standardised(key, class_vectors[key]) for key in self.offsets]

@@ -23,6 +23,9 @@ class EncoderConfig:
     latent_side: int = 4
     """Side that the photo's latents are averaged to, latent pixels; 0 leaves the latents out."""
 
+    denoiser_side: int = 0
+    """Side of the grid that the features behind the U-Net's middle block are averaged to, cells; 0 leaves them out."""
+
     num_vectors: int = 1
     """Number of rows that the encoder makes for each concept."""
 
@@ -32,7 +35,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         for name in ("hidden", "patch_dim", "grid_side", "num_vectors"):
             require(getattr(self, name) >= 1, f"encoder.network.{name}", getattr(self, name), "1 or more")
-        require(self.latent_side >= 0, "encoder.network.latent_side", self.latent_side, "0 (off) or more")
+        for name in ("latent_side", "denoiser_side"):
+            require(getattr(self, name) >= 0, f"encoder.network.{name}", getattr(self, name), "0 (off) or more")
         require(self.max_offset > 0, "encoder.network.max_offset", self.max_offset, "positive")
 
 

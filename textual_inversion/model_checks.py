@@ -20,6 +20,11 @@ NO_UP_PATH = (
     "inversion.gradient_path = 'up_path': this model's denoiser is no U-Net, so it has no up path; set it to 'whole'"
 )
 """Error of a model that cannot learn by the gradients that a setting asks for."""
+NO_MIDDLE_BLOCK = (
+    "encoder.network.denoiser_side is over 0, but this model's denoiser is no U-Net, so it has no middle block; set it "
+    "to 0"
+)
+"""Error of a model without the features that an encoder is to read."""
 _UNET_LAYERS = ("conv_in", "time_embedding.linear_1", "time_embedding.linear_2", "conv_norm_out", "conv_out")
 _TEXT_LAYER = re.compile(r"(?!vision_model\.)(?:.*\.)?layers\.(\d+)\.")
 _OTHER_INPUTS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim")

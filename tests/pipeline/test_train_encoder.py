@@ -13,6 +13,8 @@ from pipeline.inputs.models import extractor_hash
 from pipeline.train_encoder import Training, configure, main, parse, read_start
 from tests.pipeline.runs import write_manifest
 from tests.textual_inversion.test_encoder import CONFIG, FEATURES
+from tests.tiny_models import tiny_extractor
+from tests.tiny_sd3 import tiny_stable_diffusion_3
 from tests.toy_backbone import ToyBackbone
 from textual_inversion.encoder import ConceptEncoder
 from textual_inversion.encoder_file import Doubt, TrainedEncoder, dump_encoder
@@ -50,6 +52,19 @@ def test_what_makes_no_sense_is_refused(
     monkeypatch.chdir(tmp_path)
     assert main(options) == USAGE
     assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out" / "examples").exists()
+
+
+def test_features_that_the_denoiser_does_not_have_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path, ["a", "b"])
+    extractor = tiny_extractor("clip", tmp_path / "clip")
+    flow = tiny_stable_diffusion_3(tmp_path / "flow", t5=False)
+    options = [str(manifest), "--output", str(tmp_path / "out"), "--model", str(flow)]
+    settings = [f"extractor={extractor}", "encoder.network.denoiser_side=2"]
+    assert main([*options, *(word for each in settings for word in ("--set", each))]) == USAGE
+    assert "encoder.network.denoiser_side is over 0, but this model's denoiser is no U-Net" in capsys.readouterr().err
     assert not (tmp_path / "out" / "examples").exists()
 
 

@@ -9,7 +9,9 @@ import pytest
 from textual_inversion.encoder_config import EncoderConfig, EncoderTrainingConfig
 
 
-@pytest.mark.parametrize("wrong", [{"hidden": 0}, {"max_offset": 0.0}, {"latent_side": -1}, {"num_vectors": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"hidden": 0}, {"max_offset": 0.0}, {"latent_side": -1}, {"denoiser_side": -1}, {"num_vectors": 0}]
+)
 def test_sizes_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"encoder\.network\.{next(iter(wrong))}"):
         EncoderConfig(**wrong)

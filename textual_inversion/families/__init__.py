@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from textual_inversion import model_files
 from textual_inversion.errors import first_line
-from textual_inversion.model_checks import NO_UP_PATH, FlowLayout, TextFolder, UNetLayout
+from textual_inversion.model_checks import NO_MIDDLE_BLOCK, NO_UP_PATH, FlowLayout, TextFolder, UNetLayout
 
 if TYPE_CHECKING:
     from textual_inversion.config import GradientPath
@@ -151,12 +151,22 @@ def check_model(model: str) -> None:
 def check_gradient_path(model: str, path: GradientPath) -> None:
     """Raise ValueError for a path of the gradients that the model's denoiser does not have, as an engine does later. A
     family without a layout is left to the engine."""
-    if path == "whole":
-        return
+    if path == "up_path" and _lacks_up_path(model):
+        raise ValueError(NO_UP_PATH)
+
+
+def check_denoiser_features(model: str, denoiser_side: int) -> None:
+    """Raise ValueError if an encoder is to read features that the model's denoiser does not have, as
+    `encoder.PhotoFeatures` does later. A family without a layout is left to that."""
+    if denoiser_side and _lacks_up_path(model):
+        raise ValueError(NO_MIDDLE_BLOCK)
+
+
+def _lacks_up_path(model: str) -> bool:
+    """Return True if the model's files show that its denoiser is no U-Net."""
     with _naming(model):
         layout = _family(model, model_files.find_model_files(model)).layout
-    if layout and not layout.has_up_path:
-        raise ValueError(NO_UP_PATH)
+    return layout is not None and not layout.has_up_path
 
 
 @contextmanager

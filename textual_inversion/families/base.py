@@ -105,6 +105,11 @@ class Backbone(Protocol):
         `Noise.model_timesteps` and `SolverRun.timesteps` give them."""
         ...
 
+    def middle_features(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the features behind the denoiser's middle block, [batch, channels, height, width] float32, for the
+        inputs of `predict`. Raises ValueError if the denoiser is no U-Net (`has_up_path`)."""
+        ...
+
     def compile(self, *, backend: str = "inductor", or_plain: bool = False, graphs: bool = False) -> None:
         """Run `predict` through torch.compile in all later calls, shape by shape, and with `graphs` as CUDA graphs.
         With `or_plain`, a module that cannot be compiled is run without."""

@@ -17,6 +17,7 @@ from textual_inversion.conditioning import Conditioning
 from textual_inversion.families.base import MemorySaving, sized_latents
 from textual_inversion.families.parts import save_memory
 from textual_inversion.lora import AdapterBatch
+from textual_inversion.model_checks import NO_MIDDLE_BLOCK
 from textual_inversion.noise import Noise
 from textual_inversion.prompts import Vocabularies
 from textual_inversion.tokens import TokenTable
@@ -69,6 +70,11 @@ class LatentBackbone(ABC):
     @abstractmethod
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See `Backbone.predict`."""
+
+    def middle_features(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """See `Backbone.middle_features`."""
+        del noisy_latents, timesteps, conditioning
+        raise ValueError(NO_MIDDLE_BLOCK)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encode pictures [batch, 3, resolution, resolution] in [-1, 1] as moments [batch, 2, *latent_shape] float32:

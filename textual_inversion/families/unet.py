@@ -14,6 +14,7 @@ from torch import Tensor
 from textual_inversion.compiled import Compiled
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.cross_attention import CrossAttentionLayers
+from textual_inversion.down_path import down_path_alone
 from textual_inversion.families.base import sized_latents
 from textual_inversion.families.latent import LatentBackbone, downscaling
 from textual_inversion.families.parts import DISTILLED_STEPS, SAMPLING_STEPS, drawing_defaults, products_in
@@ -51,6 +52,7 @@ class UNetBackbone(LatentBackbone):
         self._cross_attention = CrossAttentionLayers(unet)
         self._up_path = up_path_alone(unet)
         self._up_path_denoiser: Any = self._up_path
+        self._down_path: Any = down_path_alone(unet)
         scale = downscaling(vae.config)
         side = unet.config.sample_size or vae.config.sample_size // scale
         self.latent_shape, self.resolution = (unet.config.in_channels, side, side), side * scale
@@ -84,6 +86,14 @@ class UNetBackbone(LatentBackbone):
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the U-Net's output for [batch, *latent_shape] at integer timesteps [batch]; same shape, float32."""
         denoiser = self._up_path_denoiser if conditioning.gradient_path == "up_path" else self._denoiser
+        return self._run(denoiser, noisy_latents, timesteps, conditioning)
+
+    def middle_features(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the features behind the U-Net's middle block, [batch, channels, height, width] float32."""
+        return self._run(self._down_path, noisy_latents, timesteps, conditioning)
+
+    def _run(self, denoiser: Any, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the output of the U-Net, or of a part of it, float32."""
         output: Tensor = denoiser(
             noisy_latents.to(self.dtype),
             timesteps,

@@ -50,7 +50,7 @@ def trained(backbone: Backbone, features: PhotoFeatures, adapter: AdapterShape) 
     pairs = zip(CONCEPTS, PHOTOS, strict=True)
     examples = [encode_example(concept, photos, backbone, features) for concept, photos in pairs]
     torch.manual_seed(0)
-    network = ConceptEncoder(CONFIG, features.sizes(), backbone, adapter)
+    network = ConceptEncoder(features.config, features.sizes(), backbone, adapter)
     trainer = EncoderTrainer(network, backbone, EncoderTrainingConfig(steps=3, warmup_steps=0, learning_rate=0.05))
     for _ in range(3):
         assert trainer.step(examples).left_out == ()
@@ -120,3 +120,23 @@ def test_a_concept_starts_from_what_an_encoder_of_its_model_makes(
         assert any(bool(up.any()) for _, up in made.adapter.tensors.values())
         for name, pair in made.adapter.tensors.items():
             torch.testing.assert_close(learned.adapter.tensors[name], pair)
+
+
+def test_an_encoder_reads_the_denoiser_of_a_u_net(backbone: Backbone, clip: ClipExtractor) -> None:
+    config = dataclasses.replace(CONFIG, denoiser_side=2)
+    if not backbone.has_up_path:
+        with pytest.raises(ValueError, match=r"encoder.network.denoiser_side .* no U-Net"):
+            PhotoFeatures(backbone, clip, config)
+        return
+    features, without = PhotoFeatures(backbone, clip, config), PhotoFeatures(backbone, clip, CONFIG)
+    sizes, photos = features.sizes(), PHOTOS[0]
+    read, others = features(photos), without(photos)
+    assert torch.equal(read[:, : others.shape[1]], others)
+    own = read[:, others.shape[1] :]
+    assert own.shape == (2, sizes.denoiser_cells * sizes.denoiser)
+    assert not torch.allclose(own[0], own[1])
+    encoder = trained(backbone, features, NO_ADAPTER)
+    classes = class_vectors(CONCEPTS[0], backbone)
+    whole = encoder.embedding("<c>", read, classes).vectors
+    cut = encoder.embedding("<c>", torch.cat([others, torch.zeros_like(own)], dim=1), classes).vectors
+    assert not all(torch.equal(rows, cut[key]) for key, rows in whole.items())
