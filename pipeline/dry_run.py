@@ -14,7 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.exit_codes import FAILED
 from pipeline.gate_retries import concepts_to_retry
 from pipeline.inputs.manifest import BadRow, concept_ids, count_rows, manifest_notes, read_by_priority
-from pipeline.inputs.models import demo_budget_note, demo_note, load_model_vocabularies
+from pipeline.inputs.models import check_init_encoder, demo_budget_note, demo_note, load_model_vocabularies
 from pipeline.inputs.other_concepts import read_others
 from pipeline.inputs.prompt_table import Prompt, prompt_notes, read_prompts, unknown_concepts
 from pipeline.ledger.digest import digest
@@ -53,6 +53,7 @@ def dry_run(
     """
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []
     vocabularies = load_model_vocabularies(config)  # before the plan, which reads the whole model for its digest
+    check_init_encoder(config)
     read_others(config.gate.others)
     store = RunStore(config.output)
     store.check_writable()

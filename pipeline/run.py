@@ -24,7 +24,7 @@ from pipeline.dry_run import dry_run, notes_on, stray_prompts
 from pipeline.gate_retries import retry_rules
 from pipeline.inputs.manifest import read_by_priority
 from pipeline.inputs.manifest_files import list_folders_once
-from pipeline.inputs.models import check_model, demo_note, locate
+from pipeline.inputs.models import check_init_encoder, check_model, demo_note, locate
 from pipeline.inputs.other_concepts import read_others
 from pipeline.inputs.prompt_table import Prompt, read_prompts
 from pipeline.inputs.resolve import resolve_addresses
@@ -182,6 +182,7 @@ def run(
     """
     announce(config.log_format, "planning: reading the manifest, the photos' hashes and the model's files")
     check_model(config)  # here and not in every actor
+    check_init_encoder(config)
     check_tracking(config.tracking)
     read_others(config.gate.others)
     prompts = read_prompts(config.generation.prompts) if config.generation.prompts else []

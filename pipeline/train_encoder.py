@@ -24,7 +24,7 @@ from pipeline.connection import connect
 from pipeline.exit_codes import FAILED, OK, STOPPED
 from pipeline.inputs.manifest import BadRow, read_manifest
 from pipeline.inputs.manifest_files import list_folders_once
-from pipeline.inputs.models import check_model, locate
+from pipeline.inputs.models import MAX_ENCODER_BYTES, check_model, locate
 from pipeline.inputs.resolve import resolve_addresses
 from pipeline.ledger.digest import digest
 from pipeline.ledger.encoder_record import CHECKPOINT, ENCODER, RECORD, EncoderRecord, put_record, read_record
@@ -50,8 +50,6 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths, as a model's, are meant from the command's directory
 }
 """Settings that Ray Train takes from the environment, unless they are set already."""
-
-_MAX_ENCODER_BYTES = 4 * 2**30
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.train_encoder") -> int:
@@ -289,7 +287,7 @@ def read_start(config: RunConfig) -> bytes:
         return b""
     uri = uri if uri.endswith(".safetensors") else f"{uri}/{ENCODER}"
     try:
-        data = read_bytes(uri, _MAX_ENCODER_BYTES)
+        data = read_bytes(uri, MAX_ENCODER_BYTES)
     except OSError as error:
         raise ValueError(f"encoder.init_from = {uri!r} cannot be read: {describe_error(error)}") from error
     from pipeline.encoder_training.publish import check_start

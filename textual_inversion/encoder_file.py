@@ -18,12 +18,12 @@ from textual_inversion.adapter_config import AdapterShape
 from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.encoder import ConceptEncoder, FeatureSizes
 from textual_inversion.encoder_config import EncoderConfig
+from textual_inversion.encoder_header import FORMAT, check_encoder_header
 from textual_inversion.families.base import Backbone
 from textual_inversion.formats import from_bytes, to_bytes
 from textual_inversion.parameters import ADAPTER
 from textual_inversion.transfer import to_device
 
-FORMAT = "concept encoder 1"
 _SCALE = ".scale"
 """End of the name of a matrix's scales."""
 _QUANTILE = 0.99
@@ -148,7 +148,7 @@ def load_encoder(data: bytes, backbone: Backbone, extractor_hash: str) -> Traine
     Raises ValueError for other content, and for an encoder of another model or extractor.
     """
     packed, header = from_bytes(data)
-    _check_header(header, backbone.model_hash(), extractor_hash)
+    check_encoder_header(header, backbone.model_hash(), extractor_hash)
     tensors = _unpacked(packed)
     doubt = Doubt(
         mean=tensors.pop("doubt.mean"),
@@ -166,12 +166,6 @@ def load_encoder(data: bytes, backbone: Backbone, extractor_hash: str) -> Traine
         categories=tuple(json.loads(header["categories"])),
         record=json.loads(header["record"]),
     )
-
-
-def check_encoder(data: bytes, model_hash: str, extractor_hash: str) -> None:
-    """Raise ValueError for other content, and for an encoder of another model or extractor, by their digests."""
-    _, header = from_bytes(data)
-    _check_header(header, model_hash, extractor_hash)
 
 
 def shape_of_encoder(data: bytes) -> tuple[EncoderConfig, AdapterShape]:
@@ -197,23 +191,6 @@ def _adapter_of(header: Mapping[str, str]) -> AdapterShape:
     """Return the shape of an encoder's adapters; files without one have none."""
     values = json.loads(header.get("adapter", "{}"))
     return AdapterShape(**values | {"targets": tuple(values["targets"])}) if values else AdapterShape()
-
-
-def _check_header(header: Mapping[str, str], model_hash: str, extractor_hash: str) -> None:
-    if header.get("format") != FORMAT:
-        raise ValueError(
-            f"no file of an encoder (format {header.get('format')!r}, not {FORMAT!r}); name one that this release's "
-            "`python -m pipeline.train_encoder` wrote"
-        )
-    for name, found, wanted in (
-        ("model", header["model_hash"], model_hash),
-        ("extractor", header["extractor_hash"], extractor_hash),
-    ):
-        if found != wanted:
-            raise ValueError(
-                f"the encoder was trained for another {name} (digest {found}; this {name}'s is {wanted}); use that "
-                f"{name}, or train an encoder for this one by `python -m pipeline.train_encoder`"
-            )
 
 
 def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pipeline.actor.library import LearnedConcept, open_library
 from pipeline.config import PhotoConfig, RunConfig
-from pipeline.inputs.models import extractor_hash, locate
+from pipeline.inputs.models import MAX_ENCODER_BYTES, extractor_hash, locate
 from pipeline.inputs.photos import fetch, fetch_as_planned
 from pipeline.ledger.plan import ConceptTask
 from pipeline.store.addresses import read_bytes
@@ -23,9 +23,6 @@ from textual_inversion.photos import open_photo
 from textual_inversion.start_choice import ChosenStart, LearnedExample
 
 log = logging.getLogger(__name__)
-
-_MAX_ENCODER_BYTES = 2**30
-"""Largest size of an encoder's file, bytes."""
 
 MAX_EXAMPLES = 500
 """Largest number of examples: every actor reads them before its first concept, and a regression gains little from
@@ -77,7 +74,7 @@ def read_encoder(config: RunConfig, backbone: Backbone) -> TrainedEncoder:
     uri = config.inversion.init.encoder
     extractor = config.inversion.init.extractor or config.extractor
     try:
-        encoder = load_encoder(read_bytes(uri, _MAX_ENCODER_BYTES), backbone, extractor_hash(extractor))
+        encoder = load_encoder(read_bytes(uri, MAX_ENCODER_BYTES), backbone, extractor_hash(extractor))
         check_adapter(encoder.network.adapter, config.inversion.adapter)
     except (OSError, ValueError) as error:
         raise ValueError(f"inversion.init.encoder = {redact(uri)!r}: {redact(str(error))}") from error

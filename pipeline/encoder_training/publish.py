@@ -23,11 +23,11 @@ from textual_inversion.encoder import ConceptEncoder, PhotoFeatures
 from textual_inversion.encoder_file import (
     Doubt,
     TrainedEncoder,
-    check_encoder,
     dump_encoder,
     load_encoder,
     shape_of_encoder,
 )
+from textual_inversion.encoder_header import check_encoder
 from textual_inversion.encoder_training import ConceptExample
 from textual_inversion.errors import ConceptError
 from textual_inversion.extractors import load_extractor

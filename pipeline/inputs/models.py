@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import RunConfig
 from pipeline.inputs.content_hash import folder_hash
+from pipeline.store.addresses import read_bytes
 from pipeline.store.local_copies import local_copy
 from pipeline.store.redact import redact
 from textual_inversion import families, model_files
 from textual_inversion.config import InversionConfig
+from textual_inversion.encoder_header import check_encoder
 
 if TYPE_CHECKING:
     from textual_inversion.prompts import Vocabularies
 
 ROOT = Path(__file__).resolve().parents[2]
+
+MAX_ENCODER_BYTES = 4 * 2**30
+"""Largest size of an encoder's file, bytes."""
 
 CAPTIONS_FILE = "captions.txt"
 """Name of the file in a model's directory with captions of what the model was taught, one a line."""
@@ -101,6 +106,19 @@ def check_extractors(config: RunConfig) -> None:
                 _check_extractor(locate(model))
             except (OSError, ValueError) as error:
                 raise ValueError(f"{setting} = {model!r} is no feature extractor: {error}") from error
+
+
+def check_init_encoder(config: RunConfig) -> None:
+    """Raise ValueError if the run starts from an encoder that cannot be read, or is of another model or extractor."""
+    init = config.inversion.init
+    if init.method != "encoder":
+        return
+    extractor = init.extractor or config.extractor
+    try:
+        data = read_bytes(init.encoder, MAX_ENCODER_BYTES)
+        check_encoder(data, model_hash(config.model), extractor_hash(extractor))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"inversion.init.encoder = {redact(init.encoder)!r}: {redact(str(error))}") from error
 
 
 def _check_extractor(model: str) -> None:

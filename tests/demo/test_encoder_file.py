@@ -10,7 +10,8 @@ from PIL import Image
 from pipeline.inputs.manifest import ManifestRow, read_manifest
 from pipeline.inputs.models import extractor_hash, model_hash
 from textual_inversion.encoder import PhotoFeatures
-from textual_inversion.encoder_file import check_encoder, load_encoder
+from textual_inversion.encoder_file import load_encoder
+from textual_inversion.encoder_header import check_encoder
 from textual_inversion.extractors import load_extractor
 from textual_inversion.families import load_backbone
 

@@ -160,6 +160,17 @@ def test_dry_run_names_bad_rows_and_writes_nothing(
 
 
 @pytest.mark.parametrize("command", [["--dry-run"], []], ids=["dry", "real"])
+def test_an_encoder_of_another_model_is_refused_before_anything_begins(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    settings = ["--model", str(tiny_model), "--set", f"extractor={ROOT / 'demo/clip'}", "--config", "encoder-fast"]
+    arguments = [str(write_manifest(tmp_path, ["a"])), "--output", str(tmp_path / "out"), *settings]
+    assert main([*arguments, *command]) == USAGE
+    assert "encoder.safetensors': the encoder was trained for another model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("concepts/*"))
+
+
+@pytest.mark.parametrize("command", [["--dry-run"], []], ids=["dry", "real"])
 def test_gradients_that_the_model_does_not_have_are_refused_before_anything_begins(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:

@@ -8,7 +8,15 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
-from pipeline.inputs.models import CAPTIONS_FILE, ROOT, check_model, locate, portable, with_captions
+from pipeline.inputs.models import (
+    CAPTIONS_FILE,
+    ROOT,
+    check_init_encoder,
+    check_model,
+    locate,
+    portable,
+    with_captions,
+)
 from pipeline.ledger.settings import captions_hash, current_settings
 
 PRESERVED = ["inversion.adapter.kind=lora", "inversion.penalties.knowledge=0.1"]
@@ -87,3 +95,30 @@ def test_a_file_is_a_path_and_never_a_hub_id(tmp_path: Path, tiny_model: Path, m
         check_model(load_config(overrides=["model=models/absent.safetensors"]))
     assert locate("owner/name") == portable("owner/name") == "owner/name"
     assert portable(str(tiny_model)) == str(tiny_model)
+
+
+DEMO_ENCODER = ROOT / "demo" / "encoder" / "encoder.safetensors"
+
+
+def test_an_encoder_of_this_model_and_extractor_is_a_start() -> None:
+    check_init_encoder(load_config(overrides=[f"inversion.init.encoder={DEMO_ENCODER}"]))
+    own = [f"inversion.init.encoder={DEMO_ENCODER}", "inversion.init.extractor=demo/clip", "extractor=''"]
+    check_init_encoder(load_config(overrides=own))
+    check_init_encoder(load_config(overrides=["inversion.init.encoder=gone", "inversion.init.method=words"]))
+
+
+def test_an_encoder_that_no_actor_could_use_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "cut.safetensors").write_bytes(DEMO_ENCODER.read_bytes()[:1000])
+    (tmp_path / "list.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
+    embedding = ROOT / "demo" / "clip" / "model.safetensors"
+    encoder = f"inversion.init.encoder={DEMO_ENCODER}"
+    for overrides, reason in (
+        ([encoder, f"model={tiny_model}"], "trained for another model .* train an encoder for this one"),
+        ([encoder, "inversion.init.extractor=demo/moco"], "trained for another extractor"),
+        ([f"inversion.init.encoder={tmp_path}/cut.safetensors"], "not a safetensors file; it was cut short"),
+        ([f"inversion.init.encoder={tmp_path}/list.safetensors"], "not a safetensors file"),
+        ([f"inversion.init.encoder={embedding}"], "no file of an encoder"),
+        ([f"inversion.init.encoder={tmp_path}/gone.safetensors"], "gone.safetensors"),
+    ):
+        with pytest.raises(ValueError, match=rf"inversion\.init\.encoder = .*{reason}"):
+            check_init_encoder(load_config(overrides=overrides))
