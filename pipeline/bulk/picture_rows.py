@@ -57,23 +57,25 @@ def plan_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield one PLAN_SCHEMA row a picture, concept by concept; the same arguments give the same rows."""
     negatives = NegativeConcepts(config)
+    settings = _settings_digested(config)
     for record in records:
+        result = record.result
         for prompt in prompts:
             if not prompt.is_for(record.concept_id, record.category):
                 continue
             text = prompt.filled(record.placeholder_token, record.initializer, record.name_in_prompts)
             own = _own_settings(config, record, prompt, negatives)
-            settings = _settings_digested(config, own)
+            digested = settings | own  # a row whose own settings are the run's has the same digest
             for index in range(config.generation.images_per_prompt):
                 if prompt.seed is None:
                     seed = seed_for(config.seed, record.concept_id, f"image\x1f{text}", index)
                 else:
                     seed = prompt.seed + index
                 yield {
-                    "row_id": row_id(record.result.fingerprint, text, seed, settings),
+                    "row_id": row_id(result.fingerprint, text, seed, digested),
                     "concept_id": record.concept_id,
-                    "fingerprint": record.result.fingerprint,
-                    "embedding": record.result.embedding,
+                    "fingerprint": result.fingerprint,
+                    "embedding": result.embedding,
                     "prompt": text,
                     "seed": seed,
                     **own,
@@ -108,8 +110,8 @@ def _own_settings(
     return {name: value for name, value in own.items() if value}
 
 
-def _settings_digested(config: RunConfig, own: dict[str, Any]) -> dict[str, Any]:
-    """Return all settings that a picture depends on. A row whose own settings are the run's has the same digest."""
+def _settings_digested(config: RunConfig) -> dict[str, Any]:
+    """Return the run's settings that a picture depends on."""
     settings: dict[str, Any] = dataclasses.asdict(config.generation.sampling) | {"packed": config.generation.packed}
     del settings["batch_size"]
-    return settings | own
+    return settings

@@ -28,7 +28,9 @@ def put_results(folder: Path, name: str, **columns: list[str | None]) -> None:
     pq.write_table(pa.table(columns), folder / RESULTS / f"{name}.parquet")
 
 
-def test_done_is_what_the_parts_say(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [1, 2, 10])
+def test_done_is_what_the_parts_say(parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_keys, "_PARTS", parts)
     store = RunStore(str(tmp_path))
     assert len(done_keys(store, RESULTS)) == 0
     put_results(tmp_path, "one", row_id=["x", "y"], status=["ok", "failed"])
