@@ -1,40 +1,47 @@
 """Measure what a million concepts cost the driver besides the learning: time, CPU time and peak memory of planning, of
-the copies of the records, of finding out what is done, and of the report.
+the copies of the records, of finding out what is done, of the report, and of the plan of bulk pictures.
 
     python -m benchmarks.scale --concepts 100000
     python -m benchmarks.scale --concepts 1000000 --only plan list resume report
 
 Each measurement runs in a process of its own. The output is on an S3 server on this machine, in another process, whose
 objects are made up (`benchmarks/made_up_store.py`): five a concept, with a record of three photos, scores and settings.
-Photos' hashes are given, as a listing of S3 gives them. CPU time is that of the measured process alone, all threads;
-the start of its S3 client is left out.
+Photos' hashes are given, as a listing of S3 gives them. Plan and metadata of bulk pictures, ten a concept, are on the
+local disk. CPU time is that of the measured process alone, all threads; the start of its S3 client is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from benchmarks.dispatch import known, write_manifest
 from benchmarks.made_up_store import OUTPUT, serve
 from benchmarks.timing import heading, peak_mb, say, table
+from pipeline.bulk.row_keys import done_keys, plan_missing_keys
+from pipeline.bulk.rows import read_parts
 from pipeline.config import RunConfig
 from pipeline.inputs.manifest import read_manifest
+from pipeline.inputs.prompt_table import Prompt
 from pipeline.ledger.done import find_done
 from pipeline.ledger.gate import verdict
+from pipeline.ledger.key_index import KeySet
 from pipeline.ledger.plan import ConceptTask, Plan
 from pipeline.ledger.record_parts import PartWriter
 from pipeline.ledger.records import ConceptRecord, StoredFile, add_to_part
@@ -43,6 +50,9 @@ from pipeline.sample_config import GateConfig
 from pipeline.store.storage import RunStore
 
 _CHUNK = 5000
+_PROMPTS = 10
+"""Prompts of which each concept has a bulk picture."""
+_PICTURES, _METADATA = "pictures/plan", "pictures/metadata"
 _LOG = {"log.jsonl": b"{}\n" * 40}
 
 
@@ -181,7 +191,53 @@ def report(manifest: str) -> Cost:
     return watch.cost("results and report; the peak is that of the run with its plan")
 
 
-WORKS: dict[str, Callable[[str], Cost]] = {"plan": plan, "list": listing, "resume": resume, "report": report}
+def pictures(manifest: str) -> Cost:
+    """Plan bulk pictures of which none is drawn."""
+    with tempfile.TemporaryDirectory() as folder, Watch() as watch:
+        wanted, _ = _plan_pictures(RunStore(folder), manifest, KeySet())
+    return watch.cost(f"plan of {len(wanted):,} bulk pictures, none drawn")
+
+
+def drawn(manifest: str) -> Cost:
+    """Plan bulk pictures of which all are drawn."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = RunStore(folder)
+        _plan_pictures(store, manifest, KeySet())
+        for number, ids in enumerate(_parts(store)):
+            buffer = io.BytesIO()
+            pq.write_table(pa.table({"row_id": ids, "status": ["ok"] * len(ids)}), buffer)
+            store.put(f"{_METADATA}/{number:06d}.parquet", buffer.getvalue())
+        with Watch() as watch:
+            wanted, missing = _plan_pictures(store, manifest, done_keys(store, _METADATA))
+    if missing:
+        raise ValueError(f"{len(missing)} pictures do not count as drawn")
+    return watch.cost(f"metadata and plan of {len(wanted):,} bulk pictures, all drawn")
+
+
+WORKS: dict[str, Callable[[str], Cost]] = {
+    "plan": plan,
+    "list": listing,
+    "resume": resume,
+    "report": report,
+    "pictures": pictures,
+    "drawn": drawn,
+}
+
+
+def _plan_pictures(store: RunStore, manifest: str, done: KeySet) -> tuple[KeySet, KeySet]:
+    """Plan the pictures that are not done; return the keys of all, and of those in the plan."""
+    from pipeline.bulk.picture_rows import PLAN_SCHEMA, plan_rows  # here, because the other works need no torch
+
+    records = (record_of(task, {}) for task in _plan().tasks(read_manifest(manifest)))
+    prompts = [Prompt(f"a photo of {{}}, scene {number}") for number in range(_PROMPTS)]
+    return plan_missing_keys(store, _PICTURES, plan_rows(RunConfig(), records, prompts), PLAN_SCHEMA, done)
+
+
+def _parts(store: RunStore) -> Iterator[pa.ChunkedArray]:
+    """Yield the row ids of a plan as parts of the results have them."""
+    size = RunConfig().generation.rows_per_part
+    for part in read_parts(store, _PICTURES, ["row_id"]):
+        yield from (part["row_id"].slice(first, size) for first in range(0, len(part), size))
 
 
 def _plan() -> Plan:

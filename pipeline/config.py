@@ -233,7 +233,8 @@ class RunConfig:
     """Seed of every random draw, together with the concept's id."""
 
     device: Device = "auto"
-    """Device of the actors; `auto` is a GPU where the cluster has one."""
+    """Device of the actors; `auto` is a GPU where the cluster has one as the run begins. Where an autoscaler is yet to
+    start nodes with GPUs, `cuda` waits for them."""
 
     precision: Literal["auto", Precision] = "auto"
     """Data type of the frozen networks; learned rows are always float32. `auto` is bfloat16 on a GPU and float32 on a

@@ -42,3 +42,5 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for words in ("records copied as they end", "plan, nothing done", "list 300 objects", "resume, all done", "report"):
         assert words in said
+    assert "plan of 600 bulk pictures" in said
+    assert "metadata and plan of 600 bulk pictures" in said
