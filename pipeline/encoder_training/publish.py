@@ -82,7 +82,8 @@ def new_network(config: RunConfig, backbone: Backbone, start: bytes) -> ConceptE
 
 
 def publish(loop: TrainingLoop, backbone: Backbone, config: RunConfig) -> Published:
-    """Write the encoder with the lowest held-out loss, and pictures of held-out concepts drawn with its rows."""
+    """Write the encoder with the lowest held-out loss, and pictures of held-out concepts drawn with its rows. A concept
+    that cannot be drawn has none."""
     network = loop.trainer.averaged
     network.load_state_dict(loop.state.best)
     examples = loop.read(spread(loop.split.trained, _DOUBT_CONCEPTS))
@@ -104,7 +105,12 @@ def publish(loop: TrainingLoop, backbone: Backbone, config: RunConfig) -> Publis
     paths = []
     for example in held_out[: config.encoder.shown]:
         path = f"held_out/{example.concept.concept_id}.png"
-        loop.store.put(path, to_png(_draw(example, stored, backbone, config)))
+        try:
+            picture = _draw(example, stored, backbone, config)
+        except ConceptError as error:  # such as a sample prompt that does not fit with this concept's initializer
+            log.warning("no picture of %s: %s", example.concept.concept_id, error)
+            continue
+        loop.store.put(path, to_png(picture))
         paths.append(path)
     return Published(file=StoredFile(bytes=len(data), sha256=sha256), pictures=tuple(paths))
 

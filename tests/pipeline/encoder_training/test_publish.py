@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,24 @@ def test_a_trained_encoder_is_written_with_pictures(config: RunConfig, loop: Tra
     torch.testing.assert_close(encoder.network.state_dict()["offsets.clip_l.weight"], known, rtol=0.02, atol=1e-4)
     assert published.pictures == ("held_out/d.png",)
     Image.open(io.BytesIO(loop.store.get(published.pictures[0]))).verify()
+
+
+def test_a_held_out_concept_that_cannot_be_drawn_has_no_picture(
+    config: RunConfig,
+    loop: TrainingLoop,
+    examples: dict[str, ConceptExample],
+    backbone: Backbone,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop.run()
+    example = examples["d"]
+    long = replace(example, concept=replace(example.concept, initializer="cat " * 100))
+    read = {**examples, "d": long}
+    with caplog.at_level(logging.WARNING):
+        published = publish(replace(loop, read=lambda names: [read[name] for name in names]), backbone, config)
+    assert published.pictures == ()
+    assert "no picture of d: prompt 'a photo of a cat cat" in caplog.text
+    assert load_encoder(loop.store.get(ENCODER), backbone, extractor_hash(config.extractor)).categories == ("object",)
 
 
 def test_a_training_starts_from_a_file(config: RunConfig, loop: TrainingLoop, backbone: Backbone) -> None:
