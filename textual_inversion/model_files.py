@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from textual_inversion.errors import first_line
-from textual_inversion.single_file import SUFFIXES, component_tensors, configurations
+from textual_inversion.single_file import SUFFIXES, component_tensors, configurations, derive_vocabulary, derived_files
 from textual_inversion.weight_files import StoredTensor, is_lfs_pointer, read_header, read_index
 
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -86,9 +86,15 @@ class ModelFiles:
         files = {name: self.directory / name for name in self.names}
         if self.checkpoint:
             files["single file"] = self.checkpoint
+        derived = derived_files(self.directory)
         for name, path in files.items():
-            stat = path.stat()
-            digest.update(f"{name}\x1f{_file_digest(path, stat.st_size, stat.st_mtime_ns)}\x1e".encode())
+            if name in derived:
+                content = derive_vocabulary(path.with_name("merges.txt"))
+                file_digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+            else:
+                stat = path.stat()
+                file_digest = _file_digest(path, stat.st_size, stat.st_mtime_ns)
+            digest.update(f"{name}\x1f{file_digest}\x1e".encode())
         return digest.hexdigest()
 
 
@@ -113,7 +119,7 @@ def find_model_files(model: str) -> ModelFiles:
     index = _read_index(index_path, model)
     present = {p.relative_to(directory).as_posix() for p in directory.glob("*/*") if p.is_file()}
     if checkpoint:
-        present = {name for name in present if _SETTINGS.fullmatch(name.rpartition("/")[2])}
+        present = {name for name in present if _SETTINGS.fullmatch(name.rpartition("/")[2])} | derived_files(directory)
     names, variants = _select_files(index, present, model)
     return ModelFiles(
         directory=directory,

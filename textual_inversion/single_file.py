@@ -2,13 +2,19 @@
 configurations. Headers alone are read, without torch.
 
 The configurations and the vocabulary come from the directory in the diffusers layout in which the file lies, as in
-repositories of the hub; else from `architectures/`, which holds those of Stable Diffusion 1, 2 and XL.
+repositories of the hub; else from `architectures/`, which holds those of Stable Diffusion 1, 2 and XL. Of a vocabulary
+it has the merges alone, from which vocab.json follows.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from textual_inversion.weight_files import StoredTensor, read_header, read_metadata
@@ -65,6 +71,42 @@ def configurations(path: Path) -> Path:
     if (path.parent / "model_index.json").is_file():
         return path.parent
     return _ARCHITECTURES / _architecture(path, tensors)
+
+
+def derived_files(directory: Path) -> set[str]:
+    """Return the names of the vocab.json that a folder of `architectures/` leaves out; none for other directories."""
+    if not directory.is_relative_to(_ARCHITECTURES):
+        return set()
+    return {f"{merges.parent.name}/vocab.json" for merges in directory.glob("*/merges.txt")}
+
+
+@contextmanager
+def complete_tokenizer(directory: Path, component: str) -> Iterator[Path]:
+    """Give a directory whose tokenizer has all files that libraries read: the same, or a copy of the tokenizer's folder
+    that lasts as long as the context."""
+    if f"{component}/vocab.json" not in derived_files(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="tokenizer-") as copy:
+        folder = Path(shutil.copytree(directory / component, Path(copy) / component))
+        (folder / "vocab.json").write_bytes(derive_vocabulary(directory / component / "merges.txt"))
+        yield Path(copy)
+
+
+@cache
+def derive_vocabulary(path: Path) -> bytes:
+    """Return the content of CLIP's vocab.json, given its merges.txt; to the byte, as models' hashes depend on it.
+
+    Ids are positions in: the letters that stand for the 256 bytes, those at the end of a word, what the merges join, in
+    their order, and the start and the end of a text.
+    """
+    # bytes that are visible in Latin-1 stand for themselves, the 68 others are U+0100 and following
+    letters = [chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100 + 68))]
+    _version, *merges = path.read_text(encoding="utf-8").strip().split("\n")
+    joined = (merge.replace(" ", "") for merge in merges)
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *joined, "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return (json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
 
 def component_tensors(path: Path, component: str) -> dict[str, StoredTensor]:

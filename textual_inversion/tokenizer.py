@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from textual_inversion.errors import BadInput, first_line
+from textual_inversion.single_file import complete_tokenizer
 
 TEXT_ENCODER_KEY = "clip_l"
 """The only text encoder's key, whatever its width (SD2 has OpenCLIP-H in this place)."""
@@ -77,7 +78,8 @@ def read_tokenizer(directory: Path | str, component: str = "tokenizer") -> Any:
     """Read a CLIP tokenizer of a diffusers directory with transformers."""
     from transformers import CLIPTokenizerFast
 
-    return CLIPTokenizerFast.from_pretrained(str(directory), subfolder=component, local_files_only=True)
+    with complete_tokenizer(Path(directory), component) as whole:
+        return CLIPTokenizerFast.from_pretrained(str(whole), subfolder=component, local_files_only=True)
 
 
 class PlainClip:
@@ -102,7 +104,8 @@ class PlainClip:
         if (folder / "added_tokens.json").exists() or config.get("additional_special_tokens"):
             raise ValueError("it has tokens of its own")
         self._folder = directory, component
-        self._backend = _backend(folder, config)
+        with complete_tokenizer(directory, component) as whole:
+            self._backend = _backend(whole / component, config)
         self._normalized = self._backend.normalizer.normalize_str
         self._vocabulary: dict[str, int] = self._backend.get_vocab()
         names = {name: _content(config, name) for name in ("bos", "eos", "pad", "unk")}

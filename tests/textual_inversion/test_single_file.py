@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,14 +12,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizerFast
 
 from tests.original_layout import save_in_one_file
 from tests.tiny_sdxl import tiny_stable_diffusion_xl
+from textual_inversion import model_files
 from textual_inversion.families import check_model, load_backbone, load_vocabularies
 from textual_inversion.families.base import stack_prompts
 from textual_inversion.model_files import find_model_files, model_hash
 from textual_inversion.prompts import encode_prompt
-from textual_inversion.single_file import configurations
+from textual_inversion.single_file import complete_tokenizer, configurations
+from textual_inversion.tokenizer import read_tokenizer
 
 UNET = "model.diffusion_model."
 FIRST, STATES = f"{UNET}input_blocks.0.0.weight", f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
@@ -160,6 +164,35 @@ def test_standard_architectures_have_their_configurations_here(
         start, end, padding = vocabulary.assemble([])[0], vocabulary.assemble([])[1], vocabulary.assemble([])[-1]
         assert (start, end) == (49406, 49407)
         assert padding == (0 if key == "clip_g" or "sd2" in folder else 49407)
+
+
+@pytest.mark.parametrize(("width", "component"), [(768, "tokenizer"), (2048, "tokenizer"), (2048, "tokenizer_2")])
+def test_the_vocabulary_that_follows_from_the_merges_is_clips(tmp_path: Path, width: int, component: str) -> None:
+    directory = configurations(a_file(tmp_path / "x.safetensors", width=width))
+    with complete_tokenizer(directory, component) as whole:
+        content = (whole / component / "vocab.json").read_bytes()
+    assert not whole.exists()
+    assert hashlib.sha256(content).hexdigest() == "4845b0e575739dbabfda3b54f086884b37d73e94b067988d925a7e52bfdfb8e8"
+    theirs = read_tokenizer(directory, component)
+    assert isinstance(theirs, CLIPTokenizerFast)
+    assert len(theirs) == 49408
+    assert theirs("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert theirs.convert_tokens_to_ids(["!", "\u0143", "!</w>", "\u0143</w>", "in"]) == [0, 255, 256, 511, 512]
+
+
+def test_prompts_with_special_tokens_written_out_are_read_with_the_architectures_here(tmp_path: Path) -> None:
+    """Transformers reads them, from files."""
+    directory = configurations(a_file(tmp_path / "x.safetensors"))
+    vocabulary = load_vocabularies_of(directory, "StableDiffusionPipeline")["clip_l"]
+    assert vocabulary.tokenize("a cat<|endoftext|>") == [320, 2368, 49407]
+
+
+def test_a_vocabulary_that_follows_counts_in_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = str(a_file(tmp_path / "x.safetensors"))
+    assert "tokenizer/vocab.json" in find_model_files(file).names
+    before = model_hash(file)
+    monkeypatch.setattr(model_files, "derive_vocabulary", lambda _path: b"{}")
+    assert model_hash(file) != before
 
 
 def load_vocabularies_of(directory: Path, pipeline_class: str) -> dict[str, Any]:
