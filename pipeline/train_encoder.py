@@ -176,9 +176,12 @@ class Training:
         from pipeline.encoder_training.examples import example_settings
 
         encoder = self._config.encoder
+        training = dataclasses.asdict(encoder.training)
+        if not encoder.training.row_weight:  # so that fingerprints of releases without it stay
+            del training["row_weight"]
         return {
             "examples": example_settings(self._config),
-            "training": dataclasses.asdict(encoder.training),
+            "training": training,
             **({} if encoder.adapter.kind == "none" else {"adapter": dataclasses.asdict(encoder.adapter)}),
             "held_out_share": encoder.held_out_share,
             "evaluated": encoder.evaluated,

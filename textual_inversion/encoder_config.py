@@ -86,12 +86,16 @@ class EncoderTrainingConfig:
     offset_weight: float = 1e-3
     """Weight of the squared norm of the offsets."""
 
+    row_weight: float = 0.0
+    """Weight of the squared distance of the rows from those that an earlier run learned of the concept, where it did;
+    0 reads none of them."""
+
     def __post_init__(self) -> None:
         for name in ("steps", "concepts_per_step", "samples_per_concept", "max_photos"):
             require(getattr(self, name) >= 1, f"encoder.training.{name}", getattr(self, name), "1 or more")
         for name in ("learning_rate", "max_grad_norm"):
             require(getattr(self, name) > 0, f"encoder.training.{name}", getattr(self, name), "positive")
-        for name in ("weight_decay", "warmup_steps", "offset_weight"):
+        for name in ("weight_decay", "warmup_steps", "offset_weight", "row_weight"):
             require(getattr(self, name) >= 0, f"encoder.training.{name}", getattr(self, name), "0 or more")
         for name in ("decay_share", "class_noun_share", "no_initializer_share", "other_photo_share"):
             require(0 <= getattr(self, name) <= 1, f"encoder.training.{name}", getattr(self, name), "in [0, 1]")

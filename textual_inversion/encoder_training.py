@@ -2,8 +2,9 @@
 
 A step takes some concepts. The network makes each one's rows from a random part of its photos; the rows stand in
 prompts as trained rows do, and the loss is the denoising loss of its photos, mostly of others than those the rows were
-made from, plus the squared norm of the offsets (Gal et al. 2023, arXiv 2302.12228, section 4.1). Gradients go through
-the denoiser and the text encoders into the network alone.
+made from, plus the squared norm of the offsets (Gal et al. 2023, arXiv 2302.12228, section 4.1) and, with a weight for
+it, the squared distance from rows that were learned before. Gradients go through the denoiser and the text encoders
+into the network alone.
 
 A concept's draws are seeded by (seed, concept id, step), so that they do not depend on its company.
 """
@@ -32,7 +33,7 @@ from textual_inversion.errors import NotFinite
 from textual_inversion.families.base import Backbone, stack_prompts
 from textual_inversion.initialise import class_vectors
 from textual_inversion.latents import encode_views, sample_latents
-from textual_inversion.objective import Batch, Trained, concatenate_batches, objective
+from textual_inversion.objective import Batch, Trained, concatenate_batches, objective, row_distance
 from textual_inversion.parameters import Layout
 from textual_inversion.prompts import HOLE, encode_prompt, training_templates, with_class_noun
 from textual_inversion.rng import generator_for
@@ -50,6 +51,9 @@ class ConceptExample:
     """Features of the photos, [photos, width] (`PhotoFeatures`)."""
     moments: Tensor
     """Mean and deviation of the photos' latents, [photos, 2, *latent_shape]."""
+    learned_rows: Mapping[str, Tensor] | None = None
+    """Rows that this model learned of the concept before, text encoder key -> [num_vectors, dim] float32; None without
+    any."""
 
 
 def encode_example(
@@ -214,7 +218,13 @@ class EncoderTrainer:
         )
         with self._attention():
             terms = objective(backbone, batch, trained, self._penalties)
-        return {name: values.reshape(len(examples), -1).mean(1) for name, values in terms.items()}
+        found = {name: each.reshape(len(examples), -1).mean(1) for name, each in terms.items()}
+        if self._config.row_weight:
+            made = {key: values[key] for key in self._encoder.offsets}
+            is_learned = torch.tensor([float(each.learned_rows is not None) for each in examples])
+            distance = row_distance(made, _learned_rows(examples, made), to_device(is_learned, backbone.device))
+            found["row_distance"] = self._config.row_weight * distance
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -289,6 +299,17 @@ class _Draws:
 def _templates(concept: Concept) -> Sequence[str]:
     """Return the concept's captions, one a photo, or the templates of its category."""
     return training_templates(concept, class_cue=False)
+
+
+def _learned_rows(examples: Sequence[ConceptExample], made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stack the learned rows of concepts as the rows made for them are, text encoder key -> [concepts, num_vectors,
+    dim]; zero for a concept without any."""
+    stacked = {}
+    for key, tensor in made.items():
+        zeros = torch.zeros(tensor.shape[1:])
+        rows = [each.learned_rows[key] if each.learned_rows else zeros for each in examples]
+        stacked[key] = to_device(torch.stack(rows), tensor.device)
+    return stacked
 
 
 def _sum(terms: Mapping[str, Tensor]) -> Tensor:

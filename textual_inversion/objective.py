@@ -165,6 +165,18 @@ def start_distance(rows: Mapping[str, Tensor], start: Mapping[str, Tensor], coun
     return _mean_over_rows(sum(norms, torch.zeros_like(counts)), counts)
 
 
+def row_distance(rows: Mapping[str, Tensor], learned: Mapping[str, Tensor], is_learned: Tensor) -> Tensor:
+    """Return ||v - v*||^2 of rows made by a network from rows v* that were learned before, mean over a concept's rows
+    and summed over text encoders, [concepts].
+
+    The distance of Ruiz et al. 2023 ("HyperDreamBooth", arXiv 2307.06949) from weights that each concept was optimised
+    to beforehand. `learned`: those text encoders alone that learn rows; `is_learned`: [concepts] 1 for concepts that
+    have learned rows, 0 for all others, whose distance is 0.
+    """
+    squares = [(rows[key] - target).square().sum(-1).mean(1) for key, target in learned.items()]
+    return is_learned * torch.stack(squares).sum(0)
+
+
 def cosine_distance(features: Tensor, others: Tensor) -> Tensor:
     """Return 1 - cosine of features [batch, dim] each, [batch]; CLIP-I compares pictures so."""
     return 1 - F.cosine_similarity(features.float(), others.float(), dim=1)

@@ -1,20 +1,24 @@
 """The training examples of an encoder: one row a concept, made by Ray Data actors and kept in the output as Parquet.
 
-An example is all that training needs of a concept: features of its photos and their encoded views. Photos are read and
-decoded once; a row whose id (the digest of all that the example depends on) is there already is not made again.
+An example is all that training needs of a concept: features of its photos, their encoded views and, where they count,
+the rows that an earlier run learned of it. Photos are read and decoded once; a row whose id (the digest of all that the
+example depends on) is there already is not made again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import posixpath
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+import torch
 from safetensors.torch import load, save
 
 from pipeline.actor.failures import logged_as_bug
+from pipeline.actor.library import read_embedding
 from pipeline.actor.model_loading import load_model
 from pipeline.bulk.rows import read_results, row_id
 from pipeline.bulk.stage import Stage
@@ -23,15 +27,17 @@ from pipeline.inputs.content_hash import content_hashes
 from pipeline.inputs.manifest import BadRow, ManifestRow
 from pipeline.inputs.models import extractor_hash, locate, model_hash
 from pipeline.inputs.photos import open_pictures
-from pipeline.ledger.records import ConceptRecord
+from pipeline.ledger.gate import BELOW
+from pipeline.ledger.records import ConceptRecord, StoredFile
 from pipeline.store.errors import InputChanged
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 from textual_inversion.concept import Concept
 from textual_inversion.encoder import PhotoFeatures
 from textual_inversion.encoder_training import ConceptExample, encode_example
-from textual_inversion.errors import ConceptError
+from textual_inversion.errors import BadInput, ConceptError
 from textual_inversion.extractors import load_extractor
+from textual_inversion.initialise import learning_encoders
 
 PLAN = "examples/plan"
 PARTS = "examples/parts"
@@ -41,6 +47,9 @@ FORMAT = 2
 
 _USED = ("concept_id", "placeholder_token", "initializer", "category", "captions")
 """Fields of a concept that its example keeps, besides the photos."""
+
+_LEARNED = "learned_rows."
+"""Beginning of the names of an example's learned rows among its tensors; the text encoder's key follows."""
 
 _ROWS_PER_CALL = 8
 _ROWS_PER_PART = 256
@@ -52,6 +61,7 @@ PLAN_SCHEMA = pa.schema(
         ("concept_id", pa.string()),
         ("concept", pa.string()),
         ("image_hashes", pa.list_(pa.string())),
+        ("embedding", pa.struct([("uri", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])),
     ]
 )
 RESULT_SCHEMA = pa.schema(
@@ -120,7 +130,8 @@ def plan_examples(
 
 
 def plan_examples_of_run(records: Iterable[ConceptRecord], config: RunConfig) -> Iterator[dict[str, Any]]:
-    """Yield a PLAN_SCHEMA row for every concept that an earlier run learned from photos whose hashes its record has."""
+    """Yield a PLAN_SCHEMA row for every concept that an earlier run, `encoder.from_run`, learned from photos whose
+    hashes its record has. With `encoder.training.row_weight` the row names the embedding whose rows the example has."""
     settings = example_settings(config)
     for record in records:
         hashes = list(record.inputs.get("images", ()))
@@ -133,16 +144,33 @@ def plan_examples_of_run(records: Iterable[ConceptRecord], config: RunConfig) ->
                 category=record.category,  # type: ignore[arg-type]  # Concept checks the value
                 captions=tuple(record.inputs.get("concept", {}).get("captions", ())),
             )
-            yield _plan_row(concept, hashes, settings)
+            yield _plan_row(concept, hashes, settings, _embedding_of(record, config))
 
 
-def _plan_row(concept: Concept, hashes: list[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _embedding_of(record: ConceptRecord, config: RunConfig) -> dict[str, Any] | None:
+    """Return address, size and digest of the embedding whose rows the concept's example takes; None if rows do not
+    count, and for a concept that is below the gate, has another number of rows, or was learned with an adapter, without
+    which its rows are not the concept."""
+    encoder = config.encoder
+    folder = record.result
+    if not encoder.training.row_weight or record.gate == BELOW or record.num_vectors != encoder.network.num_vectors:
+        return None
+    file = record.files.get(posixpath.basename(folder.embedding))
+    if file is None or posixpath.basename(folder.adapter) in record.files:
+        return None
+    return {"uri": RunStore(encoder.from_run).uri(folder.embedding), **dataclasses.asdict(file)}
+
+
+def _plan_row(
+    concept: Concept, hashes: list[str], settings: Mapping[str, Any], embedding: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     described = {name: getattr(concept, name) for name in _USED}
     return {
-        "row_id": row_id(described, hashes, settings),
+        "row_id": row_id(described, hashes, settings, *([embedding["sha256"]] if embedding else [])),
         "concept_id": concept.concept_id,
         "concept": json.dumps(described | {"images": concept.images}),
         "image_hashes": hashes,
+        "embedding": embedding,
     }
 
 
@@ -153,7 +181,9 @@ def _parse_concept(text: str) -> Concept:
 
 def parse_example(row: Mapping[str, Any]) -> ConceptExample:
     """Return the example of a RESULT_SCHEMA row."""
-    return ConceptExample(concept=_parse_concept(row["concept"]), **load(row["tensors"]))
+    tensors = load(row["tensors"])
+    rows = {name.removeprefix(_LEARNED): tensors.pop(name) for name in list(tensors) if name.startswith(_LEARNED)}
+    return ConceptExample(concept=_parse_concept(row["concept"]), learned_rows=rows or None, **tensors)
 
 
 class ExampleMaker:
@@ -179,11 +209,27 @@ class ExampleMaker:
             pictures, _ = open_pictures(concept, self._photos, {"images": row["image_hashes"]})
             example = encode_example(concept, pictures, self._backbone, self._features)
             tensors = {"features": example.features.contiguous(), "moments": example.moments.contiguous()}
+            tensors |= {f"{_LEARNED}{key}": each for key, each in self._learned_rows(row["embedding"]).items()}
             return known | {"status": "ok", "concept": row["concept"], "tensors": save(tensors)}
         except (ConceptError, InputChanged, OSError) as error:
             return known | {"status": "failed", "error": redact(str(error))}
         except Exception as error:
             return known | {"status": "failed", "error": logged_as_bug(error)}
+
+    def _learned_rows(self, embedding: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:
+        """Return the rows of a plan row's embedding, text encoder key -> [num_vectors, dim]; none without one, and of
+        one that another model learned. Raises BadInput if it cannot be read or is not the file of its record."""
+        if embedding is None:
+            return {}
+        uri = embedding["uri"]
+        file = StoredFile(bytes=embedding["bytes"], sha256=embedding["sha256"])
+        try:
+            learned = read_embedding(uri, {posixpath.basename(uri): file})
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+        if learned.metadata.get("model_hash") != self._backbone.model_hash():
+            return {}
+        return {key: learned.vectors[key] for key in learning_encoders(self._backbone)}
 
 
 def failures(store: RunStore, wanted: Mapping[str, str], missing: Collection[str]) -> dict[str, str]:

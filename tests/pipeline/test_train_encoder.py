@@ -84,8 +84,8 @@ def test_an_encoder_of_another_model_is_no_start(tmp_path: Path) -> None:
         read_start(config)
 
 
-def test_another_adapter_is_another_training() -> None:
-    """Without adapters the settings are those of releases that had none."""
+def test_another_adapter_or_weight_of_learned_rows_is_another_training() -> None:
+    """Without adapters and learned rows the settings are those of releases that had none."""
 
     def settings(*changes: str) -> dict[str, Any]:
         options = [word for change in changes for word in ("--set", change)]
@@ -95,3 +95,7 @@ def test_another_adapter_is_another_training() -> None:
     assert "adapter" not in settings()
     assert settings(kind)["adapter"] != settings(kind, "encoder.adapter.rank=1")["adapter"]
     assert settings(kind)["examples"] == settings()["examples"], "no photo is read again"
+    weight = "encoder.training.row_weight=0.1"
+    assert "row_weight" not in settings()["training"]
+    assert settings(weight)["training"]["row_weight"] == 0.1
+    assert settings(weight)["examples"] == settings()["examples"], "no photo without learned rows is read again"

@@ -17,7 +17,10 @@ def test_sizes_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
         EncoderConfig(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"class_noun_share": 1.5}, {"averaging": 1.0}, {"learning_rate": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"class_noun_share": 1.5}, {"averaging": 1.0}, {"learning_rate": 0}, {"row_weight": -1.0}],
+)
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"encoder\.training\.{next(iter(wrong))}"):
         EncoderTrainingConfig(**wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,6 +33,12 @@ def example(number: int, photos: int = 3, captions: tuple[str, ...] = ()) -> Con
 
 
 EXAMPLES = [example(number, photos=1 + number % 4) for number in range(8)]
+
+
+def with_rows(example: ConceptExample) -> ConceptExample:
+    """Give a concept learned rows, within the bound on offsets."""
+    rows = {key: table.mean + table.deviation * torch.ones(2, 1) for key, table in BACKBONE.token_tables.items()}
+    return replace(example, learned_rows=rows)
 
 
 def trainer(wrap: type[nn.Module] | None = None, adapter: AdapterShape = NO_ADAPTER, **settings: Any) -> EncoderTrainer:
@@ -86,6 +93,29 @@ def test_the_penalty_holds_rows_to_the_class_word() -> None:
     assert offset(held) < 0.7 * offset(free)
 
 
+def test_rows_are_drawn_to_those_that_were_learned() -> None:
+    """Half of the concepts have some; the distance of the other half is zero."""
+    examples = [with_rows(each) for each in EXAMPLES[:4]] + EXAMPLES[4:]
+    weight = 1e5  # the denoising loss of this model is about 1,000
+    run = trainer(row_weight=weight)
+    first = run.step(examples).losses["row_distance"]
+    for _ in range(60):
+        last = run.step(examples).losses["row_distance"]
+    assert 0 < last < 0.5 * first
+    at_start = trainer(row_weight=weight).step(examples[:4]).losses["row_distance"]
+    assert first == pytest.approx(at_start / 2)  # the mean is over all concepts
+    assert trainer(row_weight=weight).step(EXAMPLES).losses["row_distance"] == 0.0
+    assert "row_distance" not in trainer().step(examples).losses
+
+
+def test_concepts_without_learned_rows_are_trained_as_without_the_distance() -> None:
+    free, held = trainer(), trainer(row_weight=10.0)
+    for run in (free, held):
+        run.step(EXAMPLES)
+        run.step(EXAMPLES)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(free), parameters(held), strict=True))
+
+
 def test_a_resumed_training_ends_with_the_same_bits() -> None:
     whole = trainer()
     for _ in range(6):
@@ -102,18 +132,24 @@ def test_a_resumed_training_ends_with_the_same_bits() -> None:
     assert all(torch.equal(a, b) for a, b in averages)
 
 
-@pytest.mark.parametrize("adapter", [NO_ADAPTER, CAUSAL], ids=["rows", "rows and adapter"])
-def test_gradients_of_two_workers_average_to_that_of_one(adapter: AdapterShape) -> None:
-    """What data-parallel training relies on: a concept's draws do not depend on its company."""
+@pytest.mark.parametrize(
+    ("adapter", "row_weight"),
+    [(NO_ADAPTER, 0.0), (CAUSAL, 0.0), (NO_ADAPTER, 0.1)],
+    ids=["rows", "rows and adapter", "learned rows"],
+)
+def test_gradients_of_two_workers_average_to_that_of_one(adapter: AdapterShape, row_weight: float) -> None:
+    """What data-parallel training relies on: a concept's draws do not depend on its company. Learned rows are those of
+    three concepts of the first worker and none of the second."""
+    all_examples = [with_rows(each) for each in EXAMPLES[:3]] + EXAMPLES[3:]
 
     def gradient(examples: list[ConceptExample]) -> torch.Tensor:
-        run = trainer(adapter=adapter, max_grad_norm=1e9, learning_rate=1e-9)
+        run = trainer(adapter=adapter, max_grad_norm=1e9, learning_rate=1e-9, row_weight=row_weight)
         run.step(EXAMPLES)
         run.step(examples)
         return torch.cat([parameter.grad.flatten() for parameter in run._encoder.parameters()])  # type: ignore[union-attr]
 
-    halves = (gradient(EXAMPLES[:4]) + gradient(EXAMPLES[4:])) / 2
-    torch.testing.assert_close(halves, gradient(EXAMPLES), rtol=1e-4, atol=1e-7)
+    halves = (gradient(all_examples[:4]) + gradient(all_examples[4:])) / 2
+    torch.testing.assert_close(halves, gradient(all_examples), rtol=1e-4, atol=1e-7)
 
 
 class Wrapped(nn.Module):

@@ -18,6 +18,7 @@ from textual_inversion.objective import (
     denoising,
     objective,
     per_concept,
+    row_distance,
     start_distance,
 )
 
@@ -112,6 +113,22 @@ def test_distances_are_means_over_a_concepts_own_rows_and_sums_over_text_encoder
         norm.append(sum(part.norm(dim=-1).mean() for part in from_start))
     torch.testing.assert_close(class_distance(t.rows, t.class_vector, t.is_placeholder_row), torch.stack(squared))
     torch.testing.assert_close(start_distance(t.rows, t.start, t.is_placeholder_row), torch.stack(norm))
+
+
+def test_row_distance_is_class_distances_and_zero_without_learned_rows() -> None:
+    rows = {key: random(2, 3, dim, seed=1).requires_grad_() for key, dim in DIMS.items()}
+    learned = {key: random(2, 3, dim, seed=2) for key, dim in DIMS.items()}
+    found = row_distance(rows, learned, torch.tensor([1.0, 0.0]))
+    expected = class_distance(rows, learned, torch.ones(2, 3)).detach()
+    assert found.tolist() == pytest.approx([float(expected[0]), 0.0])
+    found.sum().backward()
+    for tensor in rows.values():
+        assert tensor.grad[0].all()
+        assert not tensor.grad[1].any()
+    only = row_distance(rows, {"long": learned["long"]}, torch.ones(2))
+    assert (only < row_distance(rows, learned, torch.ones(2))).all(), (
+        "a text encoder that learns no rows does not count"
+    )
 
 
 def test_start_distance_has_no_gradient_at_the_start() -> None:
