@@ -29,7 +29,7 @@ from pipeline.store.parquet import read_table
 from textual_inversion.concept import Concept
 from textual_inversion.encoder import ConceptEncoder, PhotoFeatures
 from textual_inversion.encoder_config import EncoderTrainingConfig
-from textual_inversion.encoder_file import Doubt, TrainedEncoder, dump_encoder
+from textual_inversion.encoder_file import Doubt, TrainedEncoder, dump_encoder, load_encoder
 from textual_inversion.encoder_training import ConceptExample, EncoderTrainer, encode_example
 from textual_inversion.errors import BadInput
 from textual_inversion.extractors import ClipExtractor
@@ -45,11 +45,14 @@ _REPORT_EVERY = 50
 _EVALUATE_EVERY = 500
 _SAVE_EVERY_S = 150.0
 BATCHES = ("encoder.training.concepts_per_step=64", "encoder.training.samples_per_concept=1")
+_DENOISER_SIDE = 4
+"""Side of the grid of the U-Net's features (`EncoderConfig.denoiser_side`)."""
 
 
 def read_examples(folder: Path, backbone: Backbone, features: PhotoFeatures) -> list[ConceptExample | None]:
     """Encode the concepts of the folder's manifest, or read them as an earlier call encoded them. None is in the place
-    of one that the model cannot be trained on, because a caption is too long for it."""
+    of one that the model cannot be trained on, because a caption is too long for it. Raises ValueError if the earlier
+    call read other features."""
     path = folder / "encoded.pt"
     concepts = [_concept(row) for row in read_table(folder / "manifest.parquet").to_pylist()]
     if not path.exists():
@@ -65,6 +68,9 @@ def read_examples(folder: Path, backbone: Backbone, features: PhotoFeatures) -> 
                 encoded.append((example.features.half(), example.moments.half()))
         _save(encoded, path)
     stored = torch.load(path, mmap=True)
+    width = features.sizes().width
+    if any(tensors is not None and tensors[0].shape[1] != width for tensors in stored):
+        raise ValueError(f"{path} holds features of other settings; delete it, and they are made again")
     return [
         tensors and ConceptExample(concept=concept, features=tensors[0], moments=tensors[1])
         for concept, tensors in zip(concepts, stored, strict=True)
@@ -76,6 +82,19 @@ def split(examples: Sequence[ConceptExample | None]) -> tuple[list[ConceptExampl
     held_out = [i % len(TRAINING) % _HELD_OUT_EVERY == _HELD_OUT_OFFSET for i in range(len(examples))]
     pairs = [(each, is_held) for each, is_held in zip(examples, held_out, strict=True) if each is not None]
     return [each for each, is_held in pairs if not is_held], [each for each, is_held in pairs if is_held]
+
+
+def copy_known(network: ConceptEncoder, other: ConceptEncoder) -> None:
+    """Set a network's weights to those of another one, which may lack the denoiser's features. These come last among
+    the inputs, and the weights that read them become zero: rows stay the same."""
+    values = network.state_dict()
+    for name, known in other.state_dict().items():
+        if values[name].shape == known.shape:
+            values[name] = known
+        else:
+            values[name] = torch.zeros_like(values[name])
+            values[name][:, : known.shape[1]] = known
+    network.load_state_dict(values)
 
 
 def train(
@@ -159,20 +178,25 @@ def main() -> None:
     parser.add_argument("--model", default=str(HERE / "model"))
     parser.add_argument("--clip", default=str(HERE / "clip"))
     parser.add_argument("--output", type=Path, default=HERE / "encoder" / "encoder.safetensors")
+    parser.add_argument("--init-from", type=Path, help="encoder whose weights the training begins with")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--precision", default="bfloat16", help="of the frozen model while the encoder is trained")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="one setting; may be repeated")
     options = parser.parse_args()
     steps = f"encoder.training.steps={options.steps}"
-    settings = load_config("", [*BATCHES, steps, *options.set]).encoder
-    config = settings.training
     exact = load_backbone(options.model, device="cpu", precision="float32")
+    side = f"encoder.network.denoiser_side={_DENOISER_SIDE if exact.has_up_path else 0}"
+    settings = load_config("", [*BATCHES, steps, side, *options.set]).encoder
+    config = settings.training
     features = PhotoFeatures(exact, ClipExtractor(options.clip, "cpu"), settings.network)
     examples, held_out = split(read_examples(options.work, exact, features))
     backbone = load_backbone(options.model, device="cpu", precision=options.precision)
     torch.manual_seed(options.seed)
     network = ConceptEncoder(settings.network, features.sizes(), backbone, settings.adapter)
+    if options.init_from:
+        first = load_encoder(options.init_from.read_bytes(), exact, extractor_hash(options.clip))
+        copy_known(network, first.network)
     trainer = EncoderTrainer(network, backbone, config, seed=options.seed)
     train(trainer, examples, held_out, config, options.seed, options.work / "training.pt")
     loss = evaluated(trainer, held_out)
