@@ -2,6 +2,7 @@
 
     python -m benchmarks.peer --script textual_inversion.py --concepts 24 --jobs 2
     python -m benchmarks.peer --script textual_inversion.py --peers 500 1000 2000@5e-3 --recipes demo encoder-fast
+    python -m benchmarks.peer --script textual_inversion.py --peers 12000 2000 --recipes defaults  # its README's budget
 
 The script is `examples/textual_inversion/textual_inversion.py` of huggingface/diffusers, which the user fetches; it
 needs accelerate and torchvision. It learns one concept a call, so that each call starts Python and loads the model;
@@ -57,6 +58,8 @@ from textual_inversion.families.unet import GUIDANCE_SCALE
 from textual_inversion.grids import grid
 from textual_inversion.model_files import find_model_files
 
+DEFAULTS = "defaults"
+"""Name of the run without a recipe."""
 PEER_BATCH = 4
 PEER_RATE = 5e-4
 """Learning rate of the script's README, there multiplied by the batch (`--scale_lr`)."""
@@ -139,15 +142,16 @@ class Peer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ours:
-    """A run of this project with one recipe."""
+    """A run of this project with one recipe, or with the defaults."""
 
     recipe: str
+    """Name of the recipe, or `DEFAULTS`."""
     samples: int
     settings: tuple[str, ...]
 
     @property
     def what(self) -> str:
-        return f"`python -m pipeline.run`, recipe `{self.recipe}`"
+        return f"`python -m pipeline.run`, {f'recipe `{self.recipe}`' if self.recipe != DEFAULTS else DEFAULTS}"
 
     def learn(self, concepts: Sequence[Concept], seed: int, folder: Path) -> Learned:
         """Learn the concepts by one command. Raises RuntimeError if it fails."""
@@ -168,8 +172,7 @@ class Ours:
             str(manifest),
             "--output",
             str(output),
-            "--config",
-            self.recipe,
+            *(["--config", self.recipe] if self.recipe != DEFAULTS else []),
         ]
         began = time.perf_counter()
         own_cluster = os.environ | {"RAY_ADDRESS": "local"}  # whatever else runs on this machine
@@ -222,7 +225,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--script", type=Path, required=True, help="diffusers' textual_inversion.py")
     parser.add_argument("--python", default=sys.executable, help="interpreter that runs the script (default: this one)")
     parser.add_argument("--peers", nargs="+", default=["1000", "2000"], metavar="SAMPLES[@RATE]")
-    parser.add_argument("--recipes", nargs="*", default=["demo", "fast", "encoder-fast"], metavar="NAME")
+    parser.add_argument(
+        "--recipes", nargs="*", default=["demo", "fast", "encoder-fast"], metavar="NAME", help="recipes, or `defaults`"
+    )
     add_inputs(parser, output="output/peer")
     return parser.parse_args(arguments)
 
@@ -242,7 +247,7 @@ def programs_of(options: argparse.Namespace, model: Path, side_px: int) -> dict[
             jobs=options.jobs,
         )
     for recipe in split(options.recipes):
-        inversion = load_config((RECIPES / f"{recipe}.toml").read_text()).inversion
+        inversion = load_config("" if recipe == DEFAULTS else (RECIPES / f"{recipe}.toml").read_text()).inversion
         if inversion.adapter.kind != "none":
             raise ValueError(f"recipe {recipe!r} learns an adapter, which diffusers does not load with an embedding")
         samples = inversion.steps * inversion.batch_size

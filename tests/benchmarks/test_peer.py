@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import peer
+from pipeline.config import RunConfig
 from pipeline.store.parquet import read_table
 from tests.pipeline.runs import BY_HAND, write_manifest
 from tests.tiny_models import DIM, tiny_extractor
@@ -88,3 +89,10 @@ def test_a_script_that_fails_ends_the_comparison(arguments: list[str]) -> None:
 def test_a_recipe_with_an_adapter_is_refused(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="recipe 'textboost-v1' learns an adapter"):
         peer.main([*arguments, "--recipes", "textboost-v1"])
+
+
+def test_defaults_are_a_run_without_a_recipe(tmp_path: Path) -> None:
+    options = peer.parse(["--script", "script.py", "--peers", "8", "--recipes", "defaults"])
+    run = peer.programs_of(options, tmp_path, 64)["run-defaults"]
+    assert run.samples == RunConfig().inversion.steps * RunConfig().inversion.batch_size
+    assert run.what == "`python -m pipeline.run`, defaults"
