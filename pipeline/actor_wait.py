@@ -106,32 +106,36 @@ def ending_without_actors(wait: ActorWait, num_ready: Callable[[], int]) -> Iter
         yield
         return
     lost: list[ClusterLost] = []
+    is_over = threading.Event()
+    ending = threading.Lock()  # held while the signal is sent, which would end the process after the block
 
     def ring(_signal: int, _frame: FrameType | None) -> None:
-        if lost:
+        if lost and not is_over.is_set():
             raise lost[0]
-
-    is_over = threading.Event()
 
     def watch() -> None:
         while not is_over.wait(_LOOK_EVERY_S):
             try:
                 wait.check(num_ready())
             except ClusterLost as error:
-                lost.append(error)
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                with ending:
+                    if not is_over.is_set():
+                        lost.append(error)
+                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 return
             except Exception as error:
                 log.warning("cannot ask the cluster for its nodes: %s", describe_error(error))
 
     before = signal.signal(signal.SIGUSR1, ring)
     watcher = threading.Thread(target=watch, name="actor-wait", daemon=True)
-    watcher.start()
-    try:
-        yield
+    try:  # in two parts, as the error may be raised in any line of the first, its `finally` included
+        try:
+            watcher.start()
+            yield
+        finally:
+            with ending:
+                is_over.set()
     finally:
-        is_over.set()
-        lost.clear()
         signal.signal(signal.SIGUSR1, before)
 
 

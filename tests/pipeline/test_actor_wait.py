@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -94,4 +95,19 @@ def test_the_main_thread_is_interrupted_wherever_it_waits(monkeypatch: pytest.Mo
         time.sleep(60)
     with ending_without_actors(ActorWait({}, 0.02, nodes=lambda: [node(CPU=1)]), lambda: 1):
         time.sleep(0.1)
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_the_signals_handler_comes_back_where_the_wait_ends_before_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowThread(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            time.sleep(60)
+
+    monkeypatch.setattr(actor_wait, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(threading, "Thread", SlowThread)
+    before = signal.getsignal(signal.SIGUSR1)
+    wait = ActorWait({}, 0.02, nodes=lambda: [node(CPU=1)])
+    with pytest.raises(ClusterLost, match="no actor was ready"), ending_without_actors(wait, lambda: 0):
+        pytest.fail("the block began")
     assert signal.getsignal(signal.SIGUSR1) is before
