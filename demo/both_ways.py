@@ -18,6 +18,7 @@ from pipeline.ledger.records import ConceptRecord, latest, load_records
 from pipeline.report.comparison import Side
 from pipeline.store.addresses import absolute
 from pipeline.store.storage import RunStore
+from textual_inversion.encoder_header import BY_ENCODER
 from textual_inversion.grids import find_cells, fit, label_font
 from textual_inversion.prompts import fill
 from textual_inversion.strips import Strip
@@ -57,7 +58,7 @@ def read_ways(output: str) -> dict[str, tuple[ConceptRecord, Way]]:
 
 def _title(record: ConceptRecord, config: RunConfig) -> str:
     """Say where a concept started, what all its tries took together, and how near it came."""
-    started = "from the encoder" if record.start == "encoder" else f"from the word {record.initializer!r}"
+    started = "from the encoder" if record.start == BY_ENCODER else f"from the word {record.initializer!r}"
     tries = record.tries or (record,)
     samples = config.inversion.batch_size * sum(each.steps for each in tries)
     seconds = sum(each.seconds for each in tries)

@@ -9,10 +9,11 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from textual_inversion.single_file import clip_vocabulary
+
 MAX_LENGTH = 32
 """Tokens of every padded caption, in training as in the pipeline (diffusers pads to `model_max_length`)."""
 _SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-_START = "<|startoftext|>"
 _END = "<|endoftext|>"
 
 
@@ -37,11 +38,7 @@ def _learn_merges(captions: Sequence[str], vocab_size: int) -> tuple[dict[str, i
     tokenizer.train_from_iterator(captions, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split()) for merge in model["merges"]]
-    vocab: dict[str, int] = {}
-    pieces = [*alphabet, *(char + "</w>" for char in alphabet), *("".join(merge) for merge in merges), _START, _END]
-    for piece in pieces:
-        vocab.setdefault(piece, len(vocab))
-    return vocab, merges
+    return clip_vocabulary("".join(merge) for merge in merges), merges
 
 
 def make_tokenizer(captions: Sequence[str], folder: Path, vocab_size: int = 2000) -> CLIPTokenizer:

@@ -263,13 +263,18 @@ class RunConfig:
     tolerance: ToleranceConfig = field(default_factory=ToleranceConfig)
     encoder: EncoderJobConfig = field(default_factory=EncoderJobConfig)
 
+    @property
+    def encoder_extractor(self) -> str:
+        """Directory or hub id of the extractor that the encoder of starts reads."""
+        return self.inversion.init.extractor or self.extractor
+
     def __post_init__(self) -> None:
         require(bool(self.output), "output", self.output, "a folder or URI to write to")
         require(bool(self.model), "model", self.model, "a directory or hub id")
         if not self.extractor:
             method = self.inversion.init.method
             clip_weight = self.inversion.penalties.clip
-            reads_photos = method == "encoder" and not self.inversion.init.extractor
+            reads_photos = method == "encoder" and not self.encoder_extractor
             looks_at_photos = method in ("auto", "amortised") or reads_photos
             require(not looks_at_photos, "extractor", "", f"a CLIP for inversion.init.method {method!r}")
             require(not clip_weight, "extractor", "", "a CLIP for inversion.penalties.clip")

@@ -6,6 +6,10 @@ import json
 from collections.abc import Mapping
 
 FORMAT = "concept encoder 1"
+BY_ENCODER = "encoder"
+"""Name of the start of a concept whose rows an encoder made."""
+ENCODER_UNSURE = "words, the encoder was unsure"
+"""Beginning of the name of a concept's start where the encoder was unsure; the reason follows."""
 
 
 def check_encoder(data: bytes, model_hash: str, extractor_hash: str) -> None:

@@ -95,18 +95,23 @@ def complete_tokenizer(directory: Path, component: str) -> Iterator[Path]:
 
 @cache
 def derive_vocabulary(path: Path) -> bytes:
-    """Return the content of CLIP's vocab.json, given its merges.txt; to the byte, as models' hashes depend on it.
-
-    Ids are positions in: the letters that stand for the 256 bytes, those at the end of a word, what the merges join, in
-    their order, and the start and the end of a text.
-    """
-    # bytes that are visible in Latin-1 stand for themselves, the 68 others are U+0100 and following
-    letters = [chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100 + 68))]
+    """Return the content of CLIP's vocab.json, given its merges.txt; to the byte, as models' hashes depend on it."""
     _version, *merges = path.read_text(encoding="utf-8").strip().split("\n")
-    joined = (merge.replace(" ", "") for merge in merges)
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *joined, "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
+    vocabulary = clip_vocabulary(merge.replace(" ", "") for merge in merges)
     return (json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+
+
+def clip_vocabulary(joined: Iterable[str]) -> dict[str, int]:
+    """Return the ids of a byte-pair vocabulary of CLIP's form, given what its merges join, in their order.
+
+    They count, in this order, the letters that stand for the 256 bytes, those at the end of a word, what the merges
+    join, and the start and the end of a text; a token that comes again has its first id.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel  # here, because most commands read no vocabulary
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *joined, "<|startoftext|>", "<|endoftext|>"]
+    return {token: number for number, token in enumerate(dict.fromkeys(tokens))}
 
 
 def component_tensors(path: Path, component: str) -> dict[str, StoredTensor]:

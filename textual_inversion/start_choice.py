@@ -20,6 +20,7 @@ from textual_inversion.concept import Concept, LearnedEmbedding
 from textual_inversion.config import InitConfig
 from textual_inversion.encoder import PhotoFeatures, canonical_order
 from textual_inversion.encoder_file import TrainedEncoder
+from textual_inversion.encoder_header import BY_ENCODER, ENCODER_UNSURE
 from textual_inversion.errors import NotFinite
 from textual_inversion.families.base import Backbone
 from textual_inversion.initialise import class_vectors, encoder_output, word_vectors
@@ -144,10 +145,10 @@ class StartChooser:
             raise NotFinite("features of the photos are not finite; check the photos and the extractor's precision")
         reason = encoder.why_unreliable(concept, features)
         if reason:
-            start = _chosen(concept, class_vectors(concept, self._backbone), f"words, the encoder was unsure: {reason}")
+            start = _chosen(concept, class_vectors(concept, self._backbone), f"{ENCODER_UNSURE}: {reason}")
             return replace(start, steps=self._unsure_steps)
         classes = class_vectors(concept, self._backbone)
-        return ChosenStart(concept, encoder.embedding(concept.placeholder_token, features, classes), "encoder")
+        return ChosenStart(concept, encoder.embedding(concept.placeholder_token, features, classes), BY_ENCODER)
 
     def _fit_regression(
         self, extractor: ClipExtractor, seed: int, examples: Iterable[LearnedExample]

@@ -72,9 +72,9 @@ def read_encoder(config: RunConfig, backbone: Backbone) -> TrainedEncoder:
     """Read the encoder that `init.encoder` names. Raises ValueError if it cannot be read, or not be used with the run's
     model, extractor and adapter."""
     uri = config.inversion.init.encoder
-    extractor = config.inversion.init.extractor or config.extractor
     try:
-        encoder = load_encoder(read_bytes(uri, MAX_ENCODER_BYTES), backbone, extractor_hash(extractor))
+        data = read_bytes(uri, MAX_ENCODER_BYTES)
+        encoder = load_encoder(data, backbone, extractor_hash(config.encoder_extractor))
         check_adapter(encoder.network.adapter, config.inversion.adapter)
     except (OSError, ValueError) as error:
         raise ValueError(f"inversion.init.encoder = {redact(uri)!r}: {redact(str(error))}") from error

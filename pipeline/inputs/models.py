@@ -113,10 +113,9 @@ def check_init_encoder(config: RunConfig) -> None:
     init = config.inversion.init
     if init.method != "encoder":
         return
-    extractor = init.extractor or config.extractor
     try:
         data = read_bytes(init.encoder, MAX_ENCODER_BYTES)
-        check_encoder(data, model_hash(config.model), extractor_hash(extractor))
+        check_encoder(data, model_hash(config.model), extractor_hash(config.encoder_extractor))
     except (OSError, ValueError) as error:
         raise ValueError(f"inversion.init.encoder = {redact(init.encoder)!r}: {redact(str(error))}") from error
 

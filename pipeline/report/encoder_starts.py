@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.ledger.records import ConceptRecord
-
-_USED = "encoder"
-_UNSURE = "words, the encoder was unsure"
-"""Starts in a record, the latter's beginning (`textual_inversion.start_choice`)."""
+from textual_inversion.encoder_header import BY_ENCODER, ENCODER_UNSURE
 
 
 @dataclass(slots=True)
@@ -25,10 +22,10 @@ class EncoderStarts:
     def add(self, record: ConceptRecord) -> None:
         """Add a record."""
         tries = record.tries or (record,)
-        if tries[0].start == _USED:
+        if tries[0].start == BY_ENCODER:
             self.num_used += 1
             self.steps += sum(each.steps for each in tries)
-        self.num_unsure += tries[0].start.startswith(_UNSURE)
+        self.num_unsure += tries[0].start.startswith(ENCODER_UNSURE)
 
     def steps_saved(self, steps_from_words: int) -> int:
         """Return the steps that these concepts would have taken from words, less those they took; negative if they took

@@ -14,7 +14,6 @@ from torch import Tensor
 from textual_inversion.compiled import Compiled
 from textual_inversion.conditioning import Conditioning
 from textual_inversion.cross_attention import CrossAttentionLayers
-from textual_inversion.down_path import down_path_alone
 from textual_inversion.families.base import sized_latents
 from textual_inversion.families.latent import LatentBackbone, downscaling
 from textual_inversion.families.parts import DISTILLED_STEPS, SAMPLING_STEPS, drawing_defaults, products_in
@@ -23,7 +22,7 @@ from textual_inversion.memory_layout import convolution_layout, lay_out
 from textual_inversion.noise import from_scheduler_config
 from textual_inversion.prompts import Vocabularies
 from textual_inversion.tokens import TokenTable
-from textual_inversion.up_path import up_path_alone
+from textual_inversion.unet_parts import down_path_alone, up_path_alone
 
 GUIDANCE_SCALE = 5.0
 """Guidance scale of a model whose scheduler config gives none: Gal et al. 2022, and StableDiffusionXLPipeline's
