@@ -48,6 +48,7 @@ from pipeline.store.storage import RunStore
 from pipeline.store.trouble import describe_trouble
 from pipeline.times import DeadlinePassed
 from pipeline.tracking.feed import TrackerFeed
+from pipeline.tracking.sender import STOPPED_WAIT_S, WAIT_S
 
 if TYPE_CHECKING:
     from pipeline.fleet import Fleet
@@ -56,9 +57,6 @@ if TYPE_CHECKING:
 # ray and torch are imported where they are first needed, so that --help and --dry-run answer at once.
 
 log = logging.getLogger(__name__)
-
-_TRACKER_S, _TRACKER_S_STOPPED = 120.0, 10.0
-"""Longest waits for the tracker, in seconds: at the end of a run, and of one that was told to stop."""
 
 
 def make_plan(
@@ -248,7 +246,7 @@ class Run:
         self._set_outcome()
         self.enter("stopped" if self.stats.is_stopped else "ended")
         self._set_outcome()  # anew, because run.json may not have been written
-        self._tracker.close(_TRACKER_S_STOPPED if self.stats.is_stopped else _TRACKER_S)
+        self._tracker.close(STOPPED_WAIT_S if self.stats.is_stopped else WAIT_S)
 
     def _set_outcome(self) -> None:
         outcome = outcome_of(self._config, self.stats, self.plan, self._selection)

@@ -13,10 +13,11 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, recipe
@@ -40,7 +41,13 @@ from pipeline.store.lease import hold_lease
 from pipeline.store.redact import redact
 from pipeline.store.storage import RunStore
 from pipeline.times import now
+from pipeline.tracking.clients import check_tracking
+from pipeline.tracking.feed import CurveFeed
+from pipeline.tracking.sender import STOPPED_WAIT_S, WAIT_S
 from textual_inversion.families import check_denoiser_features
+
+if TYPE_CHECKING:
+    from pipeline.encoder_training.state import TrainingState
 
 # torch and ray are imported where they are first needed, so that --help and wrong settings are answered at once.
 
@@ -119,6 +126,7 @@ def train(config: RunConfig) -> int:
 
     Raises ValueError for what is wrong before any photo is read, and for fewer than two usable concepts.
     """
+    check_tracking(config.tracking)
     check_model(config)
     check_denoiser_features(locate(config.model), config.encoder.network.denoiser_side)
     store = RunStore(config.output)
@@ -224,7 +232,8 @@ class Training:
                 examples=load_blocks(self._store, self._row_ids),
                 start=self._start,
             )
-            news = train_on_workers(job, gpus, stop)
+            with self._tracking(stop) as watch:
+                news = train_on_workers(job, gpus, stop, watch)
         if news.published is None or news.ending is None:
             return None
         best = news.state.best_point
@@ -247,6 +256,20 @@ class Training:
             pictures=news.published.pictures,
             finished_at=now(),
         )
+
+    @contextmanager
+    def _tracking(self, stop: threading.Event) -> Iterator[Callable[[TrainingState], None]]:
+        """Log the learning curve to the tracker of the settings while the block runs; yield what it is told by."""
+        feed = CurveFeed(self._config, self._store)
+        try:
+            yield lambda state: feed.update(
+                [
+                    (each.step, {"encoder/loss": each.loss, "encoder/held_out_loss": each.held_out})
+                    for each in state.curve
+                ]
+            )
+        finally:
+            feed.close(STOPPED_WAIT_S if stop.is_set() else WAIT_S)
 
 
 @contextmanager

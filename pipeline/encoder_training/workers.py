@@ -74,10 +74,16 @@ class Mailbox:
         self._is_stopping = True
 
 
-def train_on_workers(job: TrainingJob, gpus: float, stop: threading.Event) -> News:
+def train_on_workers(
+    job: TrainingJob,
+    gpus: float,
+    stop: threading.Event,
+    watch: Callable[[TrainingState], None] = lambda _state: None,
+) -> News:
     """Train and publish; return the last news of the first worker.
 
-    `gpus` is the cluster's number; with 0 the workers train on CPUs. When `stop` is set, the workers save a checkpoint
+    `gpus` is the cluster's number; with 0 the workers train on CPUs. `watch` is called with how far the training is,
+    about once a second and at the end. When `stop` is set, the workers save a checkpoint
     and end. Raises RunAborted if training failed more often than `encoder.max_failures`, and ValueError for a number of
     workers that does not divide the concepts of a step.
     """
@@ -99,7 +105,7 @@ def train_on_workers(job: TrainingJob, gpus: float, stop: threading.Event) -> Ne
                 failure_config=ray.train.FailureConfig(max_failures=config.encoder.max_failures),
             ),
         )
-        failure = _follow(trainer.fit, mailbox, config, stop)
+        failure = _follow(trainer.fit, mailbox, config, stop, watch)
     if failure is not None:
         raise RunAborted(f"the encoder's training failed: {describe_error(_cause_of(failure))}") from failure
     last: News = ray.get(mailbox.news.remote())
@@ -134,8 +140,14 @@ def _cause_of(failure: BaseException) -> BaseException:
     return cause
 
 
-def _follow(fit: Callable[[], object], mailbox: Any, config: RunConfig, stop: threading.Event) -> BaseException | None:
-    """Call `fit` in a thread, so that signals reach this one; write progress lines, and pass the wish to stop on.
+def _follow(
+    fit: Callable[[], object],
+    mailbox: Any,
+    config: RunConfig,
+    stop: threading.Event,
+    watch: Callable[[TrainingState], None],
+) -> BaseException | None:
+    """Call `fit` in a thread, so that signals reach this one; tell how far it is, and pass the wish to stop on.
 
     Return what `fit` raised, or None. Workers that do not save within `actors.drain_s` after a stop are left behind.
     """
@@ -157,6 +169,7 @@ def _follow(fit: Callable[[], object], mailbox: Any, config: RunConfig, stop: th
             mailbox.stop.remote()
             give_up = time.monotonic() + config.actors.drain_s
         state = ray.get(mailbox.news.remote()).state
+        watch(state)
         progress.update(done=state.step, running=_describe(state), final=not thread.is_alive())
     return failures[0] if failures else None
 

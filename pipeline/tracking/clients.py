@@ -1,7 +1,8 @@
-"""Trackers that a run may log to: TensorBoard, Weights & Biases and MLflow, each by its own client.
+"""Trackers that a command may log to: TensorBoard, Weights & Biases and MLflow, each by its own client.
 
 A run has few series however many concepts it has: the scores of all concepts, over the number of concepts that have
-ended. Series by concept are asked for a bounded number of concepts only (`feed`).
+ended. Series by concept are asked for a bounded number of concepts only (`feed`). A training has its losses, over its
+steps.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _MOST_VALUES = 100
 class Tracker(Protocol):
     """A run of a tracker, begun with the run's settings."""
 
-    def log_concept(self, number: int, concept_id: str, values: Mapping[str, float]) -> None:
-        """Log the numbers of the concept that ended as the `number`-th."""
+    def log_values(self, number: int, values: Mapping[str, float]) -> None:
+        """Log one value of each of some series: at the `number`-th concept to end, or at a step of a training."""
 
     def log_curve(self, concept_id: str, points: Sequence[tuple[int, float]]) -> None:
         """Log a concept's loss as (step, loss)."""
@@ -83,8 +84,7 @@ class TensorBoard:
         rows = [f"| {key} | {value.replace('|', '&#124;')} |" for key, value in settings.items()]
         self._writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
 
-    def log_concept(self, number: int, concept_id: str, values: Mapping[str, float]) -> None:
-        del concept_id
+    def log_values(self, number: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():
             self._writer.add_scalar(key, value, number)
 
@@ -118,8 +118,7 @@ class Wandb:
         self._run.define_metric("*", step_metric="number")
         self._curves: dict[str, Sequence[tuple[int, float]]] = {}
 
-    def log_concept(self, number: int, concept_id: str, values: Mapping[str, float]) -> None:
-        del concept_id
+    def log_values(self, number: int, values: Mapping[str, float]) -> None:
         self._run.log({**values, "number": number})
 
     def log_curve(self, concept_id: str, points: Sequence[tuple[int, float]]) -> None:
@@ -153,8 +152,7 @@ class MLflow:
         for start in range(0, len(params), _MOST_VALUES):
             self._client.log_batch(self._run_id, params=params[start : start + _MOST_VALUES])
 
-    def log_concept(self, number: int, concept_id: str, values: Mapping[str, float]) -> None:
-        del concept_id
+    def log_values(self, number: int, values: Mapping[str, float]) -> None:
         self._log([(key, value, number) for key, value in values.items()])
 
     def log_curve(self, concept_id: str, points: Sequence[tuple[int, float]]) -> None:

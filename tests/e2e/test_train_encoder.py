@@ -163,13 +163,15 @@ def test_a_training_that_is_stopped_and_loses_its_worker_writes_the_same_encoder
     hold_of(harried).touch()
     monkeypatch.setattr(workers, "_train", train_held)
     with killing_a_worker(harried) as killed:
-        assert training.train(harried) == OK
+        assert training.train(harried, "--set", "tracking=tensorboard") == OK
     assert killed
     assert (harried / ENCODER).read_bytes() == (training.calm / ENCODER).read_bytes()
     resumed, calm = (read_record(RunStore(str(output))) for output in (harried, training.calm))
     assert resumed is not None
     assert calm is not None
     assert resumed.curve == calm.curve
+    assert [step for step, _, _ in calm.curve] == [5, 10, 15, 20, 25, 30]
+    assert logged_points(harried) == pytest.approx([held_out for _, _, held_out in calm.curve])
     written = (harried / ENCODER).stat().st_mtime_ns
     assert training.train(harried) == OK  # nothing to do
     assert (harried / ENCODER).stat().st_mtime_ns == written
@@ -212,6 +214,14 @@ def test_a_training_whose_driver_is_killed_writes_the_same_encoder(training: Tra
     assert read_record(RunStore(str(orphaned))) is None
     assert training.train(orphaned) == OK
     assert (orphaned / ENCODER).read_bytes() == (training.calm / ENCODER).read_bytes()
+
+
+def logged_points(output: Path) -> list[float]:
+    """Return the held-out losses that a training logged to TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = (output / "tracking").iterdir()
+    return [each.value for each in EventAccumulator(str(folder)).Reload().Scalars("encoder/held_out_loss")]
 
 
 @contextmanager

@@ -59,7 +59,9 @@ def test_the_wish_to_stop_reaches_the_workers(mailbox: LocalMailbox, capsys: pyt
         mailbox.stopped.wait()
         assert mailbox.tell.remote(News(state))
 
-    assert workers._follow(fit, mailbox, RunConfig(), stop) is None
+    seen: list[TrainingState] = []
+    assert workers._follow(fit, mailbox, RunConfig(), stop, seen.append) is None
+    assert seen[-1].curve == [CurvePoint(5, 0.5, 0.25)]
     assert "training: 7/10000 done, held-out loss 0.2500" in capsys.readouterr().err
 
 
@@ -68,7 +70,7 @@ def test_workers_that_do_not_stop_are_left_behind(mailbox: LocalMailbox) -> None
     stop, never = threading.Event(), threading.Event()
     stop.set()
     hasty = replace(config, actors=replace(config.actors, drain_s=0.05))
-    assert workers._follow(never.wait, mailbox, hasty, stop) is None
+    assert workers._follow(never.wait, mailbox, hasty, stop, lambda _state: None) is None
     assert mailbox.stopped.is_set()
     never.set()
 
@@ -104,4 +106,4 @@ def test_a_failure_of_ray_train_comes_back(mailbox: LocalMailbox) -> None:
     def fit() -> Any:
         raise error
 
-    assert workers._follow(fit, mailbox, RunConfig(), threading.Event()) is error
+    assert workers._follow(fit, mailbox, RunConfig(), threading.Event(), lambda _state: None) is error

@@ -19,10 +19,10 @@ LOSSES = [(1, 0.5), (2, 0.25)]
 
 
 def log_two(tracker: Tracker) -> None:
-    tracker.log_concept(1, "a.b-c", {"scores/clip_i": 0.75, "concepts/failed": 0})
+    tracker.log_values(1, {"scores/clip_i": 0.75, "concepts/failed": 0})
     tracker.log_curve("a.b-c", LOSSES)
     tracker.log_grid(1, "a.b-c", png())
-    tracker.log_concept(2, "other", {"scores/clip_i": 0.5, "concepts/failed": 1})
+    tracker.log_values(2, {"scores/clip_i": 0.5, "concepts/failed": 1})
     tracker.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import threading
 from collections.abc import Mapping, Sequence
 
@@ -16,8 +17,8 @@ from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.ledger.records import ConceptRecord
 from pipeline.store.storage import RunStore
-from pipeline.tracking import feed as feed_module
-from pipeline.tracking.feed import TrackerFeed, curve_points
+from pipeline.tracking import sender
+from pipeline.tracking.feed import CurveFeed, TrackerFeed, curve_points
 
 
 def curve(steps: int) -> bytes:
@@ -47,7 +48,7 @@ class StandIn:
     def __init__(self, fails_at: str = "", settings: Mapping[str, str] | None = None) -> None:
         self.fails_at = fails_at
         self.settings = dict(settings or {})
-        self.concepts: list[tuple[int, str, Mapping[str, float]]] = []
+        self.values: list[tuple[int, Mapping[str, float]]] = []
         self.curves: list[str] = []
         self.grids: list[tuple[int, str]] = []
         self.may_close = threading.Event()
@@ -58,9 +59,9 @@ class StandIn:
         if name == self.fails_at:
             raise RuntimeError(f"no {name} today")
 
-    def log_concept(self, number: int, concept_id: str, values: Mapping[str, float]) -> None:
-        self._do("log_concept")
-        self.concepts.append((number, concept_id, values))
+    def log_values(self, number: int, values: Mapping[str, float]) -> None:
+        self._do("log_values")
+        self.values.append((number, values))
 
     def log_curve(self, concept_id: str, points: Sequence[tuple[int, float]]) -> None:
         self._do("log_curve")
@@ -92,7 +93,7 @@ def tracked(
         tracker.settings = dict(settings)
         return tracker
 
-    monkeypatch.setattr(feed_module, "start_tracker", start)
+    monkeypatch.setattr(sender, "start_tracker", start)
     feed = TrackerFeed(config, RunStore(config.output))
     for record in records:
         feed.add(record)
@@ -106,11 +107,11 @@ def test_every_concept_is_counted_and_the_first_are_shown(config: RunConfig, mon
     )
     records = [finished(store, "a"), failed, finished(store, "b"), finished(store, "c")]
     tracked(config, records, tracker, monkeypatch)
-    assert [(number, name) for number, name, _ in tracker.concepts] == [(1, "a"), (2, "bad"), (3, "b"), (4, "c")]
-    assert tracker.concepts[0][2] == {
+    assert [number for number, _ in tracker.values] == [1, 2, 3, 4]
+    assert tracker.values[0][1] == {
         "concepts/failed": 0, "concept/steps": 6, "concept/seconds": 2.0, "scores/clip_i": 0.8,
     }  # fmt: skip
-    assert tracker.concepts[1][2] == {"concepts/failed": 1}
+    assert tracker.values[1][1] == {"concepts/failed": 1}
     assert (tracker.curves, tracker.grids) == (["a", "b"], [(1, "a"), (3, "b")])
     assert tracker.is_closed
     assert tracker.settings["report.webhook"] == "https://hooks.example/***"
@@ -124,12 +125,12 @@ def test_files_that_are_gone_are_left_out(config: RunConfig, monkeypatch: pytest
     store.delete(record.folder.grid)
     store.delete(record.folder.curve)
     tracked(config, [record], tracker, monkeypatch)
-    assert len(tracker.concepts) == 1
+    assert len(tracker.values) == 1
     assert not tracker.curves
     assert not tracker.grids
 
 
-@pytest.mark.parametrize("place", ["start", "log_concept", "log_curve", "close"])
+@pytest.mark.parametrize("place", ["start", "log_values", "log_curve", "close"])
 def test_a_tracker_that_fails_is_told_once(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
 ) -> None:
@@ -145,25 +146,44 @@ def test_a_slow_tracker_is_not_waited_for(
 ) -> None:
     tracker = StandIn()
     tracker.may_close.clear()
-    monkeypatch.setattr(feed_module, "start_tracker", lambda *_: tracker)
-    monkeypatch.setattr(feed_module, "_MOST_WAITING", 0)
+    monkeypatch.setattr(sender, "start_tracker", lambda *_: tracker)
+    monkeypatch.setattr(sender, "_MOST_WAITING", 0)
     feed = TrackerFeed(config, RunStore(config.output))
     feed.add(finished(RunStore(config.output), "a"))
     feed.close(0.2)
     tracker.may_close.set()
     assert "did not end in time" in caplog.text
-    assert "1 concepts were not logged" in caplog.text
+    assert "1 entries were not logged" in caplog.text
 
 
 def test_without_a_tracker_and_without_concepts_nothing_is_begun(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed_module, "start_tracker", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr(sender, "start_tracker", lambda *_: pytest.fail("begun"))
     TrackerFeed(config, RunStore(config.output)).close(60)
     plain = RunConfig(output=config.output)
     feed = TrackerFeed(plain, RunStore(plain.output))
     feed.add(finished(RunStore(plain.output), "a"))
     feed.close(60)
+
+
+def test_each_point_of_a_training_is_logged_once(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = StandIn()
+    monkeypatch.setattr(sender, "start_tracker", lambda *_: tracker)
+    feed = CurveFeed(config, RunStore(config.output))
+    curve: list[tuple[int, Mapping[str, float]]] = []
+    feed.update(curve)
+    for step in (5, 10, 15):
+        curve.append((step, {"encoder/loss": 1 / step, "encoder/held_out_loss": math.inf if step == 10 else 0.5}))
+        feed.update(curve)
+        feed.update(curve)
+    feed.close(60)
+    assert tracker.is_closed
+    assert tracker.values == [
+        (5, {"encoder/loss": 0.2, "encoder/held_out_loss": 0.5}),
+        (10, {"encoder/loss": 0.1}),
+        (15, {"encoder/loss": 1 / 15, "encoder/held_out_loss": 0.5}),
+    ]
 
 
 def test_a_curve_is_thinned_to_the_means_of_equal_parts() -> None:
