@@ -26,6 +26,7 @@ from pipeline.prometheus import exported_names
 from tests.faults.held import hold_of
 from tests.pipeline.runs import tiny_toml, write_manifest
 from tests.pipeline.s3_server import free_ports
+from tests.tiny_models import tiny_extractor
 
 pytestmark = pytest.mark.slow
 
@@ -94,13 +95,13 @@ def _arguments(tiny_model: Path, folder: Path, names: list[str], **settings: Any
     return [str(manifest), "--config", str(folder / "job.toml"), "--output", str(folder / "out")]
 
 
-def _submit(head: Head, arguments: list[str], program: str = "") -> subprocess.Popen[str]:
-    """`ray job submit` as the README prints it, in a checkout, or with another program: it follows the job's lines
-    until its end."""
+def _submit(head: Head, arguments: list[str], program: str = "", module: str = "pipeline.run") -> subprocess.Popen[str]:
+    """`ray job submit` as the README prints it, in a checkout, or of another module or program: it follows the job's
+    lines until its end."""
     readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
     (printed,) = re.findall(r"^    (ray job submit .*)$", readme, re.MULTILINE)
     before = shlex.split(printed)[: shlex.split(printed).index("pipeline.run") + 1]
-    here = {"ray": _RAY, "http://HEAD:8265": head.dashboard, "python": sys.executable}
+    here = {"ray": _RAY, "http://HEAD:8265": head.dashboard, "python": sys.executable, "pipeline.run": module}
     command = [here.get(word, word) for word in before]
     command = [*command[:-2], "-c", program] if program else command
     return subprocess.Popen(
@@ -207,3 +208,24 @@ def test_a_running_cluster_is_joined(head: Head, tiny_model: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("2 learned")
     assert len(head.jobs.list_jobs()) == jobs_before + 1  # the driver was this cluster's, not one of its own
+
+
+@pytest.mark.timeout(900)  # reads photos by Ray Data, then starts Ray Train
+def test_an_encoder_is_trained_by_a_job(head: Head, tiny_model: Path, tmp_path: Path) -> None:
+    """A second job finds it done."""
+    small = {"hidden": 8, "patch_dim": 4, "grid_side": 2, "latent_side": 2}
+    training = {"steps": 2, "concepts_per_step": 2, "samples_per_concept": 1}
+    arguments = _arguments(
+        tiny_model,
+        tmp_path,
+        ["a", "b", "c"],
+        extractor=str(tiny_extractor("clip", tmp_path / "clip")),
+        encoder={"network": small, "training": training},
+    )
+    said = _submit(head, arguments, module="pipeline.train_encoder").communicate(timeout=600)[0]
+    output = tmp_path / "out"
+    assert "2 concepts trained on, 1 held out, 0 left out; 2 steps (all steps)" in said
+    assert json.loads((output / "encoder.json").read_text())["steps"] == 2
+    assert (output / "report.html").exists()
+    again = _submit(head, arguments, module="pipeline.train_encoder").communicate(timeout=600)[0]
+    assert "trained before, nothing to do" in again
