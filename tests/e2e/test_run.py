@@ -41,7 +41,7 @@ def test_learn_resume_change_and_fail(
         return trackers[-1]
 
     monkeypatch.setattr("pipeline.run.check_tracking", lambda _: None)
-    monkeypatch.setattr("pipeline.tracking.feed.start_tracker", start_tracker)
+    monkeypatch.setattr("pipeline.tracking.sender.start_tracker", start_tracker)
     manifest, output = write_manifest(tmp_path, ["good", "other", "bad"]), tmp_path / "out"
     (tmp_path / "photos" / "bad-1.png").write_bytes(b"not a picture")
     config = tmp_path / "job.toml"
@@ -68,7 +68,7 @@ def test_learn_resume_change_and_fail(
     assert "bad" in (output / "report.html").read_text()
     assert json.loads((output / "run.json").read_text())["counts"]["learned"] == 2
     (tracker,) = trackers
-    assert sorted(name for _, name, _ in tracker.concepts) == ["bad", "good", "other"]
+    assert [number for number, _ in tracker.values] == [1, 2, 3]
     assert tracker.curves == [name for _, name in tracker.grids]
     assert sorted(tracker.curves) == ["good", "other"]
     assert tracker.is_closed
