@@ -47,7 +47,7 @@ from pipeline.tracking.sender import STOPPED_WAIT_S, WAIT_S
 from textual_inversion.families import check_denoiser_features
 
 if TYPE_CHECKING:
-    from pipeline.encoder_training.state import TrainingState
+    from pipeline.encoder_training.state import CurvePoint, TrainingState
 
 # torch and ray are imported where they are first needed, so that --help and wrong settings are answered at once.
 
@@ -259,17 +259,23 @@ class Training:
 
     @contextmanager
     def _tracking(self, stop: threading.Event) -> Iterator[Callable[[TrainingState], None]]:
-        """Log the learning curve to the tracker of the settings while the block runs; yield what it is told by."""
+        """Log the learning curve to the tracker of the settings while the block runs; yield the function that takes how
+        far the training is."""
         feed = CurveFeed(self._config, self._store)
         try:
-            yield lambda state: feed.update(
-                [
-                    (each.step, {"encoder/loss": each.loss, "encoder/held_out_loss": each.held_out})
-                    for each in state.curve
-                ]
-            )
+            yield lambda state: feed.update([(each.step, _logged(each, self._config)) for each in state.curve])
         finally:
             feed.close(STOPPED_WAIT_S if stop.is_set() else WAIT_S)
+
+
+def _logged(point: CurvePoint, config: RunConfig) -> dict[str, float]:
+    """Return the values of a point of the learning curve by the names of the tracker's series."""
+    training = config.encoder.training
+    return {
+        "encoder/loss": point.loss,
+        "encoder/held_out_loss": point.held_out,
+        "encoder/learning_rate": training.learning_rate * training.rate_factor(point.step - 1),  # of the last step
+    }
 
 
 @contextmanager

@@ -83,9 +83,9 @@ def train_on_workers(
     """Train and publish; return the last news of the first worker.
 
     `gpus` is the cluster's number; with 0 the workers train on CPUs. `watch` is called with how far the training is,
-    about once a second and at the end. When `stop` is set, the workers save a checkpoint
-    and end. Raises RunAborted if training failed more often than `encoder.max_failures`, and ValueError for a number of
-    workers that does not divide the concepts of a step.
+    about once a second and at the end. When `stop` is set, the workers save a checkpoint and end. Raises RunAborted if
+    training failed more often than `encoder.max_failures`, and ValueError for a number of workers that does not divide
+    the concepts of a step.
     """
     config = job.config
     num_workers = count_workers(config, gpus)

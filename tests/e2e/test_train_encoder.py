@@ -171,7 +171,11 @@ def test_a_training_that_is_stopped_and_loses_its_worker_writes_the_same_encoder
     assert calm is not None
     assert resumed.curve == calm.curve
     assert [step for step, _, _ in calm.curve] == [5, 10, 15, 20, 25, 30]
-    assert logged_points(harried) == pytest.approx([held_out for _, _, held_out in calm.curve])
+    logged = logged_series(harried)
+    assert logged["encoder/loss"] == pytest.approx({step: loss for step, loss, _ in calm.curve})
+    assert logged["encoder/held_out_loss"] == pytest.approx({step: held_out for step, _, held_out in calm.curve})
+    rates = logged["encoder/learning_rate"]
+    assert (rates[5], rates[STEPS]) == pytest.approx((1e-3 * 5 / 101, 1e-3 / 9))  # in the warm-up, and at the end
     written = (harried / ENCODER).stat().st_mtime_ns
     assert training.train(harried) == OK  # nothing to do
     assert (harried / ENCODER).stat().st_mtime_ns == written
@@ -216,12 +220,13 @@ def test_a_training_whose_driver_is_killed_writes_the_same_encoder(training: Tra
     assert (orphaned / ENCODER).read_bytes() == (training.calm / ENCODER).read_bytes()
 
 
-def logged_points(output: Path) -> list[float]:
-    """Return the held-out losses that a training logged to TensorBoard."""
+def logged_series(output: Path) -> dict[str, dict[int, float]]:
+    """Return the series (name -> step -> value) that a training logged to TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (folder,) = (output / "tracking").iterdir()
-    return [each.value for each in EventAccumulator(str(folder)).Reload().Scalars("encoder/held_out_loss")]
+    events = EventAccumulator(str(folder)).Reload()
+    return {name: {each.step: each.value for each in events.Scalars(name)} for name in events.Tags()["scalars"]}
 
 
 @contextmanager

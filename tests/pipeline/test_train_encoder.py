@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def test_what_makes_no_sense_is_refused(
     monkeypatch.chdir(tmp_path)
     assert main(options) == USAGE
     assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out" / "examples").exists()
+
+
+def test_a_tracker_whose_client_is_missing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "mlflow" else find(name, *rest)
+    )
+    options = [str(write_manifest(tmp_path, ["a", "b"])), "--output", str(tmp_path / "out")]
+    assert main([*options, "--set", "tracking=mlflow"]) == USAGE
+    assert "tracking = 'mlflow': the package mlflow is not installed" in capsys.readouterr().err
     assert not (tmp_path / "out" / "examples").exists()
 
 
