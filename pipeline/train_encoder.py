@@ -221,15 +221,18 @@ class Training:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         gpus, _ = connect(config, dashboard=True)
+        from pipeline.bulk.quiet import quiet_ray_data
         from pipeline.encoder_training.blocks import load_blocks
         from pipeline.encoder_training.workers import TrainingJob, train_on_workers
 
         with stopping_on_signals() as stop, _aborting("training"):
+            with quiet_ray_data():
+                examples = load_blocks(self._store, self._row_ids)
             job = TrainingJob(
                 config=dataclasses.replace(config, device="cuda" if gpus else "cpu"),
                 fingerprint=self.fingerprint,
                 split=split,
-                examples=load_blocks(self._store, self._row_ids),
+                examples=examples,
                 start=self._start,
             )
             with self._tracking(stop) as watch:
