@@ -16,7 +16,15 @@ from typing import Any
 from pipeline.config import PhotoConfig
 from pipeline.inputs.photos import check_scheme, content_md5, fetch
 from pipeline.store import s3
-from pipeline.store.addresses import absolute, find_files, is_s3, open_filesystem, open_for_reading, read_bytes
+from pipeline.store.addresses import (
+    MAX_BYTES,
+    absolute,
+    find_files,
+    is_s3,
+    open_filesystem,
+    open_for_reading,
+    read_bytes,
+)
 from pipeline.store.errors import describe_error
 from textual_inversion.errors import BadInput
 
@@ -26,12 +34,14 @@ _KEYS_PER_LOOKUP = 1000
 """Keys of one bucket that one thread looks up in listings."""
 
 
-def content_hashes(uris: Iterable[str], photos: PhotoConfig | None = None) -> dict[str, str | OSError | ValueError]:
+def content_hashes(
+    uris: Iterable[str], photos: PhotoConfig | None = None, limit: int = MAX_BYTES
+) -> dict[str, str | OSError | ValueError]:
     """Return URI -> MD5 of the content (32 hex digits), or the error that says why there is none, as for a missing
     photo.
 
-    `photos` bounds what is read; None reads anything, for addresses that no manifest named. Hand over many photos at
-    once: those of one bucket are looked up together, in as few listings as their keys allow.
+    `photos` bounds what is read; None reads anything of at most `limit` bytes, for addresses that no manifest named.
+    Hand over many photos at once: those of one bucket are looked up together, in as few listings as their keys allow.
     """
     found: dict[str, str | OSError | ValueError] = {}
     wanted = sorted(set(uris))
@@ -43,7 +53,7 @@ def content_hashes(uris: Iterable[str], photos: PhotoConfig | None = None) -> di
         for listed in pool.map(lambda lookup: _look_up(*lookup), _s3_lookups(allowed)):
             found |= listed
         rest = [uri for uri in allowed if uri not in found]
-        found |= zip(rest, pool.map(lambda uri: _hash_bytes(uri, photos), rest), strict=True)
+        found |= zip(rest, pool.map(lambda uri: _hash_bytes(uri, photos, limit), rest), strict=True)
     return found
 
 
@@ -99,9 +109,9 @@ def _refusal(uri: str, photos: PhotoConfig | None) -> ValueError | None:
     return None
 
 
-def _hash_bytes(uri: str, photos: PhotoConfig | None) -> str | OSError | ValueError:
+def _hash_bytes(uri: str, photos: PhotoConfig | None, limit: int) -> str | OSError | ValueError:
     try:
-        data = read_bytes(uri) if photos is None else fetch(uri, photos)
+        data = read_bytes(uri, limit) if photos is None else fetch(uri, photos)
         return content_md5(data)
     except (OSError, ValueError) as error:
         return error

@@ -6,8 +6,9 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.inputs.content_hash import content_hashes
-from pipeline.inputs.models import extractor_hash, model_hash, with_captions
+from pipeline.inputs.models import MAX_ENCODER_BYTES, extractor_hash, model_hash, with_captions
 from pipeline.ledger.plan import earlier_hash, settings_of
+from pipeline.store.addresses import MAX_BYTES
 
 
 def current_settings(config: RunConfig) -> dict[str, Any]:
@@ -19,7 +20,9 @@ def current_settings(config: RunConfig) -> dict[str, Any]:
         extractor_hash=extractor_hash(config.extractor),
         captions_hash=captions_hash(with_captions(config).inversion.penalties.captions),
         earlier_hash=earlier_hash(init.earlier_run),
-        encoder_hash=_file_hash("inversion.init.encoder", init.encoder if init.method == "encoder" else ""),
+        encoder_hash=_file_hash(
+            "inversion.init.encoder", init.encoder if init.method == "encoder" else "", MAX_ENCODER_BYTES
+        ),
         encoder_extractor_hash=extractor_hash(init.extractor),
     )
 
@@ -32,12 +35,12 @@ def captions_hash(path: str) -> str:
     return _file_hash("inversion.penalties.captions", path)
 
 
-def _file_hash(setting: str, uri: str) -> str:
+def _file_hash(setting: str, uri: str, limit: int = MAX_BYTES) -> str:
     """Return the content hash of the file that a setting names; empty for an empty address.
 
-    Raises ValueError if the file cannot be read.
+    Raises ValueError if the file cannot be read, or is larger than `limit` bytes.
     """
-    identity = content_hashes([uri])[uri] if uri else ""
+    identity = content_hashes([uri], limit=limit)[uri] if uri else ""
     if not isinstance(identity, str):
         raise ValueError(f"{setting} = {uri!r} cannot be read: {identity}")
     return identity

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pipeline.inputs.models import (
     with_captions,
 )
 from pipeline.ledger.settings import captions_hash, current_settings
+from pipeline.store.addresses import MAX_BYTES
 
 PRESERVED = ["inversion.adapter.kind=lora", "inversion.penalties.knowledge=0.1"]
 
@@ -105,6 +107,15 @@ def test_an_encoder_of_this_model_and_extractor_is_a_start() -> None:
     own = [f"inversion.init.encoder={DEMO_ENCODER}", "inversion.init.extractor=demo/clip", "extractor=''"]
     check_init_encoder(load_config(overrides=own))
     check_init_encoder(load_config(overrides=["inversion.init.encoder=gone", "inversion.init.method=words"]))
+
+
+def test_an_encoder_may_be_larger_than_a_photo(tmp_path: Path) -> None:
+    path = tmp_path / "large.safetensors"
+    shutil.copy(DEMO_ENCODER, path)
+    os.truncate(path, MAX_BYTES + 1)
+    config = load_config(overrides=[f"inversion.init.encoder={path}"])
+    check_init_encoder(config)
+    assert current_settings(config)["inversion"]["init"]["encoder"]
 
 
 def test_an_encoder_that_no_actor_could_use_is_refused(tmp_path: Path, tiny_model: Path) -> None:
