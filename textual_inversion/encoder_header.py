@@ -14,7 +14,7 @@ ENCODER_UNSURE = "words, the encoder was unsure"
 
 def check_encoder(data: bytes, model_hash: str, extractor_hash: str) -> None:
     """Raise ValueError for other content than an encoder's file, and for an encoder of another model or extractor, by
-    their digests."""
+    their digests. `data` may end where the file's header does."""
     end = 8 + int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8:end]).get("__metadata__", {})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import RunConfig
 from pipeline.inputs.content_hash import folder_hash
-from pipeline.store.addresses import read_bytes
+from pipeline.store.addresses import read_beginning
 from pipeline.store.local_copies import local_copy
 from pipeline.store.redact import redact
 from textual_inversion import families, model_files
@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 MAX_ENCODER_BYTES = 4 * 2**30
 """Largest size of an encoder's file, bytes."""
+
+_HEADER_BYTES, _MAX_HEADER_BYTES = 2**16, 100_000_000
+"""Bytes in which nearly every header of an encoder's file ends, and the largest that the safetensors library reads."""
 
 CAPTIONS_FILE = "captions.txt"
 """Name of the file in a model's directory with captions of what the model was taught, one a line."""
@@ -114,10 +117,16 @@ def check_init_encoder(config: RunConfig) -> None:
     if init.method != "encoder":
         return
     try:
-        data = read_bytes(init.encoder, MAX_ENCODER_BYTES)
-        check_encoder(data, model_hash(config.model), extractor_hash(config.encoder_extractor))
+        check_encoder(_read_header(init.encoder), model_hash(config.model), extractor_hash(config.encoder_extractor))
     except (OSError, ValueError) as error:
         raise ValueError(f"inversion.init.encoder = {redact(init.encoder)!r}: {redact(str(error))}") from error
+
+
+def _read_header(uri: str) -> bytes:
+    """Read an encoder's file up to the end of its header, or further."""
+    data = read_beginning(uri, _HEADER_BYTES, MAX_ENCODER_BYTES)
+    end = 8 + int.from_bytes(data[:8], "little")
+    return data if len(data) >= end or end > _MAX_HEADER_BYTES else read_beginning(uri, end, MAX_ENCODER_BYTES)
 
 
 def _check_extractor(model: str) -> None:

@@ -83,15 +83,24 @@ def resolve(uri: str, relative_to: str) -> str:
 
 def read_bytes(uri: str, limit: int = MAX_BYTES) -> bytes:
     """Read a whole object. Raises OSError if it cannot be read, ValueError if it is larger than `limit` bytes."""
+    data = read_beginning(uri, limit + 1, limit)
+    if len(data) > limit:
+        raise ValueError(f"{redact(uri)} has more than {limit:,} bytes")
+    return data
+
+
+def read_beginning(uri: str, num_bytes: int, limit: int = MAX_BYTES) -> bytes:
+    """Read the first `num_bytes` of an object, or all of a smaller one; over HTTP all of any, as servers need not give
+    parts.
+
+    Raises OSError if it cannot be read, and over HTTP ValueError if it is larger than `limit` bytes.
+    """
     fs, path = open_filesystem(uri)
     if _is_http(fs):
         return http_client.read(path, limit)
     if is_local(fs):
         _check_plain_file(path)
-    data = call_with_retries(fs, lambda: _read_up_to(fs, path, limit + 1))
-    if len(data) > limit:
-        raise ValueError(f"{redact(uri)} has more than {limit:,} bytes")
-    return data
+    return call_with_retries(fs, lambda: _read_up_to(fs, path, num_bytes))
 
 
 def read_with_etag(uri: str, limit: int = MAX_BYTES) -> tuple[bytes, str] | None:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
+from pipeline.inputs import models
 from pipeline.inputs.models import (
     CAPTIONS_FILE,
     ROOT,
@@ -19,7 +20,7 @@ from pipeline.inputs.models import (
     with_captions,
 )
 from pipeline.ledger.settings import captions_hash, current_settings
-from pipeline.store.addresses import MAX_BYTES
+from pipeline.store.addresses import MAX_BYTES, read_beginning
 
 PRESERVED = ["inversion.adapter.kind=lora", "inversion.penalties.knowledge=0.1"]
 
@@ -107,6 +108,25 @@ def test_an_encoder_of_this_model_and_extractor_is_a_start() -> None:
     own = [f"inversion.init.encoder={DEMO_ENCODER}", "inversion.init.extractor=demo/clip", "extractor=''"]
     check_init_encoder(load_config(overrides=own))
     check_init_encoder(load_config(overrides=["inversion.init.encoder=gone", "inversion.init.method=words"]))
+
+
+def test_an_encoder_is_read_up_to_the_end_of_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header beyond what is read at once is that of an encoder of very many categories."""
+    asked: list[int] = []
+
+    def reading(uri: str, num_bytes: int, limit: int) -> bytes:
+        asked.append(num_bytes)
+        return read_beginning(uri, num_bytes, limit)
+
+    monkeypatch.setattr(models, "read_beginning", reading)
+    data = DEMO_ENCODER.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = data[8:end] + b" " * 100_000
+    (tmp_path / "many.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+    check_init_encoder(load_config(overrides=[f"inversion.init.encoder={DEMO_ENCODER}"]))
+    check_init_encoder(load_config(overrides=[f"inversion.init.encoder={tmp_path}/many.safetensors"]))
+    assert asked == [2**16, 2**16, 8 + len(header)]
+    assert max(asked) < len(data)
 
 
 def test_an_encoder_may_be_larger_than_a_photo(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store.addresses import absolute, find_files, open_for_reading, read_bytes, resolve
+from pipeline.store.addresses import absolute, find_files, open_for_reading, read_beginning, read_bytes, resolve
 from pipeline.store.storage import RunStore
 
 
@@ -58,6 +58,17 @@ def test_photos_are_read_whole_but_not_without_limit(root: str) -> None:
         read_bytes(store.uri("absent"))
 
 
+def test_the_beginning_of_an_object_is_read_without_the_rest(root: str) -> None:
+    store = RunStore(root)
+    store.put("large", b"12345")
+    store.put("empty", b"")
+    assert read_beginning(store.uri("large"), 3, limit=4) == b"123"
+    assert read_beginning(store.uri("large"), 9) == b"12345"
+    assert read_beginning(store.uri("empty"), 3) == b""
+    with pytest.raises(FileNotFoundError):
+        read_beginning(store.uri("absent"), 3)
+
+
 @pytest.mark.parametrize("path", ["/proc/self/environ", "/dev/zero", "/sys/kernel/mm/transparent_hugepage/enabled"])
 def test_files_of_the_kernel_are_not_read(path: str, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(path)
@@ -102,6 +113,7 @@ def test_photos_on_the_web(web: str) -> None:
         read_bytes(f"{web}/photo", limit=4)
     with pytest.raises(FileNotFoundError):
         read_bytes(f"{web}/absent")
+    assert read_beginning(f"{web}/photo", 3) == b"12345"
 
 
 def test_files_are_matched_by_name_folder_or_glob(root: str) -> None:
