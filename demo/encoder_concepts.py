@@ -1,10 +1,11 @@
 """Draw the concepts that the demo's encoder is trained on: `python -m demo.encoder_concepts`.
 
 Writes pictures and `manifest.parquet` into `demo/.work/encoder`, for `python -m pipeline.train_encoder`. A concept is a
-taught object as one art set draws it, with its own or with rotated hues. Held-out objects and art sets are never drawn.
-Its first pictures show it as a concept of the demo is photographed, the others in scenes that their captions describe.
-The initializer is mostly another noun near the object, because the initializer of a held-out object is such a word,
-too. Concept `i` depends on the seed and `i` alone.
+taught object as one art set draws it, with its own or with rotated hues; after twelve concepts of each object follow as
+many of objects that are made up of two (`made_up`). Held-out objects and art sets are never drawn. Its first pictures
+show it as a concept of the demo is photographed, the others in scenes that their captions describe. The initializer is
+mostly another noun near the object, because the initializer of a held-out object is such a word, too. Concept `i`
+depends on the seed and `i` alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from demo.art import TRAINING_SETS, Atlas, load_atlas
+from demo.made_up import make_up
 from demo.make_manifests import PHOTO_BACKGROUNDS
 from demo.objects import TRAINING
 from demo.world import Scene, caption, draw, sample_unnamed_scene
@@ -34,6 +36,10 @@ _NEAR_NOUNS = 3
 _OWN_NOUN_SHARE = 0.25
 """Share of concepts whose initializer is the object's own noun."""
 _CHUNK = 100
+_PLAIN = 12 * len(TRAINING)
+"""Concepts of taught objects as they are; those after them are made up."""
+_HELD_OUT_EVERY = 20
+_HELD_OUT_OFFSET = 7
 SCHEMA = pa.schema(
     [
         ("concept_id", pa.string()),
@@ -57,6 +63,19 @@ def near_nouns(clip: ClipExtractor) -> dict[str, list[str]]:
     cosines = (features @ features.T).fill_diagonal_(-1)
     nearest = cosines.topk(_NEAR_NOUNS).indices.tolist()
     return {noun: [nouns[i] for i in indices] for noun, indices in zip(nouns, nearest, strict=True)}
+
+
+def is_held_out(index: int) -> bool:
+    """Return True for a concept of an object that takes no part in the training."""
+    return index % len(TRAINING) % _HELD_OUT_EVERY == _HELD_OUT_OFFSET
+
+
+def _with_made_up(atlas: Atlas, art_set: str, index: int, rng: np.random.Generator) -> Atlas:
+    """Return an atlas whose drawing of the concept's object is made up of it and of another object."""
+    slug = TRAINING[index % len(TRAINING)].slug
+    others = [each.slug for i, each in enumerate(TRAINING) if atlas.has(art_set, each.slug) and not is_held_out(i)]
+    other = atlas.sprite(art_set, others[rng.integers(len(others))])
+    return Atlas(sprites={(art_set, slug): make_up(atlas.sprite(art_set, slug), other, rng)})
 
 
 def _captioned_scene(scene: Scene, rng: np.random.Generator) -> str:
@@ -83,6 +102,8 @@ def draw_concept(
     ]  # fmt: skip
     scenes += [sample_unnamed_scene(thing, HOLE, hue_degrees, rng) for _ in range(_SCENES)]
     concept_id = f"{thing.name.replace(' ', '-')}-{index}"
+    if index >= _PLAIN and not is_held_out(index):
+        atlas = _with_made_up(atlas, art_set, index, rng)
     is_own = rng.random() < _OWN_NOUN_SHARE
     row = {
         "concept_id": concept_id,
@@ -109,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=HERE / ".work")
     parser.add_argument("--clip", type=Path, default=HERE / "clip")
-    parser.add_argument("--concepts", type=int, default=12 * len(TRAINING))
+    parser.add_argument("--concepts", type=int, default=2 * _PLAIN)
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from demo.objects import TRAINING
+from demo.encoder_concepts import is_held_out
 from pipeline.config_file import load_config
 from pipeline.inputs.models import extractor_hash
 from pipeline.store.parquet import read_table
@@ -37,8 +37,6 @@ from textual_inversion.families import load_backbone
 from textual_inversion.families.base import Backbone
 
 HERE = Path(__file__).parent
-_HELD_OUT_EVERY = 20
-_HELD_OUT_OFFSET = 7
 _EVALUATED = 96
 """Concepts of held-out objects whose loss is reported."""
 _REPORT_EVERY = 50
@@ -79,8 +77,7 @@ def read_examples(folder: Path, backbone: Backbone, features: PhotoFeatures) -> 
 
 def split(examples: Sequence[ConceptExample | None]) -> tuple[list[ConceptExample], list[ConceptExample]]:
     """Return the concepts of the objects to train on, and those of the held-out objects."""
-    held_out = [i % len(TRAINING) % _HELD_OUT_EVERY == _HELD_OUT_OFFSET for i in range(len(examples))]
-    pairs = [(each, is_held) for each, is_held in zip(examples, held_out, strict=True) if each is not None]
+    pairs = [(each, is_held_out(index)) for index, each in enumerate(examples) if each is not None]
     return [each for each, is_held in pairs if not is_held], [each for each, is_held in pairs if is_held]
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from demo.art import ART_SETS, HELD_OUT_SETS, Atlas
-from demo.encoder_concepts import draw_concept
+from demo.encoder_concepts import draw_concept, is_held_out
 from demo.encoder_training import split
 from demo.objects import TRAINING
 from textual_inversion.concept import Concept
@@ -45,6 +45,33 @@ def test_rows_are_rows_of_a_manifest(atlas: Atlas) -> None:
         assert row["initializer"] in names
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
         Concept(placeholder_token="<c>", **values)  # captions have a place for the concept
+
+
+def test_objects_made_up_of_two_follow_those_as_they_are(atlas: Atlas) -> None:
+    """A made-up object is drawn from two drawings, neither of which is one of a held-out object."""
+
+    taken: set[str] = set()
+
+    class Recorded(Watched):
+        def sprite(self, art_set: str, slug: str) -> Image.Image:
+            taken.add(slug)
+            return super().sprite(art_set, slug)
+
+    recorded = Recorded(sprites=atlas.sprites)
+    held_out = {thing.slug for i, thing in enumerate(TRAINING) if is_held_out(i)}
+    pairs = 0
+    for number in range(12 * len(TRAINING), 12 * len(TRAINING) + 25):
+        taken.clear()
+        draw_concept(number, 1, recorded, NEAR)
+        own = TRAINING[number % len(TRAINING)].slug
+        assert own in taken
+        assert not held_out & taken - {own}
+        assert len(taken) == 1 or not is_held_out(number)
+        pairs += len(taken) == 2
+    assert pairs > 20  # rarely an object is mixed with itself
+    taken.clear()
+    draw_concept(1, 1, recorded, NEAR)
+    assert taken == {TRAINING[1].slug}
 
 
 def test_no_object_is_trained_on_and_held_out() -> None:
