@@ -222,7 +222,9 @@ def test_an_encoder_is_trained_by_a_job(head: Head, tiny_model: Path, tmp_path: 
         extractor=str(tiny_extractor("clip", tmp_path / "clip")),
         encoder={"network": small, "training": training},
     )
-    said = _submit(head, arguments, module="pipeline.train_encoder").communicate(timeout=600)[0]
+    submitted = _submit(head, arguments, module="pipeline.train_encoder")
+    said = submitted.communicate(timeout=600)[0]
+    assert submitted.returncode == 0
     output = tmp_path / "out"
     assert "2 concepts trained on, 1 held out, 0 left out; 2 steps (all steps)" in said
     assert json.loads((output / "encoder.json").read_text())["steps"] == 2
